@@ -1,0 +1,86 @@
+"""The contract between words, pictures and boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import supervision as sv
+
+
+class DetectorError(Exception):
+    """A detector cannot do its work: weights missing, checkpoint unreadable, device out of memory."""
+
+
+class PromptError(DetectorError, ValueError):
+    """The words asked for cannot be used: what was found, what is allowed, what to do."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Words made ready for one detector: `queries[i]` is what `class_id == i` means. Models add their encodings."""
+
+    queries: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """One picture to look at: `image` is BGR, (height, width, 3), uint8; `prompt` comes from the same detector.
+
+    `stream` names the camera for detectors that remember what they saw (motion); the others ignore it.
+    """
+
+    image: npt.NDArray[np.uint8]
+    prompt: Prompt
+    stream: str = ""
+
+
+class Detector(Protocol):
+    """Finds what the words name. Called from one thread at a time."""
+
+    def prepare(self, queries: Sequence[str]) -> Prompt:
+        """Tokenise and encode the words once. Raises `PromptError` on words that the model cannot read."""
+        ...
+
+    def detect(self, requests: Sequence[Request]) -> list[sv.Detections]:
+        """One result per request, in the same order.
+
+        `xyxy` float32 pixels of that image, inside it; `confidence` float32 in 0..1; `class_id` int, an index into
+        the prompt's queries; `data["class_name"]` the query's text. A result does not depend on what else is in the
+        batch beyond float rounding.
+        """
+        ...
+
+
+def clean_queries(queries: Sequence[str]) -> tuple[str, ...]:
+    """The queries with white space folded; raises `PromptError` when there is none, or one is empty or given twice."""
+    cleaned = tuple(" ".join(query.split()) for query in queries)
+    if not cleaned:
+        raise PromptError("no query given: name at least one thing to look for, such as 'person' or 'red car'")
+    for position, query in enumerate(cleaned):
+        if not query:
+            raise PromptError(f"query {position + 1} is empty: write what to look for, such as 'person' or 'red car'")
+        if query in cleaned[:position]:
+            raise PromptError(f"query {query!r} is given twice: keep one of them")
+    return cleaned
+
+
+def detections(
+    xyxy: Any, confidence: Any, class_id: Any, queries: Sequence[str], mask: npt.NDArray[np.bool_] | None = None
+) -> sv.Detections:
+    """`sv.Detections` as the contract wants it, from N boxes (N, 4), scores (N,) and query indices (N,)."""
+    import numpy as np
+    import supervision as sv
+
+    ids = np.asarray(class_id, dtype=np.int64).reshape(-1)
+    return sv.Detections(
+        xyxy=np.asarray(xyxy, dtype=np.float32).reshape(-1, 4),
+        confidence=np.asarray(confidence, dtype=np.float32).reshape(-1),
+        class_id=ids,
+        mask=mask,
+        data={"class_name": np.asarray(queries, dtype=object)[ids] if len(ids) else np.empty(0, dtype=object)},
+    )

@@ -1,0 +1,49 @@
+"""Detectors by name. A module is imported only when its detector is asked for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from detectors.detector import Detector, DetectorError
+
+# name (or prefix ending in "-") -> "module:factory"; a factory takes the full name and the options
+_FACTORIES: dict[str, str] = {
+    "motion": "detectors.motion:create",
+    "scripted": "detectors.scripted:create",
+    "glip-": "detectors.glip.detector:create",
+    "grounding-dino-": "detectors.zero_shot:create",
+    "mm-grounding-dino-": "detectors.zero_shot:create",
+    "owlv2-": "detectors.zero_shot:create",
+}
+
+
+class UnknownDetector(DetectorError, ValueError):
+    """No detector has that name."""
+
+
+def detector_names() -> list[str]:
+    """Every name that `create_detector` takes; a name ending in "-" stands for a family."""
+    return list(_FACTORIES)
+
+
+def create_detector(name: str, **options: Any) -> Detector:
+    """The detector called `name`: `motion`, `scripted:ANSWERS.json`, `glip-tiny`, `grounding-dino-tiny`, ...
+
+    What stands behind a colon in the name is passed to the factory as `argument`. Options are those of the detector's
+    own factory: `weights`, `device`, `threshold`, ...
+    Raises `UnknownDetector` with the nearest names, and what the detector's own loading raises.
+    """
+    base, _, argument = name.partition(":")
+    for key, target in _FACTORIES.items():
+        if base == key or (key.endswith("-") and base.startswith(key)):
+            module, _, factory = target.partition(":")
+            create: Callable[..., Detector] = getattr(import_module(module), factory)
+            if argument:
+                options["argument"] = argument
+            return create(base, **options)
+    near = difflib.get_close_matches(base, [key.rstrip("-") for key in _FACTORIES], n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise UnknownDetector(f"no detector is called {base!r}: {hint}known are {', '.join(_FACTORIES)}")

@@ -1,0 +1,50 @@
+"""What became of every frame: received = analysed + dropped (by reason) + pending, exactly, per stream."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """An account at one moment."""
+
+    received: int
+    analysed: int
+    dropped: dict[str, int]
+
+    @property
+    def pending(self) -> int:
+        """Received, but neither analysed nor dropped yet."""
+        return self.received - self.analysed - sum(self.dropped.values())
+
+
+class Account:
+    """Counts the frames of one stream. Thread-safe: decoders, the batcher and the reporter share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._received = 0
+        self._analysed = 0
+        self._dropped: Counter[str] = Counter()
+
+    def receive(self) -> int:
+        """Count one frame received; returns its index, from 0."""
+        with self._lock:
+            self._received += 1
+            return self._received - 1
+
+    def analyse(self, count: int = 1) -> None:
+        with self._lock:
+            self._analysed += count
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count frames that nobody will look at: `stale`, `corrupt`, `not_sampled`, `detector_error`, `shutdown`."""
+        with self._lock:
+            self._dropped[reason] += count
+
+    def tally(self) -> Tally:
+        with self._lock:
+            return Tally(self._received, self._analysed, dict(self._dropped))

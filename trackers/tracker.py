@@ -1,0 +1,43 @@
+"""The contract of a tracker: detections of one stream in, the same with identities out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import supervision as sv
+
+
+class TrackerError(Exception):
+    """A tracker cannot go on: time went backwards, or a saved state does not fit."""
+
+
+class Tracker(Protocol):
+    """Gives every thing in one stream an identity. One tracker per stream; not thread-safe."""
+
+    def update(
+        self, detections: sv.Detections, time_s: float, camera: npt.NDArray[np.float64] | None = None
+    ) -> sv.Detections:
+        """The confirmed tracks seen in this frame, each with its `tracker_id`, rows sorted by id.
+
+        Call it for frames without detections too: time passes. `time_s` is the capture time in seconds and must not
+        fall. `camera` is the (2, 3) affine motion from the last frame to this one in pixels, None for a still camera.
+        Rows keep the `confidence`, `class_id`, `mask` and `data` of the detection they came from;
+        `data["detection_index"]` is that detection's row in the input.
+        """
+        ...
+
+    def predict(self, time_s: float) -> sv.Detections:
+        """Where the confirmed tracks would be at `time_s`, for frames that no detector looked at. Changes nothing."""
+        ...
+
+    @property
+    def alive_ids(self) -> npt.NDArray[np.int64]:
+        """Sorted ids of tracks that were shown and may be shown again (confirmed or lost); the others have ended."""
+        ...
+
+    def reset(self) -> None:
+        """Forget all tracks; ids go on counting, so none is ever used again."""
+        ...
