@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,16 +27,28 @@ class Prompt:
     queries: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """One picture to look at: `image` is BGR, (height, width, 3), uint8; `prompt` comes from the same detector.
 
     `stream` names the camera for detectors that remember what they saw (motion); the others ignore it.
+    A function may stand in for the pixels: it is called only by a detector that looks at them.
     """
 
-    image: npt.NDArray[np.uint8]
-    prompt: Prompt
-    stream: str = ""
+    __slots__ = ("_pixels", "prompt", "stream")
+
+    def __init__(
+        self, image: npt.NDArray[np.uint8] | Callable[[], npt.NDArray[np.uint8]], prompt: Prompt, stream: str = ""
+    ) -> None:
+        self._pixels = image
+        self.prompt = prompt
+        self.stream = stream
+
+    @property
+    def image(self) -> npt.NDArray[np.uint8]:
+        pixels = self._pixels
+        if callable(pixels):
+            pixels = self._pixels = pixels()
+        return pixels
 
 
 class Detector(Protocol):
