@@ -1,0 +1,191 @@
+"""The words that a stream looks for, and how they change while it runs.
+
+Every query has a number that is never given to another one in its stream, so that a track's memory of labels stays
+true when the list changes, and a revision that rises whenever it is changed.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from streamer.errors import ConfigError
+
+Change = Literal["added", "changed", "paused", "resumed", "removed"]
+
+DEFAULT_THRESHOLD = 0.3
+_HISTORY = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Words to look for. A detection under `threshold` (0..1) does not count; None leaves it to the detector."""
+
+    text: str
+    id: str = ""
+    threshold: float | None = None
+    number: int = 0
+    revision: int = 1
+
+    @property
+    def least_score(self) -> float:
+        return DEFAULT_THRESHOLD if self.threshold is None else self.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class QueryChange:
+    """What happened to a query; `query` is its state after the change."""
+
+    query: Query
+    change: Change
+
+
+QuerySet = tuple[Query, ...]
+
+
+def slug(text: str) -> str:
+    """'A red car!' -> 'a-red-car'."""
+    return re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "query"
+
+
+class QueryBook:
+    """The queries of one stream. Thread-safe: changes come from outside while frames are analysed.
+
+    Raises `ConfigError` for an empty query, a threshold outside 0..1, and an id or a text given twice.
+    """
+
+    def __init__(self, queries: Iterable[Query | str]) -> None:
+        self._lock = threading.Lock()
+        self._numbers = 0
+        self._revisions: dict[str, int] = {}
+        self._paused: dict[str, Query] = {}
+        self._active: QuerySet = ()
+        self._history: list[tuple[int, QuerySet]] = []
+        self.replace(queries, time_ns=0)
+
+    def at(self, time_ns: int | None = None) -> QuerySet:
+        """The queries in force when a frame was captured; the present ones without a time."""
+        with self._lock:
+            if time_ns is not None:
+                for since, queries in reversed(self._history):
+                    if since <= time_ns:
+                        return queries
+            return self._active
+
+    def by_number(self) -> dict[int, Query]:
+        """Every query in force, by its number."""
+        return {query.number: query for query in self.at()}
+
+    def add(self, query: Query | str, *, time_ns: int) -> QueryChange:
+        """Look for one thing more from `time_ns` (UTC) on."""
+        with self._lock:
+            made = self._number(_checked(query), taken=[*self._active, *self._paused.values()])
+            self._set((*self._active, made), time_ns)
+            return QueryChange(made, "added")
+
+    def remove(self, query_id: str, *, time_ns: int) -> QueryChange:
+        with self._lock:
+            query = self._paused.pop(query_id, None) or self._find(query_id)
+            self._set(tuple(other for other in self._active if other.id != query_id), time_ns)
+            return QueryChange(query, "removed")
+
+    def pause(self, query_id: str, *, time_ns: int) -> QueryChange:
+        """Stop looking, but keep the query and its number for `resume`."""
+        with self._lock:
+            query = self._find(query_id)
+            self._paused[query_id] = query
+            self._set(tuple(other for other in self._active if other.id != query_id), time_ns)
+            return QueryChange(query, "paused")
+
+    def resume(self, query_id: str, *, time_ns: int) -> QueryChange:
+        with self._lock:
+            if query_id not in self._paused:
+                raise ConfigError(f"query {query_id!r} is not paused; paused are {_names(self._paused.values())}")
+            query = self._paused.pop(query_id)
+            self._set((*self._active, query), time_ns)
+            return QueryChange(query, "resumed")
+
+    def change(
+        self, query_id: str, *, text: str | None = None, threshold: float | None = None, time_ns: int
+    ) -> QueryChange:
+        """Give a query other words or another threshold; its revision rises."""
+        with self._lock:
+            old = self._find(query_id)
+            asked = replace(
+                old,
+                text=old.text if text is None else text,
+                threshold=old.threshold if threshold is None else threshold,
+                revision=old.revision + 1,
+            )
+            new = _checked(asked)
+            _refuse_twice(new, [other for other in self._active if other.id != query_id])
+            self._revisions[query_id] = new.revision
+            self._set(tuple(new if other.id == query_id else other for other in self._active), time_ns)
+            return QueryChange(new, "changed")
+
+    def replace(self, queries: Iterable[Query | str], *, time_ns: int) -> list[QueryChange]:
+        """Make the list look like `queries`, as a configuration file that was edited asks for; tells what changed."""
+        wanted = [_checked(query) for query in queries]
+        with self._lock:
+            old = {query.id: query for query in self._active}
+            made: list[Query] = []
+            changes: list[QueryChange] = []
+            for query in wanted:
+                before = old.get(query.id or slug(query.text))
+                if before is None:
+                    made.append(self._number(query, taken=made))
+                    changes.append(QueryChange(made[-1], "added"))
+                elif (before.text, before.threshold) == (query.text, query.threshold):
+                    _refuse_twice(before, made)
+                    made.append(before)
+                else:
+                    _refuse_twice(before, made)
+                    self._revisions[before.id] = before.revision + 1
+                    new = replace(before, text=query.text, threshold=query.threshold, revision=before.revision + 1)
+                    made.append(new)
+                    changes.append(QueryChange(new, "changed"))
+            kept = {query.id for query in made}
+            changes += [QueryChange(query, "removed") for query in self._active if query.id not in kept]
+            self._set(tuple(made), time_ns)
+            return changes
+
+    def _find(self, query_id: str) -> Query:
+        for query in self._active:
+            if query.id == query_id:
+                return query
+        raise ConfigError(f"there is no query {query_id!r}; there are {_names(self._active)}")
+
+    def _number(self, query: Query, taken: Sequence[Query]) -> Query:
+        query = replace(query, id=query.id or slug(query.text))
+        _refuse_twice(query, taken)
+        self._numbers += 1
+        revision = self._revisions[query.id] = self._revisions.get(query.id, 0) + 1
+        return replace(query, number=self._numbers, revision=revision)
+
+    def _set(self, queries: QuerySet, time_ns: int) -> None:
+        self._active = queries
+        self._history = [*self._history[1 - _HISTORY :], (time_ns, queries)]
+
+
+def _checked(query: Query | str) -> Query:
+    if isinstance(query, str):
+        query = Query(query)
+    text = " ".join(query.text.split())
+    if not text:
+        raise ConfigError("a query is empty: write what to look for, such as 'person' or 'red car'")
+    if query.threshold is not None and not 0 <= query.threshold <= 1:
+        raise ConfigError(f"query {text!r} has threshold {query.threshold}: it must lie between 0 and 1")
+    return replace(query, text=text)
+
+
+def _refuse_twice(query: Query, others: Iterable[Query]) -> None:
+    for other in others:
+        if other.id == query.id or other.text == query.text:
+            raise ConfigError(f"query {query.text!r} is given twice: keep one of them")
+
+
+def _names(queries: Iterable[Query]) -> str:
+    return ", ".join(repr(query.id) for query in queries) or "none"

@@ -1,0 +1,99 @@
+"""What a rule sees and what it says.
+
+A rule is a pure function of time and tracks: its state comes from what it has seen alone, so the same observations
+give the same happenings again, live or replayed. Geometry is in fractions of the frame, time in seconds of capture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sinks.event import EventType
+
+if TYPE_CHECKING:
+    import supervision as sv
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+NO_MATCHES: Mapping[int, AbstractSet[int]] = {}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Observation:
+    """The tracks of one analysed frame, rows sorted by id.
+
+    `ids` (N,) tracker ids seen in this frame; `boxes` (N, 4) x1, y1, x2, y2 as fractions of the frame, inside it;
+    `scores` (N,) in 0..1; `labels` (K,) the numbers of the queries in force; `label_scores` (N, K) what each detection
+    scored for each of them, 0 where it does not answer; `stationary` (N,); `alive` (M,) sorted ids of all tracks that
+    may still be seen again. `matched` tells for each track which queries, by number, it answers over time.
+    """
+
+    time_ns: int
+    ids: Ints
+    boxes: Floats
+    scores: Floats
+    labels: Ints
+    label_scores: Floats
+    stationary: npt.NDArray[np.bool_]
+    alive: Ints
+    matched: Mapping[int, AbstractSet[int]] = field(default_factory=lambda: NO_MATCHES)
+
+    @property
+    def feet(self) -> Floats:
+        """Where each thing touches the ground, (N, 2): the middle of its box's lower edge."""
+        return np.stack([(self.boxes[:, 0] + self.boxes[:, 2]) / 2, self.boxes[:, 3]], axis=1)
+
+    @classmethod
+    def of(cls, tracked: sv.Detections, alive: Ints, labels: Ints, time_ns: int, size: tuple[int, int]) -> Observation:
+        """From a tracker's result in pixels; `size` is (width, height).
+
+        `data["label_scores"]` (N, K) is used where it is there; otherwise `class_id`, a query's number, gets the score.
+        """
+        count = len(tracked)
+        data = tracked.data
+        scores = np.ones(count) if tracked.confidence is None else np.asarray(tracked.confidence, np.float64)
+        stationary = data.get("stationary")
+        if "label_scores" in data:
+            label_scores = np.asarray(data["label_scores"], np.float64)
+        elif tracked.class_id is None:
+            label_scores = np.zeros((count, len(labels)))
+        else:
+            label_scores = (np.asarray(tracked.class_id)[:, None] == labels) * scores[:, None]
+        return cls(
+            time_ns,
+            np.zeros(count, np.int64) if tracked.tracker_id is None else np.asarray(tracked.tracker_id, np.int64),
+            np.clip(np.asarray(tracked.xyxy, np.float64) / np.array([*size, *size], np.float64), 0.0, 1.0),
+            np.clip(scores, 0.0, 1.0),
+            labels,
+            label_scores,
+            np.zeros(count, np.bool_) if stationary is None else np.asarray(stationary, np.bool_),
+            alive,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something a rule noticed. `track` is the tracker's id, None for what concerns the stream; `data` holds fields of
+    the event's `data` by name. The journal makes an event of it."""
+
+    type: EventType
+    track: int | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class Rule(Protocol):
+    """Sees every analysed frame of one stream in order."""
+
+    def update(self, seen: Observation) -> Sequence[Happening]: ...
+
+    def close(self, time_ns: int) -> Sequence[Happening]:
+        """The stream ends or goes dark: nothing that is open stays open. The rule starts afresh after it."""
+        ...
