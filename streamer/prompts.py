@@ -61,6 +61,7 @@ class QueryBook:
         self._lock = threading.Lock()
         self._numbers = 0
         self._revisions: dict[str, int] = {}
+        self._known: dict[int, Query] = {}
         self._paused: dict[str, Query] = {}
         self._active: QuerySet = ()
         self._history: list[tuple[int, QuerySet]] = []
@@ -75,9 +76,9 @@ class QueryBook:
                         return queries
             return self._active
 
-    def by_number(self) -> dict[int, Query]:
-        """Every query in force, by its number."""
-        return {query.number: query for query in self.at()}
+    def known(self, number: int) -> Query:
+        """The latest state of the query with that number, also after it was removed."""
+        return self._known[number]
 
     def add(self, query: Query | str, *, time_ns: int) -> QueryChange:
         """Look for one thing more from `time_ns` (UTC) on."""
@@ -166,6 +167,7 @@ class QueryBook:
         return replace(query, number=self._numbers, revision=revision)
 
     def _set(self, queries: QuerySet, time_ns: int) -> None:
+        self._known.update({query.number: query for query in queries})
         self._active = queries
         self._history = [*self._history[1 - _HISTORY :], (time_ns, queries)]
 

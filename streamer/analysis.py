@@ -1,0 +1,201 @@
+"""One stream's way from detections to events: tracker, rules and journal, plain functions of the frames in order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sinks.event import CoverageInfo, Event, EventType, OutageInfo, Producer, QueryInfo
+from streamer.account import Tally
+from streamer.identity import NewUid
+from streamer.journal import Journal, Moment
+from streamer.labels import calibrated, name_queries
+from streamer.prompts import QueryBook, QueryChange, QuerySet
+from streamer.rules.places import Count, Line, Places, Zone
+from streamer.rules.rule import Happening, Observation
+from streamer.rules.tracks import EndReason, Matches, Tracks
+
+if TYPE_CHECKING:
+    import supervision as sv
+
+    from streamer.frame import Frame
+    from trackers import Tracker
+
+
+@dataclass(frozen=True, slots=True)
+class CountPlan:
+    """What to count: the zone or line called `of`, or the whole picture; `query` limits it to one query's id."""
+
+    window_s: float
+    of: str | None = None
+    query: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the events of a stream say of where they come from."""
+
+    stream: str
+    source: str
+    run: int
+    producer: Producer
+    new_uid: NewUid
+
+
+class Analysis:
+    """Tracker, rules and journal of one stream. Not thread-safe; call it in the order of the frames."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        tracker: Tracker,
+        queries: QueryBook,
+        default_threshold: float,
+        zones: Sequence[Zone] = (),
+        lines: Sequence[Line] = (),
+        counts: Sequence[CountPlan] = (),
+    ) -> None:
+        self.queries = queries
+        self.zones = tuple(zones)
+        self.lines = tuple(lines)
+        self.tracks = Tracks(identity.new_uid)
+        self.matches = Matches()
+        self._tracker = tracker
+        self._default_threshold = default_threshold
+        self._places = Places(zones, lines, [self._count(identity.stream, plan) for plan in counts])
+        self._journal = Journal(
+            identity.stream,
+            identity.source,
+            identity.run,
+            identity.producer,
+            self.tracks,
+            self.matches,
+            queries,
+            default_threshold,
+        )
+        self._threshold_cache: tuple[QuerySet, np.ndarray, np.ndarray] | None = None
+
+    def analyse(self, frame: Frame, found: sv.Detections, queries: QuerySet) -> tuple[sv.Detections, list[Event]]:
+        """Detections of one frame, found with `queries` -> the tracks seen in it and what happened.
+
+        The tracks' `class_id` is the number of a query, `data["label_scores"]` (N, K) the score for each query asked.
+        """
+        numbers, thresholds = self._asked(queries)
+        named = name_queries(found, numbers)
+        level = replace(named, confidence=calibrated(np.asarray(named.data["label_scores"]), thresholds))
+        tracked = self._tracker.update(level, frame.time_s)
+        if named.confidence is not None and len(tracked):
+            tracked.confidence = named.confidence[tracked.data["detection_index"]]
+        seen = Observation.of(tracked, self._tracker.alive_ids, numbers, frame.time_ns, (frame.width, frame.height))
+        happenings = self.tracks.update(seen) + self.matches.update(seen)
+        happenings += self._places.update(replace(seen, matched=self.matches.matched))
+        return tracked, self._journal.write(happenings, Moment.of(frame)) if happenings else []
+
+    def predict(self, frame: Frame) -> sv.Detections:
+        """Where the tracks would be in a frame that no detector looks at. Rules do not see guesses."""
+        return self._tracker.predict(frame.time_s)
+
+    def close(self, moment: Moment, reason: EndReason) -> list[Event]:
+        """End everything that is open: the stream ended, went dark or is shut down."""
+        happenings = self._places.close(moment.time_ns) + self.matches.close(moment.time_ns)
+        happenings += self.tracks.close(moment.time_ns, reason)
+        self._tracker.reset()
+        return self._journal.write(happenings, moment)
+
+    def outage(self, moment: Moment, cause: str, since_ns: int) -> list[Event]:
+        """The stream went dark: what was seen ends with `stream_down`."""
+        told = Happening(EventType.STREAM_OFFLINE, None, {"outage": OutageInfo(cause=cause, since_ns=since_ns)})
+        return self.close(moment, "stream_down") + self._journal.write([told], moment)
+
+    def online(self, moment: Moment, cause: str = "", since_ns: int | None = None) -> list[Event]:
+        """The stream is seen, for the first time or again after the outage that began at `since_ns`."""
+        outage = None if since_ns is None else OutageInfo(cause=cause, since_ns=since_ns, until_ns=moment.time_ns)
+        data = {} if outage is None else {"outage": outage}
+        return self._journal.write([Happening(EventType.STREAM_ONLINE, None, data)], moment)
+
+    def coverage(self, moment: Moment, info: CoverageInfo) -> list[Event]:
+        return self._journal.write([Happening(EventType.COVERAGE, None, {"coverage": info})], moment)
+
+    def changed(self, change: QueryChange, moment: Moment) -> list[Event]:
+        """A query was added, changed, paused, resumed or removed."""
+        query = change.query
+        withdrawn = self.matches.withdraw(query.number) if change.change != "added" else []
+        threshold = self._default_threshold if query.threshold is None else query.threshold
+        info = QueryInfo(id=query.id, rev=query.revision, text=query.text, threshold=threshold, change=change.change)
+        told = Happening(EventType.QUERY, None, {"query": info})
+        return self._journal.write(withdrawn, moment) + self._journal.write([told], moment)
+
+    def _asked(self, queries: QuerySet) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers and thresholds of the queries, (K,) each; made anew only when the set is another one."""
+        cached = self._threshold_cache
+        if cached is None or cached[0] is not queries:
+            numbers = np.array([query.number for query in queries], np.int64)
+            thresholds = np.array(
+                [self._default_threshold if query.threshold is None else query.threshold for query in queries]
+            )
+            self.matches.thresholds = dict(zip(numbers.tolist(), thresholds.tolist(), strict=True))
+            cached = self._threshold_cache = (queries, numbers, thresholds)
+        return cached[1], cached[2]
+
+    def _count(self, stream: str, plan: CountPlan) -> Count:
+        places: dict[str, Zone | Line] = {zone.name: zone for zone in self.zones}
+        places.update({line.name: line for line in self.lines})
+        place = places[plan.of] if plan.of is not None else None
+        asked = {query.id: query for query in self.queries.at()}
+        query = asked[plan.query] if plan.query is not None else None
+        return Count(
+            plan.of or stream,
+            plan.window_s,
+            place,
+            None if query is None else query.number,
+            None if query is None else query.text,
+        )
+
+
+class CoverageMeter:
+    """Turns a stream's account into `coverage` stretches of `every_s` seconds."""
+
+    def __init__(self, every_s: float = 10.0) -> None:
+        self._every_ns = int(every_s * 1e9)
+        self._from_ns: int | None = None
+        self._before = Tally(0, 0, {})
+
+    def due(self, time_ns: int) -> bool:
+        if self._from_ns is None:
+            self._from_ns = time_ns
+        return time_ns - self._from_ns >= self._every_ns
+
+    def measure(self, tally: Tally, time_ns: int, events_dropped: dict[str, int]) -> CoverageInfo:
+        """What was received, analysed and dropped since the last measure."""
+        before, from_ns = self._before, self._from_ns if self._from_ns is not None else time_ns
+        self._before, self._from_ns = tally, time_ns
+        received, analysed = tally.received - before.received, tally.analysed - before.analysed
+        dropped = {
+            reason: count - before.dropped.get(reason, 0)
+            for reason, count in sorted(tally.dropped.items())
+            if count > before.dropped.get(reason, 0)
+        }
+        unwanted = sum(count for reason, count in dropped.items() if reason != "not_sampled")
+        state = "blind" if not analysed else "degraded" if unwanted or events_dropped else "seeing"
+        return CoverageInfo(
+            from_ns=from_ns,
+            to_ns=max(from_ns, time_ns),
+            state=state,
+            received=received,
+            analysed=analysed,
+            dropped=dropped,
+            pending=tally.pending,
+            events_dropped=events_dropped,
+        )
+
+
+def config_hash(*parts: object) -> str:
+    """Twelve hex digits that change with the settings."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+NewTracker = Callable[[], "Tracker"]

@@ -1,0 +1,226 @@
+"""The configuration: what to watch, what to look for, where to send it. The same models make its JSON Schema.
+
+A wrong key names itself, its place and what is allowed. `${NAME}` in any text is replaced by that environment
+variable, so that passwords need not stand in the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from streamer.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Point = tuple[Fraction, Fraction]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class QueryConfig(_Section):
+    """Words to look for."""
+
+    text: str = Field(min_length=1)
+    id: str = Field("", description="how events call the query; made from the text when absent")
+    threshold: Fraction | None = Field(None, description="the least score that counts; the detector's own when absent")
+
+
+class ZoneConfig(_Section):
+    id: str = Field(min_length=1)
+    polygon: list[Point] = Field(description="corners, x and y as fractions of the frame from the top left")
+    dwell_s: list[Annotated[float, Field(gt=0)]] = Field(default=[], description="tell who stays this many seconds")
+
+
+class LineConfig(_Section):
+    id: str = Field(min_length=1)
+    points: list[Point] = Field(description="two ends; `in` is from the left to the right of who walks along it")
+
+
+class CountConfig(_Section):
+    of: str | None = Field(None, description="a zone's or a line's id; the whole picture when absent")
+    query: str | None = Field(None, description="count only what matches this query's id")
+    window_s: float = Field(60.0, gt=0)
+
+
+class SampleConfig(_Section):
+    """Which frames the detector looks at."""
+
+    every: int = Field(1, ge=1, description="every n-th frame")
+    fps: float | None = Field(None, gt=0, description="at most so many frames per second")
+
+
+class StreamConfig(_Section):
+    """One camera or file."""
+
+    source: str = Field(min_length=1, description="path, glob, rtsp://, http(s)://, webcam:0, synthetic:street?seed=7")
+    name: str | None = Field(None, min_length=1, description="made from the source when absent")
+    queries: list[QueryConfig] | None = Field(None, description="instead of the queries for all streams")
+    zones: list[ZoneConfig] = []
+    lines: list[LineConfig] = []
+    counts: list[CountConfig] = []
+    sample: SampleConfig = SampleConfig()
+    transport: Literal["tcp", "udp"] = Field("tcp", description="how RTSP carries its packets")
+
+    _texts = field_validator("queries", mode="before")(lambda value: _queries_from_texts(value))
+
+    @model_validator(mode="after")
+    def _places_exist(self) -> StreamConfig:
+        names = [place.id for place in (*self.zones, *self.lines)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name!r} names two zones or lines: give each its own id")
+        for count in self.counts:
+            if count.of is not None and count.of not in names:
+                raise ValueError(
+                    f"counts of {count.of!r}, but there are only {', '.join(names) or 'no zones or lines'}"
+                )
+        return self
+
+
+class DetectorConfig(_Section):
+    name: str = Field("glip-tiny", description="glip-tiny, glip-mini, motion, scripted:FILE.json, ...")
+    weights: Path | None = Field(None, description="a checkpoint file instead of the one in the cache")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1; chosen when absent")
+    threshold: Fraction | None = None
+
+
+class BatchConfig(_Section):
+    size: int = Field(8, ge=1, le=1024, description="frames that the detector sees at once")
+    wait_ms: float = Field(10.0, ge=0, le=10_000, description="how long to wait for more of them")
+
+
+class SpoolConfig(_Section):
+    """Where events are safe until every sink has them."""
+
+    path: Path | None = Field(None, description="a file; in the user's state folder when absent")
+    fsync_each: bool = Field(False, description="also survive a power cut, at the price of speed")
+
+
+class Config(_Section):
+    """A groundstream configuration."""
+
+    streams: list[StreamConfig] = Field(min_length=1)
+    queries: list[QueryConfig] = Field(default=[], description="for every stream that has none of its own")
+    detector: DetectorConfig = DetectorConfig()
+    tracker: str = "default"
+    batch: BatchConfig = BatchConfig()
+    sinks: list[str] = Field(
+        default=["stdout:"], description="stdout:, jsonl:PATH, sqlite:PATH, kafka://..., https://..."
+    )
+    spool: SpoolConfig = SpoolConfig()
+    metrics_port: int | None = Field(None, ge=1, le=65535, description="serve Prometheus metrics here")
+
+    _texts = field_validator("queries", mode="before")(lambda value: _queries_from_texts(value))
+
+    @field_validator("detector", mode="before")
+    @classmethod
+    def _detector_by_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _something_to_look_for(self) -> Config:
+        for position, stream in enumerate(self.streams):
+            if not (stream.queries if stream.queries is not None else self.queries):
+                raise ValueError(f"streams[{position}] has nothing to look for: give it or the whole file queries")
+        return self
+
+
+def load_config(path: Path) -> Config:
+    """The configuration in a YAML file. Raises `ConfigError` with one line per mistake."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file: a configuration is YAML") from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{place} is not YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds {_kind(raw)}, not a configuration: it begins with `streams:`")
+    return parse_config(raw, str(path))
+
+
+def parse_config(
+    raw: Mapping[str, Any], origin: str = "configuration", environment: Mapping[str, str] = os.environ
+) -> Config:
+    """The configuration in a mapping; `origin` names it in errors. Raises `ConfigError`."""
+    try:
+        return Config.model_validate(_filled(raw, origin, environment))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(origin, mistake) for mistake in error.errors())) from error
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON Schema (Draft 2020-12) of the configuration file."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+
+
+def _queries_from_texts(value: object) -> object:
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, list):
+        return [{"text": item} if isinstance(item, str) else item for item in value]
+    return value
+
+
+def _filled(value: Any, origin: str, environment: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _filled(item, origin, environment) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, origin, environment) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def variable(found: re.Match[str]) -> str:
+        name = found.group(1)
+        if name not in environment:
+            raise ConfigError(f"{origin} asks for ${{{name}}}, but there is no environment variable {name}: set it")
+        return environment[name]
+
+    return re.sub(r"\$\{(\w+)\}", variable, value)
+
+
+def _sentence(origin: str, mistake: Mapping[str, Any]) -> str:
+    location: Sequence[str | int] = mistake["loc"]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    if mistake["type"] == "extra_forbidden":
+        allowed = _allowed_keys(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{origin}: {place} is not a key: {hint}allowed here are {', '.join(allowed)}"
+    if mistake["type"] == "missing":
+        return f"{origin}: {place} is missing"
+    if mistake["type"] == "value_error":
+        return f"{origin}: {place + ' ' if place else ''}{mistake['ctx']['error']}"
+    return f"{origin}: {place} is {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+
+
+def _allowed_keys(location: Sequence[str | int]) -> list[str]:
+    """The keys that the section at `location` may have, found by walking the schema."""
+    schema = Config.model_json_schema()
+    node = schema
+    for part in location:
+        node = node["items"] if isinstance(part, int) else node["properties"][part]
+        for choice in node.get("anyOf", ()):
+            if choice.get("type") != "null":
+                node = choice
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    return list(node["properties"])
+
+
+def _kind(value: object) -> str:
+    return {type(None): "nothing", list: "a list", str: "a text"}.get(type(value), f"a {type(value).__name__}")
