@@ -42,8 +42,9 @@ class Account:
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Count frames that nobody will look at: `stale`, `corrupt`, `not_sampled`, `detector_error`, `shutdown`."""
-        with self._lock:
-            self._dropped[reason] += count
+        if count:  # a reason that never happened is not listed
+            with self._lock:
+                self._dropped[reason] += count
 
     def tally(self) -> Tally:
         with self._lock:

@@ -1,0 +1,229 @@
+"""Decoding, and nothing else: the only module of `streamer` that imports PyAV.
+
+`Video` opens anything FFmpeg reads and yields its pictures in presentation order. It never yields a damaged one: what
+was lost is yielded as a `Lost`, so that whoever reads can count it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import struct
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, cast
+
+import av
+import av.error
+import numpy as np
+import numpy.typing as npt
+from av.format import Flags
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+DecodeError = av.error.FFmpegError
+
+_converters = threading.local()
+
+
+class NoVideo(Exception):
+    """What was opened holds no picture stream that can be decoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Frames that arrived damaged, or cannot be shown because they build on a damaged one."""
+
+    count: int
+
+
+class Picture:
+    """One decoded picture. `pts_ns` is its presentation time in the container's clock, None where it has none.
+
+    `sender_ns` is the sender's own wall clock (UTC) at capture, from RTCP sender reports, None where there are none.
+    Calling the picture gives its pixels: BGR, (height, width, 3), uint8, upright; converted at the first call, from any
+    thread, and the decoder's own memory is let go then.
+    """
+
+    __slots__ = ("_frame", "_lock", "_pixels", "_turns", "height", "pts_ns", "sender_ns", "width")
+
+    def __init__(self, frame: VideoFrame, pts_ns: int | None, sender_ns: int | None) -> None:
+        self.pts_ns = pts_ns
+        self.sender_ns = sender_ns
+        self._turns = round(frame.rotation / 90) % 4  # quarter turns, anticlockwise
+        self.width, self.height = (frame.height, frame.width) if self._turns % 2 else (frame.width, frame.height)
+        self._frame: VideoFrame | None = frame
+        self._pixels: npt.NDArray[np.uint8] | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self) -> npt.NDArray[np.uint8]:
+        with self._lock:
+            if self._frame is not None:
+                self._pixels = np.ascontiguousarray(np.rot90(_bgr(self._frame), self._turns))
+                self._frame = None
+            assert self._pixels is not None
+            return self._pixels
+
+
+class Video:
+    """An opened file, stream or device; a context manager. For one thread.
+
+    `options` are FFmpeg's. `threads` is how many may share the decoding of one picture, 0 for one a core. The time-outs
+    are in seconds; None waits for ever.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        form: str | None = None,
+        options: Mapping[str, str] | None = None,
+        threads: int = 0,
+        open_timeout_s: float | None = None,
+        read_timeout_s: float | None = None,
+    ) -> None:
+        """Raises `DecodeError` where it cannot be opened, `NoVideo` where it holds no pictures."""
+        self._container: InputContainer = av.open(
+            url, "r", format=form, options=dict(options or {}), timeout=(open_timeout_s, read_timeout_s)
+        )
+        try:
+            self._stream = self._picture_stream()
+        except NoVideo:
+            self._container.close()
+            raise
+        # Threads within a picture only: threads over several pictures would delay a live stream by as many frames.
+        self._stream.thread_type = "SLICE"
+        self._stream.thread_count = threads
+        self._sender_offset_ns: int | None = None
+
+    def _picture_stream(self) -> VideoStream:
+        for stream in self._container.streams.video:
+            # A cover picture in an audio file is a video stream to FFmpeg.
+            if stream.codec_context is not None and not stream.disposition & Disposition.attached_pic.value:
+                return stream
+        raise NoVideo
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._container.close()
+
+    @property
+    def frame_count(self) -> int | None:
+        """How many frames the container says it holds; None where it does not say."""
+        return self._stream.frames or None
+
+    @property
+    def duration_s(self) -> float | None:
+        """How long the pictures last by the container's own account; None where it does not say."""
+        stream = self._stream
+        if stream.duration is not None and stream.time_base is not None:
+            return float(stream.duration * stream.time_base)
+        tag = stream.metadata.get("DURATION")  # Matroska's, "00:00:10.040000000"
+        if tag is None:
+            return None
+        hours, minutes, seconds = tag.split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+    @property
+    def recorded_ns(self) -> int | None:
+        """When recording began, UTC, as the container says; None where it does not say or cannot be right."""
+        text = self._stream.metadata.get("creation_time") or self._container.metadata.get("creation_time")
+        if text is None:
+            return None
+        try:
+            moment = datetime.datetime.fromisoformat(text)
+        except ValueError:
+            return None
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=datetime.UTC)
+        # Recorders without a clock write the zero of their calendar: 1904 in MP4, 1970 elsewhere.
+        return round(moment.timestamp()) * 1_000_000_000 if moment.year > 1980 else None
+
+    @property
+    def may_jump(self) -> bool:
+        """Whether the container's clock may jump without time having passed (MPEG transport streams)."""
+        return Flags.ts_discont in Flags(self._container.format.flags)
+
+    def pictures(self) -> Iterator[Picture | Lost]:
+        """Decode to the end. Raises `DecodeError` where reading fails, after all that could be decoded."""
+        begun = False  # nothing can be shown before the first packet that builds on no other
+        whole = True  # not after a damaged picture, until the next one that builds on no other
+        for packet in self._container.demux(self._stream):
+            self._note_sender_clock(packet)
+            begun = begun or packet.is_keyframe
+            if not begun:
+                if packet.size:
+                    yield Lost(1)
+                continue
+            try:
+                frames = self._stream.decode(packet)
+            except av.error.InvalidDataError:
+                whole = False
+                yield Lost(1)
+                continue
+            for frame in frames:
+                whole = (whole or frame.key_frame) and not frame.is_corrupt
+                yield self._picture(frame) if whole else Lost(1)
+
+    def _note_sender_clock(self, packet: Packet[VideoStream]) -> None:
+        """Learn how far the sender's wall clock is ahead of presentation time, from the packet's reference time."""
+        if packet.pts is None or packet.time_base is None or not packet.has_sidedata("prft"):
+            return
+        wall_us: int = struct.unpack_from("<q", bytes(packet.get_sidedata("prft")))[0]
+        self._sender_offset_ns = wall_us * 1000 - _nanoseconds(packet.pts, packet.time_base)
+
+    def _picture(self, frame: VideoFrame) -> Picture:
+        if frame.pts is None or frame.time_base is None:
+            return Picture(frame, None, None)
+        pts_ns = _nanoseconds(frame.pts, frame.time_base)
+        return Picture(frame, pts_ns, None if self._sender_offset_ns is None else pts_ns + self._sender_offset_ns)
+
+
+def reason(error: DecodeError) -> str:
+    """Why reading failed, in a few words: FFmpeg's own message names the address, and so its password."""
+    for kind, words in _REASONS.items():
+        if isinstance(error, kind):
+            return words
+    return (error.strerror or type(error).__name__).lower()
+
+
+_REASONS: dict[type[BaseException], str] = {
+    av.error.HTTPUnauthorizedError: "user name or password is missing or wrong (401)",
+    av.error.HTTPForbiddenError: "access is forbidden (403)",
+    av.error.HTTPNotFoundError: "there is nothing at this path (404)",
+    av.error.HTTPServerError: "the server reports a failure of its own (5xx)",
+    av.error.ExitError: "no answer in time",
+    TimeoutError: "no answer in time",
+    av.error.InvalidDataError: "what it holds is not in a known video format",
+    av.error.DecoderNotFoundError: "no decoder for its format",
+    av.error.ProtocolNotFoundError: "its kind of address is not supported",
+    ConnectionRefusedError: "connection refused",
+}
+
+
+def _nanoseconds(pts: int, time_base: Fraction) -> int:
+    return pts * time_base.numerator * 1_000_000_000 // time_base.denominator
+
+
+def _bgr(frame: VideoFrame) -> npt.NDArray[np.uint8]:
+    # A converter keeps its tables, so one serves a thread for all its pictures; more threads inside it cost more
+    # than they give at these sizes.
+    if not hasattr(_converters, "mine"):
+        _converters.mine = VideoReformatter()
+    converter: VideoReformatter = _converters.mine
+    return cast("npt.NDArray[np.uint8]", converter.reformat(frame, format="bgr24", threads=1).to_ndarray())

@@ -1,0 +1,92 @@
+"""From a reading thread to the event loop: a bounded queue of frames whose two ends live in different worlds."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+
+from streamer.frame import Frame
+
+
+class Handover:
+    """Frames of one stream between the thread that decodes them and the coroutine that takes them.
+
+    `put` keeps every frame and waits for room; `replace` keeps only the newest. Both are for the thread, `get` is for
+    the event loop that the hand-over was made in, `close` for anyone.
+    """
+
+    def __init__(self, capacity: int = 1) -> None:
+        self._capacity = capacity
+        self._loop = asyncio.get_running_loop()
+        self._frames: deque[Frame] = deque()
+        self._changed = threading.Condition()
+        self._waiter: asyncio.Future[None] | None = None
+        self._finished = False
+        self._error: BaseException | None = None
+
+    def put(self, frame: Frame) -> bool:
+        """Append `frame`, waiting for room; False where nobody will take it any more."""
+        with self._changed:
+            while len(self._frames) >= self._capacity and not self._finished:
+                self._changed.wait()
+            if self._finished:
+                return False
+            self._frames.append(frame)
+            self._wake()
+        return True
+
+    def replace(self, frame: Frame) -> int:
+        """Hold `frame` instead of what waits here; returns how many frames will therefore never be taken."""
+        with self._changed:
+            if self._finished:
+                return 1
+            stale = len(self._frames)
+            self._frames.clear()
+            self._frames.append(frame)
+            self._wake()
+        return stale
+
+    def resize(self, capacity: int) -> None:
+        with self._changed:
+            self._capacity = capacity
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Nothing more will come: the taker gets what is left, then `error` or the end."""
+        with self._changed:
+            if not self._finished:
+                self._finished, self._error = True, error
+            self._wake()
+            self._changed.notify_all()
+
+    async def get(self) -> Frame:
+        """The next frame. Raises what `finish` was told, else `StopAsyncIteration`. Cancelling loses no frame."""
+        while True:
+            with self._changed:
+                if self._frames:
+                    self._changed.notify()
+                    return self._frames.popleft()
+                if self._finished:
+                    error, self._error = self._error, None
+                    raise error or StopAsyncIteration
+                waiter = self._waiter = self._loop.create_future()
+            await waiter
+
+    def close(self) -> int:
+        """Take no more; returns how many frames were waiting here."""
+        with self._changed:
+            left = len(self._frames)
+            self._frames.clear()
+            self._error = None
+        self.finish()
+        return left
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_settle, waiter)
+
+
+def _settle(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
