@@ -14,6 +14,10 @@ class TrackerError(Exception):
     """A tracker cannot go on: time went backwards, or a saved state does not fit."""
 
 
+class TrackerInputError(TrackerError, ValueError):
+    """What a tracker was asked for, or was given, cannot be used: what was found, what is allowed, what to do."""
+
+
 class Tracker(Protocol):
     """Gives every thing in one stream an identity. One tracker per stream; not thread-safe."""
 
