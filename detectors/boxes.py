@@ -1,0 +1,54 @@
+"""Boxes as tensors: `x1, y1, x2, y2` in pixels, the last axis of length 4.
+
+In the convention of GLIP and its ancestors a box holds both its end pixels: it is `x2 - x1 + 1` wide.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def areas(boxes: Tensor) -> Tensor:
+    """(..., 4) -> (...)."""
+    return (boxes[..., 2] - boxes[..., 0] + 1) * (boxes[..., 3] - boxes[..., 1] + 1)
+
+
+def ious(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of every pair: (..., N, 4), (..., M, 4) -> (..., N, M)."""
+    low = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
+    high = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
+    shared = (high - low + 1).clamp(min=0).prod(-1)
+    return shared / (areas(a)[..., :, None] + areas(b)[..., None, :] - shared)
+
+
+def centres(boxes: Tensor) -> Tensor:
+    """(..., 4) -> (..., 2): x, y."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Into pictures of (height, width) `sizes` (B, 2): (B, N, 4) -> (B, N, 4) within 0..width - 1 and 0..height - 1."""
+    high = (sizes.flip(-1) - 1).to(boxes.dtype).repeat(1, 2)[:, None]  # (B, 1, 4): w, h, w, h
+    return torch.minimum(boxes.clamp(min=0), high)
+
+
+def suppress(boxes: Tensor, labels: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    """Greedy non-maximum suppression within each label, of boxes already in order of descending score.
+
+    boxes (B, N, 4), labels (B, N), valid (B, N) bool -> (B, N) bool: the valid boxes that no kept, better box of the
+    same label overlaps by more than `threshold`.
+
+    Who is kept depends on who is kept before it. All are taken as kept, then everyone is decided anew until nothing
+    changes: after step k the first k boxes are certainly right, in practice a handful of steps settle all.
+    """
+    rivals = (ious(boxes, boxes) > threshold) & (labels[:, :, None] == labels[:, None, :])
+    rivals = rivals.triu(diagonal=1).to(torch.float32 if boxes.device.type == "cpu" else torch.float16)  # better, worse
+    kept = valid
+    for _ in range(boxes.shape[1]):
+        beaten = (kept.to(rivals.dtype)[:, None] @ rivals)[:, 0] > 0
+        settled = valid & ~beaten
+        if torch.equal(settled, kept):
+            break
+        kept = settled
+    return kept

@@ -1,0 +1,189 @@
+"""The sizes of a GLIP, as plain values: the five released ones, and any other from a JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectors.detector import DetectorError
+
+
+class ConfigError(DetectorError, ValueError):
+    """A description of a GLIP that cannot be built."""
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """Swin Transformer: widths double from stage to stage, starting at `embed_dim`."""
+
+    embed_dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    window_size: int = 7
+    drop_path: float = 0.2  # rate of the last block; the first has 0
+
+    def __post_init__(self) -> None:
+        if not len(self.depths) == len(self.num_heads) == 4:
+            raise ConfigError(f"swin has 4 stages, depths {self.depths} and num_heads {self.num_heads} name others")
+        for stage, (width, heads) in enumerate(zip(self.widths, self.num_heads, strict=True)):
+            if width % heads:
+                raise ConfigError(f"swin stage {stage}: width {width} is not a multiple of its {heads} heads")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels after each stage (strides 4, 8, 16, 32)."""
+        return tuple(self.embed_dim * 2**stage for stage in range(len(self.depths)))
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The BERT that reads the caption."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_position: int = 512
+    type_vocab: int = 2
+    max_length: int = 256  # tokens of a caption, [CLS] and [SEP] included
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The fusion tower and the predictions on top of it."""
+
+    channels: int = 256
+    num_convs: int = 6
+    early_fusion: bool = True
+    fusion_dim: int | None = 2048
+    fusion_heads: int | None = 8
+    gn_groups: int = 16
+    num_classes_minus_bg: int = 80  # of the unused class branch that the checkpoints carry
+    fusion_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.early_fusion and not (self.fusion_dim and self.fusion_heads):
+            raise ConfigError("head.early_fusion needs head.fusion_dim and head.fusion_heads")
+        if self.channels % self.gn_groups:
+            raise ConfigError(f"head.channels {self.channels} is not a multiple of head.gn_groups {self.gn_groups}")
+
+
+@dataclass(frozen=True)
+class AnchorConfig:
+    """One square anchor per location: `sizes[l]` pixels wide on the level of stride `strides[l]`."""
+
+    sizes: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) != len(self.strides):
+            raise ConfigError(f"anchors.sizes {self.sizes} and anchors.strides {self.strides} differ in number")
+
+
+@dataclass(frozen=True)
+class PostprocessConfig:
+    """From scores to detections, as the released models were evaluated."""
+
+    score_threshold: float = 0.05
+    pre_nms_top_n_per_level: int = 1000
+    nms_iou: float = 0.6
+    detections_per_image: int = 100  # no limit when <= 0
+    aggregate: str = "MEAN"  # of a label's token probabilities; see `postprocess.aggregate`
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How large the network sees a picture: short side `min_side`, unless the long one passes `max_side`."""
+
+    min_side: int = 800
+    max_side: int = 1333
+
+
+@dataclass(frozen=True)
+class GlipConfig:
+    """A whole GLIP. The defaults are GLIP-T."""
+
+    swin: SwinConfig = field(default_factory=SwinConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    anchors: AnchorConfig = field(default_factory=AnchorConfig)
+    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> GlipConfig:
+        """From the sections and names of this module, as JSON has them; what is left out keeps GLIP-T's value.
+
+        Other names are passed over, so that a file may carry more (captions, measurements).
+        Raises `ConfigError` on a value of the wrong kind.
+        """
+        parts: dict[str, Any] = {}
+        for section in dataclasses.fields(cls):
+            given = values.get(section.name, {})
+            if not isinstance(given, Mapping):
+                raise ConfigError(f"section {section.name!r} of a GLIP's description is not a table: {given!r}")
+            default = getattr(GLIP_T, section.name)
+            parts[section.name] = dataclasses.replace(default, **_known(section.name, given, default))
+        return cls(**parts)
+
+    def to_plain(self) -> dict[str, Any]:
+        """What `from_plain` reads."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def read(cls, path: Path) -> GlipConfig:
+        """From a JSON file. Raises `ConfigError` when it is unreadable."""
+        try:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read {path} as the description of a GLIP: {error}") from error
+        return cls.from_plain(values)
+
+
+def _known(section: str, given: Mapping[str, Any], default: Any) -> dict[str, Any]:
+    """The fields of `default`'s class found in `given`, lists made tuples, numbers checked."""
+    known: dict[str, Any] = {}
+    for item in dataclasses.fields(default):
+        if item.name not in given:
+            continue
+        value, model = given[item.name], getattr(default, item.name)
+        if isinstance(model, tuple):
+            good = isinstance(value, list | tuple) and all(isinstance(number, int) for number in value)
+            value = tuple(value) if good else value
+        elif isinstance(model, str):
+            good = isinstance(value, str)
+        elif isinstance(model, bool):
+            good = isinstance(value, bool)
+        elif isinstance(model, int):
+            good = value is None if item.name.startswith("fusion_") and value is None else isinstance(value, int)
+        else:
+            good = isinstance(value, int | float)
+        if not good:
+            raise ConfigError(f"{section}.{item.name} = {value!r} in a GLIP's description: expected such as {model!r}")
+        known[item.name] = value
+    return known
+
+
+GLIP_T = GlipConfig()
+GLIP_T_A = dataclasses.replace(
+    GLIP_T, head=dataclasses.replace(GLIP_T.head, early_fusion=False, fusion_dim=None, fusion_heads=None)
+)
+GLIP_L = dataclasses.replace(
+    GLIP_T,
+    swin=SwinConfig(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48), window_size=12, drop_path=0.4),
+    head=dataclasses.replace(GLIP_T.head, num_convs=8),
+)
+
+CONFIGS = {
+    "glip-tiny-a": GLIP_T_A,
+    "glip-tiny-b": GLIP_T,
+    "glip-tiny-c": GLIP_T,
+    "glip-tiny": GLIP_T,
+    "glip-large": GLIP_L,
+}

@@ -1,0 +1,92 @@
+"""Modulated deformable convolution: DCNv2, arXiv:1811.11168, over several levels at once.
+
+    out[o, y, x] = bias[o] + sum over channels c and taps k of weight[o, c, k] * mask[k, y, x] * sample(c, k)
+    sample(c, k) = in[c] at (y * stride - 1 + row_k + dy[k, y, x], x * stride - 1 + column_k + dx[k, y, x]), bilinear
+
+A sample outside the map is 0, and so are the corners of one that lies across its edge. Kernel 3 x 3, padding 1.
+
+One sample is a weighted sum of four rows of the map laid out as (positions, channels): an embedding bag. So all taps
+of all positions of all levels and pictures are one call, followed by one matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TAPS = 9
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the taps of P output positions fall without offsets, and in which of the concatenated maps.
+
+    `y`, `x` (P, 9) float32; `height`, `width`, `start` (P, 1) int64: the source map's size and its first row among the
+    concatenated positions of all levels.
+    """
+
+    y: Tensor
+    x: Tensor
+    height: Tensor
+    width: Tensor
+    start: Tensor
+
+
+def make_grid(
+    shapes: Sequence[tuple[int, int]], sources: Sequence[int], outputs: Sequence[tuple[int, int]], stride: int
+) -> Grid:
+    """`shapes` of all levels; output map i, of size `outputs[i]`, samples level `sources[i]`."""
+    starts = [0]
+    for height, width in shapes:
+        starts.append(starts[-1] + height * width)
+    tap = torch.arange(3, dtype=torch.float32) - 1
+    ys, xs, sizes = [], [], []
+    for source, (rows, columns) in zip(sources, outputs, strict=True):
+        y = torch.arange(rows, dtype=torch.float32)[:, None, None, None] * stride + tap[None, None, :, None]
+        x = torch.arange(columns, dtype=torch.float32)[None, :, None, None] * stride + tap[None, None, None, :]
+        ys.append(y.expand(rows, columns, 3, 3).reshape(-1, TAPS))
+        xs.append(x.expand(rows, columns, 3, 3).reshape(-1, TAPS))
+        sizes.append(torch.tensor([[*shapes[source], starts[source]]]).expand(rows * columns, 3))
+    size = torch.cat(sizes)
+    return Grid(torch.cat(ys), torch.cat(xs), size[:, 0:1], size[:, 1:2], size[:, 2:3])
+
+
+def corners(grid: Grid, offsets: Tensor, mask: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+    """Rows to read and their weights, both (B * P * 9, 4).
+
+    offsets (B, P, 18): dy and dx of each tap in turn; mask (B, P, 9); `positions` is the number of rows of one picture.
+    """
+    offsets, mask = offsets.float(), mask.float()
+    # Beyond one pixel outside nothing is read, so a far sample may be brought near: indices stay small.
+    y = torch.minimum((grid.y + offsets[..., 0::2]).clamp(min=-1), grid.height.float())  # (B, P, 9)
+    x = torch.minimum((grid.x + offsets[..., 1::2]).clamp(min=-1), grid.width.float())
+    top, left = y.detach().floor(), x.detach().floor()
+    dy, dx = y - top, x - left
+    row, column = top.long(), left.long()
+    picture = torch.arange(offsets.shape[0], device=offsets.device)[:, None, None] * positions + grid.start
+    rows, weights = [], []
+    for r, wy in ((row, 1 - dy), (row + 1, dy)):
+        inside_y = (r >= 0) & (r < grid.height)
+        line = picture + torch.minimum(r.clamp(min=0), grid.height - 1) * grid.width
+        for c, wx in ((column, 1 - dx), (column + 1, dx)):
+            inside = inside_y & (c >= 0) & (c < grid.width)
+            rows.append(line + torch.minimum(c.clamp(min=0), grid.width - 1))
+            weights.append(wy * wx * mask * inside)
+    return torch.stack(rows, -1).view(-1, 4), torch.stack(weights, -1).view(-1, 4)
+
+
+def deform_conv(regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """regions (B, N, C): all levels' maps one after the other; offsets (B, P, 18), mask (B, P, 9), weight (O, C, 3, 3).
+
+    Returns (B, P, O) float32: GLIP computes this in single precision even where the rest is half.
+    """
+    batch, positions, channels = regions.shape
+    table = regions.float().reshape(batch * positions, channels)
+    rows, weights = corners(grid, offsets, mask, positions)
+    columns = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)  # (B * P * 9, C)
+    kernel = weight.float().permute(0, 2, 3, 1).reshape(weight.shape[0], -1)  # (O, 9 * C)
+    return F.linear(columns.view(batch, -1, TAPS * channels), kernel, bias.float())

@@ -1,0 +1,113 @@
+"""From predictions to detections, wholly on the device: the rule by which the released GLIPs were evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from detectors.boxes import clip, suppress
+from detectors.glip.anchors import decode
+from detectors.glip.model import Predictions
+
+AGGREGATES = ("MEAN", "MAX", "ONEHOT", "POWER")
+FIRST_LOOK = 1000  # candidates that suppression looks at before it asks whether there are enough
+
+
+class Candidates(NamedTuple):
+    """M places for each picture, of which the `valid` ones hold a box."""
+
+    boxes: Tensor  # (B, M, 4), pixels of the network's unpadded input
+    scores: Tensor  # (B, M), 0..1
+    labels: Tensor  # (B, M) int64: column of the token map
+    valid: Tensor  # (B, M) bool
+
+
+def token_map(label_tokens: Sequence[Sequence[int]], length: int) -> Tensor:
+    """Which of a caption's tokens speak for which label: (length, labels) of 0 and 1."""
+    table = torch.zeros(length, len(label_tokens))
+    for label, tokens in enumerate(label_tokens):
+        table[list(tokens), label] = 1
+    return table
+
+
+def aggregate(probabilities: Tensor, tokens: Tensor, how: str = "MEAN") -> Tensor:
+    """Token probabilities (B, N, L) to label scores (B, N, K), with token maps (B, L, K).
+
+    `how`: the tokens' MEAN, their MAX, their geometric mean (POWER), or the first K tokens as they are (ONEHOT).
+    A label without tokens scores 0.
+    """
+    if how == "ONEHOT":
+        return probabilities[..., : tokens.shape[-1]]
+    if how == "MAX":
+        best = [(probabilities * column[:, None]).amax(-1) for column in tokens.unbind(-1)]
+        return torch.stack(best, dim=-1)
+    counts = tokens.sum(1, keepdim=True)  # (B, 1, K)
+    weights = tokens / counts.clamp(min=1)
+    if how == "POWER":
+        return torch.exp(probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log() @ weights) * (counts > 0)
+    if how == "MEAN":
+        return probabilities @ weights
+    raise ValueError(f"scores are aggregated by {', '.join(AGGREGATES)}, not by {how!r}")
+
+
+def candidates(
+    predictions: Predictions,
+    anchors: Tensor,
+    tokens: Tensor,
+    sizes: Tensor,
+    threshold: Tensor | float,
+    top_n: int = 1000,
+    how: str = "MEAN",
+) -> Candidates:
+    """The best `top_n` pairs of region and label of each level whose score passes the threshold.
+
+    anchors (N, 4), tokens (B, L, K) 0/1, sizes (B, 2): each picture's unpadded (height, width), threshold a number
+    or (B, K). The threshold is on the label's score alone; then it is weighed by the centerness and its root taken.
+    """
+    scores = aggregate(predictions.logits.float().sigmoid(), tokens, how)  # (B, N, K)
+    passed = scores > (threshold[:, None] if isinstance(threshold, Tensor) else threshold)
+    weighed = scores * predictions.centerness.float().sigmoid()[..., None]
+    weighed = torch.where(passed, weighed, -1.0)
+    labels = tokens.shape[-1]
+    best, index, start = [], [], 0
+    for level in torch.split(weighed, [height * width for height, width in predictions.shapes], dim=1):
+        flat = level.flatten(1)
+        top = flat.topk(min(top_n, flat.shape[1]), dim=1)
+        best.append(top.values)
+        index.append(top.indices + start)
+        start += flat.shape[1]
+    score, chosen = torch.cat(best, dim=1), torch.cat(index, dim=1)
+    region = chosen // labels
+    deltas = predictions.deltas.float().gather(1, region[..., None].expand(-1, -1, 4))
+    boxes = clip(decode(deltas, anchors[region]), sizes)
+    return Candidates(boxes, score.clamp(min=0).sqrt(), chosen % labels, score >= 0)
+
+
+def best_first(found: Candidates, limit: int) -> Candidates:
+    """The `limit` best, in order of descending score."""
+    order = torch.where(found.valid, found.scores, -1.0).topk(min(limit, found.scores.shape[1]), dim=1).indices
+    boxes = found.boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    scores, labels, valid = (part.gather(1, order) for part in (found.scores, found.labels, found.valid))
+    return Candidates(boxes, scores, labels, valid)
+
+
+def select(found: Candidates, nms_iou: float, limit: int, look_at: int = FIRST_LOOK) -> tuple[Candidates, Tensor]:
+    """Suppression within each label, then the `limit` best (all when <= 0; all that tie with the last one, too).
+
+    A box can only be suppressed by a better one, so the best `look_at` candidates settle the first survivors. Returns
+    the survivors, in order of descending score, and for each picture whether they are all that matter (B,) bool; where
+    not, ask again with a larger `look_at`.
+    """
+    ahead = best_first(found, look_at)
+    kept = ahead.valid & suppress(ahead.boxes, ahead.labels, ahead.valid, nms_iou)
+    rank = kept.cumsum(1)
+    complete = found.valid.sum(1) <= look_at
+    if limit > 0:
+        enough = rank[:, -1:] >= limit
+        last = torch.where(kept & (rank == limit), ahead.scores, 0.0).amax(1, keepdim=True)
+        kept = kept & (~enough | (ahead.scores >= last))
+        complete = complete | enough[:, 0]
+    return ahead._replace(valid=kept), complete
