@@ -54,6 +54,14 @@ class Request:
 class Detector(Protocol):
     """Finds what the words name. Called from one thread at a time."""
 
+    @property
+    def threshold(self) -> float:
+        """The score, 0..1, from which on a detection is taken for real where a query gives no threshold of its own.
+
+        `detect` also returns doubtful detections, down to about a fifth of it: trackers use them to keep, not to begin.
+        """
+        ...
+
     def prepare(self, queries: Sequence[str]) -> Prompt:
         """Tokenise and encode the words once. Raises `PromptError` on words that the model cannot read."""
         ...
@@ -66,6 +74,45 @@ class Detector(Protocol):
         batch beyond float rounding.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class GroundedSpan:
+    """Characters [start, end) of a text that stand for the masks in the rows `masks`, none when nothing was shown."""
+
+    start: int
+    end: int
+    phrase: str
+    masks: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Grounded:
+    """A text tied to the picture: `masks` (K, height, width) bool, in the order of the text; not each needs a span.
+
+    `answer` is what the model wrote, marks and all: what a conversation carries on from.
+    """
+
+    text: str
+    spans: tuple[GroundedSpan, ...]
+    masks: npt.NDArray[np.bool_]
+    answer: str
+
+
+class Segmenter(Protocol):
+    """Ties words to pixels and describes; too slow for every frame. Images as in `Request`, one thread at a time."""
+
+    def segment(self, image: npt.NDArray[np.uint8], phrases: Sequence[str]) -> sv.Detections:
+        """One mask for each phrase that is seen; `class_id` is an index into the phrases."""
+        ...
+
+    def describe(self, image: npt.NDArray[np.uint8]) -> Grounded: ...
+
+    def caption_region(self, image: npt.NDArray[np.uint8], xyxy: Sequence[float]) -> str:
+        """What stands in the box, in pixels."""
+        ...
+
+    def chat(self, image: npt.NDArray[np.uint8], history: Sequence[tuple[str, Grounded]], message: str) -> Grounded: ...
 
 
 def clean_queries(queries: Sequence[str]) -> tuple[str, ...]:

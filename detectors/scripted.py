@@ -59,19 +59,20 @@ class Scripted:
     stands for all other streams. A frame is a list of `{"query": "person", "box": [x1, y1, x2, y2], "confidence":
     0.9}`: the box in pixels, passed on as written; the confidence in 0..1, 1 where it is left out. The first request
     that names a stream gets that stream's first frame, and so on; after the last frame nothing is found, or with
-    `repeat` the script begins again. A query that is not in the script finds nothing.
+    `repeat` the script begins again. A query that is not in the script finds nothing. Answers under `threshold` count
+    as doubtful.
     """
 
-    def __init__(self, answers: Frames | Mapping[str, Frames], *, repeat: bool = False, threshold: float = 0.0) -> None:
+    def __init__(self, answers: Frames | Mapping[str, Frames], *, repeat: bool = False, threshold: float = 0.5) -> None:
         scripts = answers if isinstance(answers, Mapping) else {EVERY_STREAM: answers}
         self._repeat = repeat
-        self._threshold = threshold
+        self.threshold = threshold
         self._words: dict[str, int] = {}
         self._scripts = {stream: self._read(stream, frames) for stream, frames in scripts.items()}
         self._turns: Counter[str] = Counter()
 
     @classmethod
-    def load(cls, path: str | Path, *, repeat: bool | None = None, threshold: float = 0.0) -> Scripted:
+    def load(cls, path: str | Path, *, repeat: bool | None = None, threshold: float = 0.5) -> Scripted:
         """From a JSON file: a list of frames, or `{"frames": [...]}`, or `{"streams": {"gate": [...], "*": [...]}}`.
 
         An object may also say `"repeat": true`; the argument, where given, decides instead.
@@ -118,7 +119,7 @@ class Scripted:
         rows = script.rows(turn, self._repeat)
         class_id = prompt.class_ids[script.word[rows]]
         confidence = script.confidence[rows]
-        wanted = (class_id >= 0) & (confidence >= self._threshold)
+        wanted = class_id >= 0
         return detections(script.xyxy[rows][wanted], confidence[wanted], class_id[wanted], prompt.queries)
 
     def _read(self, stream: str, frames: Frames) -> _Script:
@@ -173,7 +174,7 @@ def create(
     argument: str | None = None,
     answers: Frames | Mapping[str, Frames] | None = None,
     repeat: bool | None = None,
-    threshold: float = 0.0,
+    threshold: float = 0.5,
 ) -> Scripted:
     """`scripted:FILE.json`, or `scripted` with `answers`; at most one of the two."""
     if (argument is None) == (answers is None):
