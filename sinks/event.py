@@ -6,9 +6,11 @@ CloudEvents: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -233,13 +235,46 @@ class Event(_Model):
     data: EventData
 
     def to_json(self) -> bytes:
-        """The event as one line of JSON, UTF-8, without fields that are absent."""
-        return self.model_dump_json(exclude_none=True).encode()
+        """The event as one line of JSON, UTF-8, without fields that are absent.
+
+        Written once: every sink gets the same bytes, and what was read from JSON keeps fields that we do not know.
+        """
+        return self._line
 
     @classmethod
-    def from_json(cls, raw: bytes | str) -> Event:
+    def from_json(cls, raw: bytes | str) -> Self:
         """Raises `pydantic.ValidationError` when it is not an event."""
-        return cls.model_validate_json(raw)
+        event = cls.model_validate_json(raw)
+        line = raw.encode() if isinstance(raw, str) else bytes(raw)
+        if b"\n" not in line:
+            event.__dict__["_line"] = line
+        return event
+
+    @cached_property
+    def _line(self) -> bytes:
+        return self.model_dump_json(exclude_none=True).encode()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("_line", None)
+        return copy
+
+    @property
+    def kind(self) -> str:
+        """The type without its common words: `track.begin`, `zone.enter`, `coverage`."""
+        return self.type.value.removeprefix("groundstream.").rpartition(".")[0]
+
+    @property
+    def queries(self) -> list[str]:
+        """The words that this event is about, each once, in their order."""
+        data = self.data
+        words = [match.text for match in data.matches or ()]
+        words += [detection.query for detection in data.detections or ()]
+        if data.query is not None:
+            words.append(data.query.text)
+        if data.count is not None and data.count.query is not None:
+            words.append(data.count.query)
+        return list(dict.fromkeys(words))
 
 
 def rfc3339(time_ns: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -10,11 +10,26 @@ if TYPE_CHECKING:
 
 
 class SinkError(Exception):
-    """An event could not be delivered for now: the peer is down, slow or refusing. Sending again may work."""
+    """An event could not be delivered for now: the peer is down, slow or refusing. Sending again may work.
+
+    `delivered` tells how many events, from the batch's beginning, the peer has acknowledged all the same.
+    """
+
+    def __init__(self, message: str, *, delivered: int = 0) -> None:
+        super().__init__(message)
+        self.delivered = delivered
 
 
 class PoisonError(SinkError):
-    """This one event will never be taken (too large, refused as malformed): it belongs in the dead-letter file."""
+    """Events that will never be taken (too large, refused as malformed): they belong in the dead-letter file.
+
+    `reasons` maps their ids to why; all other events of the batch were delivered. Without `reasons` it is not known
+    which event it was, and none counts as delivered.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons or {})
 
 
 class SinkAddressError(SinkError, ValueError):

@@ -1,0 +1,162 @@
+"""Drives one sink from the spool: in order, again and again until it takes them, and alone in its trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sinks.address import redact
+from sinks.sink import PoisonError, Sink, SinkError
+
+if TYPE_CHECKING:
+    from sinks.event import Event
+
+log = logging.getLogger("sinks")
+
+BATCH_EVENTS = 1024
+_BACK_OFF_S = (0.1, 30.0)
+
+Numbered = tuple[int, "Event"]
+"""An event and its number in the spool."""
+
+
+@dataclass(frozen=True, slots=True)
+class SinkStatus:
+    """Where a sink stands. `error` is one sentence without secrets, empty while all is well."""
+
+    name: str
+    state: Literal["up", "down"]
+    since_ns: int
+    error: str
+    delivered: int
+    dead: int
+    failures: int
+    backlog: int
+
+
+class Delivery:
+    """Takes events behind its cursor and gives them to its sink. A failing sink holds up nobody else.
+
+    `next_events(delivery, limit)` waits for events after the cursor and returns them with the number up to which
+    nothing more is to come; `acknowledged()` is called whenever the cursor has moved; `bury(sink, event, reason)`
+    takes what the sink will never take.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sink: Sink,
+        cursor: int,
+        next_events: Callable[[Delivery, int], Awaitable[tuple[list[Numbered], int]]],
+        acknowledged: Callable[[], None],
+        bury: Callable[[str, Event, str], Awaitable[None]],
+    ) -> None:
+        self.name = name
+        self.sink = sink
+        self.cursor = cursor
+        self.wake = asyncio.Event()
+        self._next_events = next_events
+        self._acknowledged = acknowledged
+        self._bury = bury
+        self._delivered = self._dead = self._failures = 0
+        self._error = ""
+        self._since_ns = time.time_ns()
+
+    def status(self, last: int) -> SinkStatus:
+        """`last` is the number of the newest event in the spool."""
+        return SinkStatus(
+            self.name,
+            "down" if self._error else "up",
+            self._since_ns,
+            self._error,
+            self._delivered,
+            self._dead,
+            self._failures,
+            max(0, last - self.cursor),
+        )
+
+    async def run(self) -> None:
+        """Until cancelled. Whatever a sink raises, also by mistake, is its own trouble: it is asked again later."""
+        wait_s = _BACK_OFF_S[0]
+        while True:
+            before = self.cursor
+            try:
+                events, upto = await self._next_events(self, BATCH_EVENTS)
+                if events:
+                    await self._deliver(events)
+                self._advance(upto)
+            except Exception as error:
+                self._failed(error)
+                if self.cursor > before:
+                    wait_s = _BACK_OFF_S[0]
+                await asyncio.sleep(wait_s * random.uniform(0.75, 1.25))
+                wait_s = min(2 * wait_s, _BACK_OFF_S[1])
+            else:
+                self._succeeded()
+                wait_s = _BACK_OFF_S[0]
+
+    async def _deliver(self, events: list[Numbered]) -> None:
+        try:
+            await self.sink.send_batch([event for _, event in events])
+        except PoisonError as poison:
+            if not poison.reasons and len(events) > 1:
+                for item in events:  # one of them is poison, nobody knows which
+                    await self._deliver([item])
+                return
+            reasons = poison.reasons or {events[0][1].id: str(poison)}
+            for _, event in events:
+                if event.id in reasons:
+                    await self._bury(self.name, event, redact(reasons[event.id]))
+                    self._dead += 1
+            self._delivered -= len(reasons)
+        except SinkError as error:
+            if error.delivered:
+                self._delivered += error.delivered
+                self._advance(events[error.delivered - 1][0])
+            raise
+        self._delivered += len(events)
+        self._advance(events[-1][0])
+
+    def _advance(self, number: int) -> None:
+        if number > self.cursor:
+            self.cursor = number
+            self._acknowledged()
+
+    def _failed(self, error: Exception) -> None:
+        sentence = redact(str(error)) or type(error).__name__
+        if not isinstance(error, SinkError):
+            sentence = f"{type(error).__name__}: {sentence}"
+        self._failures += 1
+        if not self._error:
+            self._since_ns = time.time_ns()
+            log.warning("sink %s is down, events wait for it: %s", self.name, sentence)
+        self._error = sentence
+
+    def _succeeded(self) -> None:
+        if self._error:
+            down_s = (time.time_ns() - self._since_ns) / 1e9
+            log.warning("sink %s is up again after %.1f s", self.name, down_s)
+            self._error = ""
+            self._since_ns = time.time_ns()
+
+
+def append_dead_letter(path: Path, sink: str, event: Event, reason: str) -> None:
+    """One line of JSON with the event as it is. Raises `SinkError` where the file cannot be written."""
+    head = json.dumps({"sink": sink, "reason": reason, "buried_ns": time.time_ns()}, ensure_ascii=False)
+    try:
+        with path.open("ab") as file:
+            file.write(head[:-1].encode() + b', "event": ' + event.to_json() + b"}\n")
+    except OSError as error:
+        raise SinkError(f"the dead letters {path} cannot be written ({error.strerror}): the sink waits") from None
+
+
+def numbered(events: Sequence[Event | None], first: int) -> list[Numbered]:
+    """The events that are there, with their numbers."""
+    return [(first + index, event) for index, event in enumerate(events) if event is not None]

@@ -1,0 +1,102 @@
+"""Events as lines of JSON, to a file or to standard output."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sinks.address import Address
+from sinks.sink import SinkAddressError, SinkError
+from sinks.worker import Worker
+
+if TYPE_CHECKING:
+    from sinks.event import Event
+
+
+class JsonlSink:
+    """Appends one line for each event; a line that a crash cut short is taken away first.
+
+    An event counts as delivered when the operating system has it: it survives the end of this process. Raises
+    `SinkError` in a sentence where the file cannot be written; nothing of a batch that failed stays in the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise _cannot_write(self._path, error) from None
+        self._end = _end_of_last_line(self._file)
+        os.ftruncate(self._file, self._end)
+        self._worker = Worker("sink-jsonl")
+
+    async def send_batch(self, events: Sequence[Event]) -> None:
+        await self._worker.call(self._append, b"".join([event.to_json() + b"\n" for event in events]))
+
+    async def aclose(self) -> None:
+        await self._worker.aclose(last=lambda: os.close(self._file))
+
+    def _append(self, lines: bytes) -> None:
+        try:
+            written = 0
+            while written < len(lines):
+                written += os.pwrite(self._file, lines[written:], self._end + written)
+        except OSError as error:
+            os.ftruncate(self._file, self._end)
+            raise _cannot_write(self._path, error) from None
+        self._end += len(lines)
+
+
+class StdoutSink:
+    """One line for each event on standard output, at once."""
+
+    def __init__(self) -> None:
+        self._worker = Worker("sink-stdout")
+
+    async def send_batch(self, events: Sequence[Event]) -> None:
+        await self._worker.call(self._print, b"".join([event.to_json() + b"\n" for event in events]))
+
+    async def aclose(self) -> None:
+        await self._worker.aclose()
+
+    def _print(self, lines: bytes) -> None:
+        try:
+            sys.stdout.buffer.write(lines)
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            raise SinkError(f"standard output cannot be written ({error.strerror}): nobody reads it any more") from None
+
+
+def open_jsonl(address: Address) -> JsonlSink:
+    address.options.finish()
+    if not address.path:
+        raise SinkAddressError("jsonl: needs a path: write jsonl:events.jsonl")
+    return JsonlSink(address.path)
+
+
+def open_stdout(address: Address) -> StdoutSink:
+    address.options.finish()
+    if address.path:
+        raise SinkAddressError(f"{address.public}: stdout: takes no path; to write a file, use jsonl:PATH")
+    return StdoutSink()
+
+
+def _end_of_last_line(file: int) -> int:
+    end = size = os.fstat(file).st_size
+    while end > 0:
+        start = max(0, end - 65536)
+        newline = os.pread(file, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0 if size else size
+
+
+def _cannot_write(path: Path, error: OSError) -> SinkError:
+    return SinkError(
+        f"{path} cannot be written ({error.strerror}): check the path, its rights and the space on the disk"
+    )

@@ -1,0 +1,84 @@
+"""Sinks by address. A sink's module, and the library under it, is imported only when the sink is asked for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from importlib import import_module
+
+from sinks.address import Address, parse_address
+from sinks.sink import Sink, SinkAddressError
+
+# scheme -> "module:factory"; a factory takes the address, the registry sees to its common options
+_FACTORIES: dict[str, str] = {
+    "stdout": "sinks.files:open_stdout",
+    "jsonl": "sinks.files:open_jsonl",
+    "sqlite": "sinks.sqlite:open_sqlite",
+    "parquet": "sinks.parquet:open_parquet",
+    "kafka": "sinks.kafka:open_kafka",
+    "kafkas": "sinks.kafka:open_kafka",
+    "http": "sinks.webhook:open_webhook",
+    "https": "sinks.webhook:open_webhook",
+    "mqtt": "sinks.mqtt:open_mqtt",
+    "mqtts": "sinks.mqtt:open_mqtt",
+    "redis": "sinks.redis:open_redis",
+    "rediss": "sinks.redis:open_redis",
+}
+
+
+def sink_schemes() -> list[str]:
+    """Every scheme that `open_sink` takes."""
+    return list(_FACTORIES)
+
+
+def open_sink(address: str) -> Sink:
+    """The sink at `address`: `stdout:`, `jsonl:PATH`, `sqlite:PATH`, `kafka://HOST:PORT/TOPIC`, `https://...`, ...
+
+    Every address takes the options `types`, `streams` and `queries` (lists with commas, see `EventFilter`) that choose
+    what the sink gets. Files are opened at once; peers in the network may be absent: the spool keeps trying.
+    Raises `SinkAddressError` for what cannot be understood, and `SinkError` for a file that cannot be written.
+    """
+    from sinks.filters import EventFilter, FilteredSink
+
+    parts = parse_address(address)
+    factory = _factory(parts)
+    chosen = {name: _list(parts.options.text(name)) for name in ("types", "streams", "queries")}
+    wanted = EventFilter(**chosen)
+    sink = factory(parts)
+    return FilteredSink(sink, wanted) if wanted else sink
+
+
+def open_sinks(addresses: Iterable[str]) -> dict[str, Sink]:
+    """The sinks by the names under which a spool remembers them: their addresses without secrets.
+
+    Raises as `open_sink` does, and `SinkAddressError` for an address that is given twice.
+    """
+    sinks: dict[str, Sink] = {}
+    for address in addresses:
+        name = parse_address(address).public
+        if name in sinks:
+            raise SinkAddressError(f"sink {name} is given twice: keep one of them")
+        sinks[name] = open_sink(address)
+    return sinks
+
+
+def _factory(address: Address) -> Callable[[Address], Sink]:
+    if address.scheme == "video":
+        raise SinkAddressError(
+            f"{address.public}: a video takes pictures, not events: only process and monitor draw it"
+        )
+    target = _FACTORIES.get(address.scheme)
+    if target is None:
+        near = difflib.get_close_matches(address.scheme, _FACTORIES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        known = ", ".join(_FACTORIES)
+        raise SinkAddressError(
+            f"{address.public}: no sink is called {address.scheme!r}: {hint}known are {known}, video"
+        )
+    module, _, name = target.partition(":")
+    factory: Callable[[Address], Sink] = getattr(import_module(module), name)
+    return factory
+
+
+def _list(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]

@@ -1,0 +1,128 @@
+"""Pictures into a file: H.264 in MP4, each picture shown at the time it was captured. It is no sink of events."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+import av
+import numpy as np
+
+from sinks.sink import SinkAddressError, SinkError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+_TICKS = 90_000  # per second: the usual clock of video
+_QUEUE = 8
+
+
+class VideoWriter:
+    """Encodes in a thread of its own; the file can be played up to the last key frame even after a crash.
+
+    `size` is (width, height) of every picture; odd ones lose their last row or column, which H.264 cannot hold.
+    With `when_full="block"` a slow encoder holds `write` back; with "drop" pictures are left out and counted in
+    `dropped`. Raises `SinkError` when the file cannot be written, at the latest in `close`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        size: tuple[int, int],
+        *,
+        when_full: Literal["block", "drop"] = "block",
+        quality: int = 23,
+    ) -> None:
+        """`quality` is x264's constant rate factor: 18 looks lossless, 28 is small."""
+        self.dropped = 0
+        self.written = 0
+        self._path = Path(path)
+        self._width, self._height = size[0] // 2 * 2, size[1] // 2 * 2
+        if min(self._width, self._height) < 2:
+            raise SinkAddressError(f"a video of {size[0]}x{size[1]} pixels is too small: it needs 2x2 at least")
+        self._when_full = when_full
+        self._error = ""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.open("wb").close()
+            # fragments while it grows, an ordinary file once it is closed
+            self._container = av.open(
+                str(self._path), "w", format="mp4", container_options={"movflags": "hybrid_fragmented"}
+            )
+        except OSError as error:
+            raise self._cannot_write(error) from None
+        stream = self._container.add_stream("libx264", options={"preset": "veryfast", "crf": str(quality), "bf": "0"})
+        stream.width, stream.height = self._width, self._height
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = stream.time_base = Fraction(1, _TICKS)
+        stream.codec_context.thread_type = "SLICE"
+        self._stream = stream
+        self._queue: queue.Queue[tuple[npt.NDArray[np.uint8], int] | None] = queue.Queue(_QUEUE)
+        self._thread = threading.Thread(target=self._run, name="video-writer", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write(self, image: npt.NDArray[np.uint8], time_ns: int) -> None:
+        """Add a picture, BGR (height, width, 3); `time_ns` is its capture time. It must not be changed afterwards."""
+        if self._error:
+            raise SinkError(self._error)
+        if self._when_full == "block":
+            self._queue.put((image, time_ns))
+            return
+        try:
+            self._queue.put_nowait((image, time_ns))
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Encode what is left and finish the file. Safe to call twice."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+        self._thread.join()
+        if self._error:
+            raise SinkError(self._error)
+
+    def _run(self) -> None:
+        try:
+            self._encode_all()
+        except (OSError, av.FFmpegError) as error:
+            self._error = str(self._cannot_write(error))
+            while self._queue.get() is not None:
+                self.dropped += 1  # whoever waits for room must not wait for ever
+
+    def _encode_all(self) -> None:
+        with self._container as container:
+            first_ns = 0
+            last = -1
+            while (item := self._queue.get()) is not None:
+                image, time_ns = item
+                if last < 0:
+                    first_ns = time_ns
+                picture = np.ascontiguousarray(image[: self._height, : self._width])
+                frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
+                # two pictures never share a moment, even where the capture times do
+                last = frame.pts = max((time_ns - first_ns) * _TICKS // 1_000_000_000, last + 1)
+                frame.time_base = Fraction(1, _TICKS)
+                container.mux(self._stream.encode(frame))
+                self.written += 1
+            if self.written:
+                container.mux(self._stream.encode(None))
+        if not self.written:
+            self._path.unlink()  # a video without a picture is none
+
+    def _cannot_write(self, error: OSError | av.FFmpegError) -> SinkError:
+        return SinkError(
+            f"{self._path} cannot be written ({error.strerror or error}): check the path, its rights and the space on "
+            "the disk"
+        )
