@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sinks.event import CoverageInfo, Event, EventType, OutageInfo, Producer, QueryInfo
+from sinks.event import CoverageInfo, Event, EventType, OutageInfo, QueryInfo
 from streamer.account import Tally
-from streamer.identity import NewUid
-from streamer.journal import Journal, Moment
+from streamer.journal import Identity, Journal, Moment
 from streamer.labels import calibrated, name_queries
 from streamer.prompts import QueryBook, QueryChange, QuerySet
 from streamer.rules.places import Count, Line, Places, Zone
@@ -33,17 +32,6 @@ class CountPlan:
     window_s: float
     of: str | None = None
     query: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What the events of a stream say of where they come from."""
-
-    stream: str
-    source: str
-    run: int
-    producer: Producer
-    new_uid: NewUid
 
 
 class Analysis:
@@ -67,16 +55,7 @@ class Analysis:
         self._tracker = tracker
         self._default_threshold = default_threshold
         self._places = Places(zones, lines, [self._count(identity.stream, plan) for plan in counts])
-        self._journal = Journal(
-            identity.stream,
-            identity.source,
-            identity.run,
-            identity.producer,
-            self.tracks,
-            self.matches,
-            queries,
-            default_threshold,
-        )
+        self._journal = Journal(identity, self.tracks, self.matches, queries, default_threshold)
         self._threshold_cache: tuple[QuerySet, np.ndarray, np.ndarray] | None = None
 
     def analyse(self, frame: Frame, found: sv.Detections, queries: QuerySet) -> tuple[sv.Detections, list[Event]]:
@@ -163,39 +142,38 @@ class CoverageMeter:
         self._every_ns = int(every_s * 1e9)
         self._from_ns: int | None = None
         self._before = Tally(0, 0, {})
+        self._events_dropped: dict[str, int] = {}
 
     def due(self, time_ns: int) -> bool:
         if self._from_ns is None:
             self._from_ns = time_ns
         return time_ns - self._from_ns >= self._every_ns
 
-    def measure(self, tally: Tally, time_ns: int, events_dropped: dict[str, int]) -> CoverageInfo:
-        """What was received, analysed and dropped since the last measure."""
+    def measure(self, tally: Tally, time_ns: int, events_dropped: Mapping[str, int]) -> CoverageInfo:
+        """What was received, analysed and dropped since the last measure; all arguments count from the start."""
         before, from_ns = self._before, self._from_ns if self._from_ns is not None else time_ns
-        self._before, self._from_ns = tally, time_ns
-        received, analysed = tally.received - before.received, tally.analysed - before.analysed
-        dropped = {
-            reason: count - before.dropped.get(reason, 0)
-            for reason, count in sorted(tally.dropped.items())
-            if count > before.dropped.get(reason, 0)
-        }
-        unwanted = sum(count for reason, count in dropped.items() if reason != "not_sampled")
-        state = "blind" if not analysed else "degraded" if unwanted or events_dropped else "seeing"
+        analysed = tally.analysed - before.analysed
+        dropped = _risen(tally.dropped, before.dropped)
+        events_lost = _risen(events_dropped, self._events_dropped)
+        self._before, self._from_ns, self._events_dropped = tally, time_ns, dict(events_dropped)
+        harmed = events_lost or any(reason != "not_sampled" for reason in dropped)
         return CoverageInfo(
             from_ns=from_ns,
             to_ns=max(from_ns, time_ns),
-            state=state,
-            received=received,
+            state="blind" if not analysed else "degraded" if harmed else "seeing",
+            received=tally.received - before.received,
             analysed=analysed,
             dropped=dropped,
             pending=tally.pending,
-            events_dropped=events_dropped,
+            events_dropped=events_lost,
         )
+
+
+def _risen(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    """By how much counters have risen, without those that have not."""
+    return {key: count - before.get(key, 0) for key, count in sorted(now.items()) if count > before.get(key, 0)}
 
 
 def config_hash(*parts: object) -> str:
     """Twelve hex digits that change with the settings."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-
-
-NewTracker = Callable[[], "Tracker"]

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from streamer.errors import ConfigError
+from streamer.sources.address import redact
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Point = tuple[Fraction, Fraction]
@@ -74,7 +75,7 @@ class StreamConfig(_Section):
 
     @model_validator(mode="after")
     def _places_exist(self) -> StreamConfig:
-        names = [place.id for place in (*self.zones, *self.lines)]
+        names = [zone.id for zone in self.zones] + [line.id for line in self.lines]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"{name!r} names two zones or lines: give each its own id")
@@ -150,15 +151,13 @@ def load_config(path: Path) -> Config:
         raise ConfigError(f"{path}{place} is not YAML: {getattr(error, 'problem', error)}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {_kind(raw)}, not a configuration: it begins with `streams:`")
-    return parse_config(raw, str(path))
+    return parse_config(_filled(raw, str(path)), str(path))
 
 
-def parse_config(
-    raw: Mapping[str, Any], origin: str = "configuration", environment: Mapping[str, str] = os.environ
-) -> Config:
+def parse_config(raw: Mapping[str, Any], origin: str = "configuration") -> Config:
     """The configuration in a mapping; `origin` names it in errors. Raises `ConfigError`."""
     try:
-        return Config.model_validate(_filled(raw, origin, environment))
+        return Config.model_validate(raw)
     except ValidationError as error:
         raise ConfigError("\n".join(_sentence(origin, mistake) for mistake in error.errors())) from error
 
@@ -176,19 +175,19 @@ def _queries_from_texts(value: object) -> object:
     return value
 
 
-def _filled(value: Any, origin: str, environment: Mapping[str, str]) -> Any:
+def _filled(value: Any, origin: str) -> Any:
     if isinstance(value, dict):
-        return {key: _filled(item, origin, environment) for key, item in value.items()}
+        return {key: _filled(item, origin) for key, item in value.items()}
     if isinstance(value, list):
-        return [_filled(item, origin, environment) for item in value]
+        return [_filled(item, origin) for item in value]
     if not isinstance(value, str):
         return value
 
     def variable(found: re.Match[str]) -> str:
         name = found.group(1)
-        if name not in environment:
+        if name not in os.environ:
             raise ConfigError(f"{origin} asks for ${{{name}}}, but there is no environment variable {name}: set it")
-        return environment[name]
+        return os.environ[name]
 
     return re.sub(r"\$\{(\w+)\}", variable, value)
 
@@ -205,7 +204,7 @@ def _sentence(origin: str, mistake: Mapping[str, Any]) -> str:
         return f"{origin}: {place} is missing"
     if mistake["type"] == "value_error":
         return f"{origin}: {place + ' ' if place else ''}{mistake['ctx']['error']}"
-    return f"{origin}: {place} is {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+    return redact(f"{origin}: {place} is {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}")
 
 
 def _allowed_keys(location: Sequence[str | int]) -> list[str]:

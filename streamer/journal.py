@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from sinks.event import (
     rfc3339,
 )
 from streamer.frame import Frame, FrameClock
+from streamer.identity import NewUid
 from streamer.prompts import QueryBook
 from streamer.rules.rule import Happening
 from streamer.rules.tracks import Matches, Tracks
@@ -40,29 +42,61 @@ class Moment:
         return cls(frame.time_ns, frame.clock, FrameInfo(index=frame.index, width=frame.width, height=frame.height))
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the events of a stream say of where they come from. `source` is the CloudEvents source; `written` counts
+    the events that this run already has of the stream."""
+
+    stream: str
+    source: str
+    run: int
+    producer: Producer
+    new_uid: NewUid
+    written: int = 0
+
+
+def close_crashed(open_tracks: Iterable[Event], run: int) -> list[Event]:
+    """Ends for the tracks of earlier runs that never ended, as the first events of this run on their streams.
+
+    `open_tracks` are the last events of these tracks.
+    """
+    ends = []
+    written: Counter[str] = Counter()
+    for last in open_tracks:
+        stream, track = last.data.stream, last.data.track
+        assert track is not None
+        written[stream] += 1
+        ended = track.model_copy(update={"state": "ended", "end_reason": "crashed", "revision": track.revision + 1})
+        ends.append(
+            last.model_copy(
+                update={
+                    "id": event_id(run, stream, written[stream]),
+                    "sequence": format_sequence(written[stream]),
+                    "type": EventType.TRACK_END,
+                    "data": last.data.model_copy(update={"run": run, "track": ended, "zone": None, "line": None}),
+                }
+            )
+        )
+    return ends
+
+
 class Journal:
-    """Writes the events of one stream. `source` is the CloudEvents source; sequences begin at 1 in every run."""
+    """Writes the events of one stream; sequences begin at 1 in every run."""
 
     def __init__(
         self,
-        stream: str,
-        source: str,
-        run: int,
-        producer: Producer,
+        identity: Identity,
         tracks: Tracks,
         matches: Matches,
         queries: QueryBook,
         default_threshold: float,
     ) -> None:
-        self._stream = stream
-        self._source = source
-        self._run = run
-        self._producer = producer
+        self._identity = identity
         self._tracks = tracks
         self._matches = matches
         self._queries = queries
         self._default_threshold = default_threshold
-        self._sequence = 0
+        self._sequence = identity.written
 
     def write(self, happenings: Iterable[Happening], moment: Moment) -> list[Event]:
         """The events in order: within a frame things begin first, then happen, then end."""
@@ -71,31 +105,32 @@ class Journal:
 
     def _event(self, happening: Happening, moment: Moment) -> Event:
         self._sequence += 1
+        identity = self._identity
         fields = dict(happening.data)
-        subject = self._stream
+        subject = identity.stream
         if happening.track is not None:
             record = self._tracks.find(happening.track)
             assert record is not None, f"rule {happening.type} speaks of track {happening.track}, which never began"
             subject = record.uid
             fields["track"] = record.describe()
             fields["matches"] = self._told_matches(happening.track, fields.pop("query_number", None))
-        data = EventData.model_construct(
-            stream=self._stream,
-            run=self._run,
-            clock=self._clock(moment),
-            frame=moment.frame,
-            producer=self._producer,
-            **fields,
-        )
+        # The fields are made of checked models: checking them again would cost more than making them.
         return Event.model_construct(
-            id=event_id(self._run, self._stream, self._sequence),
-            source=self._source,
+            id=event_id(identity.run, identity.stream, self._sequence),
+            source=identity.source,
             type=happening.type,
             subject=subject,
             time=rfc3339(moment.time_ns),
-            partitionkey=self._stream,
+            partitionkey=identity.stream,
             sequence=format_sequence(self._sequence),
-            data=data,
+            data=EventData.model_construct(
+                stream=identity.stream,
+                run=identity.run,
+                clock=self._clock(moment),
+                frame=moment.frame,
+                producer=identity.producer,
+                **fields,
+            ),
         )
 
     def _clock(self, moment: Moment) -> Clock:

@@ -45,6 +45,11 @@ class Merge:
         if lane is not None:
             await self._close(lane)
 
+    @property
+    def streams(self) -> frozenset[str]:
+        """Names of the sources that may still give frames."""
+        return frozenset(self._lanes)
+
     async def take(self, limit: int, wait_s: float = 0.0) -> list[Frame]:
         """At least one frame, waiting for it, then up to `limit` of them or all that come within `wait_s` after it.
 

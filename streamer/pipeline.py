@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import supervision as sv
 
 from detectors import Detector, DetectorError, Prompt, Request
+from sinks.delivery import SinkStatus
 from sinks.event import Event
 from sinks.spool import Spool
 from streamer.account import Tally
@@ -29,9 +31,6 @@ from streamer.merge import Merge
 from streamer.prompts import Query, QueryChange, QuerySet
 from streamer.sampling import Sampling
 from streamer.sources.source import Source, SourceState, StateChange
-
-if TYPE_CHECKING:
-    from streamer.rules.tracks import EndReason
 
 log = logging.getLogger("groundstream")
 
@@ -52,12 +51,14 @@ class Recorder(Protocol):
 
 @dataclass(slots=True)
 class Camera:
-    """One stream and all that is done with it."""
+    """One stream and all that is done with it. `origin` tells which part of a configuration it came from; it may hold
+    an address with credentials, so it is not shown."""
 
     source: Source
     analysis: Analysis
     sampling: Sampling = field(default_factory=Sampling)
     recorders: Sequence[Recorder] = ()
+    origin: str = field(default="", repr=False)
 
     @property
     def name(self) -> str:
@@ -69,6 +70,7 @@ class _Follow:
     """What following a stream has to remember."""
 
     meter: CoverageMeter = field(default_factory=lambda: CoverageMeter(COVERAGE_EVERY_S))
+    first_ns: int | None = None
     last: Moment | None = None
     begun: bool = False
     dark_since_ns: int | None = None
@@ -76,6 +78,11 @@ class _Follow:
     analysed: int = 0
     not_sampled: int = 0
     closed: bool = False
+
+    @property
+    def seen_s(self) -> float:
+        """Seconds of capture time from the first frame to the last."""
+        return 0.0 if self.first_ns is None or self.last is None else (self.last.time_ns - self.first_ns) / 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +103,6 @@ class _Changed:
 @dataclass(frozen=True, slots=True)
 class _Ended:
     stream: str
-    reason: EndReason
 
 
 _Item = list[_Found] | StateChange | _Changed | _Ended
@@ -104,7 +110,8 @@ _Item = list[_Found] | StateChange | _Changed | _Ended
 
 @dataclass(frozen=True, slots=True)
 class StreamReport:
-    """How one stream is doing."""
+    """How one stream is doing. `age_s` is how old the last frame was when it had been followed, None for recordings;
+    `seen_s` the capture time from the first frame to the last."""
 
     stream: str
     live: bool
@@ -112,6 +119,7 @@ class StreamReport:
     tally: Tally
     age_s: float | None
     tracks: int
+    seen_s: float
     error: str = ""
 
 
@@ -120,12 +128,12 @@ class StateRelay:
 
     def __init__(self) -> None:
         self._waiting: list[StateChange] = []
-        self._deliver: Callable[[StateChange], None] = self._waiting.append
+        self._deliver: Callable[[StateChange], object] = self._waiting.append
 
     def __call__(self, change: StateChange) -> None:
         self._deliver(change)
 
-    def connect(self, deliver: Callable[[StateChange], None]) -> None:
+    def connect(self, deliver: Callable[[StateChange], object]) -> None:
         self._deliver = deliver
         for change in self._waiting:
             deliver(change)
@@ -150,6 +158,7 @@ class Pipeline:
         on_frame: Callable[[str], None] | None = None,
     ) -> None:
         self.errors: dict[str, str] = {}
+        self.event_counts: dict[str, Counter[str]] = {camera.name: Counter() for camera in cameras}
         self._cameras = {camera.name: camera for camera in cameras}
         if len(self._cameras) < len(cameras):
             raise ConfigError("two streams have the same name: give each its own")
@@ -169,15 +178,17 @@ class Pipeline:
         self._room = asyncio.Semaphore(_AHEAD)
         self._stopping = False
 
+    @property
+    def cameras(self) -> Sequence[Camera]:
+        return tuple(self._cameras.values())
+
     async def run(self) -> None:
         """Until every source has ended. Raises `PromptError` before the first frame when words cannot be read."""
         loop = asyncio.get_running_loop()
         try:
             await self._prepare({self._texts(camera.analysis.queries.at()) for camera in self._cameras.values()})
             self._relay.connect(lambda change: loop.call_soon_threadsafe(self._items.put_nowait, change))
-            self._merge = Merge(
-                [camera.source for camera in self._cameras.values()], on_error=self._fail, on_end=self._end
-            )
+            self._merge = Merge([camera.source for camera in self._cameras.values()], on_error=self._fail)
             async with asyncio.TaskGroup() as tasks:
                 ticker = tasks.create_task(self._tick())
                 tasks.create_task(self._detect_all()).add_done_callback(lambda _: self._items.put_nowait(None))
@@ -216,22 +227,31 @@ class Pipeline:
                 camera.source.account.tally(),
                 self._ages.get(name),
                 len(camera.analysis.tracks.records),
+                self._follows[name].seen_s,
                 self.errors.get(name, ""),
             )
             for name, camera in self._cameras.items()
         ]
+
+    def sinks(self) -> list[SinkStatus]:
+        """Where every sink stands."""
+        return self._spool.status()
 
     # From frames to detections.
 
     async def _detect_all(self) -> None:
         assert self._merge is not None
         loop = asyncio.get_running_loop()
+        going = self._merge.streams
         while frames := await self._merge.take(self._batch_size, self._max_wait_s):
             batch = [self._ask(frame) for frame in frames]
             wanted = [asked for asked in batch if asked[1]]
             found = await loop.run_in_executor(self._thread, self._look, wanted) if wanted else {}
             await self._room.acquire()
             self._items.put_nowait(self._settle(batch, found))
+            for name in going - (still := self._merge.streams):
+                self._items.put_nowait(_Ended(name))
+            going = still
 
     def _ask(self, frame: Frame) -> tuple[Frame, QuerySet]:
         """The frame with the words to look for, none when it is not to be looked at."""
@@ -318,9 +338,9 @@ class Pipeline:
                 analysis = self._cameras[item.stream].analysis
                 await self._spool_all([event for change in item.changes for event in analysis.changed(change, moment)])
             else:
-                await self._close(item.stream, item.reason)
+                await self._close(item.stream)
         for name in self._cameras:
-            await self._close(name, "shutdown" if self._stopping else "stream_down")
+            await self._close(name)
 
     async def _follow(self, batch: Sequence[_Found]) -> None:
         events: list[Event] = []
@@ -338,6 +358,8 @@ class Pipeline:
                 events += happened
                 follow.analysed += 1
             follow.last = Moment.of(frame)
+            if follow.first_ns is None:
+                follow.first_ns = frame.time_ns
             if camera.source.live:
                 self._ages[frame.stream] = (time.time_ns() - frame.time_ns) / 1e9
             elif follow.meter.due(frame.time_ns):
@@ -378,8 +400,7 @@ class Pipeline:
     def _cover(self, camera: Camera, tally: Tally, now_ns: int | None = None) -> list[Event]:
         follow = self._follows[camera.name]
         moment = self._now(camera.name) if now_ns is not None or follow.last is None else follow.last
-        dropped = self._spool.take_dropped(camera.name)
-        info = follow.meter.measure(tally, moment.time_ns, dropped)
+        info = follow.meter.measure(tally, moment.time_ns, self._spool.dropped(camera.name))
         return camera.analysis.coverage(moment, info)
 
     @staticmethod
@@ -390,18 +411,19 @@ class Pipeline:
             dropped["corrupt"] = lost
         return Tally(received, follow.analysed, dropped)
 
-    async def _close(self, stream: str, reason: EndReason) -> None:
+    async def _close(self, stream: str) -> None:
         """The last words of a stream: what is open ends, and its account is told."""
         camera, follow = self._cameras[stream], self._follows[stream]
         if follow.closed:
             return
         follow.closed = True
+        self._states[stream] = SourceState.CLOSED
         for recorder in camera.recorders:
             await recorder.aclose()
         if follow.last is None and not camera.source.live:
             return
         moment = self._now(stream)
-        events = camera.analysis.close(moment, reason)
+        events = camera.analysis.close(moment, "shutdown" if self._stopping else "stream_down")
         await self._spool_all(events + self._cover(camera, camera.source.account.tally()))
 
     def _now(self, stream: str) -> Moment:
@@ -419,14 +441,12 @@ class Pipeline:
     async def _spool_all(self, events: Sequence[Event]) -> None:
         if events:
             await self._spool.send_batch(events)
+            for event in events:
+                self.event_counts[event.data.stream][event.type] += 1
 
     def _fail(self, stream: str, error: BaseException) -> None:
         log.error("%s: %s", stream, error)
         self.errors[stream] = str(error)
-
-    def _end(self, stream: str) -> None:
-        self._states[stream] = SourceState.CLOSED
-        self._items.put_nowait(_Ended(stream, "shutdown" if self._stopping else "stream_down"))
 
     async def _aclose(self) -> None:
         if self._merge is not None:

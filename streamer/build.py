@@ -1,0 +1,218 @@
+"""From a configuration to a pipeline that is ready to run: the one place that connects all the parts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from detectors import Detector, create_detector
+from sinks.event import Producer
+from sinks.registry import open_sinks
+from sinks.sink import SinkError
+from sinks.spool import Spool
+from streamer import __version__
+from streamer.analysis import Analysis, CountPlan, config_hash
+from streamer.config import Config, DetectorConfig, StreamConfig
+from streamer.errors import ConfigError
+from streamer.identity import derived_uids, fingerprint, random_uids
+from streamer.journal import Identity, close_crashed
+from streamer.outputs import AnnotatedVideo
+from streamer.pipeline import Camera, Pipeline, Recorder, StateRelay
+from streamer.prompts import Query, QueryBook, slug
+from streamer.rules.places import Line, Zone
+from streamer.sampling import Sampling
+from streamer.sources import Source, open_sources
+from trackers import create_tracker
+
+log = logging.getLogger("groundstream")
+
+VIDEO = "video:"
+DRAIN_S = 15.0
+"""How long the end waits for sinks that lag behind."""
+
+Outputs = Callable[[Source, Analysis], Sequence[Recorder]]
+"""What to keep of the frames of one stream."""
+
+
+@asynccontextmanager
+async def open_pipeline(
+    config: Config,
+    *,
+    spool_path: Path | None = None,
+    outputs: Outputs | None = None,
+    start_time_ns: int | None = None,
+    on_frame: Callable[[str], None] | None = None,
+    strict: bool = False,
+) -> AsyncIterator[Pipeline]:
+    """A pipeline that does what `config` says; its events are delivered to all sinks when the context is left.
+
+    `spool_path` is where events are safe until then; None keeps them in memory, for jobs that can be run again.
+    `strict` lets a live source that refuses us (401, 404) end with an error instead of being tried again.
+    Raises what the parts raise: `SourceError`, `DetectorError`, `TrackerError`, `SinkError`, `ConfigError`.
+    """
+    relay = StateRelay()
+    streams = [
+        (stream, source)
+        for stream in config.streams
+        for source in _open(stream, relay, start_time_ns=start_time_ns, strict=strict)
+    ]
+    _refuse_same_names([source.name for _, source in streams])
+    detector = load_detector(config.detector)
+    create_tracker(config.tracker)  # a wrong name is told before anything is opened
+    sinks = open_sinks(address for address in config.sinks if not address.startswith(VIDEO))
+    async with await Spool.open(spool_path, sinks, sync_each=config.spool.fsync_each) as spool:
+        run = await spool.begin_run(time.time_ns())
+        crashed = close_crashed(spool.open_tracks(), run)
+        await spool.send_batch(crashed)
+        written = Counter(event.data.stream for event in crashed)
+        producer = Producer(
+            version=__version__,
+            detector=config.detector.name.partition(":")[0],
+            tracker=config.tracker,
+            config_hash=config_hash(config.model_dump(exclude={"sinks", "spool", "metrics_port"})),
+        )
+        cameras = [
+            _camera(
+                config,
+                stream,
+                source,
+                detector,
+                producer,
+                run,
+                written[source.name],
+                outputs,
+                several=len(streams) > 1,
+            )
+            for stream, source in streams
+        ]
+        yield Pipeline(
+            cameras,
+            detector,
+            spool,
+            relay,
+            batch_size=config.batch.size,
+            max_wait_s=config.batch.wait_ms / 1000,
+            on_frame=on_frame,
+        )
+        if not await spool.drain(DRAIN_S):
+            _tell_undelivered(spool, kept=spool_path is not None)
+
+
+def _tell_undelivered(spool: Spool, *, kept: bool) -> None:
+    """Some sink did not take everything. Raises `SinkError` where that is lost with the process."""
+    late = [status for status in spool.status() if status.backlog]
+    told = "; ".join(
+        f"{status.name} has not taken {status.backlog} events ({status.error or 'slow'})" for status in late
+    )
+    if not kept:
+        raise SinkError(f"{told}: they are lost with this job, run it again when the sink works")
+    log.warning("%s: they stay in the spool and are sent at the next start", told)
+
+
+def load_detector(config: DetectorConfig) -> Detector:
+    """The detector with the options that were given; the others are its own."""
+    options = {"weights": config.weights, "device": config.device, "threshold": config.threshold}
+    return create_detector(config.name, **{name: value for name, value in options.items() if value is not None})
+
+
+def state_folder() -> Path:
+    """Where groundstream keeps what must survive a restart (XDG base directories)."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "groundstream"
+
+
+def origin(stream: StreamConfig) -> str:
+    """What a stream is recognised by when its configuration file was edited."""
+    return stream.name or stream.source
+
+
+def make_queries(stream: StreamConfig, config: Config) -> list[Query]:
+    """The words that a stream looks for: its own or those for all."""
+    chosen = config.queries if stream.queries is None else stream.queries
+    return [Query(query.text, query.id or slug(query.text), query.threshold) for query in chosen]
+
+
+def _open(stream: StreamConfig, relay: StateRelay, *, start_time_ns: int | None, strict: bool) -> list[Source]:
+    return open_sources(
+        stream.source,
+        name=stream.name,
+        on_state=relay,
+        start_time_ns=start_time_ns,
+        transport=stream.transport,
+        strict=strict,
+    )
+
+
+def _refuse_same_names(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two streams are called {name!r}: give one of them another name")
+
+
+def _camera(
+    config: Config,
+    stream: StreamConfig,
+    source: Source,
+    detector: Detector,
+    producer: Producer,
+    run: int,
+    written: int,
+    outputs: Outputs | None,
+    *,
+    several: bool,
+) -> Camera:
+    new_uid = random_uids()
+    if not source.live:
+        new_uid = derived_uids(_recording(stream.source, source), source.name, producer.config_hash)
+    kind = "streams" if source.live else "files"
+    identity = Identity(source.name, f"/{kind}/{source.name}", run, producer, new_uid, written)
+    analysis = Analysis(
+        identity,
+        create_tracker(config.tracker),
+        QueryBook(make_queries(stream, config)),
+        detector.threshold,
+        [Zone(zone.id, zone.polygon, zone.dwell_s) for zone in stream.zones],
+        [Line(line.id, line.points) for line in stream.lines],
+        [CountPlan(count.window_s, count.of, count.query) for count in stream.counts],
+    )
+    recorders = list(outputs(source, analysis)) if outputs is not None else []
+    for address in config.sinks:
+        if address.startswith(VIDEO):
+            path = video_path(address, source.name, several=several)
+            recorders.append(annotated_video(path, source, analysis))
+    return Camera(source, analysis, Sampling(stream.sample.every, stream.sample.fps), recorders, origin(stream))
+
+
+def annotated_video(path: Path, source: Source, analysis: Analysis) -> AnnotatedVideo:
+    return AnnotatedVideo(
+        path,
+        lambda number: analysis.queries.known(number).text,
+        analysis.zones,
+        analysis.lines,
+        wait=not source.live,
+    )
+
+
+def video_path(address: str, stream: str, *, several: bool) -> Path:
+    """Where `video:PATH` goes: with several streams each has its name before the suffix, or where `{stream}` stands."""
+    path = address.removeprefix(VIDEO)
+    if not path:
+        raise ConfigError("sink video: has no path: write video:FILE.mp4")
+    if "{stream}" in path:
+        return Path(path.replace("{stream}", stream))
+    plain = Path(path)
+    return plain.with_name(f"{plain.stem}-{stream}{plain.suffix}") if several else plain
+
+
+def _recording(address: str, source: Source) -> str:
+    """What tells one recording from another: the content of a file, else its address."""
+    path = Path(getattr(source, "path", address))
+    try:
+        return fingerprint(path)
+    except OSError:
+        return address

@@ -1,0 +1,25 @@
+"""`groundstream bench`: speed on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command("pipeline")
+def pipeline(
+    video: Annotated[Path | None, typer.Argument(help="A video file; a drawn one when absent.")] = None,
+    boxes: Annotated[int, typer.Option(min=0, help="Scripted boxes in every frame.")] = 20,
+    frames: Annotated[int, typer.Option(min=10, help="Frames of the drawn video.")] = 500,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the drawn video.")] = "768x576",
+    rounds: Annotated[int, typer.Option(min=1, help="How often to measure, in turns with bare decoding.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """The whole path without a model (scripted detector, tracker, rules) against bare decoding of the same file."""
+    from streamer.benchmark import compare_with_decoding
+
+    compare_with_decoding(video, boxes=boxes, frames=frames, size=size, rounds=rounds, as_json=as_json)

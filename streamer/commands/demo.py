@@ -1,0 +1,23 @@
+"""`groundstream demo`: the main job on the synthetic street, so that a newcomer sees it in the first minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    query: Annotated[
+        list[str], typer.Option("--query", "-q", help="What to look for, in plain words; repeatable.")
+    ] = [],  # noqa: B006 - typer copies defaults
+    out: Annotated[Path, typer.Option(help="Where results go.")] = Path("out/demo"),
+    seed: Annotated[int, typer.Option(help="Which street.")] = 7,
+    seconds: Annotated[float, typer.Option(min=1, help="How much of it.")] = 20.0,
+) -> None:
+    """Watch a synthetic street: an annotated video, a table of tracks and events, and a database to query."""
+    from streamer.showcase import show_street
+
+    failed = show_street(query, out, seed, seconds)
+    raise typer.Exit(1 if failed else 0)

@@ -1,0 +1,27 @@
+"""`groundstream doctor`: what works on this machine, and what is missing."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def doctor(
+    sink: Annotated[
+        list[str], typer.Option("--sink", help="Also try this sink's address; repeatable.")
+    ] = [],  # noqa: B006 - typer copies defaults
+    source: Annotated[
+        list[str], typer.Option("--source", help="Also try to get a frame from this source; repeatable.")
+    ] = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check the machine: Python, libraries, codecs, GPU, models, disk, and the addresses that are given.
+
+    Ends with 1 when something that groundstream cannot do without is missing.
+    """
+    from streamer.health import check, show
+
+    findings = check(sinks=sink, sources=source)
+    show(findings, as_json=as_json)
+    raise typer.Exit(1 if any(finding.state == "broken" for finding in findings) else 0)

@@ -1,0 +1,54 @@
+"""`groundstream monitor`: cameras watched until told to stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def monitor(
+    sources: Annotated[
+        list[str] | None, typer.Argument(metavar="SOURCE...", help="rtsp://..., http://..., webcam:0, files.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="A YAML file for several cameras; edits of its queries apply.")
+    ] = None,
+    query: Annotated[
+        list[str], typer.Option("--query", "-q", help="What to look for, in plain words; repeatable.")
+    ] = [],  # noqa: B006 - typer copies defaults
+    detector: Annotated[str, typer.Option(help="glip-tiny, glip-mini, motion, ...")] = "glip-tiny",
+    weights: Annotated[Path | None, typer.Option(help="A checkpoint file instead of the one in the cache.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; chosen when absent.")] = None,
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="The least score that counts.")] = None,
+    tracker: Annotated[str, typer.Option(help="default, bytetrack, ocsort, botsort, sort.")] = "default",
+    sink: Annotated[
+        list[str], typer.Option(help="Where events go; repeatable. stdout: when absent and not in a terminal.")
+    ] = [],  # noqa: B006
+    fps: Annotated[float | None, typer.Option(help="Let the detector look at most so often per second.")] = None,
+    udp: Annotated[bool, typer.Option("--udp", help="RTSP over UDP instead of TCP.")] = False,
+    spool: Annotated[
+        Path | None,
+        typer.Option(help="Where events are safe until every sink has them; in the state folder when absent."),
+    ] = None,
+    metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics here.")] = None,
+    duration: Annotated[float | None, typer.Option(min=0, help="Stop after so many seconds.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No live table.")] = False,
+) -> None:
+    """Watch cameras for things named in plain words. Ctrl-C ends it cleanly: open tracks get their end event."""
+    from streamer.watching import run_monitor, watch_config
+
+    loaded = watch_config(
+        config,
+        sources or [],
+        query,
+        detector={"name": detector, "weights": weights, "device": device, "threshold": threshold},
+        tracker=tracker,
+        sinks=sink,
+        fps=fps,
+        udp=udp,
+        metrics_port=metrics_port,
+    )
+    failed = run_monitor(loaded, config_file=config, spool=spool, duration_s=duration, quiet=quiet)
+    raise typer.Exit(1 if failed else 0)

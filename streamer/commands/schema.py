@@ -1,0 +1,54 @@
+"""`groundstream schema`: the JSON Schema of events and of the configuration, and checks against it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def schema(
+    config: Annotated[
+        bool, typer.Option("--config", help="The configuration's schema instead of the events'.")
+    ] = False,
+    validate: Annotated[
+        Path | None, typer.Option("--validate", metavar="FILE", help="Check a file of events, one JSON object a line.")
+    ] = None,
+) -> None:
+    """Print the JSON Schema (Draft 2020-12) of events, or check a file of events against it."""
+    if validate is not None:
+        _validate(validate)
+        return
+    import json
+
+    from sinks.event import json_schema
+    from streamer.config import config_schema
+
+    typer.echo(json.dumps(config_schema() if config else json_schema(), indent=2))
+
+
+def _validate(path: Path) -> None:
+    from pydantic import ValidationError
+
+    from sinks.event import Event
+    from streamer.errors import SourceError
+
+    try:
+        lines = path.open("rb")
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}") from error
+    good = wrong = 0
+    with lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                Event.from_json(line)
+                good += 1
+            except ValidationError as error:
+                wrong += 1
+                mistake = error.errors()[0]
+                place = ".".join(str(part) for part in mistake["loc"]) or "the line"
+                typer.echo(f"{path}:{number}: {place}: {mistake['msg']}", err=True)
+    typer.echo(f"{good} events are valid, {wrong} are not")
+    if wrong:
+        raise typer.Exit(1)

@@ -1,0 +1,170 @@
+"""What works on this machine and what is missing, one finding a line, each with what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import json
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from streamer.build import state_folder
+
+_NEEDED = ("av", "numpy", "opencv-python", "pydantic", "scipy", "supervision", "torch", "transformers")
+_OPTIONAL = {
+    "lap": "fast assignment; without it SciPy is used",
+    "kafka-python": "the Kafka sink",
+    "crc32c": "four times faster Kafka",
+    "paho-mqtt": "the MQTT sink: pip install 'groundstream[mqtt]'",
+    "pyarrow": "the Parquet sink: pip install 'groundstream[parquet]'",
+    "redis": "the Redis sink: pip install 'groundstream[redis]'",
+    "sentencepiece": "GLaMM: pip install 'groundstream[glamm]'",
+    "trackeval": "groundstream evaluate tracking: pip install 'groundstream[eval]'",
+}
+_LEAST_DISK = 2 * 1024**3
+_SOURCE_WAIT_S = 15.0
+
+State = Literal["works", "missing", "broken"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`missing`: groundstream runs without it; `broken`: it does not."""
+
+    what: str
+    state: State
+    told: str
+
+
+def check(sinks: Sequence[str] = (), sources: Sequence[str] = ()) -> list[Finding]:
+    """Look at everything; nothing is changed except a probe file in the state folder."""
+    checks: list[Callable[[], Iterator[Finding]]] = [_python, _libraries, _codecs, _device, _models, _disk]
+    findings = [finding for look in checks for finding in look()]
+    findings += [_sink(address) for address in sinks]
+    findings += [_source(address) for address in sources]
+    return findings
+
+
+def show(findings: Sequence[Finding], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))  # noqa: T201
+        return
+    colors = {"works": "green", "missing": "yellow", "broken": "red"}
+    table = Table("what", "state", "")
+    for finding in findings:
+        color = colors[finding.state]
+        table.add_row(finding.what, f"[{color}]{finding.state}[/{color}]", finding.told)
+    Console().print(table)
+
+
+def _python() -> Iterator[Finding]:
+    version = platform.python_version()
+    if sys.version_info >= (3, 11):
+        yield Finding("Python", "works", version)
+    else:
+        yield Finding("Python", "broken", f"{version}: install Python 3.11 or newer")
+
+
+def _libraries() -> Iterator[Finding]:
+    for name in _NEEDED:
+        version = _version(name)
+        if version is None:
+            yield Finding(name, "broken", "not installed: run pip install groundstream again")
+        else:
+            yield Finding(name, "works", version)
+    for name, use in _OPTIONAL.items():
+        version = _version(name)
+        yield Finding(name, "missing" if version is None else "works", use if version is None else version)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _codecs() -> Iterator[Finding]:
+    from streamer.decode import codecs_available
+
+    for codec, available in codecs_available(("h264", "hevc", "av1", "mjpeg")).items():
+        told = "decodes" if available else "this build of FFmpeg cannot decode it: pip install --upgrade av"
+        yield Finding(f"codec {codec}", "works" if available else "missing", told)
+
+
+def _device() -> Iterator[Finding]:
+    from detectors.device import describe_devices
+
+    for name, told in describe_devices():
+        yield Finding(name, "works", told)
+
+
+def _models() -> Iterator[Finding]:
+    from detectors.weights import installed
+
+    models = installed()
+    if not models:
+        yield Finding("models", "missing", "none in the cache: groundstream models pull glip-tiny")
+    for name, path in models:
+        yield Finding(f"model {name}", "works", str(path))
+
+
+def _disk() -> Iterator[Finding]:
+    folder = state_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"groundstream")
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        yield Finding("state folder", "broken", f"cannot write to {folder}: {error.strerror}")
+        return
+    told = f"{folder}, {free / 1024**3:.0f} GiB free"
+    yield Finding("state folder", "works" if free > _LEAST_DISK else "broken", told)
+
+
+def _sink(address: str) -> Finding:
+    from sinks.address import redact
+    from sinks.registry import probe_sink
+    from sinks.sink import SinkError
+
+    name = f"sink {redact(address)}"
+    try:
+        told = asyncio.run(probe_sink(address))
+    except SinkError as error:
+        return Finding(name, "broken", str(error))
+    return Finding(name, "works", told)
+
+
+def _source(address: str) -> Finding:
+    from streamer.errors import SourceError
+    from streamer.sources import redact
+
+    name = f"source {redact(address)}"
+    try:
+        return Finding(name, "works", asyncio.run(_first_frame(address)))
+    except SourceError as error:
+        return Finding(name, "broken", str(error))
+    except TimeoutError:
+        return Finding(name, "broken", f"no picture within {_SOURCE_WAIT_S:.0f} s")
+
+
+async def _first_frame(address: str) -> str:
+    from streamer.sources import open_sources
+
+    source = open_sources(address, strict=True)[0]
+    try:
+        async with asyncio.timeout(_SOURCE_WAIT_S):
+            async for frame in source:
+                return f"{frame.width}x{frame.height}, clock {frame.clock.basis}"
+    finally:
+        await source.aclose()
+    return "it ended without a picture"

@@ -1,0 +1,250 @@
+"""Work on recordings that has an end: run the pipeline over files, show how far it is, keep and sum up the results."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from detectors.motion import ANYTHING_THAT_MOVES
+from streamer.analysis import Analysis
+from streamer.build import VIDEO, annotated_video, open_pipeline
+from streamer.config import Config, parse_config
+from streamer.errors import ConfigError
+from streamer.outputs import CocoJson, MotText, open_output
+from streamer.pipeline import Pipeline, Recorder
+from streamer.sources import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What `groundstream process` was asked to do; see its options."""
+
+    videos: Sequence[str]
+    queries: Sequence[str]
+    out: Path
+    detector: str | None = None
+    weights: Path | None = None
+    device: str | None = None
+    threshold: float | None = None
+    tracker: str = "default"
+    sinks: Sequence[str] = ()
+    video: bool = True
+    images: bool = False
+    zones: Sequence[str] = ()
+    lines: Sequence[str] = ()
+    every: int = 1
+    fps: float | None = None
+    batch: int = 8
+    start_time: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What came of one video."""
+
+    stream: str
+    frames: int
+    analysed: int
+    dropped: dict[str, int]
+    seconds: float
+    tracks: int
+    events: dict[str, int]
+    folder: str
+    error: str = ""
+
+
+def process_videos(job: Job, *, as_json: bool = False, quiet: bool = False) -> bool:
+    """Run the job and tell what came of it; returns whether any video failed."""
+    console = Console(stderr=as_json)
+    started = time.monotonic()
+    with _progress(console, hidden=quiet or as_json or not console.is_terminal) as tell:
+        summaries = asyncio.run(_run(job, tell))
+    wall_s = time.monotonic() - started
+    for summary in summaries:
+        with open_output(Path(summary.folder) / "summary.json") as file:
+            json.dump(asdict(summary), file, indent=2)
+    if as_json:
+        print(json.dumps({"seconds": round(wall_s, 3), "videos": [asdict(summary) for summary in summaries]}))  # noqa: T201
+    else:
+        _show(console, summaries, job, wall_s)
+    return any(summary.error for summary in summaries)
+
+
+def job_config(job: Job) -> Config:
+    """The configuration that the job's options stand for. Raises `ConfigError`."""
+    stream = {
+        "zones": [{"id": name, "polygon": points} for name, points in map(_place, job.zones)],
+        "lines": [{"id": name, "points": points} for name, points in map(_place, job.lines)],
+        "sample": {"every": job.every, "fps": job.fps},
+    }
+    detector = {
+        "name": job.detector or _natural_detector(job.queries),
+        "weights": job.weights,
+        "device": job.device,
+        "threshold": job.threshold,
+    }
+    raw = {
+        "streams": [{"source": video, **stream} for video in job.videos],
+        "queries": list(job.queries),
+        "detector": detector,
+        "tracker": job.tracker,
+        "batch": {"size": job.batch},
+        "sinks": [f"jsonl:{job.out / 'events.jsonl'}", f"sqlite:{job.out / 'events.sqlite'}", *job.sinks],
+    }
+    return parse_config(raw, "command line")
+
+
+async def _run(job: Job, tell: Callable[[Pipeline], Callable[[str], None]]) -> list[Summary]:
+    config = job_config(job)
+    for old in ("events.jsonl", "events.sqlite"):
+        (job.out / old).unlink(missing_ok=True)
+    start_ns = None if job.start_time is None else _start_ns(job.start_time)
+    advance: list[Callable[[str], None]] = []
+
+    def outputs(source: Source, analysis: Analysis) -> Sequence[Recorder]:
+        return _outputs(job, source, analysis)
+
+    async with open_pipeline(
+        config,
+        outputs=outputs,
+        start_time_ns=start_ns,
+        strict=True,
+        on_frame=lambda stream: advance[0](stream),
+    ) as pipeline:
+        advance.append(tell(pipeline))
+        with stopping_on_signals(pipeline):
+            await pipeline.run()
+        return [_sum_up(job, pipeline, report.stream) for report in pipeline.report()]
+
+
+@contextlib.contextmanager
+def stopping_on_signals(pipeline: Pipeline) -> Iterator[None]:
+    """Ctrl-C and a service manager's stop end the pipeline cleanly; a second one ends it at once."""
+    loop = asyncio.get_running_loop()
+    tasks: list[asyncio.Task[None]] = []
+
+    def stop() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+        tasks.append(loop.create_task(pipeline.stop()))
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _outputs(job: Job, source: Source, analysis: Analysis) -> list[Recorder]:
+    folder = job.out / source.name
+    images = folder / "images" if job.images else None
+    recorders: list[Recorder] = [
+        MotText(folder / "tracks.txt"),
+        CocoJson(folder / "coco.json", lambda: {query.number: query.text for query in analysis.queries.at()}, images),
+    ]
+    if job.video and not any(address.startswith(VIDEO) for address in job.sinks):
+        recorders.append(annotated_video(folder / "video.mp4", source, analysis))
+    return recorders
+
+
+def _sum_up(job: Job, pipeline: Pipeline, stream: str) -> Summary:
+    report = next(report for report in pipeline.report() if report.stream == stream)
+    events: Counter[str] = pipeline.event_counts[stream]
+    return Summary(
+        stream=stream,
+        frames=report.tally.received,
+        analysed=report.tally.analysed,
+        dropped=report.tally.dropped,
+        seconds=round(report.seen_s, 6),
+        tracks=events.get("groundstream.track.begin.v1", 0),
+        events={_short(kind): count for kind, count in sorted(events.items())},
+        folder=str(job.out / stream),
+        error=report.error,
+    )
+
+
+def _short(kind: str) -> str:
+    """'groundstream.track.begin.v1' -> 'track.begin'."""
+    return kind.removeprefix("groundstream.").rpartition(".")[0]
+
+
+def _show(console: Console, summaries: Sequence[Summary], job: Job, wall_s: float) -> None:
+    table = Table("video", "frames", "analysed", "dropped", "length", "tracks", "events")
+    for summary in summaries:
+        events = ", ".join(f"{kind} {count}" for kind, count in summary.events.items())
+        dropped = ", ".join(f"{reason} {count}" for reason, count in summary.dropped.items()) or "0"
+        numbers = (summary.frames, summary.analysed, dropped, f"{summary.seconds:.1f} s", summary.tracks)
+        table.add_row(summary.stream, *map(str, numbers), events)
+    console.print(table)
+    frames = sum(summary.frames for summary in summaries)
+    console.print(f"{frames} frames in {wall_s:.1f} s ({frames / max(wall_s, 1e-9):.1f} frames/s)", highlight=False)
+    for summary in summaries:
+        console.print(f"results   {summary.folder}", highlight=False, soft_wrap=True)
+    console.print(f"events    {job.out / 'events.sqlite'}, {job.out / 'events.jsonl'}", highlight=False, soft_wrap=True)
+    for summary in summaries:
+        if summary.error:
+            console.print(f"[red]failed[/red]    {summary.error}", highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _progress(console: Console, *, hidden: bool) -> Iterator[Callable[[Pipeline], Callable[[str], None]]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden, transient=True) as progress:
+
+        def begin(pipeline: Pipeline) -> Callable[[str], None]:
+            sources = {camera.name: camera.source for camera in pipeline.cameras}
+            tasks = {name: progress.add_task(name, total=None, rate="") for name in sources}
+
+            def advance(stream: str) -> None:
+                task = tasks[stream]
+                state = progress.tasks[list(tasks).index(stream)]
+                if state.total is None:
+                    progress.update(task, total=getattr(sources[stream], "expected_frames", None))
+                progress.update(task, advance=1, rate=f"{state.speed or 0:.0f} frames/s")
+
+            return (lambda _stream: None) if hidden else advance
+
+        yield begin
+
+
+def _natural_detector(queries: Sequence[str]) -> str:
+    """The default, unless the words are those of the motion detector, which needs no model."""
+    return "motion" if [" ".join(query.split()).lower() for query in queries] == [ANYTHING_THAT_MOVES] else "glip-tiny"
+
+
+def _place(text: str) -> tuple[str, list[list[float]]]:
+    """'door:0.5,0.2 0.5,0.9' -> ('door', [[0.5, 0.2], [0.5, 0.9]]). Raises `ConfigError`."""
+    name, colon, rest = text.partition(":")
+    try:
+        points = [[float(value) for value in point.split(",")] for point in rest.split()]
+        if not colon or not name or any(len(point) != 2 for point in points):
+            raise ValueError
+    except ValueError:
+        raise ConfigError(
+            f"{text!r} is no zone or line: write NAME:x,y x,y ... in fractions of the frame, such as door:0.5,0 0.5,1"
+        ) from None
+    return name, points
+
+
+def _start_ns(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"start time {text!r} is not a time: write it as 2026-05-04T12:00:00Z") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return int(moment.timestamp()) * 1_000_000_000 + moment.microsecond * 1000

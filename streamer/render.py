@@ -1,0 +1,103 @@
+"""Tracks, words, traces, zones and lines drawn on a picture, with supervision's annotators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import supervision as sv
+
+from streamer.rules.places import Line, Zone
+
+Image = npt.NDArray[np.uint8]
+
+_REFERENCE_HEIGHT = 540.0
+_ZONE_COLOR = (96, 200, 255)
+_LINE_COLOR = (255, 160, 64)
+
+
+class Painter:
+    """Draws on pictures of one stream in the order of its frames (traces remember). `name_of` gives a query's words
+    from its number."""
+
+    def __init__(
+        self, size: tuple[int, int], name_of: Callable[[int], str], zones: Sequence[Zone], lines: Sequence[Line]
+    ) -> None:
+        """`size` is (width, height) of the pictures; strokes and letters scale with it."""
+        scale = max(0.5, size[1] / _REFERENCE_HEIGHT)
+        palette, by_track = sv.ColorPalette.DEFAULT, sv.ColorLookup.TRACK
+        thickness = max(1, round(2 * scale))
+        self._name_of = name_of
+        self._boxes = sv.BoxAnnotator(color=palette, color_lookup=by_track, thickness=thickness)
+        self._traces = sv.TraceAnnotator(
+            color=palette,
+            color_lookup=by_track,
+            thickness=thickness,
+            trace_length=60,
+            position=sv.Position.BOTTOM_CENTER,
+        )
+        self._labels = sv.LabelAnnotator(
+            color=palette, color_lookup=by_track, text_scale=0.42 * scale, text_padding=max(2, round(4 * scale))
+        )
+        self._masks = sv.MaskAnnotator(color=palette, color_lookup=by_track, opacity=0.4)
+        self._scenery = self._draw_scenery(size, zones, lines, thickness, scale)
+
+    def paint(self, image: Image, tracked: sv.Detections) -> Image:
+        """A copy of `image` with the tracks drawn on it; `class_id` holds numbers of queries."""
+        canvas = self._place_scenery(image)
+        if not len(tracked):
+            return canvas
+        canvas = self._traces.annotate(canvas, tracked)
+        if tracked.mask is not None:
+            canvas = self._masks.annotate(canvas, tracked)
+        canvas = self._boxes.annotate(canvas, tracked)
+        labelled: Image = self._labels.annotate(canvas, tracked, labels=self._texts(tracked))
+        return labelled
+
+    def _texts(self, tracked: sv.Detections) -> list[str]:
+        assert tracked.tracker_id is not None
+        scores = np.ones(len(tracked)) if tracked.confidence is None else tracked.confidence
+        labels = np.zeros(len(tracked), int) if tracked.class_id is None else tracked.class_id
+        return [
+            f"#{track} {self._name_of(int(label))} {score:.2f}"
+            for track, label, score in zip(tracked.tracker_id, labels, scores, strict=True)
+        ]
+
+    @staticmethod
+    def _draw_scenery(
+        size: tuple[int, int], zones: Sequence[Zone], lines: Sequence[Line], thickness: int, scale: float
+    ) -> tuple[Image, Image] | None:
+        """Zones and lines drawn once: a layer, and where it covers the picture as (H, W, 1) of 0..255."""
+        if not zones and not lines:
+            return None
+        layer = np.zeros((size[1], size[0], 3), np.uint8)
+        cover = np.zeros((size[1], size[0]), np.uint8)
+
+        def write(text: str, at: npt.NDArray[np.int32], color: tuple[int, int, int]) -> None:
+            for target, ink in ((layer, color), (cover, 255)):
+                cv2.putText(
+                    target, text, tuple(at.tolist()), cv2.FONT_HERSHEY_SIMPLEX, 0.5 * scale, ink, thickness, cv2.LINE_AA
+                )
+
+        for zone in zones:
+            corners = np.round(zone.corners * size).astype(np.int32)
+            cv2.fillPoly(layer, [corners], _ZONE_COLOR)
+            cv2.fillPoly(cover, [corners], 40)
+            cv2.polylines(cover, [corners], True, 255, thickness, cv2.LINE_AA)
+            write(zone.name, corners.min(axis=0) + np.array([6, round(18 * scale)], np.int32), _ZONE_COLOR)
+        for line in lines:
+            start, end = np.round(line.ends * size).astype(np.int32)
+            for target, ink in ((layer, _LINE_COLOR), (cover, 255)):
+                cv2.line(target, start.tolist(), end.tolist(), ink, thickness + 1, cv2.LINE_AA)
+            write(line.name, (start + end) // 2 + 6, _LINE_COLOR)
+        return layer, cover[:, :, None]
+
+    def _place_scenery(self, image: Image) -> Image:
+        if self._scenery is None or image.shape != self._scenery[0].shape:
+            return image.copy()
+        layer, cover = self._scenery
+        share = cover.astype(np.uint16)
+        mixed = (image * (255 - share) + layer * share) // 255
+        return mixed.astype(np.uint8)
