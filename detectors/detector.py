@@ -90,7 +90,7 @@ class GroundedSpan:
 class Grounded:
     """A text tied to the picture: `masks` (K, height, width) bool, in the order of the text; not each needs a span.
 
-    `answer` is what the model wrote, marks and all: what a conversation carries on from.
+    `answer` is what the model wrote, marks and all: a conversation carries on from it.
     """
 
     text: str

@@ -46,6 +46,10 @@ class WeightsError(DetectorError):
     """Weights are missing, damaged, or do not fit GLaMM."""
 
 
+class UnknownCheckpoint(WeightsError, ValueError):
+    """No checkpoint has that name."""
+
+
 @dataclass(frozen=True)
 class Folder:
     """Where the parts of one GLaMM lie; `clip` is None for a converted folder."""
@@ -85,6 +89,39 @@ def open_folder(folder: Path, clip: Path | None = None) -> Folder:
             f"give the folder of {CLIP_NAME} as well (--clip DIR)"
         )
     return Folder(folder, clip, GlammConfig.from_hub(table, _json(clip / "config.json")))
+
+
+def find(model: str, clip: Path | None = None) -> Folder:
+    """A released checkpoint by its name, fetched and converted once, or one in a folder by its path."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return open_folder(path, clip)
+    if model not in RELEASED:
+        raise UnknownCheckpoint(f"{model!r} is neither a folder nor one of {', '.join(RELEASED)}")
+    converted = cache_folder() / model
+    if not converted.is_dir():
+        convert(open_folder(_download(RELEASED[model], model), _download(CLIP_NAME, model)), converted)
+    return open_folder(converted)
+
+
+def cache_folder() -> Path:
+    """Where converted checkpoints are kept: $GROUNDSTREAM_CACHE, or groundstream in the user's cache."""
+    chosen = os.environ.get("GROUNDSTREAM_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "groundstream"
+
+
+def _download(repository: str, model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["config.json", "tokenizer.model", "*.safetensors", "pytorch_model*.bin"]
+    try:
+        return Path(snapshot_download(repository, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise WeightsError(
+            f"{model} needs {repository}, which is neither cached nor to be had ({type(error).__name__}): connect to "
+            "the hub, or give folders that hold it and CLIP (--model DIR --clip DIR)"
+        ) from error
 
 
 def load(

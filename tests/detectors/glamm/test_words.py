@@ -19,15 +19,15 @@ def tokenizer(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Tok
 
 
 def test_seven_tokens_stand_behind_the_vocabulary(tokenizer: Tokenizer) -> None:
-    assert tokenizer.encode("<im_start><im_end><bbox><point>[SEG]<p></p>") == list(range(360, 367))
-    assert tokenizer.tokens.seg == 364
+    assert tokenizer.encode("<im_start><im_end><bbox><point>[SEG]<p></p>") == list(range(440, 447))
+    assert tokenizer.tokens.seg == 444
 
 
 def test_the_image_is_a_placeholder_and_the_sentence_begins_once(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode_prompt("a <im_start><image><im_end> b")
     assert ids[0] == 1
     assert ids.count(1) == 1
-    assert ids[ids.index(-200) - 1 : ids.index(-200) + 2] == [360, -200, 361]
+    assert ids[ids.index(-200) - 1 : ids.index(-200) + 2] == [440, -200, 441]
 
 
 def test_space_beside_an_added_token_is_lost_but_not_beside_the_end_mark(tokenizer: Tokenizer) -> None:

@@ -19,7 +19,7 @@ from detectors.glamm.config import ADDED_TOKENS, ClipConfig, GlammConfig, LlmCon
 from detectors.glamm.model import GlammModel
 from detectors.glamm.tokenizer import Tokenizer
 
-PIECES = 360
+PIECES = 440
 SENTENCES = (
     "A chat between a curious human and an artificial intelligence assistant.",
     "The assistant gives helpful, detailed, and polite answers to the human's questions.",

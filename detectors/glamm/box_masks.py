@@ -1,0 +1,77 @@
+"""Masks for boxes: SAM led by a detector's boxes, without any language model (Grounded SAM, arXiv:2401.14159)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import supervision as sv
+import torch
+import transformers
+
+from detectors.glamm.processor import inner_size, sam_pixels
+from detectors.glamm.sam import decode_boxes, resize_masks
+from detectors.glamm.weights import WeightsError
+
+DEFAULT_SAM = "facebook/sam-vit-base"
+_MASKS_AT_ONCE = 16
+
+
+class BoxMasks:
+    """Turns boxes into masks with a SAM: one of its own, or the one inside a GLaMM."""
+
+    def __init__(self, sam: transformers.SamModel) -> None:
+        self._sam = sam.eval()
+        self._side = int(sam.config.vision_config.image_size)
+
+    @classmethod
+    def load(cls, name: str = DEFAULT_SAM, device: str | None = None) -> BoxMasks:
+        """A SAM of transformers by its name on the hub, or from a folder. Raises `WeightsError`."""
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+            raise WeightsError(f"{name} holds no SAM: a folder with config.json and model.safetensors is needed")
+        try:
+            sam = transformers.SamModel.from_pretrained(name, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise WeightsError(
+                f"SAM {name!r} is neither in a folder nor cached nor to be had from the hub: connect to it, "
+                "or give a folder with config.json and model.safetensors"
+            ) from error
+        return cls(sam.to(device, torch.bfloat16 if device.startswith("cuda") else torch.float32))
+
+    @torch.inference_mode()
+    def add_masks(self, image: npt.NDArray[np.uint8], found: sv.Detections) -> sv.Detections:
+        """The same detections or tracks with a mask each, cut from `image` (BGR, uint8); nothing else changes."""
+        masks, _ = self.masks(image, found.xyxy)
+        return sv.Detections(
+            xyxy=found.xyxy,
+            mask=masks,
+            confidence=found.confidence,
+            class_id=found.class_id,
+            tracker_id=found.tracker_id,
+            data=found.data,
+            metadata=found.metadata,
+        )
+
+    @torch.inference_mode()
+    def masks(
+        self, image: npt.NDArray[np.uint8], xyxy: npt.NDArray[np.number[Any]]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+        """Masks (N, H, W) for boxes (N, 4) in pixels of `image` (BGR), and SAM's estimate of their IoU (N,)."""
+        height, width = image.shape[:2]
+        weight = self._sam.mask_decoder.iou_token.weight
+        if not len(xyxy):
+            return np.zeros((0, height, width), dtype=bool), np.zeros(0, dtype=np.float32)
+        pixels = sam_pixels(np.ascontiguousarray(image[..., ::-1]), self._side)[None]
+        embedding = self._sam.get_image_embeddings(pixels.to(weight.device, weight.dtype))
+        inner = inner_size(height, width, self._side)
+        scale = torch.tensor([inner[1] / width, inner[0] / height] * 2)
+        boxes = (torch.as_tensor(np.asarray(xyxy, dtype=np.float32)) * scale).to(weight.device)
+        masks, ious = [], []
+        for some in boxes.split(_MASKS_AT_ONCE):  # type: ignore[no-untyped-call]
+            logits, iou = decode_boxes(self._sam, embedding, some)
+            masks.append((resize_masks(logits, self._side, inner, (height, width)) > 0).cpu().numpy())
+            ious.append(iou.clamp(0, 1).cpu().numpy())
+        return np.concatenate(masks), np.concatenate(ious)
