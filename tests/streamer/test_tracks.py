@@ -1,0 +1,116 @@
+"""The life of tracks and the words they answer to."""
+
+from __future__ import annotations
+
+from streamer.identity import derived_uids
+from streamer.rules.tracks import Matches, Tracks
+from tests.streamer.scenes import seen, told
+
+HERE = (0.5, 0.5)
+
+
+def tracks(**options) -> Tracks:
+    return Tracks(derived_uids("test"), **options)
+
+
+def test_one_object_has_one_begin_and_one_end():
+    rule = tracks()
+    said = [told(rule.update(seen(t / 10, {1: HERE}))) for t in range(5)]
+    said.append(told(rule.update(seen(0.5, {}, alive=[]))))
+    assert said == [[("track.begin", 1)], [], [], [], [], [("track.end", 1)]]
+
+
+def test_a_track_that_ends_at_the_border_has_left_the_view_and_others_are_lost():
+    rule = tracks()
+    rule.update(seen(0, {1: (0.5, 0.5), 2: (0.99, 0.5)}))
+    rule.update(seen(1, {}, alive=[]))
+    assert rule.ended[1].end_reason == "lost"
+    assert rule.ended[2].end_reason == "left_view"
+
+
+def test_a_short_occlusion_is_not_worth_an_event_a_long_one_is_told_both_ways():
+    rule = tracks(lost_after_s=0.5)
+    rule.update(seen(0, {1: HERE}))
+    assert rule.update(seen(0.3, {}, alive=[1])) == []
+    assert rule.update(seen(0.4, {1: HERE})) == []
+    assert told(rule.update(seen(1.0, {}, alive=[1]))) == [("track.update", 1)]
+    assert rule.records[1].state == "lost"
+    assert told(rule.update(seen(1.1, {1: HERE}))) == [("track.update", 1)]
+    assert rule.records[1].state == "confirmed"
+
+
+def test_a_parked_object_does_not_alert_again_and_again():
+    rule = tracks(update_every_s=1.0)
+    said = [told(rule.update(seen(second, {1: HERE}, still=[1] if second else []))) for second in range(30)]
+    assert sum(said, []) == [("track.begin", 1), ("track.update", 1)]
+    assert rule.records[1].stationary
+
+
+def test_a_moving_track_is_told_every_so_often():
+    rule = tracks(update_every_s=10)
+    said = [told(rule.update(seen(second, {1: HERE}))) for second in range(31)]
+    assert sum(said, []) == [("track.begin", 1)] + [("track.update", 1)] * 3
+
+
+def test_closing_ends_every_track_with_the_reason():
+    rule = tracks()
+    rule.update(seen(0, {1: HERE, 2: HERE}))
+    assert told(rule.close(int(1e9), "stream_down")) == [("track.end", 1), ("track.end", 2)]
+    assert {record.end_reason for record in rule.ended.values()} == {"stream_down"}
+    assert rule.records == {}
+
+
+def test_the_same_recording_gives_the_same_names_and_another_gives_others():
+    first, again, other = derived_uids("a"), derived_uids("a"), derived_uids("b")
+    assert first(1, 5) == again(1, 5)
+    assert len({first(1, 5), first(2, 5), first(1, 6), other(1, 5)}) == 4
+    assert len(first(1, 5)) == 26
+
+
+def votes(rule: Matches, frames, step_s=0.1, labels=(1, 2)):
+    return [
+        [(*entry, happening.data["query_number"]) for happening, entry in zip(said, told(said), strict=True)]
+        for said in (
+            rule.update(seen(number * step_s, {1: HERE}, labels=labels, scores={1: scores}))
+            for number, scores in enumerate(frames)
+        )
+    ]
+
+
+def test_a_match_begins_when_it_has_lasted_and_ends_with_the_track():
+    rule = Matches(settle_s=0.2)
+    said = votes(rule, [(0.8, 0)] * 4)
+    assert said == [[], [], [("match.begin", 1, 1)], []]
+    assert told(rule.update(seen(1, {}, alive=[]))) == [("match.end", 1)]
+
+
+def test_a_label_that_flickers_for_some_frames_is_neither_a_match_nor_the_end_of_one():
+    rule = Matches(settle_s=0.2)
+    car, bus = (0.8, 0), (0, 0.9)
+    said = votes(rule, [car] * 10 + [bus] * 2 + [car] * 10)
+    assert sum(said, []) == [("match.begin", 1, 1)]
+
+
+def test_a_thing_that_changes_for_good_changes_its_match():
+    rule = Matches(settle_s=0.2, half_life_s=0.5)
+    said = votes(rule, [(0.8, 0)] * 10 + [(0, 0.9)] * 30)
+    assert sum(said, []) == [("match.begin", 1, 1), ("match.begin", 1, 2), ("match.end", 1, 1)]
+
+
+def test_one_track_may_answer_two_queries_at_once():
+    rule = Matches(settle_s=0)
+    assert votes(rule, [(0.8, 0.7)]) == [[("match.begin", 1, 1), ("match.begin", 1, 2)]]
+    assert rule.scores(1) == {1: 0.8, 2: 0.7}
+
+
+def test_a_score_under_the_threshold_is_no_match():
+    rule = Matches(settle_s=0)
+    rule.thresholds = {1: 0.5}
+    assert sum(votes(rule, [(0.4, 0)] * 20), []) == []
+
+
+def test_a_withdrawn_query_ends_its_matches():
+    rule = Matches(settle_s=0)
+    votes(rule, [(0.8, 0.7)])
+    assert told(rule.withdraw(1)) == [("match.end", 1)]
+    assert rule.matched == {1: {2}}
