@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,7 +102,7 @@ def test_crossings_of_one_track_alternate(xs):
         for number, x in enumerate(xs)
         for happening in line.update(seen(number / 10, {1: (x, 0.5)}))
     ]
-    assert all(first != second for first, second in zip(directions, directions[1:], strict=False))
+    assert all(first != second for first, second in itertools.pairwise(directions))
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
@@ -107,14 +110,10 @@ def test_a_point_is_inside_a_square_when_its_coordinates_say_so(x, y):
     corners = polygon("square", YARD)
     expected = 0.2 < x < 0.8 and 0.2 < y < 0.8
     on_edge = min(abs(x - 0.2), abs(x - 0.8), abs(y - 0.2), abs(y - 0.8)) < 1e-12
-    import numpy as np
-
     assert on_edge or inside(np.array([[x, y]]), corners)[0] == expected
 
 
 def test_right_of_a_line_is_right_of_who_walks_along_it():
-    import numpy as np
-
     eastward = np.array([[0.0, 0.5], [1.0, 0.5]])
     assert signed_distance(np.array([[0.5, 0.7]]), eastward)[0] == pytest.approx(0.2)  # below, in the picture
 

@@ -1,0 +1,270 @@
+"""From frames to events, with fake sources and a fake detector."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import supervision as sv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detectors import PromptError
+from sinks.event import EventType
+from streamer.errors import ConfigError
+from streamer.sampling import Sampling
+from streamer.sources.source import SourceState, StateChange
+from tests.support.fakes import Bench, FakeDetector, FakeSource, ListSink, camera, one_box_per_query
+
+
+def run(cameras, detector=None, **options) -> Bench:
+    async def go() -> Bench:
+        async with Bench(cameras(), detector, **options) as bench:
+            await bench.run()
+        return bench
+
+    return asyncio.run(go())
+
+
+def tallies(bench: Bench):
+    return {report.stream: report.tally for report in bench.pipeline.report()}
+
+
+def test_a_recording_is_analysed_frame_by_frame_and_told_in_order():
+    bench = run(lambda: [camera(FakeSource(count=25))])
+    assert bench.kinds() == [
+        "stream.online",
+        "track.begin",
+        "match.begin",
+        "match.end",
+        "track.end",
+        "coverage",
+    ]
+    sequences = [int(event.sequence) for event in bench.sink.events]
+    assert sequences == list(range(1, len(sequences) + 1))
+    assert [event.id for event in bench.sink.events] == [f"1.cam.{number}" for number in sequences]
+    coverage = bench.sink.events[-1].data.coverage
+    assert (coverage.received, coverage.analysed, coverage.dropped, coverage.state) == (25, 25, {}, "seeing")
+
+
+def test_every_event_is_what_its_schema_says():
+    bench = run(lambda: [camera(FakeSource(count=300), ["person", "dog"])])
+    for event in bench.sink.events:
+        assert type(event).from_json(event.to_json()) == event
+
+
+def test_one_detector_thread_serves_all_cameras_in_shared_batches():
+    detector = FakeDetector(delay_s=0.005)
+    bench = run(lambda: [camera(FakeSource(f"cam{number}", count=20)) for number in range(4)], detector)
+    assert len(detector.threads) == 1
+    assert any(len(set(batch)) > 1 for batch in detector.batches)
+    assert all(tally.analysed == 20 for tally in tallies(bench).values())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 30), st.integers(1, 4), st.booleans(), st.none() | st.integers(0, 20)),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(1, 8),
+    st.sets(st.integers(0, 40)),
+)
+def test_every_frame_is_accounted_for(streams, batch_size, failing):
+    """received = analysed + dropped, whatever fails and whatever is skipped."""
+
+    def cameras():
+        return [
+            camera(
+                FakeSource(f"cam{number}", count=count, live=live, period_s=0.001, fail_at=fail_at),
+                sampling=Sampling(every=every),
+            )
+            for number, (count, every, live, fail_at) in enumerate(streams)
+        ]
+
+    calls = Counter()
+
+    def answer(request):
+        calls["n"] += 1
+        if calls["n"] in failing:
+            raise RuntimeError("a bad batch")
+        return one_box_per_query(request)
+
+    bench = run(cameras, FakeDetector(answer), batch_size=batch_size)
+    for number, (count, _every, _live, fail_at) in enumerate(streams):
+        tally = tallies(bench)[f"cam{number}"]
+        assert tally.pending == 0
+        assert tally.received == (count if fail_at is None else min(count, fail_at))
+        assert set(tally.dropped) <= {"stale", "not_sampled", "detector_error", "shutdown"}
+
+
+def test_a_camera_that_breaks_leaves_the_others_alone():
+    bench = run(lambda: [camera(FakeSource("bad", count=20, fail_at=3)), camera(FakeSource("good", count=20))])
+    assert bench.pipeline.errors == {"bad": "the cable was cut"}
+    assert tallies(bench)["good"].analysed == 20
+    assert bench.kinds("bad")[-3:] == ["match.end", "track.end", "coverage"] or "track.end" in bench.kinds("bad")
+
+
+def test_a_frame_that_the_detector_cannot_take_costs_that_frame_alone():
+    def answer(request):
+        if request.stream == "bad":
+            raise ValueError("cannot look at this")
+        return one_box_per_query(request)
+
+    bench = run(lambda: [camera(FakeSource("bad", count=8)), camera(FakeSource("good", count=8))], FakeDetector(answer))
+    assert tallies(bench)["bad"].dropped == {"detector_error": 8}
+    assert tallies(bench)["good"].analysed == 8
+    assert "cannot look at this" in bench.pipeline.errors["bad"]
+
+
+def test_words_that_the_detector_cannot_read_are_told_before_the_first_frame():
+    class Illiterate(FakeDetector):
+        def prepare(self, queries):
+            raise PromptError("too long")
+
+    source = []
+    with pytest.raises(PromptError, match="too long"):
+        run(lambda: source or [source.append(camera(FakeSource())) or source[0]], Illiterate())
+    assert source[0].source.account.tally().received == 0
+
+
+def test_words_change_while_it_runs_and_the_events_tell():
+    async def go():
+        async with Bench([camera(FakeSource(count=None, live=True, period_s=0.01))]) as bench:
+            running = asyncio.create_task(bench.pipeline.run())
+            await asyncio.sleep(0.4)
+            await bench.pipeline.change_queries("cam", ["dog"])
+            await asyncio.sleep(0.5)
+            with pytest.raises(ConfigError, match="there is no stream 'x'; there are cam"):
+                await bench.pipeline.change_queries("x", ["dog"])
+            with pytest.raises(PromptError, match="empty"):
+                await bench.pipeline.change_queries("cam", [" "])
+            await bench.pipeline.stop()
+            await running
+            await bench.spool.drain(5)
+        return bench
+
+    bench = asyncio.run(go())
+    changes = [event.data.query for event in bench.sink.events if event.type is EventType.QUERY]
+    assert [(query.text, query.change) for query in changes] == [("dog", "added"), ("person", "removed")]
+    matches = [
+        (event.type.split(".")[2], event.data.matches[0].text)
+        for event in bench.sink.events
+        if event.type in (EventType.MATCH_BEGIN, EventType.MATCH_END)
+    ]
+    assert matches == [("begin", "person"), ("end", "person"), ("begin", "dog"), ("end", "dog")]
+
+
+def test_stopping_ends_open_tracks_with_shutdown():
+    async def go():
+        async with Bench([camera(FakeSource(count=None, live=True, period_s=0.01))]) as bench:
+            running = asyncio.create_task(bench.pipeline.run())
+            await asyncio.sleep(0.4)
+            await bench.pipeline.stop()
+            await asyncio.wait_for(running, 5)
+            await bench.spool.drain(5)
+        return bench
+
+    bench = asyncio.run(go())
+    ends = [event.data.track.end_reason for event in bench.sink.events if event.type is EventType.TRACK_END]
+    assert ends == ["shutdown"]
+    assert tallies(bench)["cam"].pending == 0
+
+
+def test_an_outage_is_one_pair_of_events_and_ends_the_tracks():
+    async def go():
+        async with Bench([camera(FakeSource(count=None, live=True, period_s=0.01))]) as bench:
+            running = asyncio.create_task(bench.pipeline.run())
+
+            def tell(state, cause=""):
+                bench.relay(StateChange("cam", state, time.time_ns(), cause))
+
+            tell(SourceState.LIVE)
+            await asyncio.sleep(0.4)
+            for state in (SourceState.STALLED, SourceState.WAITING, SourceState.CONNECTING, SourceState.WAITING):
+                tell(state, "the camera is silent")
+            tell(SourceState.LIVE)
+            await asyncio.sleep(0.1)
+            await bench.pipeline.stop()
+            await running
+            await bench.spool.drain(5)
+        return bench
+
+    bench = asyncio.run(go())
+    stream_events = [event for event in bench.sink.events if event.type.startswith("groundstream.stream")]
+    assert [event.type.split(".")[2] for event in stream_events] == ["online", "offline", "online"]
+    assert stream_events[1].data.outage.cause == "the camera is silent"
+    assert stream_events[2].data.outage.since_ns == stream_events[1].data.outage.since_ns
+    ends = [event.data.track.end_reason for event in bench.sink.events if event.type is EventType.TRACK_END]
+    assert ends[0] == "stream_down"
+
+
+def test_live_frames_are_fresh_when_a_slow_detector_sees_them():
+    inference_s, period_s = 0.2, 0.02
+
+    async def go():
+        detector = FakeDetector(delay_s=inference_s)
+        async with Bench([camera(FakeSource(count=None, live=True, period_s=period_s))], detector) as bench:
+            running = asyncio.create_task(bench.pipeline.run())
+            ages = []
+            for _ in range(8):
+                await asyncio.sleep(inference_s)
+                ages.append(bench.pipeline.report()[0].age_s)
+            await bench.pipeline.stop()
+            await running
+        return ages, bench.pipeline.report()[0].tally
+
+    ages, tally = asyncio.run(go())
+    # From capture to events: the frame may wait for the next one to be taken, and is then looked at once.
+    assert all(age is not None and age < 2 * inference_s for age in ages[2:]), ages
+    assert tally.dropped["stale"] > 3 * tally.analysed
+
+
+def test_a_slow_sink_holds_up_no_frame():
+    started = time.monotonic()
+    bench = run(lambda: [camera(FakeSource(count=200))], sink=ListSink(delay_s=0.5))
+    analysed_in = time.monotonic() - started
+    assert tallies(bench)["cam"].analysed == 200
+    assert analysed_in < 10
+
+
+def test_frames_between_samples_are_tracked_by_motion_alone():
+    kept = []
+
+    class Recorder:
+        async def write(self, frame, tracked, *, analysed):
+            kept.append((frame.index, analysed, tracked.xyxy[:, 0].round(1).tolist()))
+
+        async def aclose(self):
+            pass
+
+    position = iter(range(100))
+
+    def moving(request):
+        x = 4.0 * next(position)
+        return sv.Detections(
+            xyxy=np.array([[x, 10, x + 20, 40]], np.float32), confidence=np.array([0.9]), class_id=np.array([0])
+        )
+
+    bench = run(
+        lambda: [camera(FakeSource(count=25), sampling=Sampling(every=2), recorders=[Recorder()])],
+        FakeDetector(moving),
+    )
+    assert tallies(bench)["cam"].dropped == {"not_sampled": 12}
+    assert [analysed for _, analysed, _ in kept[:4]] == [True, False, True, False]
+    (before,), (between,), (after,) = (kept[number][2] for number in (20, 21, 22))
+    assert before < between < after
+
+
+def test_a_recording_gives_the_same_events_every_time():
+    def lines(bench):
+        return [event.to_json() for event in bench.sink.events]
+
+    first = run(lambda: [camera(FakeSource(count=300), ["person", "dog"])])
+    second = run(lambda: [camera(FakeSource(count=300), ["person", "dog"])])
+    assert lines(first) == lines(second)
+    assert sum(kind == "coverage" for kind in first.kinds()) == 2
