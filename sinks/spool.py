@@ -36,6 +36,7 @@ _BLOCK_EVENTS = 512
 _BLOCK_BYTES = 1 << 20
 _HOUSEKEEPING_S = 0.25
 _RETRY_S = 0.25
+_TELL_AGAIN_S = 60.0
 _CLOSE_SINK_S = 10.0
 
 
@@ -100,6 +101,7 @@ class Spool:
         self._progress = asyncio.Event()
         self._drops: dict[str, Counter[str]] = {}
         self._storage_error = ""
+        self._told_at = float("-inf")
         self._queue: queue.SimpleQueue[_Send | _Call | None] = queue.SimpleQueue()
         self._nudged = False
         self._open_tracks: dict[str, Event] = {}
@@ -437,9 +439,10 @@ class Spool:
             except StoreDamaged:
                 store.reopen()
             except SinkError as error:
-                if not self._storage_error:
-                    log.error("%s", error)
                 self._storage_error = str(error)
+                if time.monotonic() - self._told_at > _TELL_AGAIN_S:
+                    log.error("%s", error)
+                    self._told_at = time.monotonic()
                 if self._closed:
                     for send in sends:
                         self._tell(_fail, send.future, error)
@@ -448,7 +451,7 @@ class Spool:
                     self._tell(self._given_up, "disk_full", [pair for send in sends for pair in send.thin_out()])
                 time.sleep(_RETRY_S)
         if self._storage_error:
-            log.warning("the spool stores events again")
+            log.info("the spool stores events again")
             self._storage_error = ""
         for send in sends:
             for event in send.events:
@@ -477,7 +480,7 @@ class Spool:
             low = min(cursors.values(), default=store.next - 1)
             if low >= store.first:
                 self._tell(self._released, store.release(low))
-            return not store.shrink()
+            return self._queue.empty() and not store.shrink()
         except StoreDamaged:
             store.reopen()
         except SinkError as error:

@@ -30,7 +30,7 @@ _CHECKPOINT_BYTES = 8 << 20
 _RESTART_BYTES = 64 << 20
 _IDLE_S = 1.0
 _SLACK_PAGES = 2048
-_VACUUM_PAGES = 2048
+_VACUUM_PAGES = 512
 _SALVAGE_FAILURES = 50_000
 
 _SCHEMA = """
@@ -257,7 +257,8 @@ class Store:
             free = int(self._db.execute("PRAGMA freelist_count").fetchone()[0])
             if free <= _SLACK_PAGES:
                 return False
-            self._db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+            # one step for each page: `execute` would take the first one only
+            self._db.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
         self._keeper.committed()
         return True
 

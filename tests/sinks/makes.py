@@ -65,7 +65,7 @@ def event(
             frame=FrameInfo(index=sequence, width=1280, height=720),
             track=track,
             matches=[Match(query_id="q1", query_rev=1, text=query, score=0.8, threshold=0.3)] if track else None,
-            producer=Producer(version="0.1", detector="glip-tiny", tracker="bytetrack", config_hash="x" * (8 + padding)),
+            producer=Producer(version="0.1", detector="glip-tiny", tracker="bytetrack", config_hash="x" * padding),
         ),
     )
 
@@ -99,5 +99,5 @@ class Recorder:
 async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     """Waits for something to become true; the test fails when it does not."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  what is waited for is no event of asyncio
             await asyncio.sleep(0.01)

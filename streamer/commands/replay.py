@@ -1,0 +1,56 @@
+"""`groundstream replay`: past events once more, to another sink, with the same ids."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from sinks.sink import Sink
+    from sinks.subscribe import Subscription
+
+
+def replay(
+    source: Annotated[str, typer.Argument(help="Where the events are: sqlite:, jsonl:, parquet: or kafka://...")],
+    to: Annotated[list[str], typer.Option(help="The sink to send them to; again for more.")],
+    stream: Annotated[list[str] | None, typer.Option(help="Only this stream; again for more, * is allowed.")] = None,
+    type: Annotated[list[str] | None, typer.Option(help="Only this type, such as track.begin or zone.*.")] = None,
+    query: Annotated[list[str] | None, typer.Option(help="Only events about these words.")] = None,
+    since: Annotated[str | None, typer.Option(help="earliest, a time, 10m ago, or the last id seen.")] = None,
+) -> None:
+    """Move past events to a sink. Their ids stay, so a receiver that knows some already can tell."""
+    from sinks.registry import open_sinks
+    from sinks.subscribe import subscribe
+
+    events = subscribe(source, types=type or (), streams=stream or (), queries=query or (), since=since)
+    count = asyncio.run(_replay(events, open_sinks(to)))
+    missing = f", {events.missing} missing in their sequences" if events.missing else ""
+    typer.echo(f"{count} events replayed{missing}", err=True)
+    for reason in events.unreadable[-3:]:
+        typer.echo(reason, err=True)
+
+
+async def _replay(events: Subscription, sinks: dict[str, Sink]) -> int:
+    from sinks.event import Event
+    from sinks.sink import SinkError
+    from sinks.spool import Spool
+
+    count = 0
+    batch: list[Event] = []
+    async with events, await Spool.open(None, sinks, max_bytes=64 << 20) as spool:
+        async for event in events:
+            batch.append(event)
+            count += 1
+            if len(batch) == 500:
+                await spool.send_batch(batch)
+                batch = []
+        await spool.send_batch(batch)
+        while not await spool.drain(30):
+            stuck = next(sink for sink in spool.status() if sink.backlog)
+            if stuck.error:
+                raise SinkError(f"{stuck.name} did not take {stuck.backlog} of {count} events: {stuck.error}")
+        if dead := spool.dropped().get("dead_letter"):
+            raise SinkError(f"{dead} of {count} events were refused for good: see the warnings above")
+    return count
