@@ -174,7 +174,7 @@ class Glamm:
     def caption_regions(self, image: Image, boxes: Sequence[Sequence[float]]) -> list[str]:
         """A caption for each box, asked one by one, answered together."""
         (look,) = self.look([image])
-        fractions = torch.tensor([_fractions(box, look.size) for box in boxes]).reshape(-1, 4)
+        fractions = torch.tensor([box_fractions(box, look.size) for box in boxes]).reshape(-1, 4)
         regions = self._regions(look, fractions)
         answers = self._ask([(look, [(prompts.REGION, "")], region[None]) for region in regions])
         return [parse(self._text(answer)).caption for answer in answers]
@@ -198,7 +198,7 @@ class Glamm:
         if marks != len(boxes):
             raise PromptError(f"the conversation has {marks} <bbox> and {len(boxes)} boxes: give one box for each mark")
         turns = [(text, answer.answer) for text, answer in history]
-        regions = self._regions(look, torch.tensor([_fractions(b, look.size) for b in boxes])) if boxes else None
+        regions = self._regions(look, torch.tensor([box_fractions(b, look.size) for b in boxes])) if boxes else None
         (answer,) = self._ask([(look, [*turns, (texts[-1], "")], regions)])
         return self._grounded(look, answer)
 
@@ -357,7 +357,7 @@ def _rgb(image: Any) -> Pixels:
     return np.ascontiguousarray(image[..., ::-1])
 
 
-def _fractions(box: Sequence[float], size: tuple[int, int]) -> list[float]:
+def box_fractions(box: Sequence[float], size: tuple[int, int]) -> list[float]:
     """xyxy pixels as fractions of the picture. Raises `ImageError` when the box is not inside it."""
     height, width = size
     x1, y1, x2, y2 = (float(value) for value in box)
