@@ -1,3 +1,25 @@
-"""groundstream's application: sources, batching, rules and the pipeline that connects detector, tracker and sinks."""
+"""groundstream's application: sources, batching, rules and the pipeline that connects detector, tracker and sinks.
+
+`watch` is the way in:
+
+    async for event in streamer.watch("street.mp4", ["a red car"]):
+        print(event.time, event.type, event.subject)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streamer.api import watch as watch
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when used: it loads the models' libraries, which `import streamer` must not.
+    if name == "watch":
+        from streamer.api import watch
+
+        return watch
+    raise AttributeError(f"module 'streamer' has no attribute {name!r}")

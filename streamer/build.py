@@ -6,14 +6,14 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from detectors import Detector, create_detector
 from sinks.event import Producer
 from sinks.registry import open_sinks
-from sinks.sink import SinkError
+from sinks.sink import Sink, SinkError
 from sinks.spool import Spool
 from streamer import __version__
 from streamer.analysis import Analysis, CountPlan, config_hash
@@ -32,8 +32,8 @@ from trackers import create_tracker
 log = logging.getLogger("groundstream")
 
 VIDEO = "video:"
-DRAIN_S = 15.0
-"""How long the end waits for sinks that lag behind."""
+PATIENCE_S = 10.0
+"""How long the end waits for sinks that take nothing."""
 
 Outputs = Callable[[Source, Analysis], Sequence[Recorder]]
 """What to keep of the frames of one stream."""
@@ -48,11 +48,15 @@ async def open_pipeline(
     start_time_ns: int | None = None,
     on_frame: Callable[[str], None] | None = None,
     strict: bool = False,
+    more_sinks: Mapping[str, Sink] | None = None,
+    patience_s: float | None = PATIENCE_S,
 ) -> AsyncIterator[Pipeline]:
     """A pipeline that does what `config` says; its events are delivered to all sinks when the context is left.
 
     `spool_path` is where events are safe until then; None keeps them in memory, for jobs that can be run again.
     `strict` lets a live source that refuses us (401, 404) end with an error instead of being tried again.
+    `more_sinks` get the events beside those of the configuration. At the end, sinks that lag are waited for until
+    they have everything or have taken nothing for `patience_s`.
     Raises what the parts raise: `SourceError`, `DetectorError`, `TrackerError`, `SinkError`, `ConfigError`.
     """
     relay = StateRelay()
@@ -64,7 +68,7 @@ async def open_pipeline(
     _refuse_same_names([source.name for _, source in streams])
     detector = load_detector(config.detector)
     create_tracker(config.tracker)  # a wrong name is told before anything is opened
-    sinks = open_sinks(address for address in config.sinks if not address.startswith(VIDEO))
+    sinks = {**open_sinks(address for address in config.sinks if not address.startswith(VIDEO)), **(more_sinks or {})}
     async with await Spool.open(spool_path, sinks, sync_each=config.spool.fsync_each) as spool:
         run = await spool.begin_run(time.time_ns())
         crashed = close_crashed(spool.open_tracks(), run)
@@ -74,7 +78,7 @@ async def open_pipeline(
             version=__version__,
             detector=config.detector.name.partition(":")[0],
             tracker=config.tracker,
-            config_hash=config_hash(config.model_dump(exclude={"sinks", "spool", "metrics_port"})),
+            config_hash=config_hash(config.model_dump(exclude={"sinks", "spool", "metrics_port", "metrics_host"})),
         )
         cameras = [
             _camera(
@@ -99,8 +103,22 @@ async def open_pipeline(
             max_wait_s=config.batch.wait_ms / 1000,
             on_frame=on_frame,
         )
-        if not await spool.drain(DRAIN_S):
+        if not await _deliver(spool, patience_s):
             _tell_undelivered(spool, kept=spool_path is not None)
+
+
+async def _deliver(spool: Spool, patience_s: float | None) -> bool:
+    """Wait for sinks as long as they take something; returns whether they have everything."""
+    left = _backlog(spool)
+    while not await spool.drain(patience_s):
+        before, left = left, _backlog(spool)
+        if left >= before:
+            return False
+    return True
+
+
+def _backlog(spool: Spool) -> int:
+    return sum(status.backlog for status in spool.status())
 
 
 def _tell_undelivered(spool: Spool, *, kept: bool) -> None:

@@ -119,6 +119,7 @@ class Config(_Section):
     )
     spool: SpoolConfig = SpoolConfig()
     metrics_port: int | None = Field(None, ge=1, le=65535, description="serve Prometheus metrics here")
+    metrics_host: str = Field("127.0.0.1", description="0.0.0.0 lets other machines read them")
 
     _texts = field_validator("queries", mode="before")(lambda value: _queries_from_texts(value))
 

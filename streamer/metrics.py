@@ -54,11 +54,11 @@ class PipelineMetrics(Collector):
         return [received, analysed, dropped, events, age, tracks, online, backlog, up]
 
 
-def serve_metrics(pipeline: Pipeline, port: int, address: str = "127.0.0.1") -> tuple[WSGIServer, Thread]:
+def serve_metrics(pipeline: Pipeline, port: int, host: str) -> tuple[WSGIServer, Thread]:
     """Serve the pipeline's metrics until the server is shut down. Raises `StreamerError` when the port is taken."""
     registry = CollectorRegistry()
     registry.register(PipelineMetrics(pipeline))
     try:
-        return start_http_server(port, addr=address, registry=registry)
+        return start_http_server(port, addr=host, registry=registry)
     except OSError as error:
         raise StreamerError(f"cannot serve metrics on port {port}: {error.strerror}; choose another port") from error

@@ -75,7 +75,7 @@ async def _monitor(
     config: Config, config_file: Path | None, spool: Path, duration_s: float | None, *, quiet: bool
 ) -> bool:
     async with open_pipeline(config, spool_path=spool) as pipeline:
-        with stopping_on_signals(pipeline), _metrics(pipeline, config.metrics_port):
+        with stopping_on_signals(pipeline), _metrics(pipeline, config):
             async with _side_tasks(pipeline, config, config_file, duration_s, quiet=quiet):
                 await pipeline.run()
     for stream, error in pipeline.errors.items():
@@ -148,13 +148,13 @@ def _modified(file: Path) -> int:
 
 
 @contextlib.contextmanager
-def _metrics(pipeline: Pipeline, port: int | None) -> Iterator[None]:
-    if port is None:
+def _metrics(pipeline: Pipeline, config: Config) -> Iterator[None]:
+    if config.metrics_port is None:
         yield
         return
     from streamer.metrics import serve_metrics
 
-    server, thread = serve_metrics(pipeline, port)
+    server, thread = serve_metrics(pipeline, config.metrics_port, config.metrics_host)
     try:
         yield
     finally:

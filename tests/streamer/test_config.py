@@ -1,0 +1,126 @@
+"""The configuration: what it says, and one sentence for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from streamer.build import video_path
+from streamer.config import config_schema, load_config, parse_config
+from streamer.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CAMERAS = """
+streams:
+  - name: gate
+    source: rtsp://viewer:${CAMERA_PASSWORD}@camera/stream
+    queries: [person, {text: a red car, threshold: 0.4, id: red-car}]
+    zones:
+      - {id: yard, polygon: [[0, 0], [1, 0], [1, 1]], dwell_s: [5, 60]}
+    lines:
+      - {id: door, points: [[0.5, 0], [0.5, 1]]}
+    counts:
+      - {of: yard, window_s: 60, query: red-car}
+    sample: {fps: 5}
+  - source: webcam:0
+queries: a dog
+detector: motion
+sinks: ["sqlite:events.sqlite"]
+"""
+
+
+def parse(text: str):
+    return parse_config(yaml.safe_load(text), "cameras.yaml")
+
+
+def test_a_configuration_says_what_to_watch(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAMERA_PASSWORD", "s3cret")
+    file = tmp_path / "cameras.yaml"
+    file.write_text(CAMERAS)
+    config = load_config(file)
+    gate, webcam = config.streams
+    assert gate.source == "rtsp://viewer:s3cret@camera/stream"
+    assert [query.text for query in gate.queries] == ["person", "a red car"]
+    assert webcam.queries is None
+    assert config.queries[0].text == "a dog"
+    assert config.detector.name == "motion"
+
+
+def test_the_schema_accepts_the_file_and_refuses_a_wrong_key():
+    raw = yaml.safe_load(CAMERAS)
+    raw["queries"] = [{"text": "a dog"}]
+    raw["streams"][0]["queries"][0] = {"text": "person"}
+    raw["detector"] = {"name": "motion"}
+    validator = jsonschema.Draft202012Validator(config_schema())
+    assert list(validator.iter_errors(raw)) == []
+    raw["streams"][0]["zoness"] = []
+    assert [error.validator for error in validator.iter_errors(raw)] == ["additionalProperties"]
+
+
+def test_the_configuration_of_the_compose_file_is_one():
+    assert load_config(ROOT / "docker" / "groundstream.yaml").streams[0].name == "street"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "{streams: [{source: a.mp4, zoness: []}], queries: [person]}",
+            "streams[0].zoness is not a key: did you mean 'zones'? allowed here are source, name, queries, zones",
+        ),
+        ("{streams: [{source: a.mp4, sample: {evry: 2}}], queries: [p]}", "did you mean 'every'? allowed here are"),
+        ("{streams: [{source: a.mp4}]}", "streams[0] has nothing to look for"),
+        ("{streams: [{source: a.mp4}], queries: ['']}", "queries[0].text is ''"),
+        ("{queries: [person]}", "streams is missing"),
+        ("{streams: [{source: a.mp4}], queries: [{text: p, threshold: 3}]}", "queries[0].threshold is 3"),
+        (
+            "{streams: [{source: a.mp4, counts: [{of: yard}]}], queries: [p]}",
+            "counts of 'yard', but there are only no zones or lines",
+        ),
+        (
+            "{streams: [{source: a.mp4, zones: [{id: z, polygon: [[2, 0]]}]}], queries: [p]}",
+            "streams[0].zones[0].polygon[0][0] is 2",
+        ),
+        ("{streams: [{source: a.mp4}], queries: [p], sinks: 'kafka://u:pw@host/t'}", "sinks is 'kafka://host/t'"),
+    ],
+)
+def test_a_mistake_names_itself_its_place_and_what_is_allowed(text, sentence):
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "cameras.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("streams: [", "line 1, column 11 is not YAML"),
+        ("", "holds nothing, not a configuration"),
+        ("- a", "holds a list, not a configuration"),
+        ("streams: [{source: '${NO_SUCH_VARIABLE}'}]", "there is no environment variable NO_SUCH_VARIABLE: set it"),
+        (b"\xff\xfe\x00", "is not a text file"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_told(tmp_path, content, sentence):
+    file = tmp_path / "cameras.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(file)
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read .*none.yaml: No such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_videos_of_several_streams_do_not_overwrite_one_another():
+    assert video_path("video:out/all.mp4", "gate", several=True) == Path("out/all-gate.mp4")
+    assert video_path("video:out/all.mp4", "gate", several=False) == Path("out/all.mp4")
+    assert video_path("video:out/{stream}/v.mp4", "gate", several=True) == Path("out/gate/v.mp4")
+    with pytest.raises(ConfigError, match=r"video:FILE\.mp4"):
+        video_path("video:", "gate", several=False)
