@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import supervision as sv
 import torch
 import transformers
 
+from detectors.detector import Detector, Prompt, Request
 from detectors.glamm.processor import inner_size, sam_pixels
 from detectors.glamm.sam import decode_boxes, resize_masks
 from detectors.glamm.weights import WeightsError
@@ -44,16 +47,7 @@ class BoxMasks:
     @torch.inference_mode()
     def add_masks(self, image: npt.NDArray[np.uint8], found: sv.Detections) -> sv.Detections:
         """The same detections or tracks with a mask each, cut from `image` (BGR, uint8); nothing else changes."""
-        masks, _ = self.masks(image, found.xyxy)
-        return sv.Detections(
-            xyxy=found.xyxy,
-            mask=masks,
-            confidence=found.confidence,
-            class_id=found.class_id,
-            tracker_id=found.tracker_id,
-            data=found.data,
-            metadata=found.metadata,
-        )
+        return replace(found, mask=self.masks(image, found.xyxy)[0])
 
     @torch.inference_mode()
     def masks(
@@ -75,3 +69,34 @@ class BoxMasks:
             masks.append((resize_masks(logits, self._side, inner, (height, width)) > 0).cpu().numpy())
             ious.append(iou.clamp(0, 1).cpu().numpy())
         return np.concatenate(masks), np.concatenate(ious)
+
+
+class WithMasks:
+    """A `Detector` whose boxes get masks: those of the queries named in `only`, or all.
+
+    The masks travel with the boxes: trackers keep them with the rows, renderers draw them. It looks at every frame
+    that has boxes, so it costs an image encoder for each.
+    """
+
+    def __init__(self, detector: Detector, masks: BoxMasks, only: Sequence[str] | None = None) -> None:
+        self._detector = detector
+        self._masks = masks
+        self._only = None if only is None else frozenset(only)
+
+    def prepare(self, queries: Sequence[str]) -> Prompt:
+        return self._detector.prepare(queries)
+
+    def detect(self, requests: Sequence[Request]) -> list[sv.Detections]:
+        """As the detector's own, each with `mask`; an empty one where no mask is wanted."""
+        found = self._detector.detect(requests)
+        return [self._with_masks(request, each) for request, each in zip(requests, found, strict=True)]
+
+    def _with_masks(self, request: Request, found: sv.Detections) -> sv.Detections:
+        if not len(found):
+            return found
+        image = request.image
+        names = found.data["class_name"]
+        wanted = np.array([self._only is None or name in self._only for name in names], dtype=np.bool_)
+        masks = np.zeros((len(found), *image.shape[:2]), dtype=np.bool_)
+        masks[wanted], _ = self._masks.masks(image, found.xyxy[wanted])
+        return replace(found, mask=masks)

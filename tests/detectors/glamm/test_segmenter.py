@@ -195,3 +195,36 @@ def test_a_boxs_mask_equals_that_of_transformers_own_path(glamm: Glamm) -> None:
         )
     _, iou = BoxMasks(glamm.model.sam).masks(image, box)
     assert float(theirs.iou_scores.clamp(0, 1)[0, 0, 0]) == pytest.approx(float(iou[0]), abs=1e-5)
+
+
+def test_a_detectors_boxes_get_masks_for_the_queries_named(glamm: Glamm) -> None:
+    import supervision as sv
+
+    from detectors.detector import Prompt, Request, detections
+    from detectors.glamm.box_masks import WithMasks
+
+    class Two:
+        def prepare(self, queries: object) -> Prompt:
+            return Prompt(("man", "car"))
+
+        def detect(self, requests: list[Request]) -> list[sv.Detections]:
+            return [
+                detections([[5, 5, 40, 50], [30, 10, 80, 55]], [0.9, 0.8], [0, 1], r.prompt.queries) for r in requests
+            ]
+
+    detector = WithMasks(Two(), BoxMasks(glamm.model.sam), only=["car"])
+    (found,) = detector.detect([Request(picture(), detector.prepare(["man", "car"]))])
+    assert found.mask.any(axis=(1, 2)).tolist() == [False, True]
+    assert np.array_equal(found.mask[1], BoxMasks(glamm.model.sam).masks(picture(), found.xyxy[1:])[0][0])
+
+
+def test_enrichment_tells_of_a_thing_and_of_a_scene(glamm: Glamm) -> None:
+    from streamer.enrich import GlammDescriber, MaskDescriber
+
+    tell = GlammDescriber(glamm)
+    thing = tell(picture(), (0.1, 0.1, 0.5, 0.6), "person")
+    assert (thing.text, thing.model, thing.spans[0].phrase, thing.spans[0].end) == ("cat", "glamm", "person", 3)
+    assert thing.spans[0].mask.size == (60, 90)
+    assert [span.phrase for span in tell(picture(), None, "").spans] == ["cat"]
+    alone = MaskDescriber(BoxMasks(glamm.model.sam))(picture(), (0.999, 0.1, 1.0, 0.6), "person")
+    assert (alone.text, alone.model) == ("person", "sam")
