@@ -9,9 +9,9 @@ from __future__ import annotations
 import datetime
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 DecodeError = av.error.FFmpegError
+Unauthorised = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)
+NotFound = av.error.HTTPNotFoundError
+TimedOut = (av.error.ExitError, av.error.TimeoutError)
 
 _converters = threading.local()
 
@@ -40,9 +43,9 @@ class NoVideo(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Frames that arrived damaged, or cannot be shown because they build on a damaged one."""
+    """A frame that arrived damaged, or cannot be shown because it builds on one that did or never came."""
 
-    count: int
+    pts_ns: int | None
 
 
 class Picture:
@@ -102,6 +105,9 @@ class Video:
         # Threads within a picture only: threads over several pictures would delay a live stream by as many frames.
         self._stream.thread_type = "SLICE"
         self._stream.thread_count = threads
+        if self._stream.codec_context.name == "hevc":
+            # FFmpeg's H.265 decoder fills in what is missing and says nothing, unless told to fail.
+            self._stream.codec_context.options = {"err_detect": "explode"}
         self._sender_offset_ns: int | None = None
 
     def _picture_stream(self) -> VideoStream:
@@ -155,6 +161,11 @@ class Video:
         return round(moment.timestamp()) * 1_000_000_000 if moment.year > 1980 else None
 
     @property
+    def timed(self) -> bool:
+        """Whether presentation times are the sender's own, rather than counted by FFmpeg at a guessed rate."""
+        return self._container.format.name not in {"mpjpeg", "mjpeg"}
+
+    @property
     def may_jump(self) -> bool:
         """Whether the container's clock may jump without time having passed (MPEG transport streams)."""
         return Flags.ts_discont in Flags(self._container.format.flags)
@@ -168,30 +179,30 @@ class Video:
             begun = begun or packet.is_keyframe
             if not begun:
                 if packet.size:
-                    yield Lost(1)
+                    yield Lost(_pts_ns(packet))
                 continue
             try:
                 frames = self._stream.decode(packet)
             except av.error.InvalidDataError:
                 whole = False
-                yield Lost(1)
+                yield Lost(_pts_ns(packet))
                 continue
             for frame in frames:
                 whole = (whole or frame.key_frame) and not frame.is_corrupt
-                yield self._picture(frame) if whole else Lost(1)
+                yield self._picture(frame) if whole else Lost(_pts_ns(frame))
 
     def _note_sender_clock(self, packet: Packet[VideoStream]) -> None:
         """Learn how far the sender's wall clock is ahead of presentation time, from the packet's reference time."""
-        if packet.pts is None or packet.time_base is None or not packet.has_sidedata("prft"):
-            return
-        wall_us: int = struct.unpack_from("<q", bytes(packet.get_sidedata("prft")))[0]
-        self._sender_offset_ns = wall_us * 1000 - _nanoseconds(packet.pts, packet.time_base)
+        pts_ns = _pts_ns(packet)
+        if pts_ns is not None and packet.has_sidedata("prft"):
+            wall_us: int = struct.unpack_from("<q", bytes(packet.get_sidedata("prft")))[0]
+            self._sender_offset_ns = wall_us * 1000 - pts_ns
 
     def _picture(self, frame: VideoFrame) -> Picture:
-        if frame.pts is None or frame.time_base is None:
-            return Picture(frame, None, None)
-        pts_ns = _nanoseconds(frame.pts, frame.time_base)
-        return Picture(frame, pts_ns, None if self._sender_offset_ns is None else pts_ns + self._sender_offset_ns)
+        pts_ns = _pts_ns(frame)
+        if pts_ns is None or self._sender_offset_ns is None:
+            return Picture(frame, pts_ns, None)
+        return Picture(frame, pts_ns, pts_ns + self._sender_offset_ns)
 
 
 def reason(error: DecodeError) -> str:
@@ -216,8 +227,10 @@ _REASONS: dict[type[BaseException], str] = {
 }
 
 
-def _nanoseconds(pts: int, time_base: Fraction) -> int:
-    return pts * time_base.numerator * 1_000_000_000 // time_base.denominator
+def _pts_ns(timed: VideoFrame | Packet[VideoStream]) -> int | None:
+    if timed.pts is None or timed.time_base is None:
+        return None
+    return timed.pts * timed.time_base.numerator * 1_000_000_000 // timed.time_base.denominator
 
 
 def _bgr(frame: VideoFrame) -> npt.NDArray[np.uint8]:
@@ -227,3 +240,14 @@ def _bgr(frame: VideoFrame) -> npt.NDArray[np.uint8]:
         _converters.mine = VideoReformatter()
     converter: VideoReformatter = _converters.mine
     return cast("npt.NDArray[np.uint8]", converter.reformat(frame, format="bgr24", threads=1).to_ndarray())
+
+
+def count_frames(path: Path | str) -> int:
+    """Decode a whole file and do nothing with it: the bare speed that everything else is measured against."""
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def codecs_available(names: Iterable[str]) -> dict[str, bool]:
+    """Which of these codecs this build of FFmpeg can decode."""
+    return {name: name in av.codecs_available for name in names}

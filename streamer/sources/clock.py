@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 _SECOND = 1_000_000_000
+_UNSEEN_MS = 200.0  # what camera, encoder and network commonly take; it cannot be seen from this end
 _TICK = 1_000  # what a time is moved on by where the container says that none has passed: 1 microsecond
 
 
@@ -41,3 +44,72 @@ class FileClock:
             self._offset_ns = time_ns - pts_ns
         self._last_ns = time_ns
         return time_ns
+
+
+class LiveClock:
+    """Capture times of a live stream.
+
+    The sender's own clock (RTCP sender reports) is believed while it agrees with ours to within the delay that a
+    camera can have. Otherwise time is that of arrival, with the network's jitter taken out: presentation times say how
+    far frames are apart, and the frame that came through fastest of late says where they lie.
+
+    Where the two clocks drift, or the basis changes, time runs a little faster or slower until it is right again,
+    rather than jump. It never stands still or runs back, across reconnects either.
+    """
+
+    _BUCKET_NS = 5 * _SECOND  # the fastest frame of this one and the one before counts
+
+    def __init__(self) -> None:
+        self._last_ns: int | None = None
+        self.reconnected()
+
+    def reconnected(self) -> None:
+        """What is known of the sender's clock no longer holds."""
+        self._last_pts_ns: int | None = None
+        self._bucket_began_ns = 0
+        self._offset_ns: int | None = None  # smallest arrival minus presentation time in this bucket
+        self._previous_offset_ns: int | None = None
+        self._jitter_ms = 0.0
+
+    def read(
+        self, pts_ns: int | None, sender_ns: int | None, arrival_ns: int
+    ) -> tuple[int, Literal["rtcp_sr", "arrival"], float]:
+        """Capture time (UTC, nanoseconds), its basis, and how far it may be off (milliseconds).
+
+        `pts_ns` is the presentation time, `sender_ns` the sender's wall clock at capture, `arrival_ns` ours now.
+        """
+        if pts_ns is not None and self._last_pts_ns is not None:
+            step_ns = pts_ns - self._last_pts_ns
+            if not -_SECOND < step_ns < 10 * _SECOND:  # the camera has set its timestamps anew
+                self.reconnected()
+        basis: Literal["rtcp_sr", "arrival"] = "arrival"
+        target_ns = arrival_ns if pts_ns is None else pts_ns + self._fastest(pts_ns, arrival_ns)
+        self._jitter_ms += ((arrival_ns - target_ns) / 1e6 - self._jitter_ms) / 16
+        uncertainty_ms = _UNSEEN_MS + self._jitter_ms
+        if sender_ns is not None:
+            delay_ms = (target_ns - sender_ns) / 1e6
+            if -50 <= delay_ms <= 2000:
+                basis, target_ns, uncertainty_ms = "rtcp_sr", sender_ns, max(1.0, abs(delay_ms))
+        # Nothing is captured after it has arrived, though a time may be told that is later than all before.
+        time_ns = max(min(self._rising(pts_ns, target_ns), arrival_ns), (self._last_ns or 0) + _TICK)
+        self._last_pts_ns, self._last_ns = pts_ns, time_ns
+        return time_ns, basis, round(uncertainty_ms + abs(time_ns - target_ns) / 1e6, 1)
+
+    def _fastest(self, pts_ns: int, arrival_ns: int) -> int:
+        offset_ns = arrival_ns - pts_ns
+        if arrival_ns - self._bucket_began_ns > self._BUCKET_NS:
+            self._bucket_began_ns = arrival_ns
+            self._previous_offset_ns, self._offset_ns = self._offset_ns, offset_ns
+        known = [o for o in (self._offset_ns, self._previous_offset_ns, offset_ns) if o is not None]
+        self._offset_ns = min(offset_ns, self._offset_ns if self._offset_ns is not None else offset_ns)
+        return min(known)
+
+    def _rising(self, pts_ns: int | None, target_ns: int) -> int:
+        if self._last_ns is None:
+            return target_ns
+        wanted_ns = target_ns - self._last_ns
+        if pts_ns is not None and self._last_pts_ns is not None:
+            step_ns = pts_ns - self._last_pts_ns
+            if wanted_ns < step_ns + _SECOND:
+                wanted_ns = min(max(wanted_ns, step_ns // 2), step_ns * 3 // 2)
+        return self._last_ns + wanted_ns

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
 from streamer.sources.address import redact
 from streamer.sources.clock import FileClock
-from streamer.sources.handover import Handover
+from streamer.sources.handover import Handover, joined
 from streamer.sources.source import OnState, SourceState, StateChange
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class FileSource:
         if self._handover is None:
             return
         self.account.drop("shutdown", self._handover.close())
-        await asyncio.to_thread(self._thread.join, _JOIN_S)
+        await joined(self._thread, _JOIN_S)
 
     def _read(self) -> None:
         """The thread: decode until the end, or until nobody wants more."""
@@ -99,10 +98,9 @@ class FileSource:
         lost_at_end = 0
         for picture in video.pictures():
             if isinstance(picture, Lost):
-                lost_at_end += picture.count
-                for _ in range(picture.count):
-                    self.account.receive()
-                self.account.drop("corrupt", picture.count)
+                lost_at_end += 1
+                self.account.receive()
+                self.account.drop("corrupt")
                 continue
             if first_ns is None:
                 first_ns = picture.pts_ns
@@ -173,5 +171,5 @@ class FileSource:
         return f"{lost} of {tally.received} frames are damaged and were left out" if lost else ""
 
     def _tell(self, state: SourceState, cause: str = "") -> None:
-        if self._on_state is not None:
-            self._on_state(StateChange(self.name, state, time.time_ns(), cause))
+        if self._on_state is not None and self._handover is not None:
+            self._handover.call(self._on_state, StateChange(self.name, state, time.time_ns(), cause))

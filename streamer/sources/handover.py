@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
 
 from streamer.frame import Frame
+
+T = TypeVar("T")
 
 
 class Handover:
@@ -36,11 +42,11 @@ class Handover:
             self._wake()
         return True
 
-    def replace(self, frame: Frame) -> int:
-        """Hold `frame` instead of what waits here; returns how many frames will therefore never be taken."""
+    def replace(self, frame: Frame) -> int | None:
+        """Hold `frame` instead of what waits here: returns how many that was, None where nobody will take it."""
         with self._changed:
             if self._finished:
-                return 1
+                return None
             stale = len(self._frames)
             self._frames.clear()
             self._frames.append(frame)
@@ -58,6 +64,10 @@ class Handover:
                 self._finished, self._error = True, error
             self._wake()
             self._changed.notify_all()
+
+    def call(self, function: Callable[[T], object], argument: T) -> None:
+        """Call `function` in the event loop, before the frames that come after this."""
+        self._in_loop(function, argument)
 
     async def get(self) -> Frame:
         """The next frame. Raises what `finish` was told, else `StopAsyncIteration`. Cancelling loses no frame."""
@@ -83,10 +93,22 @@ class Handover:
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
-        if waiter is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_settle, waiter)
+        if waiter is not None:
+            self._in_loop(_settle, waiter)
+
+    def _in_loop(self, function: Callable[[T], object], argument: T) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: there is nobody left to tell
+            self._loop.call_soon_threadsafe(function, argument)
 
 
 def _settle(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
+
+
+async def joined(thread: threading.Thread, limit_s: float) -> bool:
+    """Wait for `thread` to end, but not longer than `limit_s`; whether it did."""
+    deadline = time.monotonic() + limit_s
+    while thread.is_alive() and time.monotonic() < deadline:  # noqa: ASYNC110  (one that is held up sets no event)
+        await asyncio.sleep(0.005)
+    return not thread.is_alive()

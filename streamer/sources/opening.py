@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import glob
+import sys
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Literal
+from urllib.parse import parse_qsl, urlsplit
 
-from streamer.errors import SourceError
-from streamer.sources.address import natural, stream_name, unique
+from streamer.errors import SourceAddressError, SourceError
+from streamer.sources.address import natural, redact, stream_name, unique
 from streamer.sources.file import FileSource
+from streamer.sources.images import ImageSource, image_names
+from streamer.sources.live import Link, LiveSource
 from streamer.sources.source import OnState, Source
 
 # fmt: off
@@ -18,6 +22,7 @@ VIDEO_SUFFIXES = frozenset({
     ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 })
 # fmt: on
+_KINDS = "a video file, a folder, rtsp://, rtsps://, http://, https://, webcam:0 or synthetic:street"
 
 
 def open_sources(
@@ -26,33 +31,127 @@ def open_sources(
     name: str | None = None,
     on_state: OnState | None = None,
     start_time_ns: int | None = None,
-    **options: Any,
+    transport: Literal["tcp", "udp"] = "tcp",
+    stall_s: float | None = None,
+    strict: bool = False,
+    live: bool | None = None,
+    fps: float | None = None,
 ) -> list[Source]:
     """The sources that `address` (or several) stands for; reading begins when one is iterated.
 
+    `name` replaces the name made from the address. `start_time_ns` (UTC) is when a recording began. For cameras:
+    `transport` of RTSP, `stall_s` without a new picture until the stream counts as stalled, and `strict` for a first
+    connection that must succeed. `live` says whether an `http(s)` address is a camera; unsaid, it is one unless its
+    path ends like a video file. `fps` is the rate of a folder of images.
+
     Raises `SourceAddressError` where an address cannot be understood, `SourceError` where there is nothing at it.
     """
-    addresses = [address] if isinstance(address, str) else list(address)
     sources: list[Source] = []
     taken: set[str] = set()
-    for one in addresses:
-        for path in _expand(one):
-            stream = unique(name or stream_name(path), taken)
-            taken.add(stream)
-            sources.append(FileSource(path, stream, start_time_ns=start_time_ns, on_state=on_state, **options))
+
+    def called(place: str) -> str:
+        chosen = unique(name or stream_name(place), taken)
+        taken.add(chosen)
+        return chosen
+
+    for one in [address] if isinstance(address, str) else address:
+        scheme = one.partition(":")[0].lower()
+        if scheme in ("rtsp", "rtsps"):
+            _check_url(one)
+            sources.append(LiveSource(_rtsp(one, transport, stall_s), called(one), strict=strict, on_state=on_state))
+        elif scheme in ("http", "https"):
+            _check_url(one)
+            suffix = PurePosixPath(urlsplit(one).path).suffix.lower()
+            if live if live is not None else suffix not in VIDEO_SUFFIXES:
+                sources.append(LiveSource(_http(one, suffix, stall_s), called(one), strict=strict, on_state=on_state))
+            else:
+                sources.append(FileSource(one, called(one), start_time_ns=start_time_ns, on_state=on_state))
+        elif scheme == "webcam":
+            sources.append(
+                LiveSource(_webcam(one, stall_s), called(one.replace(":", "")), strict=strict, on_state=on_state)
+            )
+        elif scheme == "synthetic":
+            sources.append(_synthetic(one, name, on_state, taken))
+        elif "://" in one:
+            raise SourceAddressError(f"{redact(one)} is no address of a kind known here: give {_KINDS}")
+        else:
+            for path in _paths(one):
+                if path.is_dir():
+                    sources.append(
+                        ImageSource(path, called(str(path)), fps=fps, start_time_ns=start_time_ns, on_state=on_state)
+                    )
+                else:
+                    sources.append(
+                        FileSource(str(path), called(str(path)), start_time_ns=start_time_ns, on_state=on_state)
+                    )
     return sources
 
 
-def _expand(address: str) -> list[str]:
+def _check_url(address: str) -> None:
+    shown = redact(address)
+    try:
+        url, plain = urlsplit(address), urlsplit(shown)
+        good = bool(plain.hostname) and url.hostname == plain.hostname and (plain.port is None or plain.port > 0)
+    except ValueError:
+        good = False
+    if not good:
+        raise SourceAddressError(
+            f"{shown} is no complete address: give SCHEME://[USER:PASSWORD@]HOST[:PORT]/PATH, "
+            "with / ? # @ in the password written as %2F %3F %23 %40"
+        )
+
+
+def _rtsp(address: str, transport: str, stall_s: float | None) -> Link:
+    if transport not in ("tcp", "udp"):
+        raise SourceAddressError(f"RTSP cannot come over {transport!r}: give tcp or udp")
+    # The session description says what is sent; looking at the stream itself first would only cost a second.
+    options = {"rtsp_transport": transport, "analyzeduration": "0", "probesize": "32", "allowed_media_types": "video"}
+    return Link(address, options=options, stall_s=stall_s or 4.0)
+
+
+def _http(address: str, suffix: str, stall_s: float | None) -> Link:
+    if suffix == ".m3u8":  # segments of some seconds each
+        return Link(address, stall_s=stall_s or 20.0, bursts=True)
+    return Link(address, stall_s=stall_s or 4.0)
+
+
+def _webcam(address: str, stall_s: float | None) -> Link:
+    number = address.partition(":")[2]
+    if not number.isdecimal():
+        raise SourceAddressError(f"{address} names no camera: give webcam:0 for the first, webcam:1 for the next")
+    if sys.platform == "darwin":
+        return Link(number, form="avfoundation", stall_s=stall_s or 4.0)
+    if not sys.platform.startswith("linux"):
+        raise SourceAddressError(
+            f"webcams can be read on Linux and macOS, this is {sys.platform}: give an RTSP address"
+        )
+    return Link(f"/dev/video{number}", form="video4linux2", stall_s=stall_s or 4.0)
+
+
+def _synthetic(address: str, name: str | None, on_state: OnState | None, taken: set[str]) -> Source:
+    from streamer.street.source import StreetSource
+
+    scene, _, query = address.partition(":")[2].partition("?")
+    if scene != "street":
+        raise SourceAddressError(f"{address} names no scene known here: give synthetic:street")
+    chosen = unique(name or "street", taken)
+    taken.add(chosen)
+    return StreetSource.from_query(dict(parse_qsl(query)), chosen, on_state)
+
+
+def _paths(address: str) -> list[Path]:
+    """The files that a path, folder or glob stands for; a folder of images stands for itself."""
     path = Path(address).expanduser()
     if path.is_dir():
-        found = natural(str(entry) for entry in path.iterdir() if entry.suffix.lower() in VIDEO_SUFFIXES)
-        if not found:
-            raise SourceError(f"{address} holds no video files: give a folder with videos or images, or a file")
-        return found
-    if path.exists():
-        return [str(path)]
-    found = natural(match for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        found = [entry for entry in path.iterdir() if entry.suffix.lower() in VIDEO_SUFFIXES and entry.is_file()]
+        if not found and image_names(path):
+            return [path]
+    elif path.exists():
+        return [path]
+    else:
+        found = [place for match in glob.glob(str(path), recursive=True) if (place := Path(match)).is_file()]
+    if not found and path.is_dir():
+        raise SourceError(f"{address} holds no videos and no images: give a folder that does, or a file")
     if not found:
-        raise SourceError(f"{address} does not exist: give a video file, a folder, a camera's address or webcam:0")
-    return found
+        raise SourceError(f"{address} does not exist: give {_KINDS}")
+    return [Path(entry) for entry in natural(str(entry) for entry in found)]

@@ -1,0 +1,278 @@
+"""Cameras: a stream that heals itself, and of which only the newest frame counts."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
+
+from streamer.account import Account
+from streamer.errors import SourceError
+from streamer.frame import Frame, FrameClock
+from streamer.sources.address import redact
+from streamer.sources.clock import LiveClock
+from streamer.sources.handover import Handover, joined
+from streamer.sources.source import OnState, SourceState, StateChange
+
+if TYPE_CHECKING:
+    from streamer.decode import Picture, Video
+
+_FIRST_OPEN_S = 10.0  # how long a camera that was never seen may take to answer
+_AGAIN_OPEN_S = 1.5  # and one that was, at the least; this and the next two keep a restart within 3 s
+_REACH_S = 1.5
+_FIRST_RETRY_S = 0.1
+_LAST_RETRY_S = 0.8
+_LOCKOUT_S = 10.0  # after a wrong password: cameras lock out who tries too often
+_DAMAGED_S = 20.0  # whole groups of pictures pass in this time: if no picture is whole by then, connect anew
+_JOIN_S = 2.0
+_RTSP_PORTS = {"rtsp": 554, "rtsps": 322}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How FFmpeg is to open a camera; after `stall_s` without a new picture it counts as stalled."""
+
+    address: str
+    form: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    stall_s: float = 4.0
+    bursts: bool = False  # pictures come by the second, as in HLS, and are to be shown one after the other
+
+
+class Trouble(Exception):
+    """A connection failed. `final` where trying again as asked cannot help."""
+
+    def __init__(self, cause: str, *, final: bool = False, stalled: bool = False, pause_s: float = 0.0) -> None:
+        super().__init__(cause)
+        self.pause_s = pause_s
+        self.final = final
+        self.stalled = stalled
+
+
+class LiveSource:
+    """The newest frame of a camera, for as long as it is not closed.
+
+    A thread connects, decodes and, when the stream ends, stalls or fails, connects again: at once, then after pauses
+    that grow to a second. Frames that nobody took in time are counted `stale`, damaged ones `corrupt`; neither is
+    handed on. `state` and `cause` tell where it stands; `on_state` hears of each change once an outage, in the event
+    loop: `WAITING` or `STALLED` when it begins, `LIVE` when it is over.
+
+    With `strict`, a first connection that cannot succeed as asked (refused, unknown host, wrong password or path)
+    raises `SourceError` instead of being tried again.
+    """
+
+    live = True
+
+    def __init__(self, link: Link, name: str, *, strict: bool = False, on_state: OnState | None = None) -> None:
+        self.name = name
+        self.account = Account()
+        self.state = SourceState.CONNECTING
+        self.cause = ""
+        self._link = link
+        self._strict = strict
+        self._on_state = on_state
+        self._told: SourceState | None = None
+        self._pause_s = _FIRST_RETRY_S
+        self._pace_offset_s = 0.0
+        self._clock = LiveClock()
+        self._connection = -1
+        self._open_s: float | None = None  # what the last successful opening took
+        self._handover: Handover | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"watch {name}", daemon=True)
+
+    def __repr__(self) -> str:
+        return f"LiveSource({redact(self._link.address)!r}, {self.state.value})"
+
+    def __aiter__(self) -> Self:
+        if self._handover is None and not self._closing.is_set():
+            self._handover = Handover()
+            self._thread.start()
+        return self
+
+    async def __anext__(self) -> Frame:
+        if self._handover is None:
+            raise StopAsyncIteration
+        return await self._handover.get()
+
+    async def aclose(self) -> None:
+        """Returns within two seconds, even where the thread is held up in the network; it then ends by itself."""
+        self._closing.set()
+        if self._handover is not None:
+            self.account.drop("shutdown", self._handover.close())
+            await joined(self._thread, _JOIN_S)
+
+    def _run(self) -> None:
+        """The thread: one connection after the other."""
+        handover = self._handover
+        assert handover is not None
+        error: Exception | None = None
+        while not self._closing.is_set() and error is None:
+            try:
+                self._enter(SourceState.CONNECTING)
+                self._watch(handover)
+                trouble = Trouble("the camera ended the stream")
+            except Trouble as failure:
+                trouble = failure
+            except Exception as failure:  # a bug of ours must be heard of, not end in a thread that is gone
+                error = failure
+                break
+            if trouble.final and self._strict and self._connection < 0:
+                error = SourceError(f"{redact(self._link.address)}: {trouble}")
+            elif not self._closing.is_set():
+                self._enter(SourceState.STALLED if trouble.stalled else SourceState.WAITING, str(trouble))
+                self._closing.wait(max(self._pause_s, trouble.pause_s) * random.uniform(0.5, 1.0))
+                self._pause_s = min(2 * self._pause_s, _LAST_RETRY_S)
+        self._enter(SourceState.CLOSED, str(error or ""))
+        handover.finish(error)
+
+    def _watch(self, handover: Handover) -> None:
+        """One connection, from opening it to its end. Raises `Trouble`."""
+        from streamer.decode import DecodeError, Lost, TimedOut, reason
+
+        with self._open() as video:
+            self._connection += 1
+            self._clock.reconnected()
+            watchdog = _Watchdog(self._link.stall_s)
+            try:
+                for picture in video.pictures():
+                    if self._closing.is_set():
+                        return
+                    new = watchdog.moves(picture.pts_ns)
+                    index = self.account.receive()
+                    if isinstance(picture, Lost):
+                        self.account.drop("corrupt")
+                        if watchdog.blind():
+                            self._enter(SourceState.STALLED, "only damaged pictures come")
+                    elif new:
+                        watchdog.sees()
+                        if self._link.bursts:
+                            self._pace(picture.pts_ns)
+                        self._hand_over(handover, picture, index, timed=video.timed)
+                    else:
+                        self.account.drop("stale")
+            except TimedOut:
+                raise _silence(self._link.stall_s) from None
+            except DecodeError as failure:
+                raise Trouble(f"the connection broke: {reason(failure)}") from None
+
+    def _open(self) -> Video:
+        from streamer.decode import DecodeError, NotFound, NoVideo, Unauthorised, Video, reason
+
+        link = self._link
+        _reach(link.address)
+        limit_s = _FIRST_OPEN_S if self._open_s is None else max(_AGAIN_OPEN_S, 3 * self._open_s)
+        began = time.monotonic()
+        try:
+            video = Video(
+                link.address,
+                form=link.form,
+                options=link.options,
+                threads=1,
+                open_timeout_s=limit_s,
+                read_timeout_s=link.stall_s,
+            )
+        except NoVideo:
+            raise Trouble("it sends no pictures", final=True) from None
+        except Unauthorised as failure:
+            raise Trouble(reason(failure), final=True, pause_s=_LOCKOUT_S) from None
+        except NotFound as failure:
+            raise Trouble(reason(failure), final=True) from None
+        except DecodeError as failure:
+            late = time.monotonic() - began >= limit_s
+            raise Trouble(f"no answer within {limit_s:.0f} s" if late else reason(failure)) from None
+        self._open_s = time.monotonic() - began
+        return video
+
+    def _hand_over(self, handover: Handover, picture: Picture, index: int, *, timed: bool) -> None:
+        arrival_ns = time.time_ns()
+        pts_ns = picture.pts_ns if timed else None
+        time_ns, basis, uncertainty_ms = self._clock.read(pts_ns, picture.sender_ns, arrival_ns)
+        clock = FrameClock(basis, uncertainty_ms, arrival_ns, self._connection)
+        if self.state is not SourceState.LIVE:
+            self._pause_s = _FIRST_RETRY_S
+            self._enter(SourceState.LIVE)
+        stale = handover.replace(Frame(self.name, index, time_ns, clock, picture, (picture.width, picture.height)))
+        if stale is None:
+            self.account.drop("shutdown")
+        else:
+            self.account.drop("stale", stale)
+
+    def _pace(self, pts_ns: int | None) -> None:
+        """Wait until a picture that came in a burst is due."""
+        if pts_ns is None:
+            return
+        now = time.monotonic()
+        due = pts_ns / 1e9 + self._pace_offset_s
+        if not now - 2 < due < now + 30:  # the first one, or so late that catching up would be a burst again
+            self._pace_offset_s, due = now - pts_ns / 1e9, now
+        self._closing.wait(max(0.0, due - now))
+
+    def _enter(self, state: SourceState, cause: str = "") -> None:
+        self.state, self.cause = state, cause
+        down = {SourceState.WAITING, SourceState.STALLED}
+        # Within an outage only its end is news.
+        news = self._told is not state and not (self._told in down and state in down | {SourceState.CONNECTING})
+        if news and self._handover is not None:
+            self._told = state
+            if self._on_state is not None:
+                self._handover.call(self._on_state, StateChange(self.name, state, time.time_ns(), cause))
+
+
+class _Watchdog:
+    """Whether timestamps still move, and whether there is anything to see."""
+
+    def __init__(self, stall_s: float) -> None:
+        self._stall_s = stall_s
+        self._newest_ns: int | None = None
+        self._called_at = self._moved_at = self._seen_at = time.monotonic()
+
+    def moves(self, pts_ns: int | None) -> bool:
+        """Whether a picture with this timestamp is a new one. Raises `Trouble` where none came for too long."""
+        now = time.monotonic()
+        waited_s, self._called_at = now - self._called_at, now
+        newest_ns = self._newest_ns
+        # A camera that sets its clock back starts a new count; one that repeats itself is frozen.
+        moved = pts_ns is None or newest_ns is None or pts_ns > newest_ns or pts_ns < newest_ns - 1_000_000_000
+        if waited_s >= self._stall_s:  # the time-out made FFmpeg give out its last picture, as old as the silence
+            raise _silence(self._stall_s)
+        if moved:
+            self._newest_ns, self._moved_at = pts_ns, now
+        elif now - self._moved_at > self._stall_s:
+            raise Trouble(f"the same picture came for {self._stall_s:g} s: the camera is frozen", stalled=True)
+        return moved
+
+    def sees(self) -> None:
+        self._seen_at = time.monotonic()
+
+    def blind(self) -> bool:
+        """Whether nothing whole has come for a while. Raises `Trouble` where it is so long that waiting is vain."""
+        blind_s = time.monotonic() - self._seen_at
+        if blind_s > max(_DAMAGED_S, self._stall_s):
+            raise Trouble(f"only damaged pictures came for {blind_s:.0f} s", stalled=True)
+        return blind_s > self._stall_s
+
+
+def _silence(stall_s: float) -> Trouble:
+    return Trouble(f"no picture came for {stall_s:g} s", stalled=True)
+
+
+def _reach(address: str) -> None:
+    """Say precisely what keeps us from an RTSP server, as FFmpeg does not. Raises `Trouble`."""
+    url = urlsplit(address)
+    if url.scheme not in _RTSP_PORTS or url.hostname is None:
+        return
+    port = url.port or _RTSP_PORTS[url.scheme]
+    try:
+        socket.create_connection((url.hostname, port), timeout=_REACH_S).close()
+    except socket.gaierror:
+        raise Trouble(f"the host {url.hostname} is not known", final=True) from None
+    except ConnectionRefusedError:
+        raise Trouble(f"nothing listens at {url.hostname}:{port}", final=True) from None
+    except OSError:
+        raise Trouble(f"{url.hostname}:{port} does not answer") from None
