@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from streamer import __version__
-from streamer.commands import bench, demo, doctor, monitor, process, schema
+from streamer.commands import bench, demo, doctor, glamm, monitor, process, replay, schema, subscribe
 
 app = typer.Typer(
     name="groundstream",
@@ -48,7 +48,14 @@ def _main(
 
 app.command("process")(process.process)
 app.command("monitor")(monitor.monitor)
+app.command("subscribe")(subscribe.subscribe)
+app.command("replay")(replay.replay)
 app.command("demo")(demo.demo)
+app.command("segment")(glamm.segment)
+app.command("describe")(glamm.describe)
+app.command("region")(glamm.region)
+app.command("caption")(glamm.caption)
+app.command("chat")(glamm.chat)
 app.command("schema")(schema.schema)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench", help="Measure speed on this machine.")
