@@ -9,6 +9,9 @@ from typing import Any
 
 from detectors.detector import Detector, DetectorError
 
+ANYTHING_THAT_MOVES = "anything that moves"
+"""The one query of the motion detector."""
+
 # name (or prefix ending in "-") -> "module:factory"; a factory takes the full name and the options
 _FACTORIES: dict[str, str] = {
     "motion": "detectors.motion:create",

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from detectors.motion import ANYTHING_THAT_MOVES
+from detectors.registry import ANYTHING_THAT_MOVES
 from streamer.analysis import Analysis
 from streamer.build import VIDEO, annotated_video, open_pipeline
 from streamer.config import Config, parse_config

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from detectors.motion import ANYTHING_THAT_MOVES
+from detectors.registry import ANYTHING_THAT_MOVES
 from streamer.jobs import Job, process_videos
 
 _SIZE = "640x384"

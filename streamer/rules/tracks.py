@@ -195,6 +195,7 @@ class Matches:
         self._ballots: dict[int, _Ballot] = {}
         self._matched: dict[int, frozenset[int]] = {}
         self._ended: dict[int, dict[int, float]] = {}
+        self._stopped: dict[tuple[int, int], float] = {}
 
     @property
     def matched(self) -> dict[int, AbstractSet[int]]:
@@ -209,8 +210,15 @@ class Matches:
         votes = ballot.votes.items() if ballot else ()
         return {query: vote.score for query, vote in votes if vote.matched}
 
+    def score(self, track: int, query: int) -> float:
+        """The mean score of a track for one query, also for one that it has just stopped to answer."""
+        if (track, query) in self._stopped:
+            return self._stopped[track, query]
+        return self._ballots[track].votes[query].score
+
     def update(self, seen: Observation) -> list[Happening]:
         self._ended.clear()
+        self._stopped.clear()
         happenings: list[Happening] = []
         labels = seen.labels.tolist()
         for track, scores in zip(seen.ids.tolist(), seen.label_scores.tolist(), strict=True):
@@ -242,12 +250,12 @@ class Matches:
         for track, ballot in sorted(self._ballots.items()):
             vote = ballot.votes.pop(query, None)
             if vote is not None and vote.matched:
-                self._matched[track] = self._matched[track] - {query}
-                happenings.append(Happening(EventType.MATCH_END, track, {"query_number": query}))
+                happenings.append(self._stop(track, query, vote))
         return happenings
 
     def close(self, time_ns: int) -> list[Happening]:
         self._ended.clear()
+        self._stopped.clear()
         return [happening for track in sorted(self._ballots) for happening in self._forget(track)]
 
     def _decide(self, track: int, query: int, vote: _Vote, share: float, now: int) -> list[Happening]:
@@ -269,13 +277,16 @@ class Matches:
         vote.matched = False
         vote.doubted_ns = None
         vote.since_ns = now
+        return [self._stop(track, query, vote)]
+
+    def _stop(self, track: int, query: int, vote: _Vote) -> Happening:
+        self._stopped[track, query] = vote.score
         self._matched[track] = self._matched[track] - {query}
-        return [Happening(EventType.MATCH_END, track, {"query_number": query})]
+        return Happening(EventType.MATCH_END, track, {"query_number": query})
 
     def _forget(self, track: int) -> list[Happening]:
         self._ended[track] = self.scores(track)
-        del self._ballots[track]
-        return [
-            Happening(EventType.MATCH_END, track, {"query_number": query})
-            for query in sorted(self._matched.pop(track, frozenset()))
-        ]
+        votes = self._ballots.pop(track).votes
+        ends = [self._stop(track, query, votes[query]) for query in sorted(self._matched.get(track, ()))]
+        self._matched.pop(track, None)
+        return ends
