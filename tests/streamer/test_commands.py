@@ -1,0 +1,240 @@
+"""The command line as a user meets it: results on disk, one sentence for each mistake, the right exit code."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from sinks.event import Event
+from streamer.cli import main
+from tests.support.clips import make_clip
+
+
+@dataclass
+class Run:
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Run]
+
+
+@pytest.fixture
+def groundstream(capfd, monkeypatch) -> Command:
+    """Runs the command line in this process; `groundstream("process", ...)`."""
+
+    def run(*arguments: object) -> Run:
+        monkeypatch.setattr(sys, "argv", ["groundstream", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capfd.readouterr()
+        return Run(code, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    return make_clip(tmp_path_factory.mktemp("clips") / "walk.mp4", frames=60, fps=10)
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory) -> Path:
+    """Someone walks from left to right, and a car stands."""
+    frames = [
+        [
+            {"query": "person", "box": [4 * n, 100, 4 * n + 30, 180], "confidence": 0.9},
+            {"query": "car", "box": [200, 30, 280, 80], "confidence": 0.8},
+        ]
+        for n in range(60)
+    ]
+    file = tmp_path_factory.mktemp("scripts") / "walk.json"
+    file.write_text(json.dumps(frames))
+    return file
+
+
+def test_process_turns_a_video_into_tracks_events_and_an_annotated_video(groundstream, clip, script, tmp_path):
+    out = tmp_path / "out"
+    run = groundstream(
+        *("process", clip, "-q", "person", "-q", "car", "--detector", f"scripted:{script}", "--out", out),
+        *("--line", "middle:0.5,0 0.5,1", "--zone", "left:0,0 0.4,0 0.4,1 0,1", "--images", "--json"),
+    )
+    assert run.code == 0, run.err
+    (summary,) = json.loads(run.out)["videos"]
+    assert (summary["frames"], summary["analysed"], summary["tracks"], summary["error"]) == (60, 60, 2, "")
+    assert summary["events"]["line.cross"] == 1
+    assert summary["events"]["zone.enter"] == summary["events"]["zone.exit"] == 1
+
+    folder = out / "walk"
+    rows = [line.split(",") for line in (folder / "tracks.txt").read_text().splitlines()]
+    assert {row[1] for row in rows} == {"1", "2"}
+    assert (rows[0][0], rows[-1][0]) == ("1", "60")
+
+    coco = json.loads((folder / "coco.json").read_text())
+    assert len(coco["images"]) == 60
+    assert {category["name"] for category in coco["categories"]} == {"person", "car"}
+    assert len(coco["annotations"]) == len(rows)
+    assert len(list((folder / "images").glob("*.jpg"))) == 60
+
+    lines = (out / "events.jsonl").read_bytes().splitlines()
+    events = [Event.from_json(line) for line in lines]
+    assert [int(event.sequence) for event in events] == list(range(1, len(events) + 1))
+    database = sqlite3.connect(out / "events.sqlite")
+    assert database.execute("SELECT count(*) FROM events").fetchone() == (len(events),)
+    database.close()
+
+    from streamer.decode import count_frames
+
+    assert count_frames(folder / "video.mp4") == 60
+
+
+def test_process_twice_gives_the_same_bytes(groundstream, clip, script, tmp_path):
+    def once(out: Path) -> tuple[bytes, list[str]]:
+        run = groundstream(
+            *("process", clip, "-q", "person", "--detector", f"scripted:{script}", "--out", out, "--no-video"),
+            *("--line", "middle:0.5,0 0.5,1", "--json"),
+        )
+        assert run.code == 0, run.err
+        run_number = json.loads((out / "events.jsonl").read_text().splitlines()[0])["data"]["run"]
+        text = (out / "events.jsonl").read_text().replace(str(run_number), "RUN")
+        return (out / "walk" / "tracks.txt").read_bytes(), text.splitlines()
+
+    assert once(tmp_path / "first") == once(tmp_path / "second")
+
+
+def test_the_start_time_of_a_recording_may_be_told(groundstream, clip, script, tmp_path):
+    run = groundstream(
+        *("process", clip, "-q", "person", "--detector", f"scripted:{script}", "--out", tmp_path, "--no-video"),
+        *("--start-time", "2026-05-04T12:00:00Z", "--quiet"),
+    )
+    assert run.code == 0, run.err
+    first = Event.from_json((tmp_path / "events.jsonl").read_text().splitlines()[0])
+    assert first.time == "2026-05-04T12:00:00.000000Z"
+
+
+def test_schema_prints_what_events_are_and_checks_files(groundstream, clip, script, tmp_path):
+    schema = json.loads(groundstream("schema").out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    groundstream("process", clip, "-q", "car", "--detector", f"scripted:{script}", "--out", tmp_path, "--no-video")
+    events = tmp_path / "events.jsonl"
+    for line in events.read_text().splitlines():
+        jsonschema.validate(json.loads(line), schema)
+    good = groundstream("schema", "--validate", events)
+    assert (good.code, good.out.strip().endswith("are valid, 0 are not")) == (0, True)
+    events.write_text(events.read_text() + '{"id": 3}\n')
+    bad = groundstream("schema", "--validate", events)
+    assert bad.code == 1
+    assert "events.jsonl:" in bad.err
+
+
+def test_doctor_tells_what_works(groundstream, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    run = groundstream("doctor", "--json", "--source", "/no/such/file.mp4")
+    findings = {finding["what"]: finding for finding in json.loads(run.out)}
+    assert findings["codec h264"]["state"] == "works"
+    assert findings["source /no/such/file.mp4"]["state"] == "broken"
+    assert run.code == 1
+
+
+def make_truncated(folder: Path, clip: Path) -> Path:
+    path = folder / "truncated.mp4"
+    path.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    return path
+
+
+def make_text(folder: Path, _clip: Path) -> Path:
+    path = folder / "letter.mp4"
+    path.write_text("Dear camera,\n" * 50)
+    return path
+
+
+def make_empty(folder: Path, _clip: Path) -> Path:
+    path = folder / "empty.mp4"
+    path.touch()
+    return path
+
+
+def make_folder(folder: Path, _clip: Path) -> Path:
+    path = folder / "papers"
+    path.mkdir()
+    (path / "notes.txt").write_text("no video here")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda folder, clip: folder / "none.mp4", "does not exist"),
+        (make_folder, "holds no videos"),
+        (make_truncated, "was cut off"),
+        (make_text, "is no video"),
+        (make_empty, "is empty (0 bytes)"),
+    ],
+)
+def test_a_video_that_is_none_is_told_in_one_sentence(groundstream, clip, script, tmp_path, make, sentence):
+    video = make(tmp_path, clip)
+    run = groundstream(
+        "process", video, "-q", "person", "--detector", f"scripted:{script}", "--out", tmp_path / "out", "--no-video"
+    )
+    told = run.err + run.out
+    assert run.code == 1
+    assert sentence in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "sentence"),
+    [
+        (["-q", ""], 2, "queries[0].text is ''"),
+        (["-q", "person", "-q", "person"], 2, "'person' is given twice"),
+        (["-q", "person", "--zone", "yard:0,0 1,1"], 2, "zone 'yard' has 2 points"),
+        (["-q", "person", "--zone", "0,0 1,1"], 2, "write NAME:x,y x,y"),
+        (["-q", "person", "--line", "door:0,0 2,1"], 2, "lines[0].points[1][0] is 2.0"),
+        (["-q", "person", "--tracker", "bytetrak"], 2, "bytetrack"),
+        (["-q", "person", "--start-time", "yesterday"], 2, "'yesterday' is not a time"),
+        (["-q", "person", "--sink", "kafak://host/topic"], 2, "did you mean kafka"),
+        (["-q", "person", "--out", "/proc/none"], 1, "/proc/none"),
+        ([], 2, "Missing option"),
+    ],
+)
+def test_a_wrong_option_is_told_in_one_sentence(groundstream, clip, script, tmp_path, options, code, sentence):
+    out = [] if "--out" in options else ["--out", tmp_path]
+    run = groundstream("process", clip, "--detector", f"scripted:{script}", "--no-video", *out, *options)
+    assert sentence in run.err + run.out
+    assert run.code == code
+    assert "Traceback" not in run.err
+
+
+def test_an_unknown_detector_is_told_with_the_nearest(groundstream, clip, tmp_path):
+    run = groundstream("process", clip, "-q", "person", "--detector", "glib-tiny", "--out", tmp_path)
+    assert (run.code, "did you mean glip" in run.err) == (2, True)
+
+
+def test_a_full_disk_is_told_in_one_sentence(groundstream, clip, script, tmp_path):
+    folder = tmp_path / "walk"
+    folder.mkdir()
+    (folder / "tracks.txt").symlink_to("/dev/full")
+    run = groundstream(
+        "process", clip, "-q", "person", "--detector", f"scripted:{script}", "--out", tmp_path, "--no-video"
+    )
+    assert run.code == 1
+    assert "tracks.txt: No space left on device" in run.err
+    assert "Traceback" not in run.err
+
+
+def test_monitor_needs_something_to_watch_and_to_look_for(groundstream, tmp_path):
+    assert groundstream("monitor").code == 2
+    assert "nothing to look for" in groundstream("monitor", "webcam:0").err
+    both = groundstream("monitor", "webcam:0", "-q", "x", "-c", tmp_path / "c.yaml")
+    assert (both.code, "not both" in both.err) == (2, True)
