@@ -33,22 +33,25 @@ def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), high)
 
 
-def suppress(boxes: Tensor, labels: Tensor, valid: Tensor, threshold: float) -> Tensor:
+def suppress(
+    boxes: Tensor, labels: Tensor, valid: Tensor, threshold: float, rounds: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Greedy non-maximum suppression within each label, of boxes already in order of descending score.
 
     boxes (B, N, 4), labels (B, N), valid (B, N) bool -> (B, N) bool: the valid boxes that no kept, better box of the
-    same label overlaps by more than `threshold`.
+    same label overlaps by more than `threshold`; and (B,) bool: whether this is settled.
 
     Who is kept depends on who is kept before it. All are taken as kept, then everyone is decided anew until nothing
-    changes: after step k the first k boxes are certainly right, in practice a handful of steps settle all.
+    changes: after step k the first k boxes are certainly right, in practice a handful of steps settle all. With
+    `rounds` there are so many steps and no look at the result in between, which on a GPU would wait for it.
     """
     rivals = (ious(boxes, boxes) > threshold) & (labels[:, :, None] == labels[:, None, :])
-    rivals = rivals.triu(diagonal=1).to(torch.float32 if boxes.device.type == "cpu" else torch.float16)  # better, worse
-    kept = valid
-    for _ in range(boxes.shape[1]):
-        beaten = (kept.to(rivals.dtype)[:, None] @ rivals)[:, 0] > 0
-        settled = valid & ~beaten
-        if torch.equal(settled, kept):
+    rivals = rivals.triu(diagonal=1).float()  # [better, worse]
+    kept, settled = valid, torch.ones_like(valid[:, 0])
+    for _ in range(boxes.shape[1] if rounds is None else rounds):
+        beaten = (kept.float()[:, None] @ rivals)[:, 0] > 0
+        before, kept = kept, valid & ~beaten
+        settled = (kept == before).all(1)
+        if rounds is None and settled.all():
             break
-        kept = settled
-    return kept
+    return kept, settled

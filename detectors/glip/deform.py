@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detectors.glip.linear import linear
+
 TAPS = 9
 
 
@@ -89,4 +91,4 @@ def deform_conv(regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, weig
     rows, weights = corners(grid, offsets, mask, positions)
     columns = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)  # (B * P * 9, C)
     kernel = weight.float().permute(0, 2, 3, 1).reshape(weight.shape[0], -1)  # (O, 9 * C)
-    return F.linear(columns.view(batch, -1, TAPS * channels), kernel, bias.float())
+    return linear(columns.view(batch, -1, TAPS * channels), kernel, bias.float())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detectors.glip.linear import bmm
 from detectors.glip.text import bounded
 
 
@@ -40,7 +41,7 @@ class CrossAttention(nn.Module):
         hidden = (mask == 0)[:, None, None, :]
         to_words = torch.unflatten(scores, -1, (heads, length)).masked_fill(hidden, float("-inf")).softmax(-1)
         to_words = F.dropout(to_words, self.dropout, self.training).flatten(2)
-        dv = to_words @ self._word_values(l) + self.out_v_proj.bias
+        dv = bmm(to_words, self._word_values(l)) + self.out_v_proj.bias
 
         # Words read regions: all words, padding too, all regions, the padded border too.
         to_regions = F.dropout(scores.softmax(1), self.dropout, self.training).mT  # (B, heads * L, N)
@@ -51,7 +52,7 @@ class CrossAttention(nn.Module):
         weight = torch.unflatten(self.v_proj.weight, 0, (self.heads, -1))  # (heads, d, C)
         bias = torch.unflatten(self.v_proj.bias, 0, (self.heads, -1))  # (heads, d)
         folded = torch.einsum("blhd,hdc->bchl", keys, weight).flatten(2)  # (B, C, heads * L)
-        return torch.baddbmm(torch.einsum("blhd,hd->bhl", keys, bias).flatten(1)[:, None], v, folded)
+        return bmm(v, folded) + torch.einsum("blhd,hd->bhl", keys, bias).flatten(1)[:, None]
 
     def _word_values(self, l: Tensor) -> Tensor:  # noqa: E741
         """(B, heads * L, C): each word's value, already through its head's share of the output projection."""

@@ -58,18 +58,22 @@ def candidates(
     anchors: Tensor,
     tokens: Tensor,
     sizes: Tensor,
-    threshold: Tensor | float,
+    threshold: float,
     top_n: int = 1000,
     how: str = "MEAN",
+    least: Tensor | None = None,
 ) -> Candidates:
     """The best `top_n` pairs of region and label of each level whose score passes the threshold.
 
-    anchors (N, 4), tokens (B, L, K) 0/1, sizes (B, 2): each picture's unpadded (height, width), threshold a number
-    or (B, K). The threshold is on the label's score alone; then it is weighed by the centerness and its root taken.
+    anchors (N, 4), tokens (B, L, K) 0/1, sizes (B, 2): each picture's unpadded (height, width). The threshold is on
+    the label's score alone, which is then weighed by the centerness and its root taken; `least` (B, K), the least
+    final score of each label, leaves out what nobody wants to see.
     """
     scores = aggregate(predictions.logits.float().sigmoid(), tokens, how)  # (B, N, K)
-    passed = scores > (threshold[:, None] if isinstance(threshold, Tensor) else threshold)
     weighed = scores * predictions.centerness.float().sigmoid()[..., None]
+    passed = scores > threshold
+    if least is not None:
+        passed = passed & (weighed >= least.square()[:, None])
     weighed = torch.where(passed, weighed, -1.0)
     labels = tokens.shape[-1]
     best, index, start = [], [], 0
@@ -94,20 +98,22 @@ def best_first(found: Candidates, limit: int) -> Candidates:
     return Candidates(boxes, scores, labels, valid)
 
 
-def select(found: Candidates, nms_iou: float, limit: int, look_at: int = FIRST_LOOK) -> tuple[Candidates, Tensor]:
+def select(
+    found: Candidates, nms_iou: float, limit: int, look_at: int = FIRST_LOOK, rounds: int | None = None
+) -> tuple[Candidates, Tensor]:
     """Suppression within each label, then the `limit` best (all when <= 0; all that tie with the last one, too).
 
     A box can only be suppressed by a better one, so the best `look_at` candidates settle the first survivors. Returns
-    the survivors, in order of descending score, and for each picture whether they are all that matter (B,) bool; where
-    not, ask again with a larger `look_at`.
+    the survivors, in order of descending score, and for each picture whether they are surely all, (B,) bool; where
+    not, ask again with a larger `look_at` and without a bound on the `rounds` of suppression.
     """
     ahead = best_first(found, look_at)
-    kept = ahead.valid & suppress(ahead.boxes, ahead.labels, ahead.valid, nms_iou)
-    rank = kept.cumsum(1)
-    complete = found.valid.sum(1) <= look_at
+    kept, sure = suppress(ahead.boxes, ahead.labels, ahead.valid, nms_iou, rounds)
+    enough = found.valid.sum(1) <= look_at
     if limit > 0:
-        enough = rank[:, -1:] >= limit
+        rank = kept.cumsum(1)
+        full = rank[:, -1] >= limit
         last = torch.where(kept & (rank == limit), ahead.scores, 0.0).amax(1, keepdim=True)
-        kept = kept & (~enough | (ahead.scores >= last))
-        complete = complete | enough[:, 0]
-    return ahead._replace(valid=kept), complete
+        kept = kept & (~full[:, None] | (ahead.scores >= last))
+        enough = enough | full
+    return ahead._replace(valid=kept), sure & enough

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detectors.glip.linear import Linear
+
 MASKED = -100.0  # what the reference adds to the score of two tokens that only met by the cyclic shift
 
 
@@ -75,8 +77,8 @@ class WindowAttention(nn.Module):
         self.heads = heads
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.register_buffer("relative_position_index", relative_position_index(window))
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def bias(self) -> Tensor:
         """(heads, window^2, window^2)."""
@@ -104,8 +106,8 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc2(F.gelu(self.fc1(x)))
@@ -152,7 +154,7 @@ class PatchMerging(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * width)
-        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+        self.reduction = Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 2 C)."""

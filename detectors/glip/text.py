@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detectors.glip.linear import Linear
+
 CLAMP = 50000.0  # bounds that GLIP puts on scores and activations, so that fp16 training does not overflow
 
 
@@ -79,9 +81,9 @@ class TextSelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
+        self.query = Linear(width, width)
+        self.key = Linear(width, width)
+        self.value = Linear(width, width)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         q, k, v = (
@@ -101,7 +103,7 @@ class AddAndNorm(nn.Module):
     def __init__(self, inner: int, width: int, dropout: float, clamp: bool) -> None:
         super().__init__()
         self.dropout, self.clamp = dropout, clamp
-        self.dense = nn.Linear(inner, width)
+        self.dense = Linear(inner, width)
         self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -125,7 +127,7 @@ class TextLayer(nn.Module):
                 "output": AddAndNorm(width, width, dropout, clamp=False),
             }
         )
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, inner)})
+        self.intermediate = nn.ModuleDict({"dense": Linear(width, inner)})
         self.output = AddAndNorm(inner, width, dropout, clamp=True)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,341 @@
+"""GLIP behind the detector contract: words and pictures in, `sv.Detections` out."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from detectors.detector import DetectorError, Prompt, PromptError, Request, clean_queries, detections
+from detectors.glip.caption import Tokenizer
+from detectors.glip.config import PostprocessConfig
+from detectors.glip.model import GlipModel
+from detectors.glip.postprocess import FIRST_LOOK, Candidates, candidates, select, token_map
+from detectors.glip.processor import Captioned, Picture, caption_queries, caption_text, load, measure
+from detectors.glip.runtime import accelerate, choose_device, choose_precision
+from detectors.glip.source import find
+from detectors.glip.text import TextFeatures
+from detectors.glip.tuning import TunedPrompt
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import supervision as sv
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+DOUBTFUL = 0.2  # the share of a threshold down to which detections are returned
+CACHED_PROMPTS = 256
+ROUNDS = 12  # of suppression on a GPU before anyone looks whether it is settled
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """A caption as the tower takes it, on the device."""
+
+    text: TextFeatures  # B = 1
+    tokens: Tensor  # (L, K): which tokens speak for which label
+    least: Tensor  # (K,): the least score of each label that is returned
+    queries: tuple[int, ...]  # the query of each label
+
+
+@dataclass(frozen=True, eq=False)
+class GlipPrompt(Prompt):
+    """Queries and their encoded captions: one, or several where one was too short."""
+
+    chunks: tuple[Chunk, ...]
+    owner: Glip
+
+
+class View(NamedTuple):
+    """One picture seen with one caption."""
+
+    picture: Picture
+    row: int  # of the batch of pictures
+    chunk: Chunk
+
+
+class Glip:
+    """The detector. `Glip` keeps what it has encoded: the same words cost nothing the second time.
+
+    Pictures whose padded sizes are equal share a batch, whatever their prompts; the others get their own, so that a
+    result never depends on its batch mates.
+    """
+
+    def __init__(
+        self,
+        model: GlipModel,
+        tokenizer: Tokenizer,
+        *,
+        device: str = "auto",
+        dtype: str | None = None,
+        threshold: float = 0.5,
+        thresholds: Mapping[str, float] | None = None,
+        tuned: TunedPrompt | None = None,
+        chunking: bool = True,
+        per_caption: int | None = None,
+        backend: str | None = None,
+        largest_batch: int = 16,
+    ) -> None:
+        """`threshold`, `thresholds` by query: from which score (0..1) on a detection is meant.
+
+        `tuned` replaces the text encoder for the words that it was tuned for.
+        """
+        for query, value in {"": threshold, **(thresholds or {})}.items():
+            if not 0 <= value <= 1:
+                of = f" of {query!r}" if query else ""
+                raise PromptError(f"threshold{of} is {value}: it must lie between 0 and 1")
+        self.device = choose_device(device)
+        self.precision = choose_precision(dtype, self.device)
+        self.threshold = threshold
+        self.model = accelerate(self.precision.lower(model.to(self.device)), backend)
+        self._tokenizer = tokenizer
+        self._thresholds = dict(thresholds or {})
+        self._tuned = tuned
+        self._chunking, self._per_caption = chunking, per_caption
+        self._largest_batch = largest_batch
+        self._prompts: OrderedDict[tuple[str | None, tuple[str, ...]], GlipPrompt] = OrderedDict()
+        self._anchors: dict[object, Tensor] = {}
+        if tokenizer.size > model.config.text.vocab_size:
+            raise DetectorError(
+                f"the vocabulary has {tokenizer.size} pieces, this GLIP knows {model.config.text.vocab_size}: "
+                "give the vocab.txt that belongs to the weights"
+            )
+
+    def prepare(self, queries: Sequence[str]) -> GlipPrompt:
+        """The queries as a caption of GLIP's detection benchmarks, or several where they exceed its 256 tokens."""
+        return self._prepare(None, clean_queries(queries))
+
+    def prepare_text(self, text: str, phrases: Sequence[str]) -> GlipPrompt:
+        """Free text as the caption, and the phrases in it to look for; `class_id` is an index into the phrases."""
+        return self._prepare(text, clean_queries(phrases))
+
+    def _prepare(self, text: str | None, queries: tuple[str, ...]) -> GlipPrompt:
+        key = (text, queries)
+        if key not in self._prompts:
+            self._prompts[key] = GlipPrompt(queries, tuple(self._encode(text, queries)), self)
+            if len(self._prompts) > CACHED_PROMPTS:
+                self._prompts.popitem(last=False)
+        self._prompts.move_to_end(key)
+        return self._prompts[key]
+
+    def _encode(self, text: str | None, queries: tuple[str, ...]) -> Iterable[Chunk]:
+        if self._tuned is not None and text is None:
+            features, labels = self._tuned.select(queries)
+            yield self._chunk(features, labels, tuple(range(len(queries))), queries)
+            return
+        limit = self.model.config.text.max_length
+        if text is None:
+            captions = caption_queries(
+                queries, self._tokenizer, limit, chunking=self._chunking, per_caption=self._per_caption
+            )
+        else:
+            captions = [caption_text(text, queries, self._tokenizer, limit)]
+        for caption in captions:
+            yield self._chunk(self._features(caption), caption.tokens.labels, caption.queries, queries)
+
+    @torch.inference_mode()
+    def _features(self, caption: Captioned) -> TextFeatures:
+        ids = torch.tensor([caption.tokens.ids], device=self.device)
+        return self.model.encode_text(ids, torch.ones_like(ids))
+
+    def _chunk(
+        self, text: TextFeatures, labels: Sequence[Sequence[int]], owners: tuple[int, ...], queries: tuple[str, ...]
+    ) -> Chunk:
+        least = [DOUBTFUL * self._thresholds.get(queries[owner], self.threshold) for owner in owners]
+        text = TextFeatures(*(part.to(self.device) for part in text))
+        tokens = token_map(labels, text.hidden.shape[1]).to(self.device)
+        return Chunk(text, tokens, torch.tensor(least, device=self.device), owners)
+
+    def detect(self, requests: Sequence[Request]) -> list[sv.Detections]:
+        """One result per request, in order. Raises `DetectorError` when the device's memory does not hold one picture.
+
+        A batch that does not fit is halved once, for good.
+        """
+        try:
+            return self._detect(requests)
+        except torch.cuda.OutOfMemoryError:
+            if self._largest_batch == 1:
+                raise DetectorError(
+                    f"{self.device} has too little memory for one picture: use a smaller model, or another device"
+                ) from None
+        torch.cuda.empty_cache()
+        before = min(self._largest_batch, max(len(requests), 2))
+        self._largest_batch = before // 2
+        log.warning(
+            "%s ran out of memory with %d pictures at once: going on with %d", self.device, before, self._largest_batch
+        )
+        try:
+            return self._detect(requests)
+        except torch.cuda.OutOfMemoryError:
+            raise DetectorError(
+                f"{self.device} ran out of memory with {before} and with {self._largest_batch} pictures at once: "
+                "ask for smaller batches, or use a smaller model"
+            ) from None
+
+    @torch.inference_mode()
+    def _detect(self, requests: Sequence[Request]) -> list[sv.Detections]:
+        images, prompts = [request.image for request in requests], [self._own(request.prompt) for request in requests]
+        size = self.model.config.image
+        groups: dict[tuple[int, int], list[Picture]] = defaultdict(list)
+        for index, image in enumerate(images):
+            picture = measure(index, image, size.min_side, size.max_side)
+            groups[picture.padded].append(picture)
+        found: list[Found] = []
+        for pictures in groups.values():
+            for some in _portions(pictures, self._largest_batch):
+                maps = self._look(load(images, some, self.device))
+                views = [View(p, row, c) for row, p in enumerate(some) for c in prompts[p.index].chunks]
+                found += [self._find(maps, together) for together in _portions(views, self._largest_batch)]
+        return _deliver(prompts, found)
+
+    def _own(self, prompt: Prompt) -> GlipPrompt:
+        if not isinstance(prompt, GlipPrompt) or prompt.owner is not self:
+            raise PromptError("the prompt comes from another detector: prepare the queries with this one")
+        return prompt
+
+    def _look(self, images: Tensor) -> list[Tensor]:
+        with self.precision.autocast():
+            maps: list[Tensor] = self.model.backbone(images)
+        return maps
+
+    def _find(self, maps: list[Tensor], views: Sequence[View]) -> Found:
+        rows = [view.row for view in views]
+        if rows != list(range(len(maps[0]))):
+            maps = [level[rows] for level in maps]
+        text, tokens, least = _stack([view.chunk for view in views])
+        with self.precision.autocast():
+            predictions = self.model.rpn.head(maps, text)
+        if predictions.shapes not in self._anchors:
+            self._anchors[predictions.shapes] = self.model.anchors(predictions.shapes)
+        sizes = torch.tensor([view.picture.resized for view in views], device=self.device)
+        rule = self.model.config.postprocess
+        return Found(
+            views,
+            candidates(
+                predictions,
+                self._anchors[predictions.shapes],
+                tokens,
+                sizes,
+                rule.score_threshold,
+                rule.pre_nms_top_n_per_level,
+                rule.aggregate,
+                least,
+            ),
+            rule,
+        )
+
+
+class Found:
+    """What some views hold, still on the device. `rows` is (B, M, 7): box, score, label, whether it is one."""
+
+    def __init__(self, views: Sequence[View], everything: Candidates, rule: PostprocessConfig) -> None:
+        self.views, self._everything, self._rule = views, everything, rule
+        if everything.scores.device.type == "cpu":  # asking how many there are waits for nothing here
+            look_at, rounds = min(FIRST_LOOK, max(int(everything.valid.sum(1).max()), 1)), None
+        else:
+            look_at, rounds = FIRST_LOOK, ROUNDS
+        kept, self.sure = select(everything, rule.nms_iou, rule.detections_per_image, look_at, rounds)
+        self.rows = _packed(kept)
+
+    def again(self) -> Tensor:
+        """The rows, with every candidate looked at and every suppression followed to its end."""
+        everything = self._everything
+        whole = everything.scores.shape[1]
+        return _packed(select(everything, self._rule.nms_iou, self._rule.detections_per_image, whole)[0])
+
+
+def _packed(found: Candidates) -> Tensor:
+    columns = (found.scores, found.labels.float(), found.valid.float())
+    return torch.cat([found.boxes, torch.stack(columns, dim=-1)], dim=-1)
+
+
+def _deliver(prompts: Sequence[GlipPrompt], found: Sequence[Found]) -> list[sv.Detections]:
+    """The one download, and the boxes back in the cameras' pixels, the best first."""
+    parts = [part for some in found for part in (some.rows.flatten(), some.sure.float())]
+    flat = torch.cat(parts).cpu() if parts else torch.empty(0)
+    results: list[list[npt.NDArray[np.float32]]] = [[] for _ in prompts]
+    split = iter(torch.split(flat, [part.numel() for part in parts]))
+    for some, rows, sure in zip(found, split, split, strict=False):
+        rows = rows.view(some.rows.shape) if sure.all() else some.again().cpu()
+        for view, row in zip(some.views, rows.numpy(), strict=True):
+            results[view.picture.index].append(_rescaled(row[row[:, 6] > 0, :6], view))
+    return [_detections(parts, prompt) for parts, prompt in zip(results, prompts, strict=True)]
+
+
+def _rescaled(rows: npt.NDArray[np.float32], view: View) -> npt.NDArray[np.float32]:
+    """(n, 6) box, score, label -> box in the picture's own pixels, score, query."""
+    (height, width), (tall, wide) = view.picture.original, view.picture.resized
+    scale = np.array([width / wide, height / tall] * 2, np.float32)
+    queries = np.array(view.chunk.queries, np.float32)[rows[:, 5].astype(np.int64)]
+    return np.column_stack([rows[:, :4] * scale, rows[:, 4], queries])
+
+
+def _detections(parts: Sequence[npt.NDArray[np.float32]], prompt: GlipPrompt) -> sv.Detections:
+    rows = np.concatenate(parts)
+    if len(parts) > 1:  # several captions: the best first again
+        rows = rows[np.argsort(-rows[:, 4], kind="stable")]
+    return detections(rows[:, :4], rows[:, 4], rows[:, 5], prompt.queries)
+
+
+def _portions(things: Sequence[T], most: int) -> Iterable[Sequence[T]]:
+    return (things[start : start + most] for start in range(0, len(things), most))
+
+
+def _stack(chunks: Sequence[Chunk]) -> tuple[TextFeatures, Tensor, Tensor]:
+    """Captions side by side, padded to the longest: features (B, L, D), token maps (B, L, K), least scores (B, K)."""
+    length = max(chunk.tokens.shape[0] for chunk in chunks)
+    labels = max(chunk.tokens.shape[1] for chunk in chunks)
+
+    def stacked(part: str) -> Tensor:
+        tensors = [getattr(chunk.text, part)[0] for chunk in chunks]
+        return torch.stack([F.pad(t, (0, 0) * (t.ndim - 1) + (0, length - len(t))) for t in tensors])
+
+    text = TextFeatures(stacked("hidden"), stacked("embedded"), stacked("mask"))
+    tokens = [F.pad(c.tokens, (0, labels - c.tokens.shape[1], 0, length - c.tokens.shape[0])) for c in chunks]
+    least = [F.pad(chunk.least, (0, labels - len(chunk.least)), value=1.0) for chunk in chunks]
+    return text, torch.stack(tokens), torch.stack(least)
+
+
+def create(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    vocabulary: str | Path | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    threshold: float | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    tuned: str | Path | None = None,
+    chunking: bool = True,
+    per_caption: int | None = None,
+    backend: str | None = None,
+) -> Glip:
+    """The GLIP called `name`, with weights from `weights` (a checkpoint or a folder), the cache, or the package.
+
+    `vocabulary`: bert-base-uncased's `vocab.txt`, looked for beside the weights when absent; `tuned`: a file of
+    learned text features (`tuning.TunedPrompt`); `backend`: see `runtime.BACKENDS`.
+    Raises `DetectorError` that names the ways out when there are no weights.
+    """
+    parts = find(name, weights, vocabulary)
+    model, tokenizer = parts.load()
+    return Glip(
+        model,
+        tokenizer,
+        device=device,
+        dtype=dtype,
+        threshold=0.5 if threshold is None else threshold,
+        thresholds=thresholds,
+        tuned=None if tuned is None else TunedPrompt.load(Path(tuned)),
+        chunking=chunking,
+        per_caption=per_caption,
+        backend=backend,
+    )

@@ -1,0 +1,140 @@
+"""From queries to captions that fit, and from pictures to batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detectors.detector import PromptError
+from detectors.glip.caption import Caption, Tokenizer, Tokens, category_caption, clean_name, phrase_caption
+from detectors.images import collate, normalise, padded_size, resize, target_size
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """One caption's tokens; label i of them is the query `queries[i]` of the prompt."""
+
+    tokens: Tokens
+    queries: tuple[int, ...]
+
+
+def caption_queries(
+    queries: Sequence[str], tokenizer: Tokenizer, limit: int, *, chunking: bool = True, per_caption: int | None = None
+) -> list[Captioned]:
+    """The queries as captions of at most `limit` tokens: one, or where they do not fit several.
+
+    `per_caption` bounds the queries of one caption (LVIS was measured with 40).
+    Raises `PromptError` naming the query that nothing can be read from, that alone is too long, or without chunking
+    the first that is lost.
+    """
+    lengths = []
+    for query in queries:
+        length = tokenizer.count(clean_name(query))
+        if not length:
+            raise PromptError(
+                f"nothing of the query {query!r} can be read: parentheses are left out, write it in words"
+            )
+        if length + 2 > limit:
+            raise PromptError(
+                f"query {query!r} has {length} tokens, GLIP reads at most {limit - 2}: say it in fewer words"
+            )
+        lengths.append(length)
+    captions, start = [], 0
+    while start < len(queries):
+        end = _fitting(lengths, start, limit, per_caption)
+        if end < len(queries) and not chunking:
+            total = sum(lengths) + len(lengths) + 1  # a dot between two names, [CLS] and [SEP]
+            raise PromptError(
+                f"the queries have {total} tokens, GLIP reads at most {limit}: drop the queries from "
+                f"{queries[end]!r} on, or allow several captions (slower by their number)"
+            )
+        captions.append(Captioned(tokenizer(category_caption(queries[start:end])), tuple(range(start, end))))
+        start = end
+    return captions
+
+
+def _fitting(lengths: Sequence[int], start: int, limit: int, per_caption: int | None) -> int:
+    """One past the last query that fits a caption beginning with query `start`."""
+    used, end = 2 + lengths[start], start + 1
+    while (
+        end < len(lengths) and used + 1 + lengths[end] <= limit and (per_caption is None or end - start < per_caption)
+    ):
+        used += 1 + lengths[end]
+        end += 1
+    return end
+
+
+def caption_text(text: str, phrases: Sequence[str], tokenizer: Tokenizer, limit: int) -> Captioned:
+    """Free text with given phrases; each place where phrase i stands is a label of query i.
+
+    Raises `PromptError` when a phrase is not in the text or lies beyond the `limit` tokens.
+    """
+    caption, owners = phrase_caption(text, phrases)
+    for index, phrase in enumerate(phrases):
+        if index not in owners:
+            raise PromptError(f"the phrase {phrase!r} is not in the text {text!r}: give phrases as they stand there")
+    tokens = tokenizer(Caption(caption.text, caption.spans))
+    if len(tokens.ids) > limit:
+        lost = next(
+            (o for o, label in zip(owners, tokens.labels, strict=True) if max(label, default=0) >= limit - 1), -1
+        )
+        name = f" the phrase {phrases[lost]!r} and" if lost >= 0 else ""
+        raise PromptError(
+            f"the text has {len(tokens.ids)} tokens, GLIP reads at most {limit}:{name} what follows is lost; shorten it"
+        )
+    return Captioned(tokens, tuple(owners))
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A request's picture on its way: which request, its size in the camera, its size in the network."""
+
+    index: int
+    original: tuple[int, int]  # height, width
+    resized: tuple[int, int]
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        return padded_size(*self.resized)
+
+
+def measure(index: int, image: np.ndarray[Any, np.dtype[np.uint8]], min_side: int, max_side: int) -> Picture:
+    """What becomes of a picture. Raises `ValueError` when it is none: (H, W, 3) uint8 is expected, or one channel."""
+    shape = image.shape
+    if (
+        image.dtype != np.uint8
+        or image.ndim not in (2, 3)
+        or 0 in shape
+        or (image.ndim == 3 and shape[2] not in (1, 3))
+    ):
+        raise ValueError(
+            f"request {index}: the image is {image.dtype} {shape}; expected uint8 of shape (height, width, 3), BGR, "
+            "or of one channel"
+        )
+    original = (shape[0], shape[1])
+    return Picture(index, original, target_size(*original, min_side, max_side))
+
+
+def load(
+    images: Sequence[np.ndarray[Any, np.dtype[np.uint8]]], pictures: Sequence[Picture], device: torch.device
+) -> Tensor:
+    """Pictures of one padded size as the network's input (B, 3, H, W), zeros where a picture ends.
+
+    One upload of bytes for each picture; resizing, normalising and padding happen on the device.
+    """
+    return collate([normalise(resize(_upload(images[p.index], device), p.resized)) for p in pictures])
+
+
+def _upload(image: np.ndarray[Any, np.dtype[np.uint8]], device: torch.device) -> Tensor:
+    """(H, W, 3) uint8 on the device; one channel becomes three equal ones."""
+    pixels = image[:, :, None] if image.ndim == 2 else image
+    usable = pixels.flags.writeable and pixels.flags.c_contiguous  # what torch shares memory with
+    tensor = torch.from_numpy(pixels if usable else pixels.copy())
+    if device.type == "cuda":
+        tensor = tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.expand(-1, -1, 3)

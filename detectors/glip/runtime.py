@@ -1,0 +1,74 @@
+"""Where and how precisely the network runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from detectors.detector import DetectorError
+from detectors.glip.model import GlipModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BACKENDS = ("eager", "compile")
+
+
+class OptionError(DetectorError, ValueError):
+    """A device, precision or backend that there is not."""
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`: the first GPU, else the CPU. Raises `OptionError` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise OptionError(f"there is no device called {name!r}: use auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OptionError(
+            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} GPUs here; use cpu or auto"
+        )
+    return device
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What the network computes in. In a half precision the sensitive parts (norms, sampling positions, attention's
+    softmax, scores and boxes) stay in single precision."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    def autocast(self) -> torch.autocast:
+        """The context of the network's forward pass."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False)
+
+    def lower(self, model: GlipModel) -> GlipModel:
+        """Convert once the weights that the forward pass would convert for every picture."""
+        if self.dtype != torch.float32:
+            for module in (model.backbone, *model.rpn.head.dyhead_tower):
+                for part in module.modules():
+                    if isinstance(part, nn.Linear | nn.Conv2d):
+                        part.to(self.dtype)
+        return model
+
+
+def choose_precision(name: str | None, device: torch.device) -> Precision:
+    """float32 on a CPU, bfloat16 on a GPU, unless `name` says otherwise."""
+    if name is None:
+        return Precision(torch.bfloat16 if device.type == "cuda" else torch.float32, device)
+    if name not in DTYPES:
+        raise OptionError(f"there is no precision {name!r}: use {', '.join(DTYPES)}")
+    return Precision(DTYPES[name], device)
+
+
+def accelerate(model: GlipModel, backend: str | None) -> GlipModel:
+    """`eager` (the default) as it stands, or `compile`: torch.compile, minutes at first for each size of picture."""
+    if backend not in (None, *BACKENDS):
+        raise OptionError(f"there is no backend {backend!r}: use {' or '.join(BACKENDS)}")
+    if backend == "compile":
+        model.backbone.compile(dynamic=False)
+        model.rpn.head.compile(dynamic=False)
+    return model
