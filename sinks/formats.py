@@ -1,0 +1,69 @@
+"""How an event is written into a message: JSON, CloudEvents binary mode, Avro or Protobuf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sinks.address import Options
+
+if TYPE_CHECKING:
+    from sinks.event import Event
+
+Headers = list[tuple[str, bytes]]
+Encode = Callable[["Event"], tuple[bytes, Headers]]
+
+_STRUCTURED: Headers = [("content-type", b"application/cloudevents+json; charset=utf-8")]
+_ATTRIBUTES = ("specversion", "id", "source", "type", "subject", "time", "dataschema", "partitionkey", "sequence")
+
+
+def open_format(options: Options) -> Encode:
+    """The encoder that the options `format` (json, binary, avro, protobuf) and `registry` ask for."""
+    name = options.choice("format", ("json", "binary", "avro", "protobuf"), "json")
+    registry = options.text("registry")
+    if name == "avro":
+        from sinks.avro import AvroFormat
+
+        return AvroFormat(registry).encode
+    if name == "protobuf":
+        from sinks.protobuf import ProtobufFormat
+
+        return ProtobufFormat(registry).encode
+    if registry is not None:
+        raise options.error(f"option registry has no use with format={name}: it is for avro and protobuf")
+    return encode_json if name == "json" else encode_binary
+
+
+def encode_json(event: Event) -> tuple[bytes, Headers]:
+    """CloudEvents structured mode: the whole event is the value."""
+    return event.to_json(), _STRUCTURED
+
+
+def encode_binary(event: Event) -> tuple[bytes, Headers]:
+    """CloudEvents binary mode: the attributes are headers `ce_...`, the value is `data`.
+
+    https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md
+    """
+    headers = [(f"ce_{name}", str(getattr(event, name)).encode()) for name in _ATTRIBUTES]
+    headers.append(("content-type", event.datacontenttype.encode()))
+    return event.data.model_dump_json(exclude_none=True).encode(), headers
+
+
+def decode(value: bytes, headers: Headers) -> Event:
+    """The event in a message of any of the formats. Raises `ValueError` when there is none."""
+    from sinks.event import Event, EventData
+
+    kept = dict(headers)
+    kind = kept.get("content-type", b"").partition(b";")[0]
+    if "ce_id" in kept:
+        attributes = {name: kept[f"ce_{name}"].decode() for name in _ATTRIBUTES if f"ce_{name}" in kept}
+        return Event.model_validate({**attributes, "data": EventData.model_validate_json(value)})
+    if kind == b"application/avro":
+        from sinks.avro import decode_avro
+
+        return decode_avro(value)
+    if kind == b"application/protobuf":
+        from sinks.protobuf import decode_protobuf
+
+        return decode_protobuf(value)
+    return Event.from_json(value)

@@ -1,0 +1,139 @@
+"""Events back from Kafka, alone or as a member of a group."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import Any
+
+from sinks.address import Address
+from sinks.event import Event
+from sinks.formats import decode
+from sinks.kafka import DEFAULT_TOPIC, Broker, errors, kafka, parse_broker, quieten
+from sinks.sink import SinkAddressError, SinkError
+from sinks.subscribe import Reader, Start, Unreadable
+from sinks.worker import Worker
+
+_POLL_MS = 200
+_BATCH = 500
+_QUIET_S = 3.0
+
+
+async def read_kafka(address: Address, start: Start, follow: bool, group: str | None) -> Reader:
+    """Messages of the topic; without `follow` those that were there at the beginning.
+
+    A group commits what the caller has taken, a few hundred at a time and at the end. After a crash it gets the last
+    few hundred once more.
+    """
+    broker = parse_broker(address, kafka.KafkaConsumer.DEFAULT_CONFIG)
+    if start.at == "id":
+        raise SinkAddressError(f"{address.public}: Kafka cannot start behind an id: give a time, or a group")
+    quieten()
+    consumer = _Consumer(broker, address.path or DEFAULT_TOPIC, start, follow, group)
+    worker = Worker("read-kafka")
+    try:
+        await worker.call(consumer.open)
+        while (batch := await worker.call(consumer.poll)) is not None:
+            for partition, offset, event in batch:
+                consumer.taken[partition] = offset + 1
+                yield event
+            await worker.call(consumer.commit)
+    except errors.KafkaError as error:
+        raise SinkError(f"Kafka at {broker} cannot be read ({error}): is it up, and may this user read it?") from None
+    finally:
+        await worker.aclose(last=consumer.close)
+
+
+class _Consumer:
+    """kafka-python's consumer; every method runs in the same thread."""
+
+    def __init__(self, broker: Broker, topic: str, start: Start, follow: bool, group: str | None) -> None:
+        self._broker = broker
+        self._topic = topic
+        self._start = start
+        self._follow = follow
+        self._group = group
+        self._consumer: Any = None
+        self._ends: dict[Any, int] = {}
+        self._quiet_since = time.monotonic()
+        self.taken: dict[Any, int] = {}
+
+    def open(self) -> None:
+        self._broker.probe()
+        settings = {"client_id": "groundstream", **self._broker.settings}
+        consumer = self._consumer = kafka.KafkaConsumer(
+            bootstrap_servers=self._broker.servers,
+            group_id=self._group,
+            enable_auto_commit=False,
+            auto_offset_reset="latest" if self._start.at == "latest" else "earliest",
+            **settings,
+        )
+        if self._group is not None:
+            consumer.subscribe([self._topic])
+            return
+        partitions = self._partitions()
+        consumer.assign(partitions)
+        self._ends = consumer.end_offsets(partitions)
+        if self._start.at == "latest":
+            for partition in partitions:
+                consumer.seek(partition, self._ends[partition])
+            return
+        consumer.seek_to_beginning(*partitions)
+        if self._start.at == "time":
+            self._seek_time(partitions)
+
+    def _partitions(self) -> list[Any]:
+        until = time.monotonic() + self._broker.timeout_s / 4
+        while not (numbers := self._consumer.partitions_for_topic(self._topic)):
+            if not self._follow or time.monotonic() > until:
+                raise SinkError(f"Kafka at {self._broker} has no topic {self._topic}: check its name")
+            time.sleep(0.2)
+        return [kafka.TopicPartition(self._topic, number) for number in sorted(numbers)]
+
+    def _seek_time(self, partitions: list[Any]) -> None:
+        """The messages' times are the capture times; the subscription looks at each event's once more."""
+        moment = int(datetime.fromisoformat(self._start.value).timestamp() * 1000)
+        found = self._consumer.offsets_for_times(dict.fromkeys(partitions, moment))
+        for partition, offset in (found or {}).items():
+            if offset is not None and offset.offset >= 0:
+                self._consumer.seek(partition, offset.offset)
+
+    def poll(self) -> list[tuple[Any, int, Event | Unreadable]] | None:
+        """What came, with partition and offset; None at the end of what was asked for."""
+        records = self._consumer.poll(timeout_ms=_POLL_MS, max_records=_BATCH)
+        batch: list[tuple[Any, int, Event | Unreadable]] = []
+        for partition, messages in records.items():
+            for message in messages:
+                event: Event | Unreadable
+                try:
+                    event = decode(message.value or b"", message.headers)
+                except ValueError as error:
+                    reason = str(error).splitlines()[0]
+                    event = Unreadable(f"{partition.topic}/{message.partition}@{message.offset}: {reason}")
+                batch.append((partition, message.offset, event))
+        if batch or not self._consumer.assignment():
+            self._quiet_since = time.monotonic()
+        return None if not batch and not self._follow and self._at_end() else batch
+
+    def _at_end(self) -> bool:
+        """Everything up to the present end was read; or nothing came for a while, where a broker errs about its end."""
+        if time.monotonic() - self._quiet_since > _QUIET_S:
+            return True
+        partitions = list(self._consumer.assignment())
+        if self._group is not None and partitions:
+            self._ends = self._ends or self._consumer.end_offsets(partitions)
+        at = self._consumer.position
+        return bool(partitions) and all(0 < self._ends.get(partition, 0) <= at(partition) for partition in partitions)
+
+    def commit(self) -> None:
+        if self._group is not None and self.taken:
+            offsets = {partition: kafka.OffsetAndMetadata(offset, "", -1) for partition, offset in self.taken.items()}
+            self._consumer.commit(offsets)
+            self.taken.clear()
+
+    def close(self) -> None:
+        if self._consumer is not None:
+            try:
+                self.commit()
+            finally:
+                self._consumer.close(autocommit=False)
