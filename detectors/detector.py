@@ -90,13 +90,15 @@ class GroundedSpan:
 class Grounded:
     """A text tied to the picture: `masks` (K, height, width) bool, in the order of the text; not each needs a span.
 
-    `answer` is what the model wrote, marks and all: a conversation carries on from it.
+    `answer` is what the model wrote, marks and all: a conversation carries on from it. It is not `complete` when it
+    broke off at the most tokens that the model may write.
     """
 
     text: str
     spans: tuple[GroundedSpan, ...]
     masks: npt.NDArray[np.bool_]
     answer: str
+    complete: bool = True
 
 
 class Segmenter(Protocol):

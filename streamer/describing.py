@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +18,12 @@ from detectors.glamm import prompts
 from streamer import grounded
 from streamer.errors import ConfigError, StreamerError
 from streamer.grounded import Image
-from streamer.sampling import Sampling
 from streamer.sources.opening import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
     import supervision as sv
 
     from detectors.glamm.segmenter import Glamm
-    from streamer.frame import Frame
 
 
 def _tell(text: str) -> None:
@@ -93,7 +91,9 @@ def segment(
 async def _segment_video(
     address: str, phrases: Sequence[str], loading: Loading, generate: bool, fps: float, out: Path | None, as_json: bool
 ) -> int:
-    frames = _sampled(address, fps)
+    from streamer.annotation import sampled
+
+    frames = sampled(address, fps=fps)
     glamm = loading.load()
     total = 0
     async for frame in frames:
@@ -107,22 +107,6 @@ async def _segment_video(
             sys.stdout.write(f"frame {frame.index}, {frame.time_s:.2f} s\n")
             _print_segments(found)
     return 0 if total else 1
-
-
-async def _sampled(address: str, fps: float) -> AsyncIterator[Frame]:
-    from streamer.sources.opening import open_sources
-
-    sampling = Sampling(fps=fps)
-    for source in open_sources(address):
-        try:
-            async for frame in source:
-                if sampling.wants(frame):
-                    source.account.analyse()
-                    yield frame
-                else:
-                    source.account.drop("not_sampled")
-        finally:
-            await source.aclose()
 
 
 def _is_video(address: str) -> bool:

@@ -83,6 +83,10 @@ class WithMasks:
         self._masks = masks
         self._only = None if only is None else frozenset(only)
 
+    @property
+    def threshold(self) -> float:
+        return self._detector.threshold
+
     def prepare(self, queries: Sequence[str]) -> Prompt:
         return self._detector.prepare(queries)
 

@@ -326,7 +326,8 @@ class Glamm:
             GroundedSpan(phrase.start, phrase.end, phrase.text, tuple(m for m in phrase.masks if m < len(masks)))
             for phrase in parsed.phrases
         )
-        return Grounded(parsed.caption, spans, masks, text)
+        complete = int(answer.ids[-1]) == self.model.config.tokens.eos
+        return Grounded(parsed.caption, spans, masks, text, complete)
 
 
 @dataclass(frozen=True, eq=False)

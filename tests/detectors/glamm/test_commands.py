@@ -139,3 +139,46 @@ def test_the_commands_start_without_heavy_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout.strip() == "[]"
+
+
+def test_annotate_describes_frames_in_the_structure_of_grand(hub: Path, tmp_path: Path) -> None:
+    from streamer.commands import annotate
+
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    image = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    cv2.imwrite(str(pictures / "a.png"), image)
+    script = [[{"query": "cat", "box": [10, 10, 50, 40], "confidence": 0.9}]]
+    detectors = []
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(script))
+        detectors += ["--detector", f"scripted:{tmp_path / name}.json"]
+    single = typer.Typer()
+    single.command()(annotate.annotate)
+    where = ["--model", str(hub / "glamm"), "--clip", str(hub / "clip"), "--describe"]
+    arguments = [str(pictures), "-q", "cat", *detectors, *where, "--out", str(tmp_path / "o"), "--json"]
+    result = CliRunner().invoke(single, arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    (record,) = json.loads((tmp_path / "o/grand.json").read_text()).values()
+    assert list(record) == [
+        "objects", "floating_objects", "floating_attributes", "landmark", "relationships", "short_captions",
+        "dense_caption", "additional_context", "frame_index", "timestamp",
+    ]  # fmt: skip
+    assert record["dense_caption"]["caption"] == "cat"
+    seen = record["objects"] + record["floating_objects"]
+    assert [thing["id"] for thing in seen] == list(range(len(seen)))
+    assert all(thing["segmentation"]["size"] == [60, 90] for thing in seen)
+    assert [(thing["label"], len(thing["votes"]), thing["attributes"]) for thing in record["objects"]] == [
+        ("cat", 2, ["cat"])
+    ]
+    assert record["landmark"] == {"category": None, "fine_category": None}
+    assert "<p>cat</p>" in (tmp_path / "o/review.html").read_text()
+
+
+def test_segment_reads_the_frames_of_a_video(hub: Path, tmp_path: Path) -> None:
+    pictures = tmp_path / "clip"
+    pictures.mkdir()
+    for number in range(3):
+        cv2.imwrite(str(pictures / f"{number}.png"), np.full((60, 90, 3), 80 * number, np.uint8))
+    result = run(hub, "segment", str(pictures), "-q", "cat", "--json", "--fps", "1000")
+    assert [json.loads(line)["frame"] for line in result.stdout.splitlines()] == [0, 1, 2]

@@ -1,0 +1,66 @@
+"""`groundstream annotate`: videos into labelled data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def annotate(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="VIDEO...", help="Files, globs, folders of images, or synthetic:street.")
+    ],
+    query: Annotated[list[str], typer.Option("--query", "-q", help="What to label, in plain words; repeatable.")],
+    detector: Annotated[
+        list[str], typer.Option(help="Who finds it; with --describe several may vote, the first makes the boxes.")
+    ] = ["glip-tiny"],  # noqa: B006 - typer copies defaults
+    weights: Annotated[Path | None, typer.Option(help="A checkpoint file instead of the one in the cache.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; chosen when absent.")] = None,
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="The least score that is kept.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Look at every n-th frame.")] = 1,
+    fps: Annotated[float | None, typer.Option(help="Look at most so often per second of video.")] = 1.0,
+    batch: Annotated[int, typer.Option(min=1, help="Frames that the detector sees at once.")] = 8,
+    tracks: Annotated[
+        str | None, typer.Option("--tracks", metavar="TRACKER", help="Give boxes identities: default, bytetrack, ...")
+    ] = None,
+    sam: Annotated[
+        str | None, typer.Option("--masks", metavar="SAM", help="Add masks by SAM: facebook/sam-vit-base or a folder.")
+    ] = None,
+    gligen: Annotated[bool, typer.Option("--gligen", help="Also write input for GLIGEN.")] = False,
+    describe: Annotated[
+        bool, typer.Option("--describe", help="Also describe each frame with GLaMM, in GranD's structure.")
+    ] = False,
+    model: Annotated[str, typer.Option(help="The GLaMM for --describe, by name or folder.")] = "glamm-fullscope",
+    clip: Annotated[Path | None, typer.Option(help="CLIP's folder, for a GLaMM folder as the hub has it.")] = None,
+    bits: Annotated[int | None, typer.Option(help="8 or 4: pack GLaMM's language model.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the data set goes.")] = Path("out/dataset"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing.")] = False,
+) -> None:
+    """Label sampled frames: a COCO data set with phrases, and a page to look it through.
+
+    OUT gets images/, annotations.json and review.html; with --describe grand.json, with --gligen gligen.jsonl.
+    """
+    from streamer.annotation import Task
+    from streamer.annotation import annotate as work
+    from streamer.describing import Loading
+
+    task = Task(
+        sources=sources,
+        queries=query,
+        detectors=detector,
+        out=out,
+        weights=weights,
+        device=device,
+        threshold=threshold,
+        every=every,
+        fps=fps,
+        batch=batch,
+        tracker=tracks,
+        sam=sam,
+        gligen=gligen,
+        describe=Loading(model, clip, device, None, bits) if describe else None,
+    )
+    work(task, as_json=as_json, quiet=quiet)
