@@ -23,6 +23,8 @@ from av.format import Flags
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
+from streamer.h264 import FrameNumbers
+
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
@@ -76,11 +78,30 @@ class Picture:
             return self._pixels
 
 
+class _Group:
+    """A key picture and those that build on it, in decoding order. Damage to one is damage to all that follow."""
+
+    __slots__ = ("_key_pts_ns", "_previous", "broken")
+
+    def __init__(self, key_pts_ns: int | None, previous: _Group | None) -> None:
+        self._key_pts_ns = key_pts_ns
+        self._previous = previous
+        self.broken = False
+        if previous is not None:
+            previous._previous = None  # only neighbours matter, and the chain must not grow
+
+    def shows(self, pts_ns: int | None) -> bool:
+        """Whether a picture of this group is whole. One shown before the key picture builds on the last group, too."""
+        if self._previous is not None and self._previous.broken and pts_ns is not None and self._key_pts_ns is not None:
+            return not self.broken and pts_ns >= self._key_pts_ns
+        return not self.broken
+
+
 class Video:
     """An opened file, stream or device; a context manager. For one thread.
 
     `options` are FFmpeg's. `threads` is how many may share the decoding of one picture, 0 for one a core. The time-outs
-    are in seconds; None waits for ever.
+    are in seconds; None waits for ever. `lossy` says that whole pictures may get lost on the way here.
     """
 
     def __init__(
@@ -92,6 +113,7 @@ class Video:
         threads: int = 0,
         open_timeout_s: float | None = None,
         read_timeout_s: float | None = None,
+        lossy: bool = False,
     ) -> None:
         """Raises `DecodeError` where it cannot be opened, `NoVideo` where it holds no pictures."""
         self._container: InputContainer = av.open(
@@ -102,12 +124,14 @@ class Video:
         except NoVideo:
             self._container.close()
             raise
+        self._stream.codec_context.copy_opaque = True  # so that a picture knows the packet it came in
         # Threads within a picture only: threads over several pictures would delay a live stream by as many frames.
         self._stream.thread_type = "SLICE"
         self._stream.thread_count = threads
         if self._stream.codec_context.name == "hevc":
             # FFmpeg's H.265 decoder fills in what is missing and says nothing, unless told to fail.
             self._stream.codec_context.options = {"err_detect": "explode"}
+        self._lossy = lossy and self._stream.codec_context.name == "h264"
         self._sender_offset_ns: int | None = None
 
     def _picture_stream(self) -> VideoStream:
@@ -172,24 +196,30 @@ class Video:
 
     def pictures(self) -> Iterator[Picture | Lost]:
         """Decode to the end. Raises `DecodeError` where reading fails, after all that could be decoded."""
-        begun = False  # nothing can be shown before the first packet that builds on no other
-        whole = True  # not after a damaged picture, until the next one that builds on no other
+        numbers = FrameNumbers() if self._lossy else None
+        group: _Group | None = None
         for packet in self._container.demux(self._stream):
             self._note_sender_clock(packet)
-            begun = begun or packet.is_keyframe
-            if not begun:
+            if packet.is_keyframe:
+                group = _Group(_pts_ns(packet), group)
+            if group is None:  # nothing can be shown before the first picture that builds on no other
                 if packet.size:
                     yield Lost(_pts_ns(packet))
                 continue
+            packet.opaque = group
+            if numbers is not None and numbers.gap(bytes(packet)) and not packet.is_keyframe:
+                group.broken = True
             try:
                 frames = self._stream.decode(packet)
             except av.error.InvalidDataError:
-                whole = False
+                group.broken = True
                 yield Lost(_pts_ns(packet))
                 continue
             for frame in frames:
-                whole = (whole or frame.key_frame) and not frame.is_corrupt
-                yield self._picture(frame) if whole else Lost(_pts_ns(frame))
+                pts_ns = _pts_ns(frame)
+                home = frame.opaque if isinstance(frame.opaque, _Group) else group
+                home.broken = home.broken or frame.is_corrupt
+                yield self._picture(frame, pts_ns) if home.shows(pts_ns) else Lost(pts_ns)
 
     def _note_sender_clock(self, packet: Packet[VideoStream]) -> None:
         """Learn how far the sender's wall clock is ahead of presentation time, from the packet's reference time."""
@@ -198,8 +228,7 @@ class Video:
             wall_us: int = struct.unpack_from("<q", bytes(packet.get_sidedata("prft")))[0]
             self._sender_offset_ns = wall_us * 1000 - pts_ns
 
-    def _picture(self, frame: VideoFrame) -> Picture:
-        pts_ns = _pts_ns(frame)
+    def _picture(self, frame: VideoFrame, pts_ns: int | None) -> Picture:
         if pts_ns is None or self._sender_offset_ns is None:
             return Picture(frame, pts_ns, None)
         return Picture(frame, pts_ns, pts_ns + self._sender_offset_ns)

@@ -176,6 +176,7 @@ class LiveSource:
                 threads=1,
                 open_timeout_s=limit_s,
                 read_timeout_s=link.stall_s,
+                lossy=True,
             )
         except NoVideo:
             raise Trouble("it sends no pictures", final=True) from None

@@ -65,11 +65,12 @@ def make_clip(
     """Encode frames numbered from `first`, shown at `times_s` (seconds, else every 1/`fps`). Returns `path`."""
     with av.open(str(path), "w", format=form) as container:
         container.metadata.update(metadata or {})
-        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000))
+        rate = Fraction(fps).limit_denominator(1000)
+        stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height = size
         stream.pix_fmt = pix_fmt
         stream.gop_size = gop
-        stream.codec_context.time_base = _TIME_BASE if codec not in _COARSE else 1 / stream.rate
+        stream.codec_context.time_base = _TIME_BASE if codec not in _COARSE else 1 / rate
         stream.options = {**_OPTIONS.get(codec, {}), **(options or {})}
         if rotation:
             stream.set_display_rotation(rotation)
