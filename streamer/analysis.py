@@ -70,7 +70,11 @@ class Analysis:
         if named.confidence is not None and len(tracked):
             tracked.confidence = named.confidence[tracked.data["detection_index"]]
         seen = Observation.of(tracked, self._tracker.alive_ids, numbers, frame.time_ns, (frame.width, frame.height))
-        happenings = self.tracks.update(seen) + self.matches.update(seen)
+        happenings = self.tracks.update(seen)
+        for happening in (matched := self.matches.update(seen)):
+            if happening.type is EventType.MATCH_BEGIN and happening.track in self.tracks.records:
+                self.tracks.records[happening.track].is_asked_for = True
+        happenings += matched
         happenings += self._places.update(replace(seen, matched=self.matches.matched))
         return tracked, self._journal.write(happenings, Moment.of(frame)) if happenings else []
 
@@ -103,6 +107,9 @@ class Analysis:
         """A query was added, changed, paused, resumed or removed."""
         query = change.query
         withdrawn = self.matches.withdraw(query.number) if change.change != "added" else []
+        for happening in withdrawn:
+            if happening.track in self.tracks.records and not self.matches.scores(happening.track):
+                self.tracks.records[happening.track].is_asked_for = False
         threshold = self._default_threshold if query.threshold is None else query.threshold
         info = QueryInfo(id=query.id, rev=query.revision, text=query.text, threshold=threshold, change=change.change)
         told = Happening(EventType.QUERY, None, {"query": info})

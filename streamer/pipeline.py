@@ -347,6 +347,8 @@ class Pipeline:
         for found in batch:
             frame = found.frame
             camera, follow = self._cameras[frame.stream], self._follows[frame.stream]
+            if follow.dark_since_ns is not None:
+                continue  # it was on its way when the stream went dark; its tracks have been ended
             if not camera.source.live and not follow.begun:
                 events += camera.analysis.online(Moment.of(frame))
                 follow.begun = True
@@ -395,13 +397,12 @@ class Pipeline:
             for camera in self._cameras.values():
                 follow = self._follows[camera.name]
                 if camera.source.live and not follow.closed and follow.meter.due(now_ns):
-                    await self._spool_all(self._cover(camera, camera.source.account.tally(), now_ns))
+                    await self._spool_all(self._cover(camera, camera.source.account.tally()))
 
-    def _cover(self, camera: Camera, tally: Tally, now_ns: int | None = None) -> list[Event]:
-        follow = self._follows[camera.name]
-        moment = self._now(camera.name) if now_ns is not None or follow.last is None else follow.last
-        info = follow.meter.measure(tally, moment.time_ns, self._spool.dropped(camera.name))
-        return camera.analysis.coverage(moment, info)
+    def _cover(self, camera: Camera, tally: Tally) -> list[Event]:
+        moment = self._now(camera.name)
+        meter = self._follows[camera.name].meter
+        return camera.analysis.coverage(moment, meter.measure(tally, moment.time_ns, self._spool.dropped(camera.name)))
 
     @staticmethod
     def _file_tally(follow: _Follow, received: int) -> Tally:

@@ -24,7 +24,8 @@ EndReason = Literal["left_view", "lost", "stream_down", "query_removed", "merged
 
 @dataclass(slots=True)
 class TrackRecord:
-    """What is known of one track now. `box` is in fractions of the frame."""
+    """What is known of one track now. `box` is in fractions of the frame; `is_asked_for` is false from when its last
+    query was withdrawn until it answers another."""
 
     uid: str
     number: int
@@ -37,6 +38,7 @@ class TrackRecord:
     revision: int = 0
     end_reason: EndReason | None = None
     merged_into: str | None = None
+    is_asked_for: bool = True
     told_ns: int = 0
     told_view: float = 0.0
 
@@ -146,6 +148,8 @@ class Tracks:
 
 
 def _why_gone(record: TrackRecord) -> EndReason:
+    if not record.is_asked_for:
+        return "query_removed"
     x1, y1, x2, y2 = record.box
     at_border = x1 <= BORDER or y1 <= BORDER or x2 >= 1 - BORDER or y2 >= 1 - BORDER
     return "left_view" if at_border else "lost"

@@ -153,6 +153,12 @@ class Bench:
         assert await self.spool.drain(5)
         return self.sink.events
 
+    async def until(self, kind: str, times: int = 1, seconds: float = 15.0) -> None:
+        """Wait for the `times`-th event of a kind."""
+        async with asyncio.timeout(seconds):
+            while self.kinds().count(kind) < times:
+                await asyncio.sleep(0.01)
+
     def kinds(self, stream: str | None = None) -> list[str]:
         """'track.begin', ... of the events sent so far."""
         return [
