@@ -62,6 +62,8 @@ class Delivery:
         self.sink = sink
         self.cursor = cursor
         self.wake = asyncio.Event()
+        self.batch_events: int = getattr(sink, "batch_events", BATCH_EVENTS)
+        self.linger_s: float = getattr(sink, "linger_s", 0.0)
         self._next_events = next_events
         self._acknowledged = acknowledged
         self._bury = bury
@@ -88,7 +90,7 @@ class Delivery:
         while True:
             before = self.cursor
             try:
-                events, upto = await self._next_events(self, BATCH_EVENTS)
+                events, upto = await self._next_events(self, self.batch_events)
                 if events:
                     await self._deliver(events)
                 self._advance(upto)

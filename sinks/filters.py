@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from sinks.delivery import BATCH_EVENTS
 from sinks.sink import PoisonError, Sink, SinkAddressError, SinkError
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class FilteredSink:
     def __init__(self, sink: Sink, wanted: EventFilter) -> None:
         self._sink = sink
         self._wanted = wanted
+        self.batch_events: int = getattr(sink, "batch_events", BATCH_EVENTS)
+        self.linger_s: float = getattr(sink, "linger_s", 0.0)
 
     async def send_batch(self, events: Sequence[Event]) -> None:
         positions = [position for position, event in enumerate(events) if self._wanted(event)]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 Headers = list[tuple[str, bytes]]
 Encode = Callable[["Event"], tuple[bytes, Headers]]
+Decode = Callable[[bytes, Headers], "Event"]
 
 _STRUCTURED: Headers = [("content-type", b"application/cloudevents+json; charset=utf-8")]
 _ATTRIBUTES = ("specversion", "id", "source", "type", "subject", "time", "dataschema", "partitionkey", "sequence")
@@ -49,21 +50,39 @@ def encode_binary(event: Event) -> tuple[bytes, Headers]:
     return event.data.model_dump_json(exclude_none=True).encode(), headers
 
 
-def decode(value: bytes, headers: Headers) -> Event:
-    """The event in a message of any of the formats. Raises `ValueError` when there is none."""
+def open_decoder(options: Options) -> Decode:
+    """Reads messages of every format; Avro asks for the option `registry`. Raises `ValueError` for what is none."""
+    registry = options.text("registry")
+    others: dict[bytes, Callable[[bytes], Event]] = {}
+
+    def decode(value: bytes, headers: Headers) -> Event:
+        kept = dict(headers)
+        kind = kept.get("content-type", b"").partition(b";")[0]
+        if "ce_id" in kept:
+            return _decode_binary(value, kept)
+        if kind in {b"application/avro", b"application/protobuf"}:
+            if kind not in others:
+                others[kind] = _other_decoder(kind, registry)
+            return others[kind](value)
+        return Event.from_json(value)
+
+    from sinks.event import Event
+
+    return decode
+
+
+def _decode_binary(value: bytes, headers: dict[str, bytes]) -> Event:
     from sinks.event import Event, EventData
 
-    kept = dict(headers)
-    kind = kept.get("content-type", b"").partition(b";")[0]
-    if "ce_id" in kept:
-        attributes = {name: kept[f"ce_{name}"].decode() for name in _ATTRIBUTES if f"ce_{name}" in kept}
-        return Event.model_validate({**attributes, "data": EventData.model_validate_json(value)})
+    attributes = {name: headers[f"ce_{name}"].decode() for name in _ATTRIBUTES if f"ce_{name}" in headers}
+    return Event.model_validate({**attributes, "data": EventData.model_validate_json(value)})
+
+
+def _other_decoder(kind: bytes, registry: str | None) -> Callable[[bytes], Event]:
     if kind == b"application/avro":
-        from sinks.avro import decode_avro
+        from sinks.avro import AvroFormat
 
-        return decode_avro(value)
-    if kind == b"application/protobuf":
-        from sinks.protobuf import decode_protobuf
+        return AvroFormat(registry).decode
+    from sinks.protobuf import ProtobufFormat
 
-        return decode_protobuf(value)
-    return Event.from_json(value)
+    return ProtobufFormat(registry).decode

@@ -8,7 +8,6 @@ in its own thread, and what was not acknowledged is sent again, in order, by a n
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import socket
 import ssl
@@ -29,6 +28,19 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import kafka
     from kafka import errors
+    from kafka.net.inet import KafkaNetSocket
+
+__all__ = [
+    "DEFAULT_TOPIC",
+    "Broker",
+    "KafkaSink",
+    "Topics",
+    "errors",
+    "kafka",
+    "open_admin",
+    "open_kafka",
+    "parse_broker",
+]
 
 log = logging.getLogger("sinks.kafka")
 
@@ -39,6 +51,19 @@ _POISON = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError, erro
 _OURS = frozenset({"bootstrap_servers", "key_serializer", "value_serializer", "partitioner", "kafka_client", "selector",
                    "metric_reporters", "socket_options", "ssl_context", "sasl_oauth_token_provider",
                    "transactional_id", "transaction_timeout_ms"})  # fmt: skip
+
+
+class _Direct(KafkaNetSocket):  # type: ignore[misc]  # the library has no types
+    """Connects as the library does, and closes a socket that could not be connected, which 3.0.12 forgets to do."""
+
+    SCHEMES = ("direct",)
+
+    async def sock_connect(self, net: Any, sock: socket.socket, sockaddr: Any, timeout_at: float | None = None) -> Any:
+        try:
+            return await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
+        except BaseException:
+            sock.close()
+            raise
 
 
 @dataclass(frozen=True)
@@ -97,6 +122,22 @@ class Broker:
             except OSError as error:
                 causes.append(f"{server} does not answer ({error.strerror or error})")
         raise SinkError(f"no Kafka broker can be reached: {'; '.join(causes)}")
+
+    def build(self, factory: Any, **settings: Any) -> Any:
+        """A client of kafka-python. One that cannot be built leaves nothing open, which the library does not see to."""
+        made: list[Any] = []
+
+        def client(*arguments: Any, **configuration: Any) -> Any:
+            made.append(factory.DEFAULT_CONFIG["kafka_client"](*arguments, **configuration))
+            return made[-1]
+
+        try:
+            settings.setdefault("proxy_url", "direct://")
+            return factory(bootstrap_servers=self.servers, kafka_client=client, **settings)
+        except BaseException:
+            for one in made:
+                one.close()
+            raise
 
     def _tls(self) -> ssl.SSLContext:
         settings = self.settings
@@ -181,8 +222,8 @@ class KafkaSink:
                     break
         if failed is not None:
             self._abandon()
-            index, error = failed
-            raise SinkError(self._sentence(error), delivered=index)
+            index, cause = failed
+            raise SinkError(self._sentence(cause), delivered=index)
 
     def _connect(self) -> Any:
         _causes.clear()
@@ -209,9 +250,8 @@ class KafkaSink:
             settings.setdefault("enable_idempotence", False)
         try:
             self._make_topics()
-            return kafka.KafkaProducer(bootstrap_servers=broker.servers, **settings)
+            return broker.build(kafka.KafkaProducer, **settings)
         except (errors.KafkaError, ssl.SSLError, ValueError, RuntimeError, AssertionError) as error:
-            gc.collect()  # a client that was never finished holds sockets in a circle of references
             raise SinkError(self._sentence(error)) from None
 
     def _make_topics(self) -> None:
@@ -277,12 +317,10 @@ class KafkaSink:
 def open_admin(broker: Broker) -> Iterator[Any]:
     """kafka-python's admin client with those of the settings that it takes."""
     taken = kafka.KafkaAdminClient.DEFAULT_CONFIG
-    settings = {name: value for name, value in broker.settings.items() if name in taken}
     timeout_ms = int(broker.timeout_s * 1000)
-    settings = {"client_id": "groundstream", "request_timeout_ms": timeout_ms, **settings}
-    if "bootstrap_timeout_ms" in taken:
-        settings.setdefault("bootstrap_timeout_ms", timeout_ms // 2)
-    admin = kafka.KafkaAdminClient(bootstrap_servers=broker.servers, **settings)
+    settings = {"client_id": "groundstream", "request_timeout_ms": timeout_ms, "bootstrap_timeout_ms": timeout_ms // 2}
+    settings |= {name: value for name, value in broker.settings.items() if name in taken}
+    admin = broker.build(kafka.KafkaAdminClient, **settings)
     try:
         yield admin
     finally:
@@ -361,7 +399,8 @@ def _topic(text: str | None, default: str) -> str:
 
 
 def _told(error: BaseException) -> str:
-    return str(error).rpartition("Error: ")[2] or type(error).__name__
+    said = str(error).rpartition("Error: ")[2]
+    return said if said not in {"", "None"} else type(error).__name__
 
 
 def _stop(sender: Any, _error: BaseException) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sinks.address import Address
 from sinks.event import Event
-from sinks.formats import decode
+from sinks.formats import Decode, open_decoder
 from sinks.kafka import DEFAULT_TOPIC, Broker, errors, kafka, parse_broker, quieten
 from sinks.sink import SinkAddressError, SinkError
 from sinks.subscribe import Reader, Start, Unreadable
@@ -25,11 +25,12 @@ async def read_kafka(address: Address, start: Start, follow: bool, group: str | 
     A group commits what the caller has taken, a few hundred at a time and at the end. After a crash it gets the last
     few hundred once more.
     """
+    decode = open_decoder(address.options)
     broker = parse_broker(address, kafka.KafkaConsumer.DEFAULT_CONFIG)
     if start.at == "id":
         raise SinkAddressError(f"{address.public}: Kafka cannot start behind an id: give a time, or a group")
     quieten()
-    consumer = _Consumer(broker, address.path or DEFAULT_TOPIC, start, follow, group)
+    consumer = _Consumer(broker, address.path or DEFAULT_TOPIC, start, follow, group, decode)
     worker = Worker("read-kafka")
     try:
         await worker.call(consumer.open)
@@ -47,12 +48,15 @@ async def read_kafka(address: Address, start: Start, follow: bool, group: str | 
 class _Consumer:
     """kafka-python's consumer; every method runs in the same thread."""
 
-    def __init__(self, broker: Broker, topic: str, start: Start, follow: bool, group: str | None) -> None:
+    def __init__(
+        self, broker: Broker, topic: str, start: Start, follow: bool, group: str | None, decode: Decode
+    ) -> None:
         self._broker = broker
         self._topic = topic
         self._start = start
         self._follow = follow
         self._group = group
+        self._decode = decode
         self._consumer: Any = None
         self._ends: dict[Any, int] = {}
         self._quiet_since = time.monotonic()
@@ -61,8 +65,8 @@ class _Consumer:
     def open(self) -> None:
         self._broker.probe()
         settings = {"client_id": "groundstream", **self._broker.settings}
-        consumer = self._consumer = kafka.KafkaConsumer(
-            bootstrap_servers=self._broker.servers,
+        consumer = self._consumer = self._broker.build(
+            kafka.KafkaConsumer,
             group_id=self._group,
             enable_auto_commit=False,
             auto_offset_reset="latest" if self._start.at == "latest" else "earliest",
@@ -106,7 +110,7 @@ class _Consumer:
             for message in messages:
                 event: Event | Unreadable
                 try:
-                    event = decode(message.value or b"", message.headers)
+                    event = self._decode(message.value or b"", message.headers)
                 except ValueError as error:
                     reason = str(error).splitlines()[0]
                     event = Unreadable(f"{partition.topic}/{message.partition}@{message.offset}: {reason}")

@@ -37,12 +37,19 @@ class SinkAddressError(SinkError, ValueError):
 
 
 class Sink(Protocol):
-    """Takes events in order. An event counts as delivered when `send_batch` has returned."""
+    """Takes events in order. An event counts as delivered when `send_batch` has returned.
+
+    A sink may have two attributes that ask for larger batches: `batch_events` (int), the most events that it wants at
+    once, and `linger_s` (float), how many seconds of waiting it accepts to get so many.
+    """
 
     async def send_batch(self, events: Sequence[Event]) -> None:
-        """Deliver the events in their order; return when the peer has acknowledged every one of them."""
+        """Deliver the events in their order; return when the peer has acknowledged every one of them.
+
+        Raises `SinkError` when it has to be tried again later, `PoisonError` for events that are never taken.
+        """
         ...
 
     async def aclose(self) -> None:
-        """Finish what was begun and let go of files and connections. Safe to call twice."""
+        """Let go of files and connections, also in the middle of a batch. Safe to call twice."""
         ...

@@ -92,6 +92,7 @@ class Spool:
         self._dead_letters = dead_letters
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        self._draining = 0
         self._used = store.used if store else 0
         self._last = store.next - 1 if store else 0  # the newest event's number
         self._tail: list[Event | None] = []  # the newest events; all of them where there is no file
@@ -222,6 +223,9 @@ class Spool:
 
     async def drain(self, timeout: float | None = None) -> bool:
         """Waits until every sink has acknowledged everything; False when the time (seconds) was not enough."""
+        self._draining += 1
+        for delivery in self._deliveries:
+            delivery.wake.set()
         try:
             async with asyncio.timeout(timeout):
                 while any(delivery.cursor < self._last for delivery in self._deliveries):
@@ -229,6 +233,8 @@ class Spool:
                     await self._progress.wait()
         except TimeoutError:
             return False
+        finally:
+            self._draining -= 1
         return True
 
     async def aclose(self) -> None:
@@ -328,6 +334,8 @@ class Spool:
         while cursor >= self._last:
             delivery.wake.clear()
             await delivery.wake.wait()
+        if delivery.linger_s:
+            await self._linger(delivery, limit)
         if cursor + 1 >= self._tail_first:
             start = cursor + 1 - self._tail_first
             events = self._tail[start : start + limit]
@@ -336,6 +344,14 @@ class Spool:
         newest = self._tail_first - 1
         events_read, upto = await self._reader.call(_read_events, self._store, cursor, limit)
         return events_read, upto if upto > cursor else newest
+
+    async def _linger(self, delivery: Delivery, limit: int) -> None:
+        """Waits for a larger batch, unless somebody drains the spool."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delivery.linger_s):
+                while self._last - delivery.cursor < limit and not self._draining:
+                    delivery.wake.clear()
+                    await delivery.wake.wait()
 
     async def _bury(self, sink: str, event: Event, reason: str) -> None:
         if self._dead_letters is not None:
