@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trackers import kalman
+from trackers import appearance, kalman
+from trackers.adaptive import BirthRecord, RateNoise, common_shift, normalised
 from trackers.assignment import assign, assign_then_filter
-from trackers.boxes import Bools, Floats, Ints, overlapping
+from trackers.boxes import Bools, Floats, Ints, from_centre, grown, overlapping, pair_iou, to_centre
+from trackers.memory import Slots
 from trackers.options import Options
+from trackers.relink import Gallery, Merge
 from trackers.tracker import TrackerError, TrackerInputError
 
 if TYPE_CHECKING:
     import supervision as sv
 
+Scores = npt.NDArray[np.floating[Any]]
+
 MIN_STEP_S, MAX_STEP_S = 0.001, 1.0  # what the filter is asked to bridge at once
-_LAST_PIXEL = np.array([[0.0], [0.0], [1.0], [1.0]])
 CLOCK_S = 1e-6  # rounding of times: a limit is passed when it is passed by more than this
+MIN_DOUBT = 0.05  # a perfect score still leaves this share of the measurement noise
+MOVED = 0.25  # shares of its height that a thing may drift and still be standing
+_LAST_PIXEL = np.array([[0.0], [0.0], [1.0], [1.0]])
 
 
 @dataclass
@@ -28,8 +37,11 @@ class Tracks:
 
     state: Floats  # (20, T) filter, see kalman.Motion
     observed: Floats  # (4, T) box of the last detection, moved with the camera since
+    innovation: Floats  # (2, T) error of the last prediction in standard deviations, 0 when there was none
     heading: Floats  # (2, T) unit vector of the motion between the last observations, 0 when unknown
     saved: Floats  # (20, T) filter at the first frame of the present gap
+    anchor: Floats  # (3, T) x, y where it was last seen to have moved to, and when
+    steady: Bools  # whether `innovation` is known
     id: Ints  # public identity, 0 until confirmed
     hits: Ints  # detections matched, the first included
     streak: Ints  # ... since the first one or the last miss, whichever is later
@@ -37,30 +49,41 @@ class Tracks:
     confirmed: Bools
     first_s: Floats  # time of the first detection
     last_s: Floats  # time of the last one
-    score: npt.NDArray[np.floating[Any]]  # score of the last one
-    slot: Ints  # row of the history
+    score: Floats  # score of the last one
+    label: Ints  # class_id of the last one, -1 when it had none
+    slot: Ints  # row in the memory
 
     @classmethod
     def none(cls) -> Tracks:
+        return cls.newborn(np.empty((20, 0)), np.empty((4, 0)), np.empty(0), np.empty(0, dtype=np.int64), 0.0)
+
+    @classmethod
+    def newborn(
+        cls, state: Floats, boxes: Floats, scores: Scores, labels: npt.NDArray[np.integer[Any]], now: float
+    ) -> Tracks:
+        count = boxes.shape[1]
+
         def whole() -> Ints:
-            return np.empty(0, dtype=np.int64)
+            return np.zeros(count, dtype=np.int64)
 
-        def real(*rows: int) -> Floats:
-            return np.empty((*rows, 0))
-
+        anchor = np.concatenate((_centres(boxes), np.full((1, count), now)))
         return cls(
-            state=real(20),
-            observed=real(4),
-            heading=real(2),
-            saved=real(20),
+            state=state,
+            observed=boxes,
+            innovation=np.zeros((2, count)),
+            heading=np.zeros((2, count)),
+            saved=state,
+            anchor=anchor,
+            steady=np.zeros(count, dtype=np.bool_),
             id=whole(),
             hits=whole(),
             streak=whole(),
             misses=whole(),
-            confirmed=np.empty(0, dtype=np.bool_),
-            first_s=real(),
-            last_s=real(),
-            score=real(),
+            confirmed=np.zeros(count, dtype=np.bool_),
+            first_s=anchor[2],
+            last_s=anchor[2],
+            score=scores.astype(np.float64),
+            label=labels.astype(np.int64),
             slot=whole(),
         )
 
@@ -77,56 +100,59 @@ class Tracks:
             setattr(self, name, np.concatenate((values, getattr(new, name)), axis=-1))
 
 
-class History:
-    """The last observations of every track in one ring per track: (slots, length, 7) time, box, score, frame."""
+@dataclass(frozen=True)
+class TrackTable:
+    """What is known of every track that was shown and has not ended, by id: one array per field."""
 
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self._rows = np.zeros((0, length, 7))
-        self._free: Ints = np.empty(0, dtype=np.int64)
+    id: Ints  # (N,)
+    xyxy: Floats  # (N, 4) where the filter has it now
+    observed_xyxy: Floats  # (N, 4) its last detection
+    velocity: Floats  # (N, 2) pixels per second
+    score: Floats  # (N,) of the last detection
+    label: Ints  # (N,) class_id of the last detection, -1 without one
+    hits: Ints  # (N,) detections so far
+    first_s: Floats  # (N,) time of the first detection
+    last_s: Floats  # (N,) time of the last one
+    standing_s: Floats  # (N,) seconds for which it has not moved by more than a quarter of its height
+    predicted: Bools  # (N,) whether it was not seen in the last frame
 
-    def take_slots(self, count: int) -> Ints:
-        if self._free.size < count:
-            used = self._rows.shape[0]
-            more = max(count - self._free.size, used, 16)
-            self._rows = np.concatenate((self._rows, np.zeros((more, self.length, 7))))
-            self._free = np.concatenate((self._free, np.arange(used, used + more)))
-        slots, self._free = self._free[:count], self._free[count:]
-        return slots
 
-    def give_back(self, slots: Ints) -> None:
-        self._free = np.concatenate((self._free, slots))
+@dataclass(frozen=True)
+class _Found:
+    """The usable detections of one frame."""
 
-    def write(self, slots: Ints, counts: Ints, rows: Floats) -> None:
-        """Observation number `counts` (from 0) of each slot; `rows` (N, 7)."""
-        self._rows[slots, counts % self.length] = rows
-
-    def read(self, slots: Ints, counts: Ints) -> Floats:
-        """(N, 7) observation number `counts` of each slot."""
-        return self._rows[slots, counts % self.length]
+    boxes: Floats  # (4, N)
+    scores: Scores
+    labels: npt.NDArray[np.integer[Any]]
+    index: Ints  # row of each in the input
 
 
 class Engine:
-    """A tracker of one stream, made of options. See `create_tracker`."""
+    """A tracker of one stream, made of options. See `trackers.create_tracker`.
+
+    Beyond the `Tracker` contract: `table()`, `history()`, `stationary_ids()`, `merges`, `dropped_boxes`, and
+    `state_dict()` with `load_state_dict()`.
+    """
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self._motion = {
-            "centre-size": lambda: kalman.centre_size(options.rate_noise),
-            "centre-aspect-height": kalman.centre_aspect_height,
-            "centre-area-aspect": kalman.centre_area_aspect,
-        }[options.motion]()
+        self._motion = kalman.MOTIONS[options.motion](options.rate_noise, options.size_rate_noise)
         self._last_id = 0
-        self.dropped_boxes = 0
+        self.dropped_boxes = 0  # detections left out because a side was under one pixel
         self._start()
 
     def _start(self) -> None:
+        options = self.options
         self._tracks = Tracks.none()
-        self._history = History(self.options.history)
+        self._memory = Slots(options.history)
+        self._gallery = Gallery(options.relink_s)
+        self._rate_noise = RateNoise(options.adapt_rate_noise)
+        self._births = BirthRecord()
         self._frame = 0
         self._now = 0.0
         self._shown: sv.Detections | None = None
         self._shown_state: Floats = np.empty((20, 0))
+        self.merges: list[Merge] = []
 
     def reset(self) -> None:
         """Forget all tracks; ids go on counting, so none is ever used again."""
@@ -142,23 +168,22 @@ class Engine:
         self, detections: sv.Detections, time_s: float, camera: npt.NDArray[np.float64] | None = None
     ) -> sv.Detections:
         """The confirmed tracks seen in this frame, each with its `tracker_id`, rows sorted by id. See `Tracker`."""
-        boxes, scores, index = self._read(detections)
-        dt = self._elapsed(time_s)
-        tracks, options = self._tracks, self.options
-        if len(tracks):
-            self._predict(dt)
-        match = self._associate(boxes, scores)
+        found = self._read(detections)
+        self._predict(self._elapsed(time_s), camera)
+        self.merges = []
+        match, free = self._associate(found, detections)
         seen = match >= 0
-        free = np.ones(scores.size, dtype=np.bool_)
-        free[match[seen]] = False
-        self._correct(boxes, scores, match, seen)
-        self._bury(seen)
-        source = match if len(tracks) == match.size else match[self._kept]
-        newborn = (free & (scores > options.high_score) & (scores >= options.birth_score)).nonzero()[0]
+        self._correct(found, match, seen)
+        kept = self._bury(seen)
+        source = match if kept is None else match[kept]
+        options = self.options
+        newborn = (free & (found.scores >= options.birth_score)).nonzero()[0]
         if newborn.size:
-            self._bear(boxes, scores, newborn)
+            self._bear(found, newborn)
             source = np.concatenate((source, newborn))
-        return self._show(detections, index, source)
+        if options.mask_weight or options.appearance:
+            self._remember_looks(detections, found, source)
+        return self._show(detections, found.index, source)
 
     def predict(self, time_s: float) -> sv.Detections:
         """Where the tracks shown last would be at `time_s`, for frames that no detector looked at. Changes nothing."""
@@ -166,10 +191,7 @@ class Engine:
 
         shown = self._shown
         if shown is None or not len(shown):
-            empty = sv.Detections.empty()
-            empty.tracker_id = np.empty(0, dtype=np.int64)
-            empty.data = {"detection_index": np.empty(0, dtype=np.int64)}
-            return empty
+            return _rows(sv.Detections.empty(), np.empty(0, dtype=np.int64), np.empty((4, 0)), self.alive_ids[:0])
         state = self._shown_state.copy()
         self._motion.predict(state, min(max(time_s - self._now, 0.0), MAX_STEP_S))
         return sv.Detections(
@@ -180,16 +202,108 @@ class Engine:
             data={**shown.data, "detection_index": np.full(len(shown), -1)},
         )
 
-    def _read(self, detections: sv.Detections) -> tuple[Floats, npt.NDArray[np.floating[Any]], Ints]:
+    def table(self) -> TrackTable:
+        """All tracks that were shown and have not ended, sorted by id."""
+        tracks = self._tracks
+        who = (tracks.id > 0).nonzero()[0]
+        who = who[np.argsort(tracks.id[who], kind="stable")]
+        return TrackTable(
+            id=tracks.id[who],
+            xyxy=np.ascontiguousarray(self._motion.decode(tracks.state[:4, who]).T),
+            observed_xyxy=np.ascontiguousarray(tracks.observed[:, who].T),
+            velocity=np.ascontiguousarray(tracks.state[4:6, who].T),
+            score=tracks.score[who],
+            label=tracks.label[who],
+            hits=tracks.hits[who],
+            first_s=tracks.first_s[who],
+            last_s=tracks.last_s[who],
+            standing_s=tracks.last_s[who] - tracks.anchor[2, who],
+            predicted=tracks.misses[who] > 0,
+        )
+
+    def stationary_ids(self, for_s: float = 2.0) -> Ints:
+        """Sorted ids of tracks that have stood for `for_s` seconds (within a quarter of their height)."""
+        tracks = self._tracks
+        standing = (tracks.id > 0) & (tracks.last_s - tracks.anchor[2] >= for_s - CLOCK_S)
+        return np.sort(tracks.id[standing])
+
+    def history(self, tracker_id: int) -> Floats:
+        """(n, 6) the last observations of one living track, oldest first: time in seconds, x1, y1, x2, y2, score."""
+        row = (self._tracks.id == tracker_id).nonzero()[0]
+        if tracker_id < 1 or not row.size:
+            raise TrackerInputError(f"track {tracker_id} is not alive: ask for one of alive_ids")
+        return self._memory.series(int(self._tracks.slot[row[0]]), int(self._tracks.hits[row[0]]))
+
+    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything that decides what comes next, as arrays that `numpy.savez` can keep without pickling."""
+        shown = self._shown
+        state = {f"tracks.{name}": values.copy() for name, values in vars(self._tracks).items()}
+        state.update({f"memory.{name}": values for name, values in self._memory.state().items()})
+        state["options"] = np.array(json.dumps(asdict(self.options), sort_keys=True))
+        state["counters"] = np.array([self._last_id, self.dropped_boxes, self._frame])
+        state["now"] = np.array(self._now)
+        state["gallery"] = self._gallery.rows.copy()
+        state["rate_noise"] = np.array([*self._rate_noise.products, self._rate_noise.pairs])
+        state["rates"] = self._motion.rate.copy()
+        state["births"] = np.array([self._births.confirmed, self._births.died])
+        state["shown_state"] = self._shown_state.copy()
+        if shown is not None and shown.tracker_id is not None:
+            state["shown.xyxy"], state["shown.tracker_id"] = shown.xyxy.copy(), shown.tracker_id.copy()
+            if shown.confidence is not None:
+                state["shown.confidence"] = shown.confidence.copy()
+            if shown.class_id is not None:
+                state["shown.class_id"] = shown.class_id.copy()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on exactly where the tracker that gave `state` stopped; it must have had the same options."""
+        import supervision as sv
+
+        try:
+            theirs, ours = json.loads(str(state["options"])), asdict(self.options)
+            differing = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
+            if differing:
+                name = differing[0]
+                raise TrackerError(
+                    f"the saved tracker had {name}={theirs.get(name)!r}, this one has {ours.get(name)!r}: "
+                    "build it with the same options"
+                )
+            tracks = Tracks(**{field.name: np.array(state[f"tracks.{field.name}"]) for field in fields(Tracks)})
+            memory = Slots(self.options.history)
+            memory.load({key[7:]: np.array(state[key]) for key in state if key.startswith("memory.")})
+            last_id, dropped, frame = (int(number) for number in state["counters"])
+            self._start()
+            self._tracks, self._memory = tracks, memory
+            self._last_id, self.dropped_boxes, self._frame = last_id, dropped, frame
+            self._now = float(state["now"])
+            self._gallery.rows = np.array(state["gallery"])
+            *products, self._rate_noise.pairs = (float(number) for number in state["rate_noise"])
+            self._rate_noise.products = np.array(products)
+            self._motion.rate = np.array(state["rates"])
+            self._births.confirmed, self._births.died = (float(number) for number in state["births"])
+            self._shown_state = np.array(state["shown_state"])
+            if "shown.xyxy" in state:
+                self._shown = sv.Detections(
+                    xyxy=np.array(state["shown.xyxy"]),
+                    confidence=np.array(state["shown.confidence"]) if "shown.confidence" in state else None,
+                    class_id=np.array(state["shown.class_id"]) if "shown.class_id" in state else None,
+                    tracker_id=np.array(state["shown.tracker_id"]),
+                )
+        except (KeyError, ValueError) as error:
+            raise TrackerError(f"this is no saved tracker, or one of another version ({error})") from error
+
+    def _read(self, detections: sv.Detections) -> _Found:
         boxes = np.array(detections.xyxy.T, dtype=np.float64, order="C")
         count = boxes.shape[1]
-        scores = detections.confidence
+        scores, labels = detections.confidence, detections.class_id
         if scores is None:
             scores = np.ones(count)
+        if labels is None:
+            labels = np.full(count, -1)
         sides = boxes[2:] - boxes[:2]
         index = np.arange(count)
-        if (not count or sides.min() >= 1.0) and np.isfinite(sides.sum() + scores.sum()):
-            return boxes, scores, index
+        if not count or (sides.min() >= 1.0 and np.isfinite(sides.sum() + scores.sum())):
+            return _Found(boxes, scores, labels, index)
         bad = ~np.isfinite(boxes).all(axis=0) | ~np.isfinite(scores)
         if bad.any():
             row = int(bad.argmax())
@@ -206,92 +320,181 @@ class Engine:
             )
         index = np.flatnonzero((sides >= 1.0).all(axis=0))
         self.dropped_boxes += count - index.size
-        return boxes.take(index, axis=1), scores[index], index
+        return _Found(boxes.take(index, axis=1), scores[index], labels[index], index)
 
     def _elapsed(self, time_s: float) -> float:
         """Seconds since the last frame; this one is now the present."""
         if not np.isfinite(time_s):
             raise TrackerInputError(f"time is {time_s}: give the capture time of the frame in seconds")
-        last = self._now
-        if self._frame and time_s < last:
+        if self._frame and time_s < self._now:
             if self.options.on_backwards == "error":
                 raise TrackerError(
-                    f"time went back from {last:.6f} s to {time_s:.6f} s: give frames in the order they were captured, "
-                    "call reset() before a new recording, or build the tracker with on_backwards='reset'"
+                    f"time went back from {self._now:.6f} s to {time_s:.6f} s: give frames in the order they were "
+                    "captured, call reset() before a new recording, or build the tracker with on_backwards='reset'"
                 )
             self.reset()
-        first = self._frame == 0
+        dt = float(time_s) - self._now if self._frame else 0.0
         self._frame += 1
         self._now = float(time_s)
-        return 0.0 if first else self._now - last
+        return dt
 
-    def _predict(self, dt: float) -> None:
+    def _predict(self, dt: float, camera: npt.NDArray[np.float64] | None) -> None:
         tracks = self._tracks
-        state = tracks.state
-        lost = tracks.misses > 0
-        if self._motion.frozen_when_lost and lost.any():
-            for row in self._motion.frozen_when_lost:
-                state[row, lost] = 0.0
-        still = ~tracks.confirmed if self.options.tentative_limit is not None else None
-        self._motion.predict(state, min(max(dt, MIN_STEP_S), MAX_STEP_S), still)
-
-    def _associate(self, boxes: Floats, scores: npt.NDArray[np.floating[Any]]) -> Ints:
-        """(T,) the detection of every track, -1 for none."""
-        tracks, options = self._tracks, self.options
-        match = np.full(len(tracks), -1)
-        if not (len(tracks) and scores.size):
-            return match
-        rows, cols, iou = self._overlapping(self._motion.decode(tracks.state[:4]), boxes)
-        high = scores > options.high_score
-        free = high.copy()
-        if options.solve_first:
-            gains = iou
-            offered = free[cols].nonzero()[0]
-            if options.direction:
-                gains = iou + self._direction(boxes, scores, rows, cols)
-            if offered.size:
-                rows, cols, iou, gains = rows[offered], cols[offered], iou[offered], gains[offered]
-            chosen = assign_then_filter(rows, cols, gains, iou >= 1 - options.limit)
-            match[rows[chosen]] = cols[chosen]
-            free[cols[chosen]] = False
-            if options.recover is not None:
-                self._recover(boxes, match, free, options.recover)
-            return match
-        costs = 1 - iou * scores[cols] if options.fuse_score else 1 - iou
-        pool = tracks.confirmed if options.tentative_limit is not None else np.ones(len(tracks), dtype=np.bool_)
-        self._stage(match, free, rows, cols, costs, pool, options.limit)
-        if options.low_score is not None:
-            low = (scores > options.low_score) & (scores < options.high_score)
-            left = pool & (match < 0) & (tracks.misses == 0)
-            self._stage(match, low, rows, cols, 1 - iou, left, options.low_limit)
-        if options.tentative_limit is not None:
-            self._stage(match, free, rows, cols, costs, ~pool, options.tentative_limit)
-        return match
-
-    def _overlapping(self, first: Floats, second: Floats) -> tuple[Ints, Ints, Floats]:
-        if self.options.whole_pixels:
-            first, second = first + _LAST_PIXEL, second + _LAST_PIXEL
-        return overlapping(first, second)
-
-    @staticmethod
-    def _stage(match: Ints, free: Bools, rows: Ints, cols: Ints, costs: Floats, left: Bools, limit: float) -> None:
-        """Match tracks that are `left` to `free` detections; both `match` and `free` are changed."""
-        part = (left[rows] & free[cols]).nonzero()[0]
-        if not part.size:
+        if not len(tracks):
             return
-        rows, cols = rows[part], cols[part]
-        chosen = assign(rows, cols, costs[part], limit)
-        cols = cols[chosen]
-        match[rows[chosen]] = cols
-        free[cols] = False
+        if self.options.freeze_lost_size:
+            lost = tracks.misses > 0
+            if lost.any():
+                for row in self._motion.size_rates:
+                    tracks.state[row, lost] = 0.0
+        still = ~tracks.confirmed if self.options.tentative_limit is not None else None
+        self._motion.predict(tracks.state, min(max(dt, MIN_STEP_S), MAX_STEP_S), still)
+        if camera is not None:
+            self._follow_camera(camera)
 
-    def _direction(self, boxes: Floats, scores: npt.NDArray[np.floating[Any]], rows: Ints, cols: Ints) -> Floats:
+    def _follow_camera(self, camera: npt.NDArray[np.float64]) -> None:
+        """Move everything that is remembered in pixels with the picture: x' = A x + t (BoT-SORT, section 3.2)."""
+        affine = np.asarray(camera, dtype=np.float64)
+        if affine.shape != (2, 3) or not np.isfinite(affine).all():
+            raise TrackerInputError(
+                f"camera is {affine.tolist()}: give the motion as a (2, 3) matrix of finite numbers"
+            )
+        turn, shift = affine[:, :2], affine[:, 2:]
+        zoom = float(np.sqrt(abs(np.linalg.det(turn))))
+        tracks = self._tracks
+        tracks.state = self._motion.follow_camera(tracks.state, turn, shift, zoom)
+        centre, half = _centres(tracks.observed), (tracks.observed[2:] - tracks.observed[:2]) * (0.5 * zoom)
+        centre = turn @ centre + shift
+        tracks.observed = np.concatenate((centre - half, centre + half))
+        tracks.anchor[:2] = turn @ tracks.anchor[:2] + shift
+
+    def _associate(self, found: _Found, detections: sv.Detections) -> tuple[Ints, Bools]:
+        """(T,) the detection of every track, -1 for none; (N,) confident detections that are left."""
+        match = np.full(len(self._tracks), -1)
+        free = found.scores > self.options.high_score
+        if len(self._tracks) and found.scores.size:
+            if self.options.solve_first:
+                self._associate_at_once(found, match, free)
+            else:
+                self._associate_in_stages(found, detections, match, free)
+        return match, free
+
+    def _associate_in_stages(self, found: _Found, detections: sv.Detections, match: Ints, free: Bools) -> None:
+        """The cascade of ByteTrack: confident detections, then the others, then tracks not yet confirmed."""
+        tracks, options = self._tracks, self.options
+        boxes, scores = found.boxes, found.scores
+        predicted = self._motion.decode(tracks.state[:4])
+        shift = self._common_shift(predicted, boxes, free) if options.common_motion else None
+        if shift is not None:
+            predicted = predicted + np.concatenate((shift, shift))
+        if options.whole_pixels:
+            predicted, boxes = predicted + _LAST_PIXEL, boxes + _LAST_PIXEL
+        if options.grow:
+            wide, wide_boxes = grown(predicted, options.grow), grown(boxes, options.grow)
+            rows, cols, near = overlapping(wide, wide_boxes)
+            overlap = pair_iou(predicted, boxes, rows, cols)
+        else:
+            rows, cols, overlap = overlapping(predicted, boxes)
+            near = overlap
+        if options.per_class:
+            same = (tracks.label[rows] == found.labels[cols]).nonzero()[0]
+            rows, cols, overlap, near = rows[same], cols[same], overlap[same], near[same]
+        if options.mask_weight and detections.mask is not None:
+            near = self._with_masks(near, predicted, found, detections, rows, cols)
+        weight = scores.take(cols) if options.fuse_score else 1.0
+        costs = 1.0 - near * weight
+        if options.class_weight:
+            costs += options.class_weight * (tracks.label[rows] != found.labels[cols])
+        if options.appearance:
+            costs = self._with_appearance(costs, 1.0 - overlap, detections, found, rows, cols)
+        confirmed = tracks.confirmed
+        tentative = ~confirmed
+        pool = confirmed if options.tentative_limit is not None else np.ones_like(confirmed)
+        _stage(match, free, rows, cols, costs, pool, options.limit)
+        if options.low_score is not None:
+            low = (scores > options.low_score) & (scores <= options.high_score)
+            if low.any():
+                left = pool & (match < 0) & (tracks.misses == 0)
+                _stage(match, low, rows, cols, 1.0 - overlap, left, options.low_limit)
+        if options.tentative_limit is not None and tentative.any():
+            _stage(match, free, rows, cols, 1.0 - overlap * weight, tentative, options.tentative_limit)
+        if shift is not None:
+            self._carry_along(shift, match < 0)
+
+    def _common_shift(self, predicted: Floats, boxes: Floats, high: Bools) -> Floats | None:
+        tracks = self._tracks
+        known = (tracks.confirmed & (tracks.misses == 0) & (tracks.hits > 1)).nonzero()[0]
+        return common_shift(
+            predicted.take(known, axis=1), tracks.state[:2].take(known, axis=1), boxes.take(high.nonzero()[0], axis=1)
+        )
+
+    def _carry_along(self, shift: Floats, unseen: Bools) -> None:
+        """Tracks that were not seen take part in the common motion as if it had been measured on them."""
+        who = unseen.nonzero()[0]
+        if who.size:
+            state = self._tracks.state[:, who]
+            variance = state[8:10] + self._motion.measurement_variance(state[:4])[:2]
+            self._tracks.state[:2, who] += state[8:10] / variance * shift
+            self._tracks.state[4:6, who] += state[12:14] / variance * shift
+
+    def _with_masks(
+        self, near: Floats, predicted: Floats, found: _Found, detections: sv.Detections, rows: Ints, cols: Ints
+    ) -> Floats:
+        crops = appearance.crop_masks(detections, found.index, found.boxes)
+        kept = self._memory.column("mask", crops.shape[1:], np.bool_)[self._tracks.slot]
+        return appearance.mask_similarity(
+            near, self.options.mask_weight, (predicted, kept), (found.boxes, crops), rows, cols
+        )
+
+    def _with_appearance(
+        self, costs: Floats, apart: Floats, detections: sv.Detections, found: _Found, rows: Ints, cols: Ints
+    ) -> Floats:
+        vectors = appearance.read_embeddings(detections, found.index)
+        kept = self._memory.column("embedding", vectors.shape[1:], np.float64)
+        if kept.shape[1:] != vectors.shape[1:]:
+            raise TrackerInputError(
+                f"embeddings have {vectors.shape[1]} numbers, those before had {kept.shape[1]}: "
+                "use one model per tracker"
+            )
+        return appearance.fuse(costs, apart, kept[self._tracks.slot], vectors, rows, cols)
+
+    def _remember_looks(self, detections: sv.Detections, found: _Found, source: Ints) -> None:
+        """Masks and embeddings of this frame's detections, for the next one."""
+        who = (source >= 0).nonzero()[0]
+        what, slots = source[who], self._tracks.slot[who]
+        if self.options.mask_weight and detections.mask is not None:
+            crops = appearance.crop_masks(detections, found.index, found.boxes)
+            self._memory.column("mask", crops.shape[1:], np.bool_)[slots] = crops[what]
+        if self.options.appearance:
+            vectors = appearance.read_embeddings(detections, found.index)
+            kept = self._memory.column("embedding", vectors.shape[1:], np.float64)
+            fresh = self._tracks.hits[who] <= 1
+            sure = fresh | (found.scores[what] > self.options.high_score)
+            mixed = appearance.blend(kept[slots], vectors[what], fresh)
+            kept[slots[sure]] = mixed[sure]
+
+    def _associate_at_once(self, found: _Found, match: Ints, free: Bools) -> None:
+        """One stage for all tracks, assigned without a limit: SORT, and OC-SORT with its two additions."""
+        options = self.options
+        rows, cols, overlap = overlapping(self._motion.decode(self._tracks.state[:4]), found.boxes)
+        offered = free[cols].nonzero()[0]
+        rows, cols, overlap = rows[offered], cols[offered], overlap[offered]
+        gains = overlap
+        if options.direction:
+            gains = overlap + self._direction(found, rows, cols)
+        chosen = assign_then_filter(rows, cols, gains, overlap >= 1 - options.limit)
+        match[rows[chosen]] = cols[chosen]
+        free[cols[chosen]] = False
+        if options.recover is not None:
+            self._recover(found.boxes, match, free, options.recover)
+
+    def _direction(self, found: _Found, rows: Ints, cols: Ints) -> Floats:
         """OC-SORT's momentum: how well the way to the detection goes on with the way of the track, per pair."""
         reference, known = self._reference()
-        way = _unit(_centres(boxes)[:, cols] - _centres(reference)[:, rows])
+        way = _unit(_centres(found.boxes)[:, cols] - _centres(reference)[:, rows])
         cosine = np.clip((way * self._tracks.heading[:, rows]).sum(axis=0), -1.0, 1.0)
         agreement: Floats = (np.pi / 2 - np.arccos(cosine)) / np.pi
-        return self.options.direction * agreement * scores[cols] * known[rows]
+        return self.options.direction * agreement * found.scores[cols] * known[rows]
 
     def _reference(self) -> tuple[Floats, Bools]:
         """(4, T) the oldest observation of the last three frames, or else the latest; (T,) whether there is one.
@@ -299,9 +502,9 @@ class Engine:
         The detection that a track was born from does not count (as in the original).
         """
         tracks = self._tracks
-        rows = self._history.read(tracks.slot, tracks.hits - 1)
+        rows = self._memory.read(tracks.slot, tracks.hits - 1)
         for back in (2, 3):
-            older = self._history.read(tracks.slot, tracks.hits - back)
+            older = self._memory.read(tracks.slot, tracks.hits - back)
             recent = (tracks.hits - back >= 1) & (older[:, 6] >= self._frame - 3)
             rows = np.where(recent[:, None], older, rows)
         return rows[:, 1:5].T, tracks.hits > 1
@@ -318,43 +521,73 @@ class Engine:
         match[left[rows[chosen]]] = found[cols[chosen]]
         free[found[cols[chosen]]] = False
 
-    def _correct(self, boxes: Floats, scores: npt.NDArray[np.floating[Any]], match: Ints, seen: Bools) -> None:
+    def _correct(self, found: _Found, match: Ints, seen: Bools) -> None:
         tracks, options = self._tracks, self.options
         if not len(tracks):
             return
+        who = seen.nonzero()[0]
         if options.re_update:
             starting = ~seen & (tracks.misses == 0)
             tracks.saved = np.where(starting, tracks.state, tracks.saved)
-        who, what = seen.nonzero()[0], match[seen]
         if who.size:
-            found = boxes.take(what, axis=1)
+            what = match.take(who)
+            boxes, scores = found.boxes.take(what, axis=1), found.scores.take(what)
             if options.re_update:
-                self._replay(found, who)
+                self._replay(boxes, who)
             if options.direction:
                 reference, known = self._reference()
-                heading = _unit(_centres(found) - _centres(reference)[:, who])
+                heading = _unit(_centres(boxes) - _centres(reference)[:, who])
                 tracks.heading[:, who] = np.where(known[who], heading, 0.0)
             measured = np.zeros((4, len(tracks)))
-            measured[:, who] = self._motion.encode(found)
-            self._motion.correct(tracks.state, measured, seen)
-            tracks.observed[:, who] = found
-            tracks.score[who] = scores[what]
+            measured[:, who] = self._motion.encode(boxes)
+            if options.adapt_rate_noise:
+                self._learn_rate_noise(measured, seen)
+            doubt: Floats | float = 1.0
+            if options.score_doubt is not None:
+                doubt = np.ones(len(tracks))
+                doubt[who] = np.maximum(options.score_doubt - scores, MIN_DOUBT)
+            self._motion.correct(tracks.state, measured, seen, doubt)
+            tracks.observed[:, who] = boxes
+            tracks.score[who] = scores
+            tracks.label[who] = found.labels.take(what)
             tracks.last_s[who] = self._now
-            self._note(who, found, scores[what])
+            self._note(who, boxes, scores)
+            self._note_movement(seen)
+        elif options.adapt_rate_noise:
+            tracks.steady[:] = False
         tracks.hits += seen
         tracks.streak += 1
         tracks.streak *= seen
         tracks.misses += 1
         tracks.misses *= ~seen
 
-    def _note(self, who: Ints, found: Floats, scores: npt.NDArray[np.floating[Any]]) -> None:
+    def _learn_rate_noise(self, measured: Floats, seen: Bools) -> None:
+        tracks = self._tracks
+        steady = seen & (tracks.misses == 0) & (tracks.hits > 1)
+        variance = tracks.state[8:10] + self._motion.measurement_variance(tracks.state[:4])[:2]
+        innovation = normalised(measured[:2] - tracks.state[:2], variance, steady)
+        both = int(np.count_nonzero(steady & tracks.steady))
+        self._motion.scale_rate_noise(self._rate_noise.learn(tracks.innovation, innovation, both))
+        tracks.innovation, tracks.steady = innovation, steady
+
+    def _note(self, who: Ints, boxes: Floats, scores: Scores) -> None:
         tracks = self._tracks
         rows = np.empty((who.size, 7))
         rows[:, 0] = self._now
-        rows[:, 1:5] = found.T
+        rows[:, 1:5] = boxes.T
         rows[:, 5] = scores
         rows[:, 6] = self._frame
-        self._history.write(tracks.slot[who], tracks.hits[who], rows)
+        self._memory.write(tracks.slot.take(who), tracks.hits.take(who), rows)
+
+    def _note_movement(self, seen: Bools) -> None:
+        tracks = self._tracks
+        centre = self._motion.centre(tracks.state)
+        off = centre - tracks.anchor[:2]
+        reach = MOVED * (tracks.observed[3] - tracks.observed[1])
+        moved = (seen & (off[0] * off[0] + off[1] * off[1] > reach * reach)).nonzero()[0]
+        if moved.size:
+            tracks.anchor[:2, moved] = centre[:, moved]
+            tracks.anchor[2, moved] = self._now
 
     def _replay(self, found: Floats, who: Ints) -> None:
         """OC-SORT's re-update: tracks found again go through their gap once more, along a straight line.
@@ -368,82 +601,83 @@ class Engine:
             return
         who, found = who[back], found[:, back]
         steps = tracks.misses[who] + 1
-        last = self._history.read(tracks.slot[who], tracks.hits[who] - 1)
+        last = self._memory.read(tracks.slot[who], tracks.hits[who] - 1)
         dt = (self._now - last[:, 0]) / steps
-        start, end = _sides(last[:, 1:5].T), _sides(found)
+        start, end = to_centre(last[:, 1:5].T), to_centre(found)
         state = tracks.saved[:, who]
         for step in range(1, int(steps.max()) + 1):
-            at = start + (end - start) * (step / steps)
-            line = np.concatenate((at[:2] - at[2:] / 2, at[:2] + at[2:] / 2))
+            line = from_centre(start + (end - start) * (step / steps))
             self._motion.correct(state, self._motion.encode(line), step <= steps)
             self._motion.predict(state, dt, step >= steps)
         tracks.state[:, who] = state
 
-    def _bury(self, seen: Bools) -> None:
-        """End what was missed for too long."""
+    def _bury(self, seen: Bools) -> Bools | None:
+        """End what was missed for too long; (T,) who is left, None for everyone."""
         tracks, options = self._tracks, self.options
-        if not len(tracks):
-            return
+        if seen.all():
+            return None
         missed = ~seen
-        ended = missed & (self._now - tracks.last_s > options.lost_s + CLOCK_S)
-        ended &= tracks.misses > options.lost_frames
+        ended = missed & (self._now - tracks.last_s > options.lost_s + CLOCK_S) & (tracks.misses > options.lost_frames)
         if options.tentative_limit is not None:
-            ended |= missed & ~tracks.confirmed
+            dead = missed & ~tracks.confirmed
+            self._births.learn(0, int(np.count_nonzero(dead)))
+            ended |= dead
         if options.merge_overlap is not None:
             self._end_doubles(seen, ended, options.merge_overlap)
-        if ended.any():
-            self._history.give_back(tracks.slot[ended])
-            self._kept = ~ended
-            tracks.keep(self._kept)
+        if not ended.any():
+            return None
+        if options.relink_s:
+            gone = (ended & (tracks.id > 0)).nonzero()[0]
+            self._gallery.add(
+                tracks.id[gone], tracks.last_s[gone], to_centre(tracks.observed[:, gone]), tracks.state[4:8, gone]
+            )
+        self._memory.give_back(tracks.slot[ended])
+        kept = ~ended
+        tracks.keep(kept)
+        return kept
 
     def _end_doubles(self, seen: Bools, ended: Bools, overlap: float) -> None:
         """Of a lost and a seen track on the same spot the younger one ends; marks it in `ended`."""
         tracks = self._tracks
         lost = (~seen & tracks.confirmed & ~ended).nonzero()[0]
-        if not lost.size:
-            return
         found = seen.nonzero()[0]
+        if not (lost.size and found.size):
+            return
         boxes = self._motion.decode(tracks.state[:4])
-        rows, cols, iou = self._overlapping(boxes[:, lost], boxes[:, found])
+        if self.options.whole_pixels:
+            boxes += _LAST_PIXEL
+        rows, cols, iou = overlapping(boxes[:, lost], boxes[:, found])
         same = iou > overlap
+        if not same.any():
+            return
         lost, found = lost[rows[same]], found[cols[same]]
-        lost_age = tracks.last_s[lost] - tracks.first_s[lost]
-        found_age = tracks.last_s[found] - tracks.first_s[found]
-        older = found_age > lost_age
-        ended[lost[older]] = True
-        ended[found[~older]] = True
+        older = tracks.last_s[found] - tracks.first_s[found] > tracks.last_s[lost] - tracks.first_s[lost]
+        younger, elder = np.where(older, lost, found), np.where(older, found, lost)
+        ended[younger] = True
+        shown = (tracks.id[younger] > 0) & (tracks.id[elder] > 0)
+        self.merges += [
+            Merge(int(tracks.id[gone]), int(tracks.id[into]), 0.0)
+            for gone, into in zip(younger[shown], elder[shown], strict=True)
+        ]
 
-    def _bear(self, boxes: Floats, scores: npt.NDArray[np.floating[Any]], newborn: Ints) -> None:
-        count = newborn.size
-        found = boxes.take(newborn, axis=1)
-        zeros = np.zeros(count, dtype=np.int64)
-        now = np.full(count, self._now)
-        state = self._motion.start(self._motion.encode(found))
-        new = Tracks(
-            state=state,
-            observed=found,
-            heading=np.zeros((2, count)),
-            saved=state,
-            id=zeros,
-            hits=zeros,
-            streak=zeros,
-            misses=zeros,
-            confirmed=np.zeros(count, dtype=np.bool_),
-            first_s=now,
-            last_s=now,
-            score=scores[newborn],
-            slot=self._history.take_slots(count),
-        )
-        who = np.arange(len(self._tracks), len(self._tracks) + count)
+    def _bear(self, found: _Found, newborn: Ints) -> None:
+        boxes, scores = found.boxes.take(newborn, axis=1), found.scores[newborn]
+        state = self._motion.start(self._motion.encode(boxes))
+        new = Tracks.newborn(state, boxes, scores, found.labels[newborn], self._now)
+        new.slot = self._memory.take(newborn.size)
+        who = np.arange(len(self._tracks), len(self._tracks) + newborn.size)
         self._tracks.add(new)
-        self._note(who, found, scores[newborn])
+        self._note(who, boxes, scores)
         self._tracks.hits[who] = 1
 
     def _show(self, detections: sv.Detections, index: Ints, source: Ints) -> sv.Detections:
         """Confirm who has earned it, give out ids, and make the rows of this frame."""
         tracks, options = self._tracks, self.options
         seen = source >= 0
-        earned = seen & (tracks.streak >= options.confirm_hits)
+        needed = options.confirm_hits
+        if options.doubtful_births is not None and self._births.death_share > options.doubtful_births:
+            needed += 1
+        earned = seen & (tracks.streak >= needed)
         if self._frame <= options.warmup_frames:
             earned |= seen
         if options.requalify:
@@ -452,23 +686,41 @@ class Engine:
             tracks.confirmed |= earned
         new = (tracks.confirmed & (tracks.id == 0)).nonzero()[0]
         if new.size:
-            tracks.id[new] = np.arange(self._last_id + 1, self._last_id + 1 + new.size)
-            self._last_id += new.size
+            self._name(new)
         who = (tracks.confirmed & seen).nonzero()[0]
         who = who[np.argsort(tracks.id[who], kind="stable")]
         self._shown_state = tracks.state.take(who, axis=1)
         boxes = tracks.observed[:, who] if options.show_observed else self._motion.decode(self._shown_state[:4])
-        rows = index[source[who]]
-        self._shown = _rows(detections, rows, boxes, tracks.id[who])
+        self._shown = _rows(detections, index.take(source.take(who)), boxes, tracks.id.take(who))
         return self._shown
+
+    def _name(self, new: Ints) -> None:
+        """Give the newly confirmed tracks their ids, and see which of them are things that were there before."""
+        tracks = self._tracks
+        tracks.id[new] = np.arange(self._last_id + 1, self._last_id + 1 + new.size)
+        self._last_id += new.size
+        if self._frame > self.options.warmup_frames:
+            self._births.learn(new.size, 0)
+        if self.options.relink_s and len(self._gallery.rows):
+            self.merges += self._gallery.claim(
+                tracks.id[new], tracks.first_s[new], to_centre(tracks.observed[:, new]), self._now
+            )
+
+
+def _stage(match: Ints, free: Bools, rows: Ints, cols: Ints, costs: Floats, left: Bools, limit: float) -> None:
+    """Match tracks that are `left` to `free` detections; both `match` and `free` are changed."""
+    part = (left.take(rows) & free.take(cols)).nonzero()[0]
+    if not part.size:
+        return
+    rows, cols = rows.take(part), cols.take(part)
+    chosen = assign(rows, cols, costs.take(part), limit)
+    cols = cols.take(chosen)
+    match[rows.take(chosen)] = cols
+    free[cols] = False
 
 
 def _centres(boxes: Floats) -> Floats:
-    return (boxes[:2] + boxes[2:]) / 2
-
-
-def _sides(boxes: Floats) -> Floats:
-    return np.concatenate((_centres(boxes), boxes[2:] - boxes[:2]))
+    return (boxes[:2] + boxes[2:]) * 0.5
 
 
 def _unit(vectors: Floats) -> Floats:

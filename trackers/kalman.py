@@ -7,6 +7,7 @@ gets a term between two coordinates, so four two-state filters are the same filt
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,14 +36,14 @@ class Motion:
     position and rate, 16-19 variance of rate.
     """
 
-    frozen_when_lost: tuple[int, ...] = ()  # rate rows set to zero for a track that is lost
+    size_rates: tuple[int, ...] = ()  # rows of the rates of size that a lost track may be told to forget
 
     def __init__(self, noise: Noise) -> None:
         def column(values: tuple[float, ...], unit: float = 1.0) -> Floats:
             return ((np.array(values) * unit) ** 2)[:, None]
 
         self._position = column(noise.position)
-        self._rate = column(noise.rate, 1 / FRAME_S)
+        self._base_rate = self.rate = column(noise.rate, 1 / FRAME_S)  # variances of the rates' noise
         self._measured = column(noise.measured)
         self._start_position = column(noise.start_position)
         self._start_rate = column(noise.start_rate, 1 / FRAME_S)
@@ -72,6 +73,36 @@ class Motion:
         state[16:] = self._start_rate * scale
         return state
 
+    def centre(self, state: Floats) -> Floats:
+        """(2, T) centres in pixels; all models have them in their first two rows."""
+        return state[:2]
+
+    def measurement_variance(self, positions: Floats) -> Floats:
+        """(4, T) variance of a measurement of the tracks at (4, T) `positions`."""
+        return self._measured * self.scale(positions)
+
+    def scale_rate_noise(self, factor: Floats) -> None:
+        """From now on the rates wander by `factor` (4, 1) times the variance they were built with."""
+        self.rate = self._base_rate * factor
+
+    def follow_camera(self, state: Floats, turn: Floats, shift: Floats, zoom: float) -> Floats:
+        """The states after the picture moved by x' = `turn` x + `shift`; covariances grow by the zoom alone.
+
+        Exact for motion without rotation; the mixing of x and y it leaves out is of second order in the angle.
+        """
+        moved = state.copy()
+        moved[:2] = turn @ state[:2] + shift
+        moved[4:6] = turn @ state[4:6]
+        moved[8:10] *= zoom * zoom
+        moved[12:14] *= zoom * zoom
+        moved[16:18] *= zoom * zoom
+        self.zoom_size(moved, zoom)
+        return moved
+
+    def zoom_size(self, state: Floats, zoom: float) -> None:
+        """Sizes and their rates and covariances after a zoom, in place."""
+        raise NotImplementedError
+
     def predict(self, state: Floats, dt: float | Floats, still: Bools | None = None) -> None:
         """Move all tracks `dt` seconds on (a number or (T,)), in place; `still` (T,) ones stay as they are."""
         frames = dt / FRAME_S
@@ -85,7 +116,7 @@ class Motion:
         state[:4] += state[4:8] * step
         state[8:12] += (2 * state[12:16] + grown) * step + self._position * frames * scale
         state[12:16] += grown
-        state[16:] += self._rate * frames * scale
+        state[16:] += self.rate * frames * scale
         self.keep_sane(state)
 
     def correct(self, state: Floats, measured: Floats, matched: Bools, doubt: Floats | float = 1.0) -> None:
@@ -93,7 +124,7 @@ class Motion:
 
         The noise of a measurement is multiplied by `doubt` (T,) or a scalar (a standard deviation's factor).
         """
-        noise = self._measured * self.scale(state[:4])
+        noise = self.measurement_variance(state[:4])
         noise *= np.where(matched, np.square(doubt), np.inf)  # an infinitely noisy measurement changes nothing
         noise += state[8:12]
         gain = state[8:12] / noise
@@ -111,7 +142,7 @@ class Motion:
 class CentreSize(Motion):
     """Centre, width, height: BoT-SORT (arXiv:2206.14651). Noise is a share of width (x, w) and height (y, h)."""
 
-    frozen_when_lost = (6, 7)
+    size_rates = (6, 7)
 
     def encode(self, boxes: Floats) -> Floats:
         return to_centre(boxes)
@@ -128,11 +159,14 @@ class CentreSize(Motion):
     def keep_sane(self, state: Floats) -> None:
         np.maximum(state[2:4], MIN_SIDE, out=state[2:4])
 
+    def zoom_size(self, state: Floats, zoom: float) -> None:
+        _zoom(state, (2, 3), zoom)
+
 
 class CentreAspectHeight(Motion):
     """Centre, width/height, height: DeepSORT, ByteTrack (arXiv:2110.06864). Noise is a share of the height."""
 
-    frozen_when_lost = (7,)
+    size_rates = (7,)
 
     def encode(self, boxes: Floats) -> Floats:
         out = to_centre(boxes)
@@ -153,6 +187,9 @@ class CentreAspectHeight(Motion):
     def keep_sane(self, state: Floats) -> None:
         np.maximum(state[3], MIN_SIDE, out=state[3])
         np.maximum(state[2], 1e-3, out=state[2])
+
+    def zoom_size(self, state: Floats, zoom: float) -> None:
+        _zoom(state, (3,), zoom)
 
 
 class CentreAreaAspect(Motion):
@@ -183,35 +220,53 @@ class CentreAreaAspect(Motion):
         np.maximum(state[2], MIN_SIDE, out=state[2])
         np.maximum(state[3], 1e-3, out=state[3])
 
-
-def centre_size(rate: float = 1 / 160) -> Motion:
-    """BoT-SORT's filter; `rate` is the standard deviation of the rates a frame, as a share of the box's side."""
-    p, v = (1 / 20,) * 4, (rate,) * 4
-    return CentreSize(Noise(p, v, p, (2 / 20,) * 4, (10 * rate,) * 4))
+    def zoom_size(self, state: Floats, zoom: float) -> None:
+        _zoom(state, (2,), zoom * zoom)
 
 
-def centre_aspect_height() -> Motion:
-    """ByteTrack's filter."""
-    p, v = 1 / 20, 1 / 160
+def _zoom(state: Floats, coordinates: tuple[int, ...], factor: float) -> None:
+    for row in coordinates:
+        state[row] *= factor
+        state[4 + row] *= factor
+        for block in (8, 12, 16):
+            state[block + row] *= factor * factor
+
+
+def centre_size(rate: float, size_rate: float) -> Motion:
+    """BoT-SORT's filter; `rate` and `size_rate` per published frame, as shares of the box's side."""
+    p, v = (1 / 20,) * 4, (rate, rate, size_rate, size_rate)
+    return CentreSize(Noise(p, v, p, (2 / 20,) * 4, (10 * rate, 10 * rate, 10 * size_rate, 10 * size_rate)))
+
+
+def centre_aspect_height(rate: float, size_rate: float) -> Motion:
+    """ByteTrack's filter; `rate` of the centre and `size_rate` of the height, as shares of the height."""
+    p = 1 / 20
     return CentreAspectHeight(
         Noise(
             position=(p, p, 1e-2, p),
-            rate=(v, v, 1e-5, v),
+            rate=(rate, rate, 1e-5, size_rate),
             measured=(p, p, 1e-1, p),
             start_position=(2 * p, 2 * p, 1e-2, 2 * p),
-            start_rate=(10 * v, 10 * v, 1e-5, 10 * v),
+            start_rate=(10 * rate, 10 * rate, 1e-5, 10 * size_rate),
         )
     )
 
 
-def centre_area_aspect() -> Motion:
-    """The filter of SORT and OC-SORT."""
+def centre_area_aspect(rate: float, size_rate: float) -> Motion:
+    """The filter of SORT and OC-SORT; `rate` in pixels and `size_rate` in square pixels, per published frame."""
     return CentreAreaAspect(
         Noise(
             position=(1, 1, 1, 1),
-            rate=(0.1, 0.1, 0.01, 0),
+            rate=(rate, rate, size_rate, 0),
             measured=(1, 1, 10**0.5, 10**0.5),
             start_position=(10**0.5,) * 4,
             start_rate=(100, 100, 100, 0),
         )
     )
+
+
+MOTIONS: dict[str, Callable[[float, float], Motion]] = {
+    "centre-size": centre_size,
+    "centre-aspect-height": centre_aspect_height,
+    "centre-area-aspect": centre_area_aspect,
+}

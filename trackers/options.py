@@ -19,27 +19,40 @@ class Options:
     """Everything that makes one tracker different from another. Scores and overlaps 0..1, costs are 1 - overlap."""
 
     motion: MotionName = "centre-size"
-    rate_noise: float = 1 / 160  # standard deviation of the rates per 1/30 s, as a share of the box's side
+    rate_noise: float = 1 / 160  # how much velocities wander in 1/30 s: shares of the box's side, pixels for sort
+    size_rate_noise: float = 1 / 160  # ... and the rates of the size
+    adapt_rate_noise: float = 0.0  # how strongly the noise of velocities follows what the stream shows
+    score_doubt: float | None = None  # the measurement noise is multiplied by this less the score
+    freeze_lost_size: bool = True  # a lost track keeps its size
 
     high_score: float = 0.6  # detections above it take part in the first stage
     low_score: float | None = 0.1  # from here up to `high_score`: second stage; None: no second stage
-    birth_score: float = 0.7  # a detection that fits no track starts one from this score on
+    birth_score: float = 0.7  # a confident detection that fits no track starts one from this score on
 
     fuse_score: bool = True  # the overlap counts as much as the detection's score says
+    grow: float = 0.0  # share of its sides by which every box is grown in the first stage
     limit: float = 0.8  # highest cost of a match in the first stage
     low_limit: float = 0.5  # ... in the second
     tentative_limit: float | None = 0.7  # ... of unconfirmed tracks, which come last; None: they join the first stage
+    common_motion: bool = False  # what all tracks have in common in their errors is motion of the camera
     whole_pixels: bool = False  # overlaps count both edge pixels as part of a box, as the original code does
     solve_first: bool = False  # assign without a limit and drop bad pairs afterwards, as SORT does
-    direction: float = 0.0  # weight of the agreement of directions in the first stage
-    recover: float | None = None  # overlap with the last observation that brings back a track no stage could match
+    direction: float = 0.0  # weight of the agreement of directions (solve_first only)
+    recover: float | None = None  # overlap with the last observation that brings a track back (solve_first only)
+
+    per_class: bool = False  # only detections of the track's last class_id are its own
+    class_weight: float = 0.0  # what a differing class_id adds to the cost of the first stage
+    mask_weight: float = 0.0  # share of the masks' overlap in the first stage, where detections have masks
+    appearance: bool = False  # detections carry data["embedding"], which the first stage uses
 
     confirm_hits: int = 1  # a track is shown once it was found again this often in a row
+    doubtful_births: float | None = None  # ... once more where a larger share than this of new tracks vanishes
     warmup_frames: int = 1  # tracks born in the first frames are shown at once
     requalify: bool = False  # a track that was missed once has to earn its confirmation again
     lost_s: float = 1.0  # seconds without a match after which a track ends
     lost_frames: int = 0  # ... but never before it was missed in more frames than these
     merge_overlap: float | None = 0.85  # of a lost and a seen track that overlap more, the younger ends
+    relink_s: float = 0.0  # seconds for which ended tracks are kept to be recognised; 0: not at all
 
     re_update: bool = False  # replay the filter along a straight line through a gap (OC-SORT)
     show_observed: bool = False  # give out the detection's box, not the filter's
@@ -51,23 +64,11 @@ class Options:
             _check(field.name, getattr(self, field.name))
 
 
-_SHARES = {"high_score", "low_score", "birth_score", "recover", "merge_overlap"}
-_AT_LEAST = {
-    "rate_noise": 0.0,
-    "limit": 0.0,
-    "low_limit": 0.0,
-    "tentative_limit": 0.0,
-    "direction": 0.0,
-    "lost_s": 0.0,
-    "confirm_hits": 0,
-    "warmup_frames": 0,
-    "lost_frames": 0,
-    "history": 4,
-}
 _CHOICES = {"motion": get_args(MotionName), "on_backwards": get_args(Backwards)}
-_MAY_BE_NONE = {"low_score", "tentative_limit", "recover", "merge_overlap"}
-_SWITCHES = {"fuse_score", "whole_pixels", "solve_first", "requalify", "re_update", "show_observed"}
-_WHOLE = {"confirm_hits", "warmup_frames", "lost_frames", "history"}
+_MAY_BE_NONE = {"score_doubt", "low_score", "tentative_limit", "recover", "doubtful_births", "merge_overlap"}
+_SHARES = {"high_score", "low_score", "birth_score", "recover", "merge_overlap", "doubtful_births", "mask_weight"}
+_LEAST = {"history": 4, "score_doubt": 1.0}
+_KINDS = {field.name: type(field.default) for field in fields(Options)}
 
 
 def _check(name: str, value: Any) -> None:
@@ -76,25 +77,43 @@ def _check(name: str, value: Any) -> None:
     if name in _CHOICES:
         if value not in _CHOICES[name]:
             raise TrackerInputError(f"{name} is {value!r}: use one of {', '.join(map(repr, _CHOICES[name]))}")
-    elif name in _SWITCHES:
+        return
+    if _KINDS[name] is bool:
         if not isinstance(value, bool):
             raise TrackerInputError(f"{name} is {value!r}: use true or false")
-    elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise TrackerInputError(f"{name} is {value!r}: use a number")
-    elif name in _WHOLE and not isinstance(value, int):
+    if _KINDS[name] is int and not isinstance(value, int):
         raise TrackerInputError(f"{name} is {value!r}: use a whole number")
-    elif name in _SHARES:
-        if not 0 <= value <= 1:
-            raise TrackerInputError(f"{name} is {value}: use a number from 0 to 1")
-    elif value < _AT_LEAST[name]:
-        raise TrackerInputError(f"{name} is {value}: use {_AT_LEAST[name]} or more")
+    least = _LEAST.get(name, 0)
+    if name in _SHARES and not 0 <= value <= 1:
+        raise TrackerInputError(f"{name} is {value}: use a number from 0 to 1")
+    if value < least:
+        raise TrackerInputError(f"{name} is {value}: use {least} or more")
 
 
 PRESETS: Mapping[str, Options] = {
-    "default": Options(rate_noise=1 / 110),
+    # ours: BoT-SORT's core, which learns from the stream how things move and how far the detector is to be believed
+    "default": Options(
+        rate_noise=1 / 180,
+        size_rate_noise=1 / 720,
+        adapt_rate_noise=6.0,
+        score_doubt=1.5,
+        freeze_lost_size=False,
+        high_score=0.57,
+        low_score=0.05,
+        grow=0.05,
+        tentative_limit=0.6,
+        common_motion=True,
+        doubtful_births=0.5,
+        relink_s=5.0,
+    ),
     # arXiv:1602.00763, code abewley/sort
     "sort": Options(
         motion="centre-area-aspect",
+        rate_noise=0.1,
+        size_rate_noise=0.01,
         high_score=0.5,
         low_score=None,
         birth_score=0.0,
@@ -114,6 +133,8 @@ PRESETS: Mapping[str, Options] = {
     # arXiv:2203.14360, code noahcao/OC_SORT
     "ocsort": Options(
         motion="centre-area-aspect",
+        rate_noise=0.1,
+        size_rate_noise=0.01,
         low_score=None,
         birth_score=0.0,
         fuse_score=False,
