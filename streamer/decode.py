@@ -100,8 +100,8 @@ class _Group:
 class Video:
     """An opened file, stream or device; a context manager. For one thread.
 
-    `options` are FFmpeg's. `threads` is how many may share the decoding of one picture, 0 for one a core. The time-outs
-    are in seconds; None waits for ever. `lossy` says that whole pictures may get lost on the way here.
+    `options` are FFmpeg's. The time-outs are in seconds; None waits for ever. `lossy` says that whole pictures may get
+    lost on the way here.
     """
 
     def __init__(
@@ -110,7 +110,6 @@ class Video:
         *,
         form: str | None = None,
         options: Mapping[str, str] | None = None,
-        threads: int = 0,
         open_timeout_s: float | None = None,
         read_timeout_s: float | None = None,
         lossy: bool = False,
@@ -125,13 +124,15 @@ class Video:
             self._container.close()
             raise
         self._stream.codec_context.copy_opaque = True  # so that a picture knows the packet it came in
-        # Threads within a picture only: threads over several pictures would delay a live stream by as many frames.
-        self._stream.thread_type = "SLICE"
-        self._stream.thread_count = threads
+        # One thread a stream: several within a picture make FFmpeg forget to report damage, several over pictures delay
+        # a live stream by as many pictures.
+        self._stream.thread_type = "NONE"
+        self._stream.thread_count = 1
         if self._stream.codec_context.name == "hevc":
             # FFmpeg's H.265 decoder fills in what is missing and says nothing, unless told to fail.
             self._stream.codec_context.options = {"err_detect": "explode"}
-        self._lossy = lossy and self._stream.codec_context.name == "h264"
+        # Transport streams are made for lossy ways, too, and their packets show where units begin.
+        self._lossy = (lossy or self.may_jump) and self._stream.codec_context.name == "h264"
         self._sender_offset_ns: int | None = None
 
     def _picture_stream(self) -> VideoStream:

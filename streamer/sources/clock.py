@@ -27,9 +27,9 @@ class FileClock:
 
     def time_ns(self, pts_ns: int | None) -> int:
         """Capture time of the next frame, later than that of the one before."""
-        if self._last_ns is None or self._offset_ns is None:
+        if self._last_ns is None:
             time_ns = self._start_ns
-        elif pts_ns is None:
+        elif pts_ns is None or self._offset_ns is None:
             time_ns = self._last_ns + self._pace_ns
         else:
             step = pts_ns + self._offset_ns - self._last_ns

@@ -95,18 +95,18 @@ class FileSource:
         self.expected_frames = video.frame_count
         clock, basis = self._clocks(video)
         first_ns = last_ns = None
-        lost_at_end = 0
+        shown = lost_at_end = 0
         for picture in video.pictures():
             if isinstance(picture, Lost):
                 lost_at_end += 1
                 self.account.receive()
                 self.account.drop("corrupt")
                 continue
-            if first_ns is None:
+            if not shown:
                 first_ns = picture.pts_ns
                 handover.resize(max(2, min(_AHEAD, _AHEAD_BYTES // (picture.width * picture.height * 3))))
                 self._tell(SourceState.LIVE)
-            last_ns, lost_at_end = picture.pts_ns, 0
+            shown, last_ns, lost_at_end = shown + 1, picture.pts_ns, 0
             frame = Frame(
                 self.name,
                 self.account.receive(),
@@ -118,9 +118,9 @@ class FileSource:
             if not handover.put(frame):
                 self.account.drop("shutdown")
                 return
-        if first_ns is None:
+        if not shown:
             raise SourceError(f"{self._shown} holds no frame that is whole: it is damaged or was cut off")
-        if last_ns is not None:
+        if first_ns is not None and last_ns is not None:
             self._check_end((last_ns - first_ns) / 1e9, lost_at_end, video.duration_s)
 
     def _clocks(self, video: Video) -> tuple[FileClock, FrameClock]:
@@ -134,9 +134,10 @@ class FileSource:
 
     def _check_end(self, seen_s: float, lost: int, told_s: float | None) -> None:
         """Raise where the recording ended more than a second (if short, a tenth of it) before it says it does."""
-        if told_s is None:
+        steps = self.account.tally().received - lost - 1
+        if told_s is None or steps < 1:
             return
-        pace_s = seen_s / max(self.account.tally().received - lost - 1, 1)
+        pace_s = seen_s / steps
         if seen_s + (lost + 2) * pace_s < told_s - min(1.0, told_s / 10):
             raise SourceError(
                 f"{self._shown} was cut off: it says {told_s:.1f} s and ends after {seen_s:.1f} s; "

@@ -173,7 +173,6 @@ class LiveSource:
                 link.address,
                 form=link.form,
                 options=link.options,
-                threads=1,
                 open_timeout_s=limit_s,
                 read_timeout_s=link.stall_s,
                 lossy=True,
