@@ -23,16 +23,17 @@ from torch import Tensor
 
 from detectors.detector import DetectorError
 from detectors.glip import tuning
+from detectors.glip.anchors import decode
 from detectors.glip.config import GlipConfig
 from detectors.glip.convert import build_from, fill, load_checkpoint
 from detectors.glip.dyhead import DyConv, Shapes, as_map
 from detectors.glip.loss import Losses, Truth, losses, make_targets, token_targets
 from detectors.glip.model import Predictions
 from detectors.glip.postprocess import Candidates, aggregate, best_first, candidates, select, token_map
+from detectors.glip.runtime import DTYPES, Precision
 from detectors.glip.text import TextFeatures, TextLayer
 from detectors.images import collate, normalise, resize, target_size
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # (absolute, relative) tolerance
 EXACT, FEATURES, LOGITS = (0.0, 0.0), (2e-4, 1e-4), (1e-3, 1e-4)
 PIXELS, SCORES, LOSS, GRADIENT = (0.02, 0.0), (2e-4, 0.0), (0.0, 1e-4), (1e-3, 0.0)
@@ -120,11 +121,12 @@ class ModelCheck:
     """One network and its reference tensors."""
 
     def __init__(self, report: Report, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-        self.report, self.device, self.dtype = report, device, dtype
+        self.report, self.device, self.precision = report, device, Precision(dtype, device)
         self.values: dict[str, Any] = json.loads((folder / "config.json").read_text())
         self.config = GlipConfig.from_plain(self.values)
         tensors = load_checkpoint(folder / "weights.safetensors")
-        self.model = fill(build_from(self.config), tensors, str(folder / "weights.safetensors")).to(device)
+        model = fill(build_from(self.config), tensors, str(folder / "weights.safetensors")).to(device)
+        self.model = self.precision.lower(model)
         self.golden = {key: value.to(device) for key, value in load_file(folder / "io.safetensors").items()}
         self.shapes: Shapes = ()
 
@@ -132,9 +134,6 @@ class ModelCheck:
         """Against the tensor called `key`, if the folder has it."""
         if key in self.golden:
             self.report.compare(key, mine, self.golden[key], tolerance)
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def text(self) -> TextFeatures:
         return self.model.encode_text(self.golden["in.input_ids"], self.golden["in.attention_mask"])
@@ -224,13 +223,17 @@ class ModelCheck:
                 scores = scores * (tokens.sum(1, keepdim=True) > 1)
             self.compare(key, scores, SCORES)
 
+    @property
+    def labels(self) -> int:
+        """The largest label of any picture."""
+        return max(int(label) for table in self.values["label_to_tokens"] for label in table)
+
     def postprocessing(self, predictions: Predictions) -> None:
         rule = self.config.postprocess
-        labels = max(int(label) for table in self.values["label_to_tokens"] for label in table)
         found = candidates(
             predictions,
             self.model.anchors(predictions.shapes),
-            self.token_maps(labels),
+            self.token_maps(self.labels),
             self.golden["in.image_sizes"],
             rule.score_threshold,
             rule.pre_nms_top_n_per_level,
@@ -299,7 +302,7 @@ class ModelCheck:
         parameters = {name: value for name, value in self.model.named_parameters() if name in golden}
         for value in parameters.values():
             value.requires_grad_(True)
-        with torch.enable_grad(), self.autocast():
+        with torch.enable_grad(), self.precision.autocast():
             predictions = self.model(self.golden["in.images"], self.text())
             self.loss(predictions, {}).total.backward()  # type: ignore[no-untyped-call]
         for name in golden:
@@ -318,7 +321,7 @@ class ModelCheck:
         offsets.weight.data[: len(rows)] = rows
         stages = self.golden
         self.golden = {key: value for key, value in stages.items() if key.startswith(("in.", "loss.in."))}
-        with torch.enable_grad(), self.autocast():
+        with torch.enable_grad(), self.precision.autocast():
             predictions = self.model(self.golden["in.images"], self.text())
             total = self.loss(predictions, golden, "prompt tuning ").total
             total.backward()  # type: ignore[no-untyped-call]
@@ -339,7 +342,7 @@ def check_model(report: Report, folder: Path, device: torch.device, dtype: torch
         path = folder / f"{name}.safetensors"
         return {key: value.to(device) for key, value in load_file(path).items()} if path.is_file() else {}
 
-    with torch.no_grad(), subject.autocast():
+    with torch.no_grad(), subject.precision.autocast():
         predictions = subject.stages()
     subject.aggregation()
     if "label_to_tokens" in subject.values:
@@ -360,6 +363,52 @@ def same_order(boxes: Tensor, labels: Tensor, others: Tensor, other_labels: Tens
 
     mine, theirs = linear_sum_assignment(distance.cpu().numpy())
     return torch.from_numpy(mine).to(boxes.device), torch.from_numpy(theirs).to(boxes.device)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What a precision costs, over the pairs of region and label that pass the threshold in single precision."""
+
+    logit: float  # the worst token logit of all
+    box_median: float  # pixels, the worst side of each box
+    box_worst: float
+    score_worst: float  # of final scores
+    kept: float  # share of the pairs that pass the threshold in the other precision, too
+
+
+def drift(folder: Path, dtype: str, device: str = "cpu") -> Drift:
+    """Run the network of `folder` in float32 and in `dtype` on the folder's pictures."""
+    exact, rough = (_measured(folder, precision, device) for precision in ("float32", dtype))
+    threshold = exact.subject.config.postprocess.score_threshold
+    passed = exact.scores > threshold
+    far = (exact.boxes - rough.boxes).abs().amax(-1)[passed.any(-1)]
+    return Drift(
+        logit=(exact.logits - rough.logits).abs().max().item(),
+        box_median=far.median().item(),
+        box_worst=far.max().item(),
+        score_worst=(exact.final - rough.final).abs()[passed].max().item(),
+        kept=(rough.scores > threshold)[passed].float().mean().item(),
+    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    subject: ModelCheck
+    logits: Tensor  # (B, N, L)
+    boxes: Tensor  # (B, N, 4)
+    scores: Tensor  # (B, N, K), before the centerness
+    final: Tensor  # (B, N, K)
+
+
+def _measured(folder: Path, dtype: str, device: str) -> _Measured:
+    subject = ModelCheck(Report(), folder, torch.device(device), DTYPES[dtype])
+    with torch.no_grad(), subject.precision.autocast():
+        found = subject.stages()
+    tokens = subject.token_maps(subject.labels)
+    scores = aggregate(found.logits.float().sigmoid(), tokens, subject.config.postprocess.aggregate)
+    final = (scores * found.centerness.float().sigmoid()[..., None]).sqrt()
+    boxes = decode(found.deltas.float(), subject.model.anchors(found.shapes))
+    return _Measured(subject, found.logits.float(), boxes, scores, final)
 
 
 def render(report: Report) -> Table:

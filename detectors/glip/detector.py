@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from detectors.detector import DetectorError, Prompt, PromptError, Request, clean_queries, detections
 from detectors.glip.caption import Tokenizer
-from detectors.glip.config import PostprocessConfig
+from detectors.glip.config import ImageConfig, PostprocessConfig
 from detectors.glip.model import GlipModel
 from detectors.glip.postprocess import FIRST_LOOK, Candidates, candidates, select, token_map
 from detectors.glip.processor import Captioned, Picture, caption_queries, caption_text, load, measure
-from detectors.glip.runtime import accelerate, choose_device, choose_precision
+from detectors.glip.runtime import OptionError, accelerate, choose_device, choose_precision, use_huge_pages
 from detectors.glip.source import find
 from detectors.glip.text import TextFeatures
 from detectors.glip.tuning import TunedPrompt
@@ -82,11 +82,15 @@ class Glip:
         tuned: TunedPrompt | None = None,
         chunking: bool = True,
         per_caption: int | None = None,
+        short_side: int | None = None,
+        long_side: int | None = None,
         backend: str | None = None,
         largest_batch: int = 16,
     ) -> None:
         """`threshold`, `thresholds` by query: from which score (0..1) on a detection is meant.
 
+        `short_side`, `long_side`: the size in pixels at which the network sees pictures (see `ImageConfig`); the
+        model's own when absent, the long one in proportion when only the short one is given.
         `tuned` replaces the text encoder for the words that it was tuned for.
         """
         for query, value in {"": threshold, **(thresholds or {})}.items():
@@ -101,6 +105,7 @@ class Glip:
         self._thresholds = dict(thresholds or {})
         self._tuned = tuned
         self._chunking, self._per_caption = chunking, per_caption
+        self._size = _input_size(model.config.image, short_side, long_side)
         self._largest_batch = largest_batch
         self._prompts: OrderedDict[tuple[str | None, tuple[str, ...]], GlipPrompt] = OrderedDict()
         self._anchors: dict[object, Tensor] = {}
@@ -184,10 +189,9 @@ class Glip:
     @torch.inference_mode()
     def _detect(self, requests: Sequence[Request]) -> list[sv.Detections]:
         images, prompts = [request.image for request in requests], [self._own(request.prompt) for request in requests]
-        size = self.model.config.image
         groups: dict[tuple[int, int], list[Picture]] = defaultdict(list)
         for index, image in enumerate(images):
-            picture = measure(index, image, size.min_side, size.max_side)
+            picture = measure(index, image, self._size.min_side, self._size.max_side)
             groups[picture.padded].append(picture)
         found: list[Found] = []
         for pictures in groups.values():
@@ -305,6 +309,16 @@ def _stack(chunks: Sequence[Chunk]) -> tuple[TextFeatures, Tensor, Tensor]:
     return text, torch.stack(tokens), torch.stack(least)
 
 
+def _input_size(usual: ImageConfig, short: int | None, long: int | None) -> ImageConfig:
+    if short is None:
+        short, long = usual.min_side, usual.max_side if long is None else long
+    if long is None:
+        long = round(short * usual.max_side / usual.min_side)
+    if not 32 <= short <= long:
+        raise OptionError(f"short side {short}, long side {long}: the short one is at least 32, the long one no less")
+    return ImageConfig(short, long)
+
+
 def create(
     name: str,
     *,
@@ -317,6 +331,8 @@ def create(
     tuned: str | Path | None = None,
     chunking: bool = True,
     per_caption: int | None = None,
+    short_side: int | None = None,
+    long_side: int | None = None,
     backend: str | None = None,
 ) -> Glip:
     """The GLIP called `name`, with weights from `weights` (a checkpoint or a folder), the cache, or the package.
@@ -325,8 +341,8 @@ def create(
     learned text features (`tuning.TunedPrompt`); `backend`: see `runtime.BACKENDS`.
     Raises `DetectorError` that names the ways out when there are no weights.
     """
-    parts = find(name, weights, vocabulary)
-    model, tokenizer = parts.load()
+    use_huge_pages()
+    model, tokenizer = find(name, weights, vocabulary).load()
     return Glip(
         model,
         tokenizer,
@@ -337,5 +353,7 @@ def create(
         tuned=None if tuned is None else TunedPrompt.load(Path(tuned)),
         chunking=chunking,
         per_caption=per_caption,
+        short_side=short_side,
+        long_side=long_side,
         backend=backend,
     )

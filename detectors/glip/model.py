@@ -81,7 +81,11 @@ class Head(nn.Module):
         return self.predict(regions, hidden if self.early_fusion else text.embedded, shapes)
 
     def predict(self, regions: Tensor, words: Tensor, shapes: Shapes) -> Predictions:
-        """Regions (B, N, C) off the tower and words (B, L, D) -> predictions."""
+        """Regions (B, N, C) off the tower and words (B, L, D) -> predictions, always in single precision."""
+        with torch.autocast(regions.device.type, enabled=False):
+            return self._predict(regions.float(), words.float(), shapes)
+
+    def _predict(self, regions: Tensor, words: Tensor, shapes: Shapes) -> Predictions:
         logits = word_region_logits(
             regions, words, self.dot_product_projection_text, self.bias_lang, self.bias0, self.log_scale
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -56,9 +57,13 @@ class Precision:
 
 
 def choose_precision(name: str | None, device: torch.device) -> Precision:
-    """float32 on a CPU, bfloat16 on a GPU, unless `name` says otherwise."""
+    """float32 on a CPU, float16 on a GPU, unless `name` says otherwise.
+
+    GLIP was trained in float16 and bounds its scores for it; on the reference tensors it drifts a fifth to a tenth as
+    far as bfloat16 (benchmarks/results/glip.md).
+    """
     if name is None:
-        return Precision(torch.bfloat16 if device.type == "cuda" else torch.float32, device)
+        return Precision(torch.float16 if device.type == "cuda" else torch.float32, device)
     if name not in DTYPES:
         raise OptionError(f"there is no precision {name!r}: use {', '.join(DTYPES)}")
     return Precision(DTYPES[name], device)
@@ -72,3 +77,12 @@ def accelerate(model: GlipModel, backend: str | None) -> GlipModel:
         model.backbone.compile(dynamic=False)
         model.rpn.head.compile(dynamic=False)
     return model
+
+
+def use_huge_pages() -> None:
+    """Let torch ask for 2 MiB pages for large tensors, unless the environment has decided otherwise.
+
+    A picture's features are tensors of tens of megabytes that come and go; in 4 KiB pages the kernel spends up to half
+    the time of a layer on handing them out. torch reads this once, when it first allocates.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

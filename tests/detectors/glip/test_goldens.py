@@ -76,3 +76,12 @@ def test_a_folder_with_nothing_to_compare_says_what_was_expected(
 ) -> None:
     assert check.main([str(tmp_path)]) == 1
     assert "nothing to compare" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("golden", ["fused", "unfused"], indirect=True)
+@pytest.mark.parametrize(("dtype", "pixels", "score"), [("float16", 2.0, 0.02), ("bfloat16", 8.0, 0.1)])
+def test_half_precision_stays_near_single_precision(golden: Path, dtype: str, pixels: float, score: float) -> None:
+    drift = check.drift(golden, dtype)
+    assert drift.box_worst < pixels
+    assert drift.score_worst < score
+    assert drift.kept > 0.9

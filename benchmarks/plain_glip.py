@@ -1,0 +1,68 @@
+"""GLIP's costly parts as the paper writes them: the start that `benchmarks/glip.py` measures from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from detectors.glip import deform, dyhead, fusion, linear, swin
+from detectors.glip.deform import TAPS, Grid
+
+
+def deform_conv(regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Four gathers of channels-first maps, weighted and added, then one product."""
+    batch, positions, channels = regions.shape
+    rows, weights = deform.corners(grid, offsets, mask, positions)
+    table = regions.reshape(-1, channels).T.contiguous()  # (C, B * N)
+    columns = torch.zeros(channels, rows.shape[0])
+    for corner in range(4):
+        columns += table.gather(1, rows[:, corner].expand(channels, -1)) * weights[:, corner]
+    columns = columns.view(channels, batch, -1, TAPS).permute(1, 0, 3, 2).reshape(batch, channels * TAPS, -1)
+    return (weight.flatten(1) @ columns + bias[:, None]).mT
+
+
+def attend_windows(self: swin.WindowAttention, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Scores, bias, mask, softmax, values: each its own pass."""
+    count, n, width = x.shape
+    q, k, v = self.qkv(x).view(count, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+    scores = (q / math.sqrt(q.shape[-1])) @ k.mT + self.bias()
+    if mask is not None:
+        scores = (scores.view(-1, len(mask), self.heads, n, n) + mask[:, None]).view(-1, self.heads, n, n)
+    out: Tensor = self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(count, n, width))
+    return out
+
+
+def attend_both_ways(self: fusion.CrossAttention, v: Tensor, l: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # noqa: E741
+    """All projections of all regions, all 256 tokens."""
+
+    def heads(x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+    scores = heads(self.v_proj(v) * self.scale) @ heads(self.l_proj(l)).mT
+    scores = scores.clamp(-50000, 50000)
+    back = scores.mT
+    back = (back - back.amax(-1, keepdim=True)).clamp(-50000, 50000).softmax(-1)
+    there = (scores + (mask == 0)[:, None, None] * -9e15).softmax(-1)
+    dv = (there @ heads(self.values_l_proj(l))).transpose(1, 2).flatten(2)
+    dl = (back @ heads(self.values_v_proj(v))).transpose(1, 2).flatten(2)
+    return self.out_v_proj(dv), self.out_l_proj(dl)
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Within, GLIP's modules compute in the plain way."""
+    with ExitStack() as stack:
+        for target, name, plain in (
+            (dyhead, "deform_conv", deform_conv),
+            (swin.WindowAttention, "forward", attend_windows),
+            (fusion.CrossAttention, "forward", attend_both_ways),
+            (linear, "linear", F.linear),
+        ):
+            stack.enter_context(patch.object(target, name, plain))
+        yield

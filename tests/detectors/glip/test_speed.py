@@ -1,0 +1,31 @@
+"""What the measurement of speed reports; not how fast it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from detectors.glip import speed
+from detectors.glip.detector import create
+
+
+def test_a_measurement_accounts_for_the_time_of_every_stage(folder: Path) -> None:
+    found = speed.measure(create("glip-mini", weights=folder), width=96, height=64, batch=2, asked=3, rounds=3)
+    assert found.frames_per_s == pytest.approx(2 / found.latency_p50_s)
+    assert found.latency_p99_s >= found.latency_p50_s
+    assert set(found.shares) == {*speed.STAGES.values(), speed.REST}
+    assert sum(found.shares.values()) == pytest.approx(1, abs=0.05)
+    assert found.flops_per_frame is not None
+    assert found.flops_per_frame > 1e6
+    assert found.share_of_peak is not None
+    assert 0 < found.share_of_peak < 1
+
+
+def test_queries_to_measure_with_are_all_different() -> None:
+    assert len(set(speed.queries(37))) == 37
+
+
+def test_random_weights_are_of_released_sizes_only() -> None:
+    with pytest.raises(ValueError, match="not for 'glip-mini'"):
+        speed.random_glip("glip-mini")
