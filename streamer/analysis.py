@@ -69,7 +69,7 @@ class Analysis:
         tracked = self._tracker.update(level, frame.time_s)
         if named.confidence is not None and len(tracked):
             tracked.confidence = named.confidence[tracked.data["detection_index"]]
-        seen = Observation.of(tracked, self._tracker.alive_ids, numbers, frame.time_ns, (frame.width, frame.height))
+        seen = Observation.of(tracked, self._tracker, numbers, frame)
         happenings = self.tracks.update(seen)
         for happening in (matched := self.matches.update(seen)):
             if happening.type is EventType.MATCH_BEGIN and happening.track in self.tracks.records:

@@ -63,6 +63,9 @@ app.add_typer(bench.app, name="bench", help="Measure speed on this machine.")
 
 def main() -> None:
     """Run the command line; ends with 0 when all went well, 1 when it failed, 2 when it was asked wrongly."""
+    # Decoding threads need the interpreter for microseconds, several times a frame. At Python's 5 ms they would wait
+    # longer for the event loop to hand it over than decoding takes: a third more frames per second with this.
+    sys.setswitchinterval(0.0001)
     try:
         app()
     except KeyboardInterrupt:

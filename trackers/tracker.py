@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import numpy.typing as npt
     import supervision as sv
+
+    from trackers.relink import Merge
 
 
 class TrackerError(Exception):
@@ -40,6 +44,15 @@ class Tracker(Protocol):
     @property
     def alive_ids(self) -> npt.NDArray[np.int64]:
         """Sorted ids of tracks that were shown and may be shown again (confirmed or lost); the others have ended."""
+        ...
+
+    @property
+    def merges(self) -> Sequence[Merge]:
+        """Ids that turned out in the last update to be one thing."""
+        ...
+
+    def stationary_ids(self, for_s: float = 2.0) -> npt.NDArray[np.int64]:
+        """Sorted ids of tracks that have stood for `for_s` seconds."""
         ...
 
     def reset(self) -> None:

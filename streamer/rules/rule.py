@@ -19,6 +19,9 @@ from sinks.event import EventType
 if TYPE_CHECKING:
     import supervision as sv
 
+    from streamer.frame import Frame
+    from trackers import Tracker
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -33,7 +36,8 @@ class Observation:
     `ids` (N,) tracker ids seen in this frame; `boxes` (N, 4) x1, y1, x2, y2 as fractions of the frame, inside it;
     `scores` (N,) in 0..1; `labels` (K,) the numbers of the queries in force; `label_scores` (N, K) what each detection
     scored for each of them, 0 where it does not answer; `stationary` (N,); `alive` (M,) sorted ids of all tracks that
-    may still be seen again. `matched` tells for each track which queries, by number, it answers over time.
+    may still be seen again; `merges` pairs of ids (ended, into) that turned out to be one thing. `matched` tells for
+    each track which queries, by number, it answers over time.
     """
 
     time_ns: int
@@ -44,6 +48,7 @@ class Observation:
     label_scores: Floats
     stationary: npt.NDArray[np.bool_]
     alive: Ints
+    merges: Sequence[tuple[int, int]] = ()
     matched: Mapping[int, AbstractSet[int]] = field(default_factory=lambda: NO_MATCHES)
 
     @property
@@ -52,30 +57,21 @@ class Observation:
         return np.stack([(self.boxes[:, 0] + self.boxes[:, 2]) / 2, self.boxes[:, 3]], axis=1)
 
     @classmethod
-    def of(cls, tracked: sv.Detections, alive: Ints, labels: Ints, time_ns: int, size: tuple[int, int]) -> Observation:
-        """From a tracker's result in pixels; `size` is (width, height).
-
-        `data["label_scores"]` (N, K) is used where it is there; otherwise `class_id`, a query's number, gets the score.
-        """
-        count = len(tracked)
-        data = tracked.data
-        scores = np.ones(count) if tracked.confidence is None else np.asarray(tracked.confidence, np.float64)
-        stationary = data.get("stationary")
-        if "label_scores" in data:
-            label_scores = np.asarray(data["label_scores"], np.float64)
-        elif tracked.class_id is None:
-            label_scores = np.zeros((count, len(labels)))
-        else:
-            label_scores = (np.asarray(tracked.class_id)[:, None] == labels) * scores[:, None]
+    def of(cls, tracked: sv.Detections, tracker: Tracker, labels: Ints, frame: Frame) -> Observation:
+        """From what a tracker said of a frame, `tracked` in pixels with `data["label_scores"]` (N, K)."""
+        size = (frame.width, frame.height, frame.width, frame.height)
+        ids = np.zeros(0, np.int64) if tracked.tracker_id is None else np.asarray(tracked.tracker_id, np.int64)
+        scores = np.zeros(0) if tracked.confidence is None else np.asarray(tracked.confidence, np.float64)
         return cls(
-            time_ns,
-            np.zeros(count, np.int64) if tracked.tracker_id is None else np.asarray(tracked.tracker_id, np.int64),
-            np.clip(np.asarray(tracked.xyxy, np.float64) / np.array([*size, *size], np.float64), 0.0, 1.0),
+            frame.time_ns,
+            ids,
+            np.clip(np.asarray(tracked.xyxy, np.float64) / np.array(size, np.float64), 0.0, 1.0),
             np.clip(scores, 0.0, 1.0),
             labels,
-            label_scores,
-            np.zeros(count, np.bool_) if stationary is None else np.asarray(stationary, np.bool_),
-            alive,
+            np.asarray(tracked.data.get("label_scores", np.zeros((0, len(labels)))), np.float64),
+            np.isin(ids, tracker.stationary_ids(), assume_unique=True),
+            tracker.alive_ids,
+            [(merge.ended_id, merge.into_id) for merge in tracker.merges],
         )
 
 

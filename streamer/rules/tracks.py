@@ -18,6 +18,7 @@ STATIONARY_UPDATE_EVERY_S = 60.0
 BETTER_VIEW = 1.5
 BETTER_VIEW_EVERY_S = 1.0
 BORDER = 0.01
+_REMEMBERED = 1024
 
 EndReason = Literal["left_view", "lost", "stream_down", "query_removed", "merged", "shutdown", "crashed"]
 
@@ -69,23 +70,23 @@ class TrackRecord:
 
 class Tracks:
     """`track.begin` at the first sight of a confirmed track; `track.update` when it is lost, found again, comes to rest
-    or moves off, shows itself clearly better, and every `update_every_s`; `track.end` when the tracker gave it up.
+    or moves off, shows itself clearly better, and every `update_every_s`; `track.end` when the tracker gave it up;
+    `track.merge` when one that had ended turns out to go on under another number.
 
-    `records` holds the living tracks by number; those that ended in this frame are in `ended` until the next.
+    `records` holds the living tracks by number.
     """
 
     def __init__(
         self, new_uid: NewUid, update_every_s: float = UPDATE_EVERY_S, lost_after_s: float = LOST_AFTER_S
     ) -> None:
         self.records: dict[int, TrackRecord] = {}
-        self.ended: dict[int, TrackRecord] = {}
+        self._past: dict[int, TrackRecord] = {}
         self._new_uid = new_uid
         self._update_every_ns = int(update_every_s * 1e9)
         self._still_update_every_ns = int(max(update_every_s, STATIONARY_UPDATE_EVERY_S) * 1e9)
         self._lost_after_ns = int(lost_after_s * 1e9)
 
     def update(self, seen: Observation) -> list[Happening]:
-        self.ended.clear()
         now = seen.time_ns
         happenings: list[Happening] = []
         rows = zip(seen.ids.tolist(), seen.boxes.tolist(), seen.scores.tolist(), seen.stationary.tolist(), strict=True)
@@ -105,17 +106,27 @@ class Tracks:
             record.score = score
             if changed or self._worth_telling(record, now):
                 happenings.append(self._tell(EventType.TRACK_UPDATE, record, now))
+        for ended, into in seen.merges:
+            happenings += self._merge(ended, into, now)
         if len(self.records) > len(seen.ids):
             happenings += self._miss(seen)
         return happenings
 
     def close(self, time_ns: int, reason: EndReason = "shutdown") -> list[Happening]:
-        self.ended.clear()
         return [self._end(number, reason, time_ns) for number in sorted(self.records)]
 
     def find(self, number: int) -> TrackRecord | None:
-        """A track that lives or ended in this frame."""
-        return self.records.get(number) or self.ended.get(number)
+        """A track that lives, or ended not long ago."""
+        return self.records.get(number) or self._past.get(number)
+
+    def _merge(self, ended: int, into: int, now: int) -> list[Happening]:
+        record, other = self.find(ended), self.find(into)
+        if record is None or other is None:
+            return []
+        record.merged_into = other.uid
+        if ended in self.records:
+            return [self._end(ended, "merged", now)]
+        return [Happening(EventType.TRACK_MERGE, ended)]
 
     def _miss(self, seen: Observation) -> list[Happening]:
         happenings = []
@@ -141,7 +152,9 @@ class Tracks:
         return Happening(kind, record.number)
 
     def _end(self, number: int, reason: EndReason, now: int) -> Happening:
-        record = self.ended[number] = self.records.pop(number)
+        record = self._past[number] = self.records.pop(number)
+        if len(self._past) > _REMEMBERED:
+            del self._past[next(iter(self._past))]
         record.state = "ended"
         record.end_reason = reason
         return self._tell(EventType.TRACK_END, record, now)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from streamer.identity import derived_uids
 from streamer.rules.tracks import Matches, Tracks
 from tests.streamer.scenes import seen, told
@@ -24,8 +26,8 @@ def test_a_track_that_ends_at_the_border_has_left_the_view_and_others_are_lost()
     rule = tracks()
     rule.update(seen(0, {1: (0.5, 0.5), 2: (0.99, 0.5)}))
     rule.update(seen(1, {}, alive=[]))
-    assert rule.ended[1].end_reason == "lost"
-    assert rule.ended[2].end_reason == "left_view"
+    assert rule.find(1).end_reason == "lost"
+    assert rule.find(2).end_reason == "left_view"
 
 
 def test_a_short_occlusion_is_not_worth_an_event_a_long_one_is_told_both_ways():
@@ -56,8 +58,25 @@ def test_closing_ends_every_track_with_the_reason():
     rule = tracks()
     rule.update(seen(0, {1: HERE, 2: HERE}))
     assert told(rule.close(int(1e9), "stream_down")) == [("track.end", 1), ("track.end", 2)]
-    assert {record.end_reason for record in rule.ended.values()} == {"stream_down"}
+    assert {rule.find(number).end_reason for number in (1, 2)} == {"stream_down"}
     assert rule.records == {}
+
+
+def test_a_track_that_comes_back_under_another_number_is_told_to_be_the_same():
+    rule = tracks()
+    rule.update(seen(0, {1: HERE}))
+    rule.update(seen(2, {}, alive=[]))
+    said = rule.update(dataclasses.replace(seen(3, {2: HERE}), merges=[(1, 2)]))
+    assert told(said) == [("track.begin", 2), ("track.merge", 1)]
+    assert rule.find(1).merged_into == rule.records[2].uid
+
+
+def test_doubles_become_one():
+    rule = tracks()
+    rule.update(seen(0, {1: HERE, 2: HERE}))
+    said = rule.update(dataclasses.replace(seen(1, {1: HERE}, alive=[1]), merges=[(2, 1)]))
+    assert told(said) == [("track.end", 2)]
+    assert (rule.find(2).end_reason, rule.find(2).merged_into) == ("merged", rule.records[1].uid)
 
 
 def test_the_same_recording_gives_the_same_names_and_another_gives_others():
