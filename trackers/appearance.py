@@ -96,7 +96,8 @@ def fuse(costs: Floats, apart: Floats, kept: Floats, vectors: Floats, rows: Ints
     """
     distance = (1.0 - np.einsum("pd,pd->p", kept[rows], vectors[cols])) / 2
     distance[(distance > LIKE_COST) | (apart > NEAR_COST)] = 1.0
-    return np.minimum(costs, distance)
+    fused: Floats = np.minimum(costs, distance)
+    return fused
 
 
 def blend(kept: Floats, vectors: Floats, fresh: Bools) -> Floats:

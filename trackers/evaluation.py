@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from trackers.boxes import Floats, Ints, pair_iou
-from trackers.mot import SequenceInfo, by_frame, read_rows, to_corners
+from trackers.mot import MotFileError, SequenceInfo, by_frame, find, read_rows, to_corners
 from trackers.tracker import TrackerError
 
 PEDESTRIAN = 1
@@ -93,8 +93,11 @@ def prepare(truth: Floats, tracks: Floats, info: SequenceInfo) -> dict[str, Any]
     }
 
 
-def read_truth(path: Path) -> Floats:
-    """(N, 9) rows of a `gt.txt`."""
+def read_truth(folder: Path) -> Floats:
+    """(N, 9) rows of the `gt.txt` of a sequence."""
+    path = find(folder, "gt")
+    if path is None:
+        raise MotFileError(f"{folder} has no gt.txt")
     return read_rows(path, 9)
 
 

@@ -20,6 +20,10 @@ class MotFileError(TrackerError, ValueError):
     """A MOTChallenge file cannot be read: what was found and what belongs there."""
 
 
+class MotWriteError(TrackerError):
+    """A file cannot be written."""
+
+
 @dataclass(frozen=True)
 class SequenceInfo:
     """What `seqinfo.ini` tells; `length` is the number of frames, `benchmark` names the scoring rules."""
@@ -70,7 +74,7 @@ def read_info(folder: Path) -> SequenceInfo:
         part = parser["Sequence"]
         return SequenceInfo(
             name=part.get("name", folder.name),
-            frame_rate=part.getfloat("frameRate", DEFAULT_FRAME_RATE),
+            frame_rate=_positive(part.getfloat("frameRate", DEFAULT_FRAME_RATE)),
             length=part.getint("seqLength", 0),
             width=part.getint("imWidth", 0),
             height=part.getint("imHeight", 0),
@@ -78,6 +82,12 @@ def read_info(folder: Path) -> SequenceInfo:
         )
     except (OSError, UnicodeDecodeError, configparser.Error, KeyError, ValueError) as error:
         raise MotFileError(f"{path} cannot be used as a seqinfo.ini with a [Sequence] part ({error})") from error
+
+
+def _positive(frame_rate: float) -> float:
+    if not 0 < frame_rate < float("inf"):
+        raise ValueError(f"frameRate is {frame_rate:g}")
+    return frame_rate
 
 
 def read_camera(path: Path) -> dict[int, Floats]:
@@ -96,10 +106,30 @@ def track_lines(frame: int, ids: Ints, boxes: Floats, scores: Floats) -> Iterato
         yield f"{frame},{number},{x1:.2f},{y1:.2f},{x2 - x1:.2f},{y2 - y1:.2f},{score:.4f},-1,-1,-1\n"
 
 
-def sequence_folders(folder: Path, needs: str) -> list[Path]:
-    """The sub-folders, by name, that hold a file called `needs`."""
-    return sorted(inner for inner in _folders(folder) if (inner / needs).is_file())
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Raises `MotWriteError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(lines))
+    except OSError as error:
+        raise MotWriteError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
-def _folders(folder: Path) -> Iterable[Path]:
-    return (inner for inner in folder.iterdir() if inner.is_dir())
+def find(folder: Path, kind: str) -> Path | None:
+    """`det.txt`, `gt.txt` or `gmc.txt` of a sequence: beside `seqinfo.ini`, or in a folder of that name."""
+    for path in (folder / f"{kind}.txt", folder / kind / f"{kind}.txt"):
+        if path.is_file():
+            return path
+    return None
+
+
+def sequence_folders(folder: Path, kind: str) -> list[Path]:
+    """The sequences in a folder that have a file of this kind, by name; the folder itself when it is one."""
+    if not folder.is_dir():
+        raise MotFileError(f"{folder} is no folder: give one that holds sequences")
+    if find(folder, kind) is not None:
+        return [folder]
+    found = sorted(inner for inner in folder.iterdir() if inner.is_dir() and find(inner, kind) is not None)
+    if not found:
+        raise MotFileError(f"{folder} holds no sequence: expected SEQUENCE/{kind}.txt or SEQUENCE/{kind}/{kind}.txt")
+    return found
