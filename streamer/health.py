@@ -30,6 +30,8 @@ _OPTIONAL = {
 }
 _LEAST_DISK = 2 * 1024**3
 _SOURCE_WAIT_S = 15.0
+_SINK_WAIT_S = 5.0
+_DEFAULT_PORTS = {"kafka": 9092, "kafkas": 9093, "mqtt": 1883, "mqtts": 8883, "redis": 6379, "rediss": 6379, "http": 80}
 
 State = Literal["works", "missing", "broken"]
 
@@ -103,13 +105,13 @@ def _device() -> Iterator[Finding]:
 
 
 def _models() -> Iterator[Finding]:
-    from detectors.weights import installed
+    from detectors.weights import catalogue
 
-    models = installed()
-    if not models:
-        yield Finding("models", "missing", "none in the cache: groundstream models pull glip-tiny")
-    for name, path in models:
-        yield Finding(f"model {name}", "works", str(path))
+    here = [model for model in catalogue() if model.is_here]
+    if not here:
+        yield Finding("models", "missing", "none fetched yet: groundstream models pull glip-tiny")
+    for model in here:
+        yield Finding(f"model {model.name}", "works", str(model.folder))
 
 
 def _disk() -> Iterator[Finding]:
@@ -126,17 +128,34 @@ def _disk() -> Iterator[Finding]:
     yield Finding("state folder", "works" if free > _LEAST_DISK else "broken", told)
 
 
-def _sink(address: str) -> Finding:
-    from sinks.address import redact
-    from sinks.registry import probe_sink
+def _sink(text: str) -> Finding:
+    from sinks.address import parse_address, redact
+    from sinks.registry import open_sink
     from sinks.sink import SinkError
 
-    name = f"sink {redact(address)}"
+    async def try_it() -> str:
+        sink = open_sink(text)
+        await sink.aclose()
+        address = parse_address(text)
+        if not address.host:
+            return "can be written"
+        for place in address.hosts.split(","):
+            host, _, port = place.rpartition(":") if ":" in place else (place, "", "")
+            _, writer = await asyncio.wait_for(
+                asyncio.open_connection(host, int(port or _DEFAULT_PORTS.get(address.scheme, 443))), _SINK_WAIT_S
+            )
+            writer.close()
+        return "somebody answers there"
+
+    name = f"sink {redact(text)}"
     try:
-        told = asyncio.run(probe_sink(address))
+        return Finding(name, "works", asyncio.run(try_it()))
     except SinkError as error:
         return Finding(name, "broken", str(error))
-    return Finding(name, "works", told)
+    except TimeoutError:
+        return Finding(name, "broken", f"no answer within {_SINK_WAIT_S:.0f} s")
+    except OSError as error:
+        return Finding(name, "broken", f"cannot be reached: {error.strerror or error}")
 
 
 def _source(address: str) -> Finding:

@@ -10,8 +10,8 @@ import typer
 
 def demo(
     query: Annotated[
-        list[str], typer.Option("--query", "-q", help="What to look for, in plain words; repeatable.")
-    ] = [],  # noqa: B006 - typer copies defaults
+        list[str] | None, typer.Option("--query", "-q", help="What to look for, in plain words; repeatable.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where results go.")] = Path("out/demo"),
     seed: Annotated[int, typer.Option(help="Which street.")] = 7,
     seconds: Annotated[float, typer.Option(min=1, help="How much of it.")] = 20.0,
@@ -19,5 +19,5 @@ def demo(
     """Watch a synthetic street: an annotated video, a table of tracks and events, and a database to query."""
     from streamer.showcase import show_street
 
-    failed = show_street(query, out, seed, seconds)
+    failed = show_street(query or [], out, seed, seconds)
     raise typer.Exit(1 if failed else 0)

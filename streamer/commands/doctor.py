@@ -8,12 +8,10 @@ import typer
 
 
 def doctor(
-    sink: Annotated[
-        list[str], typer.Option("--sink", help="Also try this sink's address; repeatable.")
-    ] = [],  # noqa: B006 - typer copies defaults
+    sink: Annotated[list[str] | None, typer.Option("--sink", help="Also try this sink's address; repeatable.")] = None,
     source: Annotated[
-        list[str], typer.Option("--source", help="Also try to get a frame from this source; repeatable.")
-    ] = [],  # noqa: B006
+        list[str] | None, typer.Option("--source", help="Also try to get a frame from this source; repeatable.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check the machine: Python, libraries, codecs, GPU, models, disk, and the addresses that are given.
@@ -22,6 +20,6 @@ def doctor(
     """
     from streamer.health import check, show
 
-    findings = check(sinks=sink, sources=source)
+    findings = check(sinks=sink or [], sources=source or [])
     show(findings, as_json=as_json)
     raise typer.Exit(1 if any(finding.state == "broken" for finding in findings) else 0)

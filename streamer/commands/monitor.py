@@ -16,16 +16,16 @@ def monitor(
         Path | None, typer.Option("--config", "-c", help="A YAML file for several cameras; edits of its queries apply.")
     ] = None,
     query: Annotated[
-        list[str], typer.Option("--query", "-q", help="What to look for, in plain words; repeatable.")
-    ] = [],  # noqa: B006 - typer copies defaults
+        list[str] | None, typer.Option("--query", "-q", help="What to look for, in plain words; repeatable.")
+    ] = None,
     detector: Annotated[str, typer.Option(help="glip-tiny, glip-mini, motion, ...")] = "glip-tiny",
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file instead of the one in the cache.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; chosen when absent.")] = None,
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="The least score that counts.")] = None,
     tracker: Annotated[str, typer.Option(help="default, bytetrack, ocsort, botsort, sort.")] = "default",
     sink: Annotated[
-        list[str], typer.Option(help="Where events go; repeatable. stdout: when absent and not in a terminal.")
-    ] = [],  # noqa: B006
+        list[str] | None, typer.Option(help="Where events go; repeatable. stdout: when absent and not in a terminal.")
+    ] = None,
     fps: Annotated[float | None, typer.Option(help="Let the detector look at most so often per second.")] = None,
     udp: Annotated[bool, typer.Option("--udp", help="RTSP over UDP instead of TCP.")] = False,
     spool: Annotated[
@@ -42,10 +42,10 @@ def monitor(
     loaded = watch_config(
         config,
         sources or [],
-        query,
+        query or [],
         detector={"name": detector, "weights": weights, "device": device, "threshold": threshold},
         tracker=tracker,
-        sinks=sink,
+        sinks=sink or [],
         fps=fps,
         udp=udp,
         metrics_port=metrics_port,

@@ -22,12 +22,14 @@ def process(
     tracker: Annotated[str, typer.Option(help="default, bytetrack, ocsort, botsort, sort.")] = "default",
     out: Annotated[Path, typer.Option(help="Where results go, a folder for each video.")] = Path("out"),
     sink: Annotated[
-        list[str], typer.Option(help="Also send events there: jsonl:PATH, kafka://..., https://...; repeatable.")
-    ] = [],  # noqa: B006 - typer copies defaults
+        list[str] | None, typer.Option(help="Also send events there: jsonl:PATH, kafka://..., https://...; repeatable.")
+    ] = None,
     video: Annotated[bool, typer.Option("--video/--no-video", help="Write an annotated MP4.")] = True,
     images: Annotated[bool, typer.Option("--images", help="Save the analysed frames beside the COCO file.")] = False,
-    zone: Annotated[list[str], typer.Option(help="NAME:x,y x,y x,y ... in fractions of the frame; repeatable.")] = [],  # noqa: B006
-    line: Annotated[list[str], typer.Option(help="NAME:x,y x,y in fractions of the frame; repeatable.")] = [],  # noqa: B006
+    zone: Annotated[
+        list[str] | None, typer.Option(help="NAME:x,y x,y x,y ... in fractions of the frame; repeatable.")
+    ] = None,
+    line: Annotated[list[str] | None, typer.Option(help="NAME:x,y x,y in fractions of the frame; repeatable.")] = None,
     every: Annotated[int, typer.Option(min=1, help="Let the detector look at every n-th frame.")] = 1,
     fps: Annotated[float | None, typer.Option(help="Let the detector look at most so often per second.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Frames that the detector sees at once.")] = 8,
@@ -53,11 +55,11 @@ def process(
         threshold=threshold,
         tracker=tracker,
         out=out,
-        sinks=sink,
+        sinks=sink or (),
         video=video,
         images=images,
-        zones=zone,
-        lines=line,
+        zones=zone or (),
+        lines=line or (),
         every=every,
         fps=fps,
         batch=batch,
