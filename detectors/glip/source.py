@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +20,11 @@ from detectors.glip.caption import Tokenizer
 from detectors.glip.config import CONFIGS, GlipConfig
 from detectors.glip.convert import build_from, fill, load_checkpoint
 from detectors.glip.model import GlipModel
+from detectors.weights import missing, model_folder
 
 MINI = "glip-mini"
 PACKAGED = Path(__file__).parent / "mini"
+MISSING_HERE = f"this installation carries no weights for {MINI}: install groundstream anew, or give --weights FOLDER"
 CONFIG, WEIGHTS, VOCABULARY = "config.json", "weights.safetensors", "vocab.txt"
 
 
@@ -44,13 +45,6 @@ class Source:
         """Raises `DetectorError` when a file is unreadable or the weights are those of another model."""
         tokenizer = Tokenizer(self.vocabulary)
         return fill(build_from(self.config), load_checkpoint(self.weights), f"{self.name}: {self.weights}"), tokenizer
-
-
-def cache_folder(name: str) -> Path:
-    """The model folder of a downloaded model: below $GROUNDSTREAM_CACHE, else the user's cache."""
-    home = os.environ.get("GROUNDSTREAM_CACHE")
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "groundstream"
-    return (Path(home) if home else user) / "models" / name
 
 
 def write_folder(folder: Path, config: GlipConfig, tensors: Mapping[str, Tensor], vocabulary: Path) -> None:
@@ -79,9 +73,9 @@ def find(name: str, weights: str | Path | None = None, vocabulary: str | Path | 
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UnknownDetector(f"no GLIP is called {name!r}: {hint}known are {', '.join([*CONFIGS, MINI])}")
     if weights is None:
-        folder = PACKAGED if name == MINI else cache_folder(name)
+        folder = PACKAGED if name == MINI else model_folder(name)
         if not (folder / WEIGHTS).is_file():
-            raise WeightsMissing(_missing(name))
+            raise WeightsMissing(MISSING_HERE if name == MINI else missing(name))
     else:
         folder = Path(weights)
         if not folder.exists():
@@ -100,12 +94,3 @@ def find(name: str, weights: str | Path | None = None, vocabulary: str | Path | 
             f"there is no vocabulary {words}: put bert-base-uncased's {VOCABULARY} beside the weights, or name it"
         )
     return Source(name, config, file, words)
-
-
-def _missing(name: str) -> str:
-    if name == MINI:
-        return f"this installation carries no weights for {MINI}: install groundstream anew, or give --weights FOLDER"
-    return (
-        f"the weights of {name} are not on this machine. Fetch them with `groundstream models pull {name}`, "
-        f"give them with --weights FILE, or use the small model that comes along with --detector {MINI}"
-    )
