@@ -48,7 +48,8 @@ def _tell(alone: dict[str, Score], together: Score, as_json: bool) -> None:
         sequences = {name: asdict(score) for name, score in alone.items()}
         typer.echo(json.dumps({"sequences": sequences, "combined": asdict(together)}))
         return
-    table = Table(Column("sequence", overflow="fold"), "HOTA", "IDF1", "MOTA", "DetA", "AssA", "switches", "false", "missed")
+    figures = ("HOTA", "IDF1", "MOTA", "DetA", "AssA", "switches", "false", "missed")
+    table = Table(Column("sequence", overflow="fold"), *figures)
     for name, score in [*alone.items(), ("combined", together)]:
         shares = (score.hota, score.idf1, score.mota, score.det_a, score.ass_a)
         counts = (score.id_switches, score.false_positives, score.misses)
