@@ -128,7 +128,7 @@ class LiveSource:
                 self._enter(SourceState.STALLED if trouble.stalled else SourceState.WAITING, str(trouble))
                 self._closing.wait(max(self._pause_s, trouble.pause_s) * random.uniform(0.5, 1.0))
                 self._pause_s = min(2 * self._pause_s, _LAST_RETRY_S)
-        self._enter(SourceState.CLOSED, str(error or ""))
+        self._enter(SourceState.CLOSED, redact(str(error or "")))
         handover.finish(error)
 
     def _watch(self, handover: Handover) -> None:
