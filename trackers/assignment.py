@@ -6,6 +6,8 @@ admissible pairs. Most groups of ordinary video are one pair, which needs no sol
 
 from __future__ import annotations
 
+import itertools
+
 import lap
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +18,9 @@ from scipy.sparse.csgraph import connected_components
 from trackers.boxes import Floats, Ints
 
 TIE = 1e-9  # equal costs go to the lower row and column on every platform
+FEW_PAIRS = 40  # contested pairs that go to a solver at once, without a look for the obvious ones
 SMALL_CELLS = 2_500  # SciPy's solver starts faster than lap's, which wins on tables larger than this
-TABLE_CELLS = 2_500  # contested pairs that fit one table of this size are not split into groups first
+TABLE_CELLS = 10_000  # contested pairs that fit one table of this size are not split into groups first
 
 
 def assign(rows: Ints, cols: Ints, costs: Floats, limit: float) -> npt.NDArray[np.intp]:
@@ -30,14 +33,14 @@ def assign(rows: Ints, cols: Ints, costs: Floats, limit: float) -> npt.NDArray[n
     if admissible.size == 0:
         return admissible
     if admissible.size < rows.size:
-        rows, cols, costs = rows[admissible], cols[admissible], costs[admissible]
-    contested = (np.bincount(rows)[rows] > 1) | (np.bincount(cols)[cols] > 1)
-    if not contested.any():
-        return admissible
+        rows, cols, costs = rows.take(admissible), cols.take(admissible), costs.take(admissible)
+    contested = (np.bincount(rows).take(rows) > 1) | (np.bincount(cols).take(cols) > 1)
     part = contested.nonzero()[0]
-    chosen = part[_solve(rows[part], cols[part], costs[part] - limit)]
+    if part.size == 0:
+        return admissible
+    gains = limit - costs.take(part)
     picked = ~contested
-    picked[chosen] = True
+    picked[part[_solve(rows.take(part), cols.take(part), gains)]] = True
     return admissible[picked]
 
 
@@ -58,35 +61,72 @@ def assign_then_filter(
     return chosen[good[chosen]]
 
 
-def _solve(rows: Ints, cols: Ints, costs: Floats) -> npt.NDArray[np.intp]:
-    """Positions of the pairs of least total cost; costs are below zero, a pair left apart costs nothing."""
-    row_names, row = np.unique(rows, return_inverse=True)
-    col_names, col = np.unique(cols, return_inverse=True)
-    height, width = row_names.size, col_names.size
-    costs = costs + TIE * (row * width + col) / (height * width)
+def _solve(rows: Ints, cols: Ints, gains: Floats) -> npt.NDArray[np.intp]:
+    """Positions of the pairs of greatest total gain; gains are above zero, a pair left apart gains nothing."""
+    count = rows.size
+    gains = gains - TIE * np.arange(count) / count
+    open_: npt.NDArray[np.intp] = np.arange(count)
+    chosen = []
+    while open_.size > FEW_PAIRS:
+        row, col, gain = rows.take(open_), cols.take(open_), gains.take(open_)
+        sure = gain >= _best_other(row, gain) + _best_other(col, gain)
+        if not sure.any():
+            break
+        chosen.append(open_[sure])
+        row_taken, col_taken = np.bincount(row, sure) > 0, np.bincount(col, sure) > 0
+        open_ = open_[~(row_taken[row] | col_taken[col])]
+    if open_.size:
+        chosen.append(open_[_solve_rest(rows.take(open_), cols.take(open_), gains.take(open_))])
+    return np.concatenate(chosen)
+
+
+def _best_other(names: Ints, gains: Floats) -> Floats:
+    """(P,) the greatest gain among the other pairs that share the name, 0 where there is none.
+
+    A pair that gains as much as the best other pair of its row and that of its column together is in an optimal
+    assignment: whatever has to make way for it is worth no more.
+    """
+    order = np.lexsort((gains, names))
+    ordered, ordered_gains = names[order], gains[order]
+    last = np.append(ordered[1:] != ordered[:-1], True)  # the best of each name
+    best = ordered_gains[last].take(np.cumsum(last) - last)  # of the name of each pair
+    second = np.zeros(order.size)
+    second[1:] = np.where(ordered[1:] == ordered[:-1], ordered_gains[:-1], 0.0)
+    other = np.empty(order.size)
+    other[order] = np.where(last, second, best)
+    return other
+
+
+def _solve_rest(rows: Ints, cols: Ints, gains: Floats) -> npt.NDArray[np.intp]:
+    row, height = _renumbered(rows)
+    col, width = _renumbered(cols)
     if height * width <= TABLE_CELLS:
-        return _solve_table(row, col, costs, height, width)
+        return _solve_table(row, col, gains, height, width)
     graph = coo_array((np.ones(row.size, dtype=np.int8), (row, height + col)), shape=(height + width,) * 2)
     count, group = connected_components(graph, directed=False)
-    group_of_pair = group[row]
-    order = np.lexsort((costs, group_of_pair))
-    starts = np.searchsorted(group_of_pair[order], np.arange(count + 1))
-    rows_in = np.bincount(group[:height], minlength=count)
-    cols_in = np.bincount(group[height:], minlength=count)
-    star = (rows_in == 1) | (cols_in == 1)  # all its pairs share a box: the cheapest one wins
-    chosen = [order[starts[:-1][star]]]
-    for each in (~star).nonzero()[0]:
-        part = order[starts[each] : starts[each + 1]]
-        group_rows, group_row = np.unique(row[part], return_inverse=True)
-        group_cols, group_col = np.unique(col[part], return_inverse=True)
-        chosen.append(part[_solve_table(group_row, group_col, costs[part], group_rows.size, group_cols.size)])
-    return np.sort(np.concatenate(chosen))
+    order = np.argsort(group[row], kind="stable")
+    starts = np.searchsorted(group[row][order], np.arange(count + 1))
+    chosen = []
+    for start, stop in itertools.pairwise(starts):
+        part = order[start:stop]
+        group_row, group_height = _renumbered(row[part])
+        group_col, group_width = _renumbered(col[part])
+        chosen.append(part[_solve_table(group_row, group_col, gains[part], group_height, group_width)])
+    return np.concatenate(chosen)
 
 
-def _solve_table(row: Ints, col: Ints, costs: Floats, height: int, width: int) -> npt.NDArray[np.intp]:
-    """One dense problem. A cell of cost zero means "left apart", so no extra rows and columns are needed for that."""
+def _renumbered(names: Ints) -> tuple[Ints, int]:
+    """Names as 0, 1, ... in their order, and how many there are."""
+    present = np.zeros(int(names.max()) + 1, dtype=np.int64)
+    present[names] = 1
+    numbers = present.cumsum()
+    return numbers.take(names) - 1, int(numbers[-1])
+
+
+def _solve_table(row: Ints, col: Ints, gains: Floats, height: int, width: int) -> npt.NDArray[np.intp]:
+    """One dense problem. A cell without gain means "left apart", so no extra rows and columns are needed for that."""
     table = np.zeros((height, width))
-    table[row, col] = costs
+    table[row, col] = -gains
     if height * width <= SMALL_CELLS:
         partner = np.full(height, -1)
         matched_row, matched_col = linear_sum_assignment(table)
