@@ -28,13 +28,14 @@ Bytes = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the working size
 
 _WORKING_SIDE = 448  # pixels of the longer side that is worked at: a person of 20 pixels there is still a person
-_FOREGROUND = 255  # in OpenCV's mask; 127 is shadow
+_SHADOW = 127  # in OpenCV's mask; 255 is foreground
 _SQUARED_DISTANCE = 400.0  # in grey levels, from which on a pixel is not like a sample of its past
 _LEAST_SHARE = 4e-4  # of the picture: anything smaller is noise
 _FLASH_SHARE = 0.4  # of the picture: more than this at once is a change of light
 _PATIENCE = 15  # pictures of such a change until the scene is learnt anew
 _STIRRED = 14  # grey levels from one picture to the next: here something moved
 _COOLING = 3  # a place that stirred is remembered for 255 / 3 pictures
+_CLIPPED = 253  # grey levels from which on a pixel may have been brighter still
 _GRID = (64, 48)  # where exposure is measured
 _OPENING = np.ones((3, 2), np.uint8)  # takes away what is thinner: noise, wires, tape in the wind
 _CLOSING = np.ones((9, 3), np.uint8)  # upright, as gaps at belts and collars are; people side by side stay apart
@@ -147,8 +148,11 @@ class _Scene:
 
     def look(self, image: Bytes) -> tuple[Floats, Floats]:
         """Boxes (N, 4) in pixels of the image and confidences (N,)."""
-        small = self._evened(cast(Bytes, cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)))
-        mask = cast(Bytes, cv2.compare(self._past.apply(small), _FOREGROUND, cv2.CMP_EQ))
+        raw = cast(Bytes, cv2.resize(image, self._size, interpolation=cv2.INTER_AREA))
+        small = self._evened(raw)
+        mask = cast(Bytes, cv2.threshold(self._past.apply(small), _SHADOW, 255, cv2.THRESH_BINARY)[1])
+        if small is not raw:
+            mask[raw.max(2) >= _CLIPPED] = 0  # overexposed: what is there cannot be seen
         first = self._before is None
         self._feel(small)
         if first or self._is_flash(mask):
