@@ -210,6 +210,7 @@ class EventData(_Model):
     count: CountInfo | None = None
     coverage: CoverageInfo | None = None
     description: Description | None = None
+    cause: str | None = Field(default=None, description="the id of the event that this one explains")
     media: list[Media] | None = None
     query: QueryInfo | None = None
     outage: OutageInfo | None = None

@@ -21,6 +21,7 @@ from streamer.rules.tracks import EndReason, Matches, Tracks
 if TYPE_CHECKING:
     import supervision as sv
 
+    from streamer.enrich import Enrichment
     from streamer.frame import Frame
     from trackers import Tracker
 
@@ -99,6 +100,13 @@ class Analysis:
         outage = None if since_ns is None else OutageInfo(cause=cause, since_ns=since_ns, until_ns=moment.time_ns)
         data = {} if outage is None else {"outage": outage}
         return self._journal.write([Happening(EventType.STREAM_ONLINE, None, data)], moment)
+
+    def enriched(self, told: Enrichment) -> list[Event]:
+        """A description or a mask that came later than what it explains."""
+        number = told.subject.track_number
+        known = number if number is not None and self.tracks.find(number) is not None else None
+        data = {"description": told.description, "cause": told.cause}
+        return self._journal.write([Happening(EventType.ENRICH, known, data)], told.moment)
 
     def coverage(self, moment: Moment, info: CoverageInfo) -> list[Event]:
         return self._journal.write([Happening(EventType.COVERAGE, None, {"coverage": info})], moment)

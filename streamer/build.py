@@ -17,12 +17,13 @@ from sinks.sink import Sink, SinkError
 from sinks.spool import Spool
 from streamer import __version__
 from streamer.analysis import Analysis, CountPlan, config_hash
-from streamer.config import Config, DetectorConfig, StreamConfig
+from streamer.config import Config, DetectorConfig, EnrichConfig, StreamConfig
+from streamer.enrich import Budget, Describer, Enricher, GlammDescriber, MaskDescriber, Plan
 from streamer.errors import ConfigError
 from streamer.identity import derived_uids, fingerprint, random_uids
 from streamer.journal import Identity, close_crashed
 from streamer.outputs import AnnotatedVideo
-from streamer.pipeline import Camera, Pipeline, Recorder, StateRelay
+from streamer.pipeline import Camera, NewEnricher, Pipeline, Recorder, StateRelay
 from streamer.prompts import Query, QueryBook, slug
 from streamer.rules.places import Line, Zone
 from streamer.sampling import Sampling
@@ -102,6 +103,7 @@ async def open_pipeline(
             batch_size=config.batch.size,
             max_wait_s=config.batch.wait_ms / 1000,
             on_frame=on_frame,
+            new_enricher=None if config.enrich is None else enricher_of(config.enrich),
         )
         if not await _deliver(spool, patience_s):
             _tell_undelivered(spool, kept=spool_path is not None)
@@ -136,6 +138,22 @@ def load_detector(config: DetectorConfig) -> Detector:
     """The detector with the options that were given; the others are its own."""
     options = {"weights": config.weights, "device": config.device, "threshold": config.threshold}
     return create_detector(config.name, **{name: value for name, value in options.items() if value is not None})
+
+
+def enricher_of(config: EnrichConfig) -> NewEnricher:
+    """Loads the model that describes; raises what loading raises."""
+    if config.model == "sam":
+        from detectors.glamm.box_masks import BoxMasks
+
+        describe: Describer = MaskDescriber(BoxMasks.load(device=config.device))
+    else:
+        from detectors.glamm.segmenter import Glamm
+
+        describe = GlammDescriber(Glamm.load(config.model, clip=config.clip, device=config.device))
+    zones = None if config.zones is None else frozenset(config.zones)
+    plan = Plan(config.tracks, zones, config.every_s)
+    budget = Budget(config.per_minute, config.per_stream_minute)
+    return lambda deliver: Enricher(describe, deliver, plan, budget)
 
 
 def state_folder() -> Path:

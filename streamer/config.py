@@ -106,6 +106,19 @@ class SpoolConfig(_Section):
     fsync_each: bool = Field(False, description="also survive a power cut, at the price of speed")
 
 
+class EnrichConfig(_Section):
+    """Descriptions and masks beside the frame path, within a budget."""
+
+    model: str = Field(description="glamm-fullscope, another GLaMM, a folder of one, or `sam` for masks alone")
+    clip: Path | None = Field(None, description="CLIP's folder, when it is not in the cache")
+    device: str | None = None
+    tracks: bool = Field(True, description="describe tracks that begin")
+    zones: list[str] | None = Field(None, description="and what enters these zones; an empty list: all")
+    every_s: float | None = Field(None, gt=0, description="and the scene, every so often")
+    per_minute: int = Field(30, ge=1, description="calls of the model in any minute")
+    per_stream_minute: int = Field(10, ge=1)
+
+
 class Config(_Section):
     """A groundstream configuration."""
 
@@ -118,6 +131,7 @@ class Config(_Section):
         default=["stdout:"], description="stdout:, jsonl:PATH, sqlite:PATH, kafka://..., https://..."
     )
     spool: SpoolConfig = SpoolConfig()
+    enrich: EnrichConfig | None = None
     metrics_port: int | None = Field(None, ge=1, le=65535, description="serve Prometheus metrics here")
     metrics_host: str = Field("127.0.0.1", description="0.0.0.0 lets other machines read them")
 

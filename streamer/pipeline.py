@@ -24,6 +24,7 @@ from sinks.event import Event
 from sinks.spool import Spool
 from streamer.account import Tally
 from streamer.analysis import Analysis, CoverageMeter
+from streamer.enrich import Enricher, Enrichment
 from streamer.errors import ConfigError
 from streamer.frame import Frame, FrameClock
 from streamer.journal import Moment
@@ -105,7 +106,10 @@ class _Ended:
     stream: str
 
 
-_Item = list[_Found] | StateChange | _Changed | _Ended
+_Item = list[_Found] | StateChange | _Changed | _Ended | Enrichment
+
+NewEnricher = Callable[[Callable[[Enrichment], None]], Enricher]
+"""Makes the enricher of a pipeline, which delivers what it has to tell to the given function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,7 @@ class Pipeline:
         batch_size: int = 8,
         max_wait_s: float = 0.01,
         on_frame: Callable[[str], None] | None = None,
+        new_enricher: NewEnricher | None = None,
     ) -> None:
         self.errors: dict[str, str] = {}
         self.event_counts: dict[str, Counter[str]] = {camera.name: Counter() for camera in cameras}
@@ -168,6 +173,8 @@ class Pipeline:
         self._batch_size = batch_size
         self._max_wait_s = max_wait_s
         self._on_frame = on_frame
+        self._new_enricher = new_enricher
+        self._enricher: Enricher | None = None
         self._follows = {name: _Follow() for name in self._cameras}
         self._states = dict.fromkeys(self._cameras, SourceState.CONNECTING)
         self._ages: dict[str, float] = {}
@@ -187,11 +194,15 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         try:
             await self._prepare({self._texts(camera.analysis.queries.at()) for camera in self._cameras.values()})
+            if self._new_enricher is not None:
+                self._enricher = self._new_enricher(
+                    lambda told: loop.call_soon_threadsafe(self._items.put_nowait, told)  # from its thread
+                )
             self._relay.connect(lambda change: loop.call_soon_threadsafe(self._items.put_nowait, change))
             self._merge = Merge([camera.source for camera in self._cameras.values()], on_error=self._fail)
             async with asyncio.TaskGroup() as tasks:
                 ticker = tasks.create_task(self._tick())
-                tasks.create_task(self._detect_all()).add_done_callback(lambda _: self._items.put_nowait(None))
+                tasks.create_task(self._detect_and_end())
                 await tasks.create_task(self._follow_all())
                 ticker.cancel()
         finally:
@@ -238,6 +249,15 @@ class Pipeline:
         return self._spool.status()
 
     # From frames to detections.
+
+    async def _detect_and_end(self) -> None:
+        """Detect to the end, then let the followers know that nothing more comes."""
+        try:
+            await self._detect_all()
+            if self._enricher is not None:
+                await asyncio.to_thread(self._enricher.close)
+        finally:
+            self._items.put_nowait(None)
 
     async def _detect_all(self) -> None:
         assert self._merge is not None
@@ -337,6 +357,8 @@ class Pipeline:
                 moment = self._now(item.stream)
                 analysis = self._cameras[item.stream].analysis
                 await self._spool_all([event for change in item.changes for event in analysis.changed(change, moment)])
+            elif isinstance(item, Enrichment):
+                await self._spool_all(self._cameras[item.stream].analysis.enriched(item))
             else:
                 await self._close(item.stream)
         for name in self._cameras:
@@ -359,6 +381,8 @@ class Pipeline:
                 tracked, happened = camera.analysis.analyse(frame, found.detections, found.queries)
                 events += happened
                 follow.analysed += 1
+                if self._enricher is not None:
+                    self._enricher.offer(frame, happened)
             follow.last = Moment.of(frame)
             if follow.first_ns is None:
                 follow.first_ns = frame.time_ns
@@ -450,6 +474,8 @@ class Pipeline:
         self.errors[stream] = str(error)
 
     async def _aclose(self) -> None:
+        if self._enricher is not None:
+            await asyncio.to_thread(self._enricher.close)
         if self._merge is not None:
             await self._merge.aclose()
         for camera in self._cameras.values():

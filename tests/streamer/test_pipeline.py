@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectors import PromptError
-from sinks.event import EventType
+from sinks.event import Description, EventType
+from streamer.enrich import Enricher
 from streamer.errors import ConfigError
 from streamer.sampling import Sampling
 from streamer.sources.source import SourceState, StateChange
@@ -278,3 +279,27 @@ def test_a_recording_gives_the_same_events_every_time():
     second = run(lambda: [camera(FakeSource(count=300), ["person", "dog"])])
     assert lines(first) == lines(second)
     assert sum(kind == "coverage" for kind in first.kinds()) == 2
+
+
+def test_what_a_describer_tells_comes_later_on_the_same_subject_and_holds_nothing_up():
+    def describe(image, box, phrase):
+        time.sleep(0.3)
+        return Description(text=f"{phrase or 'a thing'} in a box", model="fake")
+
+    async def go():
+        source = FakeSource(count=None, live=True, period_s=0.01)
+        async with Bench([camera(source)], new_enricher=lambda deliver: Enricher(describe, deliver)) as bench:
+            running = asyncio.create_task(bench.pipeline.run())
+            await bench.until("enrich")
+            await bench.pipeline.stop()
+            await running
+            await bench.spool.drain(5)
+        return bench
+
+    bench = asyncio.run(go())
+    begin = next(event for event in bench.sink.events if event.type is EventType.TRACK_BEGIN)
+    told = next(event for event in bench.sink.events if event.type is EventType.ENRICH)
+    assert (told.subject, told.data.cause) == (begin.subject, begin.id)
+    assert told.data.description.text == "a thing in a box"
+    assert int(told.sequence) > int(begin.sequence)
+    assert tallies(bench)["cam"].analysed > 10
