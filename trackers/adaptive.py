@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from trackers.assignment import assign
@@ -33,17 +35,17 @@ class RateNoise:
 
     def __init__(self, strength: float) -> None:
         self.strength = strength
-        self.products = np.zeros(2)
+        self.products = [0.0, 0.0]  # of successive innovations in x and y, summed
         self.pairs = 0.0
 
     def learn(self, before: Floats, now: Floats, both: int) -> Floats:
         """(4, 1) factor of the rate variances, after innovations (2, T) of two frames; zero where unknown."""
-        self.products *= MEMORY
-        self.products += np.einsum("ij,ij->i", before, now)
         self.pairs = self.pairs * MEMORY + both
-        power = self.products * (2 * self.strength / (self.pairs + PRIOR_PAIRS))
         factor = np.ones((4, 1))
-        factor[:2, 0] = np.exp(np.clip(power, -2 * RATE_BOUND, 2 * RATE_BOUND))
+        for axis in (0, 1):
+            self.products[axis] = self.products[axis] * MEMORY + float(before[axis] @ now[axis])
+            power = self.strength * self.products[axis] / (self.pairs + PRIOR_PAIRS)
+            factor[axis, 0] = math.exp(2 * min(max(power, -RATE_BOUND), RATE_BOUND))
         return factor
 
 
@@ -101,5 +103,8 @@ def _median(values: Floats) -> Floats:
 
 def normalised(error: Floats, variance: Floats, known: Bools) -> Floats:
     """(2, T) innovations in standard deviations, bounded; zero where not known."""
-    scaled = np.clip(error / np.sqrt(variance), -INNOVATION_BOUND, INNOVATION_BOUND)
-    return np.where(known, scaled, 0.0)
+    scaled: Floats = error / np.sqrt(variance)
+    np.minimum(scaled, INNOVATION_BOUND, out=scaled)
+    np.maximum(scaled, -INNOVATION_BOUND, out=scaled)
+    scaled *= known
+    return scaled

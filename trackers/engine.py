@@ -278,7 +278,7 @@ class Engine:
             self._now = float(state["now"])
             self._gallery.rows = np.array(state["gallery"])
             *products, self._rate_noise.pairs = (float(number) for number in state["rate_noise"])
-            self._rate_noise.products = np.array(products)
+            self._rate_noise.products = products
             self._motion.rate = np.array(state["rates"])
             self._births.confirmed, self._births.died = (float(number) for number in state["births"])
             self._shown_state = np.array(state["shown_state"])
