@@ -59,7 +59,7 @@ def installed() -> Iterator[None]:
     """Within, GLIP's modules compute in the plain way."""
     with ExitStack() as stack:
         for target, name, plain in (
-            (dyhead, "deform_conv", deform_conv),
+            (dyhead, "by_embedding_bag", deform_conv),
             (swin.WindowAttention, "forward", attend_windows),
             (fusion.CrossAttention, "forward", attend_both_ways),
             (linear, "linear", F.linear),

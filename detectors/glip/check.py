@@ -26,11 +26,12 @@ from detectors.glip import tuning
 from detectors.glip.anchors import decode
 from detectors.glip.config import GlipConfig
 from detectors.glip.convert import build_from, fill, load_checkpoint
+from detectors.glip.deform import IMPLEMENTATIONS
 from detectors.glip.dyhead import DyConv, Shapes, as_map
 from detectors.glip.loss import Losses, Truth, losses, make_targets, token_targets
 from detectors.glip.model import Predictions
 from detectors.glip.postprocess import Candidates, aggregate, best_first, candidates, select, token_map
-from detectors.glip.runtime import DTYPES, Precision
+from detectors.glip.runtime import DTYPES, Precision, choose_device, use_deform
 from detectors.glip.text import TextFeatures, TextLayer
 from detectors.images import collate, normalise, resize, target_size
 
@@ -74,7 +75,7 @@ class Report:
         self.rows.append(Row(stage, 0.0 if mine == golden else float("inf"), EXACT, mine == golden))
 
 
-def check(folder: Path, device: str = "cpu", dtype: str = "float32") -> Report:
+def check(folder: Path, device: str = "cpu", dtype: str = "float32", deform: str | None = None) -> Report:
     """Everything that the folder has reference values for.
 
     Raises `DetectorError` when there is nothing to compare with.
@@ -85,9 +86,9 @@ def check(folder: Path, device: str = "cpu", dtype: str = "float32") -> Report:
 
         check_captions(report, folder)
     elif (folder / "weights.safetensors").is_file():
-        check_model(report, folder, torch.device(device), DTYPES[dtype])
+        check_model(report, folder, choose_device(device), DTYPES[dtype], deform)
     elif (folder / "io.safetensors").is_file():
-        check_preprocessing(report, folder, torch.device(device))
+        check_preprocessing(report, folder, choose_device(device))
     if not report.rows:
         raise DetectorError(
             f"{folder} has nothing to compare with: expected captions.json, or io.safetensors with a config.json, "
@@ -335,8 +336,11 @@ class ModelCheck:
         self.model.rpn.tunable_linear = None
 
 
-def check_model(report: Report, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+def check_model(
+    report: Report, folder: Path, device: torch.device, dtype: torch.dtype, deform: str | None = None
+) -> None:
     subject = ModelCheck(report, folder, device, dtype)
+    use_deform(subject.model, deform)
 
     def more(name: str) -> dict[str, Tensor]:
         path = folder / f"{name}.safetensors"
@@ -350,6 +354,7 @@ def check_model(report: Report, folder: Path, device: torch.device, dtype: torch
     if "loss.in.positive_map" in subject.golden:
         subject.targets(predictions.shapes)
         subject.loss(predictions, subject.golden)
+        use_deform(subject.model, "embedding-bag")  # the one that learns
         if gradients := more("grads"):
             subject.gradients(gradients)
         if offsets := more("prompt_tuning"):
@@ -434,11 +439,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, nargs="+", help="folder of reference tensors")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="precision to run in (default: float32)")
+    parser.add_argument("--deform", choices=IMPLEMENTATIONS, help="implementation of the deformable convolution")
     options = parser.parse_args(arguments)
     console, failed = Console(width=None if sys.stdout.isatty() else 120), 0
     for folder in options.folder:
         try:
-            report = check(folder, options.device, options.dtype)
+            report = check(folder, options.device, options.dtype, options.deform)
         except DetectorError as error:
             console.print(f"[red]error[/red]: {error}", highlight=False)
             failed = 1

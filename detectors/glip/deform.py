@@ -5,13 +5,15 @@
 
 A sample outside the map is 0, and so are the corners of one that lies across its edge. Kernel 3 x 3, padding 1.
 
-One sample is a weighted sum of four rows of the map laid out as (positions, channels): an embedding bag. So all taps
-of all positions of all levels and pictures are one call, followed by one matrix product.
+There is one definition and several implementations, by name in `IMPLEMENTATIONS`; all equal the reference tensors.
+Each takes regions (B, N, C), all levels' maps one after the other, a grid, offsets (B, P, 18): dy and dx of each tap in
+turn, mask (B, P, 9), weight (O, C, 3, 3), bias (O,), and returns (B, P, O). GLIP samples in single precision even where
+the rest is half.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +30,7 @@ class Grid:
     """Where the taps of P output positions fall without offsets, and in which of the concatenated maps.
 
     `y`, `x` (P, 9) float32; `height`, `width`, `start` (P, 1) int64: the source map's size and its first row among the
-    concatenated positions of all levels.
+    concatenated positions of all levels. The rest is what `make_grid` was given.
     """
 
     y: Tensor
@@ -36,6 +38,10 @@ class Grid:
     height: Tensor
     width: Tensor
     start: Tensor
+    shapes: tuple[tuple[int, int], ...]
+    sources: tuple[int, ...]
+    outputs: tuple[tuple[int, int], ...]
+    stride: int
 
 
 def make_grid(
@@ -54,7 +60,8 @@ def make_grid(
         xs.append(x.expand(rows, columns, 3, 3).reshape(-1, TAPS))
         sizes.append(torch.tensor([[*shapes[source], starts[source]]]).expand(rows * columns, 3))
     size = torch.cat(sizes)
-    return Grid(torch.cat(ys), torch.cat(xs), size[:, 0:1], size[:, 1:2], size[:, 2:3])
+    plan = tuple(shapes), tuple(sources), tuple(outputs), stride
+    return Grid(torch.cat(ys), torch.cat(xs), size[:, 0:1], size[:, 1:2], size[:, 2:3], *plan)
 
 
 def corners(grid: Grid, offsets: Tensor, mask: Tensor, positions: int) -> tuple[Tensor, Tensor]:
@@ -81,14 +88,54 @@ def corners(grid: Grid, offsets: Tensor, mask: Tensor, positions: int) -> tuple[
     return torch.stack(rows, -1).view(-1, 4), torch.stack(weights, -1).view(-1, 4)
 
 
-def deform_conv(regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """regions (B, N, C): all levels' maps one after the other; offsets (B, P, 18), mask (B, P, 9), weight (O, C, 3, 3).
+def by_embedding_bag(
+    regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """One sample is a weighted sum of four rows of the map laid out as (positions, channels): an embedding bag.
 
-    Returns (B, P, O) float32: GLIP computes this in single precision even where the rest is half.
+    So all taps of all positions of all levels and pictures are one call, and one matrix product follows.
     """
     batch, positions, channels = regions.shape
     table = regions.float().reshape(batch * positions, channels)
     rows, weights = corners(grid, offsets, mask, positions)
     columns = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)  # (B * P * 9, C)
-    kernel = weight.float().permute(0, 2, 3, 1).reshape(weight.shape[0], -1)  # (O, 9 * C)
-    return linear(columns.view(batch, -1, TAPS * channels), kernel, bias.float())
+    return linear(columns.view(batch, -1, TAPS * channels), by_tap(weight.float()), bias.float())
+
+
+def by_tap(weight: Tensor) -> Tensor:
+    """(O, C, 3, 3) -> (O, 9 * C), all channels of the first tap first."""
+    return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
+
+
+def by_torchvision(regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """torchvision's operator, one call for each output map; it wants channels first."""
+    from torchvision.ops import deform_conv2d
+
+    sizes = [height * width for height, width in grid.outputs]
+    maps = torch.split(regions.float(), [height * width for height, width in grid.shapes], dim=1)
+    found = []
+    for source, shape, offset, m in zip(
+        grid.sources, grid.outputs, torch.split(offsets, sizes, dim=1), torch.split(mask, sizes, dim=1), strict=True
+    ):
+        x, offset, m = (
+            part.mT.reshape(len(part), -1, *size)
+            for part, size in ((maps[source], grid.shapes[source]), (offset.float(), shape), (m.float(), shape))
+        )
+        out = deform_conv2d(x, offset, weight.float(), bias.float(), stride=grid.stride, padding=1, mask=m)
+        found.append(out.flatten(2).mT)
+    return torch.cat(found, dim=1)
+
+
+def by_triton(regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """One fused kernel for NVIDIA GPUs, without columns in memory; inference only."""
+    from detectors.glip.deform_triton import fused
+
+    return fused(regions, grid, offsets, mask, weight, bias)
+
+
+Implementation = Callable[[Tensor, Grid, Tensor, Tensor, Tensor, Tensor], Tensor]
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "embedding-bag": by_embedding_bag,
+    "torchvision": by_torchvision,
+    "triton": by_triton,
+}

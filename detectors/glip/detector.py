@@ -20,7 +20,7 @@ from detectors.glip.config import ImageConfig, PostprocessConfig
 from detectors.glip.model import GlipModel
 from detectors.glip.postprocess import FIRST_LOOK, Candidates, candidates, select, token_map
 from detectors.glip.processor import Captioned, Picture, caption_queries, caption_text, load, measure
-from detectors.glip.runtime import OptionError, accelerate, choose_device, choose_precision, use_huge_pages
+from detectors.glip.runtime import OptionError, accelerate, choose_device, choose_precision, use_deform, use_huge_pages
 from detectors.glip.source import find
 from detectors.glip.text import TextFeatures
 from detectors.glip.tuning import TunedPrompt
@@ -85,6 +85,7 @@ class Glip:
         short_side: int | None = None,
         long_side: int | None = None,
         backend: str | None = None,
+        deform: str | None = None,
         largest_batch: int = 16,
     ) -> None:
         """`threshold`, `thresholds` by query: from which score (0..1) on a detection is meant.
@@ -100,7 +101,7 @@ class Glip:
         self.device = choose_device(device)
         self.precision = choose_precision(dtype, self.device)
         self.threshold = threshold
-        self.model = accelerate(self.precision.lower(model.to(self.device)), backend)
+        self.model = accelerate(use_deform(self.precision.lower(model.to(self.device)), deform), backend)
         self._tokenizer = tokenizer
         self._thresholds = dict(thresholds or {})
         self._tuned = tuned
@@ -334,11 +335,13 @@ def create(
     short_side: int | None = None,
     long_side: int | None = None,
     backend: str | None = None,
+    deform: str | None = None,
 ) -> Glip:
     """The GLIP called `name`, with weights from `weights` (a checkpoint or a folder), the cache, or the package.
 
     `vocabulary`: bert-base-uncased's `vocab.txt`, looked for beside the weights when absent; `tuned`: a file of
-    learned text features (`tuning.TunedPrompt`); `backend`: see `runtime.BACKENDS`.
+    learned text features (`tuning.TunedPrompt`); `backend`: one of `runtime.BACKENDS`; `deform`: one of
+    `deform.IMPLEMENTATIONS`.
     Raises `DetectorError` that names the ways out when there are no weights.
     """
     use_huge_pages()
@@ -356,4 +359,5 @@ def create(
         short_side=short_side,
         long_side=long_side,
         backend=backend,
+        deform=deform,
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detectors.glip.deform import TAPS, Grid, deform_conv, make_grid
+from detectors.glip.deform import TAPS, Grid, Implementation, by_embedding_bag, make_grid
 
 Shapes = tuple[tuple[int, int], ...]
 
@@ -35,11 +35,12 @@ class ConvAndNorm(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3)
         self.bn = nn.GroupNorm(groups, channels)  # "bn" in the checkpoints
+        self.implementation: Implementation = by_embedding_bag
 
     def forward(self, regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         """(B, N, C) -> for each output level (B, P, C), `sizes` giving the P; each level is normed by itself."""
         assert self.conv.bias is not None
-        found = deform_conv(regions, grid, offsets, mask, self.conv.weight, self.conv.bias)
+        found = self.implementation(regions, grid, offsets, mask, self.conv.weight, self.conv.bias)
         return [norm_regions(level, self.bn) for level in torch.split(found, list(sizes), dim=1)]
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import nn
 
 from detectors.detector import DetectorError
+from detectors.glip.deform import IMPLEMENTATIONS
+from detectors.glip.dyhead import ConvAndNorm
 from detectors.glip.model import GlipModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -76,6 +79,21 @@ def accelerate(model: GlipModel, backend: str | None) -> GlipModel:
     if backend == "compile":
         model.backbone.compile(dynamic=False)
         model.rpn.head.compile(dynamic=False)
+    return model
+
+
+def use_deform(model: GlipModel, name: str | None) -> GlipModel:
+    """Compute the deformable convolutions by one of `deform.IMPLEMENTATIONS`; by embedding bags when None."""
+    if name is None:
+        return model
+    if name not in IMPLEMENTATIONS:
+        raise OptionError(f"there is no deformable convolution {name!r}: use {', '.join(IMPLEMENTATIONS)}")
+    package = {"torchvision": "torchvision", "triton": "triton"}.get(name)
+    if package and find_spec(package) is None:
+        raise OptionError(f"the deformable convolution {name!r} needs the package {package}, which is not installed")
+    for module in model.modules():
+        if isinstance(module, ConvAndNorm):
+            module.implementation = IMPLEMENTATIONS[name]
     return model
 
 

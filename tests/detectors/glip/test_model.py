@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from detectors.glip import runtime
 from detectors.glip.config import CONFIGS, ConfigError, GlipConfig
 from detectors.glip.convert import build, build_from
-from detectors.glip.deform import deform_conv, make_grid
+from detectors.glip.deform import by_embedding_bag as deform_conv
+from detectors.glip.deform import by_torchvision, by_triton, make_grid
 from detectors.glip.fusion import CrossAttention
 from detectors.glip.model import GlipModel
 
@@ -86,6 +91,63 @@ def test_without_offsets_it_is_an_ordinary_convolution_on_every_level(stride: in
     positions = sum(height * width for height, width in outputs)
     mine = deform_conv(regions, grid, torch.zeros(2, positions, 18), torch.ones(2, positions, 9), weight, bias)
     torch.testing.assert_close(mine, torch.cat([level.flatten(2).mT for level in want], dim=1), atol=1e-5, rtol=1e-4)
+
+
+def definition_of_torchvision(
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    stride: int,
+    padding: int,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """torchvision's `deform_conv2d` as its documentation defines it: everything channels first."""
+    assert padding == 1
+    out = by_definition(
+        x.permute(0, 2, 3, 1), offset.flatten(2).mT, mask.flatten(2).mT, weight, bias, stride
+    )  # (B, P, O)
+    return out.mT.reshape(len(x), -1, *offset.shape[2:])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_by_torchvision_each_level_reaches_the_operator_as_it_wants_it(
+    monkeypatch: pytest.MonkeyPatch, stride: int
+) -> None:
+    package, ops = ModuleType("torchvision"), ModuleType("torchvision.ops")
+    ops.deform_conv2d = definition_of_torchvision  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchvision", package)
+    monkeypatch.setitem(sys.modules, "torchvision.ops", ops)
+    shapes, outputs = [(6, 4), (3, 2)], [(-(-6 // stride), -(-4 // stride)), (-(-3 // stride), -(-2 // stride))]
+    positions = sum(height * width for height, width in outputs)
+    torch.manual_seed(1)
+    regions, offsets, mask = torch.randn(2, 30, 4), torch.randn(2, positions, 18), torch.rand(2, positions, 9)
+    weight, bias = torch.randn(5, 4, 3, 3), torch.randn(5)
+    grid = make_grid(shapes, [0, 1], outputs, stride)
+    inputs = (regions, grid, offsets, mask, weight, bias)
+    torch.testing.assert_close(by_torchvision(*inputs), deform_conv(*inputs), atol=1e-4, rtol=1e-4)
+
+
+def test_an_implementation_whose_package_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GlipModel(TINY)
+    monkeypatch.setattr(runtime, "find_spec", lambda _package: None)
+    with pytest.raises(ValueError, match="needs the package triton"):
+        runtime.use_deform(model, "triton")
+    with pytest.raises(ValueError, match="there is no deformable convolution 'magic'"):
+        runtime.use_deform(model, "magic")
+
+
+def test_the_fused_kernel_equals_the_definition() -> None:
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("needs an NVIDIA GPU, or Triton with TRITON_INTERPRET=1")
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device(device):
+        x, offsets, mask, weight, bias = (part.to(device) for part in random_case(1))
+        grid = make_grid([(5, 7)], [0], [(5, 7)], 1)
+        mine = by_triton(x.flatten(1, 2), grid, offsets, mask, weight, bias)
+        want = deform_conv(x.flatten(1, 2), grid, offsets, mask, weight, bias)
+    torch.testing.assert_close(mine, want, atol=1e-4, rtol=1e-4)
 
 
 def test_offsets_and_mask_learn_through_the_deformable_convolution() -> None:
