@@ -23,7 +23,7 @@ Image = npt.NDArray[np.uint8]
 BoolMask = npt.NDArray[np.bool_]
 
 _OPACITY = 0.5
-_PLAIN = (40, 40, 40)
+_INK = (20, 20, 20)
 _PAPER = (255, 255, 255)
 
 
@@ -157,18 +157,25 @@ def _text_strip(grounded: Grounded, width: int) -> Image:
     space, margin, line = font.getlength(" "), size // 2, round(size * 1.4)
     words, x, y = [], float(margin), margin
     for text, span in pieces(grounded):
-        color = color_of(span.masks[0]).as_rgb() if span is not None and span.masks else _PLAIN
+        color = _pale(color_of(span.masks[0]).as_rgb()) if span is not None and span.masks else _PAPER
         for word in text.split():
             length = font.getlength(word)
             if x > margin and x + length > width - margin:
                 x, y = float(margin), y + line
-            words.append(((x, y), word, color))
+            words.append((x, y, length + space, word, color))
             x += length + space
     strip = Pillow.new("RGB", (width, y + line + margin), _PAPER)
     draw = ImageDraw.Draw(strip)
-    for place, word, color in words:
-        draw.text(place, word, fill=color, font=font)
+    for x, y, length, word, color in words:
+        draw.rectangle((x - space / 2, y, x - space / 2 + length, y + line - 2), fill=color)
+        draw.text((x, y), word, fill=_INK, font=font)
     return np.asarray(strip, dtype=np.uint8)[..., ::-1]
+
+
+def _pale(color: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Half way to white, so that dark letters can be read on it."""
+    red, green, blue = ((part + 255) // 2 for part in color)
+    return red, green, blue
 
 
 def page(image: Image, grounded: Grounded, title: str) -> str:

@@ -6,6 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+CLIP_NAME = "openai/clip-vit-large-patch14-336"
+RELEASED = {
+    "glamm-fullscope": "MBZUAI/GLaMM-FullScope",
+    "glamm-grand-pretrained": "MBZUAI/GLaMM-GranD-Pretrained",
+    "glamm-gcg": "MBZUAI/GLaMM-GCG",
+    "glamm-refseg": "MBZUAI/GLaMM-RefSeg",
+    "glamm-regcap-refcocog": "MBZUAI/GLaMM-RegCap-RefCOCOg",
+    "glamm-regcap-vg": "MBZUAI/GLaMM-RegCap-VG",
+}
+"""The released checkpoints by our names, and where the hub has them; CLIP is not in them."""
+
 ADDED_TOKENS = ("<im_start>", "<im_end>", "<bbox>", "<point>", "[SEG]", "<p>", "</p>")
 IMAGE_PLACEHOLDER = -200
 IGNORED_LABEL = -100

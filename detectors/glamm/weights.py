@@ -22,21 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from detectors.detector import DetectorError
-from detectors.glamm.config import GlammConfig
+from detectors.glamm.config import CLIP_NAME, RELEASED, GlammConfig
 from detectors.glamm.keys import model_names
 from detectors.glamm.model import GlammModel
 from detectors.glamm.quantise import quantised
 
 FORMAT = "groundstream-glamm-1"
-CLIP_NAME = "openai/clip-vit-large-patch14-336"
-RELEASED = {
-    "glamm-fullscope": "MBZUAI/GLaMM-FullScope",
-    "glamm-grand-pretrained": "MBZUAI/GLaMM-GranD-Pretrained",
-    "glamm-gcg": "MBZUAI/GLaMM-GCG",
-    "glamm-refseg": "MBZUAI/GLaMM-RefSeg",
-    "glamm-regcap-refcocog": "MBZUAI/GLaMM-RegCap-RefCOCOg",
-    "glamm-regcap-vg": "MBZUAI/GLaMM-RegCap-VG",
-}
 _SHARD_BYTES = 4 << 30
 _WORK_BYTES_FULL = 3 << 30  # SAM's global attention and the pyramid of one image at the released size
 _LANGUAGE_LAYER = "llm.model.layers."

@@ -57,3 +57,10 @@ def test_wrong_metrics_are_found(shared: Path, tmp_path: Path) -> None:
 def test_nothing_passes_for_a_number() -> None:
     assert not check.Row("stage", "what", float("nan"), 1.0).ok
     assert check.relative_error(torch.zeros(2), torch.zeros(3)) == float("inf")
+
+
+def test_in_half_precision_the_drift_is_told_and_nothing_fails(shared: Path) -> None:
+    rows = check.check(shared / "goldens/glamm/noregion", dtype=torch.bfloat16)
+    assert all(row.ok for row in rows)
+    flipped = [row.error for row in rows if row.what.endswith("share of pixels")]
+    assert 0 < max(flipped) < 0.1

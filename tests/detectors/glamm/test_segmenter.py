@@ -10,6 +10,7 @@ import torch
 from detectors.detector import DetectorError, Grounded, PromptError
 from detectors.glamm import weights
 from detectors.glamm.box_masks import BoxMasks
+from detectors.glamm.config import CLIP_NAME
 from detectors.glamm.segmenter import Glamm, ImageError
 
 
@@ -159,13 +160,13 @@ def test_a_released_model_is_fetched_and_converted_once(
 
     def download(repository: str, model: str) -> Path:
         fetched.append(repository)
-        return hub / ("clip" if repository == weights.CLIP_NAME else "glamm")
+        return hub / ("clip" if repository == CLIP_NAME else "glamm")
 
     monkeypatch.setenv("GROUNDSTREAM_CACHE", str(tmp_path))
     monkeypatch.setattr(weights, "_download", download)
     for _ in range(2):
         assert Glamm.load("glamm-gcg").describe(picture()).text == "cat"
-    assert fetched == ["MBZUAI/GLaMM-GCG", weights.CLIP_NAME]
+    assert fetched == ["MBZUAI/GLaMM-GCG", CLIP_NAME]
 
 
 def test_a_box_becomes_a_mask_with_the_same_identity(glamm: Glamm) -> None:
