@@ -1,0 +1,200 @@
+"""What is exactly known about a frame of the street, and about what happens in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from streamer.street.camera import Camera
+from streamer.street.world import State, Thing, World
+
+Box = tuple[int, int, int, int]
+"""x1, y1, x2, y2 in pixels; the last row and column lie just outside."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """One thing in one frame.
+
+    `box` holds its visible pixels; `full_box` the whole of it, hidden parts and parts outside the picture included.
+    `visibility` is the share of the whole that is seen (0..1), `area` the number of visible pixels, `depth` metres
+    from the camera, `order` its place from the nearest (0) on. `foot` is where it touches the ground: the bottom
+    centre of its box inside the picture, in fractions of it, smooth over time. `patch` is its visible mask inside
+    `box`.
+    """
+
+    thing: Thing
+    box: Box
+    full_box: Box
+    visibility: float
+    area: int
+    depth: float
+    order: int
+    foot: tuple[float, float]
+    moves: bool
+    patch: npt.NDArray[np.bool_]
+    size: tuple[int, int]
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Its visible pixels in the whole picture, (H, W)."""
+        mask = np.zeros((self.size[1], self.size[0]), np.bool_)
+        x1, y1, x2, y2 = self.box
+        mask[y1:y2, x1:x2] = self.patch
+        return mask
+
+    @property
+    def middle(self) -> float:
+        """Where its box is from left (0) to right (1)."""
+        return (self.box[0] + self.box[2]) / 2 / self.size[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """Everything in one frame. `seen` has visible pixels, the nearest first; `hidden` is in the picture, but wholly
+    covered by nearer things."""
+
+    index: int
+    time_s: float
+    size: tuple[int, int]
+    seen: tuple[Seen, ...]
+    hidden: tuple[Seen, ...] = ()
+
+    def __iter__(self) -> object:
+        return iter(self.seen)
+
+
+@dataclass(frozen=True, slots=True)
+class StreetEvent:
+    """Something that happens at `time_s`, between frames as exactly as on them. `visibility` is that of the thing in
+    the nearest frame: nobody can be asked to see what is hidden."""
+
+    time_s: float
+    type: Literal["line.cross", "zone.enter", "zone.exit"]
+    identity: int
+    kind: str
+    place: str
+    direction: Literal["in", "out"] | None = None
+    visibility: float = 1.0
+
+
+def foot(state: State, camera: Camera) -> tuple[float, float] | None:
+    """The bottom centre of the thing's box inside the picture, in fractions of it; None where it is outside.
+
+    The box is that of the solid the thing fits in, so that swinging legs do not shake it.
+    """
+    thing = state.thing
+    half = thing.length / 2
+    near, far = state.z, state.z
+    if thing.kind in ("car", "bus", "robot"):
+        near, far = state.z - thing.width / 2, state.z + thing.width / 2
+    elif thing.kind == "person":
+        half = thing.height * 0.14
+    corners = [camera.point(state.x + side * half, 0.0, z) for side in (-1.0, 1.0) for z in (near, far)]
+    high = min(camera.point(state.x, thing.height, z)[1] for z in (near, far))
+    left, right = min(x for x, _ in corners), max(x for x, _ in corners)
+    low = max(y for _, y in corners)
+    left, right = max(left, 0.0), min(right, float(camera.width))
+    if left >= right or high >= camera.height or low <= 0:
+        return None
+    return (left + right) / 2 / camera.width, min(low, float(camera.height)) / camera.height
+
+
+Point = tuple[float, float]
+Place = Sequence[Sequence[float]]
+
+
+@dataclass
+class Watch:
+    """Finds the moments at which feet cross lines and the edges of zones, each by bisection to a microsecond.
+
+    Geometry is that of `streamer.rules`: fractions of the frame; `in` is from the left to the right of someone who
+    walks the line from its first to its second point.
+    """
+
+    world: World
+    lines: Mapping[str, Place] = field(default_factory=dict)
+    zones: Mapping[str, Place] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from streamer.rules.geometry import polygon, segment
+
+        self._ends = {name: segment(name, points) for name, points in self.lines.items()}
+        self._corners = {name: polygon(name, points) for name, points in self.zones.items()}
+
+    def between(self, start_s: float, end_s: float, step_s: float = 0.04) -> list[StreetEvent]:
+        """What happens from `start_s` to `end_s`. Whatever is back where it was within `step_s` is not noticed."""
+        events: list[StreetEvent] = []
+        steps = max(1, round((end_s - start_s) / step_s))
+        before = self._feet(start_s)
+        for step in range(1, steps + 1):
+            earlier, later = start_s + (step - 1) * step_s, start_s + step * step_s
+            now = self._feet(later)
+            for identity in before.keys() | now.keys():
+                events += self._changes(identity, before.get(identity), now.get(identity), earlier, later)
+            before = now
+        return sorted(events, key=lambda event: (event.time_s, event.identity, event.place))
+
+    def _feet(self, time_s: float) -> dict[int, tuple[Point, Thing]]:
+        feet = {}
+        for state in self.world.at(time_s):
+            point = foot(state, self.world.camera)
+            if point is not None:
+                feet[state.thing.identity] = point, state.thing
+        return feet
+
+    def _changes(
+        self,
+        identity: int,
+        before: tuple[Point, Thing] | None,
+        now: tuple[Point, Thing] | None,
+        earlier: float,
+        later: float,
+    ) -> list[StreetEvent]:
+        found: list[StreetEvent] = []
+        _, thing = now or before or (None, None)
+        assert thing is not None
+        start, end = before and before[0], now and now[0]
+        for name in self._ends:
+            was, is_now = self._side(name, start), self._side(name, end)
+            if start is not None and end is not None and was != is_now and self._meets(name, start, end):
+                when = self._when(identity, lambda point, line=name: self._side(line, point), was, earlier, later)
+                found.append(StreetEvent(when, "line.cross", identity, thing.kind, name, "in" if is_now else "out"))
+        for name in self._corners:
+            within, remains = self._within(name, start), self._within(name, end)
+            if within != remains:
+                when = self._when(identity, lambda point, zone=name: self._within(zone, point), within, earlier, later)
+                found.append(StreetEvent(when, "zone.enter" if remains else "zone.exit", identity, thing.kind, name))
+        return found
+
+    def _side(self, name: str, point: Point | None) -> bool:
+        from streamer.rules.geometry import signed_distance
+
+        return point is not None and bool(signed_distance(np.array([point]), self._ends[name])[0] > 0)
+
+    def _meets(self, name: str, start: Point, end: Point) -> bool:
+        from streamer.rules.geometry import crosses_within
+
+        return crosses_within(np.array(start), np.array(end), self._ends[name])
+
+    def _within(self, name: str, point: Point | None) -> bool:
+        from streamer.rules.geometry import inside
+
+        return point is not None and bool(inside(np.array([point]), self._corners[name])[0])
+
+    def _when(
+        self, identity: int, state_of: Callable[[Point | None], bool], was: bool, earlier: float, later: float
+    ) -> float:
+        """The moment between two at which `state_of` the foot is no longer what it `was`."""
+        while later - earlier > 1e-6:
+            middle = (earlier + later) / 2
+            here = self._feet(middle).get(identity)
+            if state_of(here and here[0]) == was:
+                earlier = middle
+            else:
+                later = middle
+        return later
