@@ -92,9 +92,12 @@ _SCENE = Subject()
 
 
 class Describer(Protocol):
-    """Looks and tells; called in the enricher's thread only. `image` is BGR, `box` in fractions or None."""
+    """Looks and tells, None where it has nothing to tell; called in the enricher's thread only.
 
-    def __call__(self, image: npt.NDArray[np.uint8], box: Box | None, phrase: str) -> Description: ...
+    `image` is BGR, `box` in fractions or None for the whole scene.
+    """
+
+    def __call__(self, image: npt.NDArray[np.uint8], box: Box | None, phrase: str) -> Description | None: ...
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ class Enricher:
 
     Requests are dropped, and counted, as `queue_full` when too many wait, `stale` when one waited longer than
     `stale_s`, `unchanged` when a scene looks as it did when last described, `budget` when the minute's calls are
-    spent, `error` when the describer failed and `shutdown` at the end. A track, or a scene that has not changed, that
+    spent, `nothing` when the describer had nothing to tell, `error` when it failed and `shutdown` at the end. A track, or a scene that has not changed, that
     was described within `cache_s` is told the same again without a call.
     """
 
@@ -193,7 +196,7 @@ class Enricher:
         self._requested: dict[str, list[Subject]] = {}
         self._queue: deque[_Request] = deque()
         self._condition = threading.Condition()
-        self._closed = False
+        self._closed = self._serving = False
         self._asked = self._answered = self._cached = 0
         self._dropped: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._work, name="enrich", daemon=True)
@@ -217,7 +220,7 @@ class Enricher:
                     self._dropped["queue_full"] += 1
                 else:
                     self._queue.append(_Request(frame, trigger, subject, cause, self._clock()))
-            self._condition.notify()
+            self._condition.notify_all()
 
     def request(self, stream: str, subject: Subject = _SCENE) -> None:
         """Describe the scene, or `subject`, as it stands in the next frame of the stream. From any thread."""
@@ -233,6 +236,11 @@ class Enricher:
         with self._condition:
             return EnrichTally(self._asked, self._answered, self._cached, dict(self._dropped))
 
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until all that was offered has been served, as at the end of a recording; returns whether it has."""
+        with self._condition:
+            return self._condition.wait_for(lambda: self._closed or not (self._queue or self._serving), timeout_s)
+
     def close(self, timeout_s: float = 5.0) -> None:
         """Drop what waits and end the thread; a call that is under way may end after `timeout_s`, unheard."""
         with self._condition:
@@ -242,7 +250,7 @@ class Enricher:
             self._requested.clear()
             if waiting:
                 self._dropped["shutdown"] += waiting
-            self._condition.notify()
+            self._condition.notify_all()
         self._thread.join(timeout_s)
 
     def _wanted(self, event: Event) -> tuple[Trigger, Subject, str | None] | None:
@@ -262,6 +270,7 @@ class Enricher:
                 if self._closed:
                     return
                 request = self._queue.popleft()
+                self._serving = True
             try:
                 outcome = self._serve(request)
             except Exception as error:
@@ -271,6 +280,8 @@ class Enricher:
 
     def _count(self, outcome: str) -> None:
         with self._condition:
+            self._serving = False
+            self._condition.notify_all()
             if outcome == "answered":
                 self._answered += 1
             elif outcome == "cached":
@@ -300,6 +311,8 @@ class Enricher:
         self._all_calls.call(now)
         calls.call(now)
         description = self._describe(request.frame.image, subject.box, subject.phrase)
+        if description is None:
+            return "nothing"
         self._seen[key] = _Seen(description, self._clock(), thumbnail)
         self._seen.move_to_end(key)
         if len(self._seen) > _REMEMBERED:
@@ -361,9 +374,9 @@ class MaskDescriber:
         self._masks = masks
         self._name = name
 
-    def __call__(self, image: npt.NDArray[np.uint8], box: Box | None, phrase: str) -> Description:
+    def __call__(self, image: npt.NDArray[np.uint8], box: Box | None, phrase: str) -> Description | None:
         if box is None:
-            return Description(text="", model=self._name)
+            return None
         return _thing(self._masks, image, _pixels(box, image), phrase, phrase, self._name)
 
 

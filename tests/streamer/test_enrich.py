@@ -220,6 +220,24 @@ def test_closing_drops_what_waits_and_counts_it(scenes: Any) -> None:
     assert scene.told == []
 
 
+def test_a_recording_may_wait_for_its_last_descriptions(scenes: Any) -> None:
+    scene = scenes()
+    scene.teller.free.clear()
+    scene.offer(begun("A"), begun("B"))
+    assert not scene.enricher.drain(0.01)
+    scene.teller.free.set()
+    assert scene.enricher.drain(10)
+    assert scene.enricher.tally() == EnrichTally(2, 2, 0, {})
+
+
+def test_a_describer_with_nothing_to_tell_is_counted(scenes: Any) -> None:
+    scene = scenes()
+    scene.enricher._describe = lambda *_: None
+    scene.offer(begun())
+    assert scene.settle() == EnrichTally(1, 0, 0, {"nothing": 1})
+    assert scene.told == []
+
+
 def test_a_plan_or_budget_that_means_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="time above 0"):
         Plan(every_s=0)

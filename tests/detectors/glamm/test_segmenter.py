@@ -227,5 +227,8 @@ def test_enrichment_tells_of_a_thing_and_of_a_scene(glamm: Glamm) -> None:
     assert (thing.text, thing.model, thing.spans[0].phrase, thing.spans[0].end) == ("cat", "glamm", "person", 3)
     assert thing.spans[0].mask.size == (60, 90)
     assert [span.phrase for span in tell(picture(), None, "").spans] == ["cat"]
-    alone = MaskDescriber(BoxMasks(glamm.model.sam))(picture(), (0.999, 0.1, 1.0, 0.6), "person")
+    masks_only = MaskDescriber(BoxMasks(glamm.model.sam))
+    alone = masks_only(picture(), (0.999, 0.1, 1.0, 0.6), "person")
+    assert masks_only(picture(), None, "") is None
+    assert alone is not None
     assert (alone.text, alone.model) == ("person", "sam")
