@@ -165,8 +165,9 @@ class Enricher:
 
     Requests are dropped, and counted, as `queue_full` when too many wait, `stale` when one waited longer than
     `stale_s`, `unchanged` when a scene looks as it did when last described, `budget` when the minute's calls are
-    spent, `nothing` when the describer had nothing to tell, `error` when it failed and `shutdown` at the end. A track, or a scene that has not changed, that
-    was described within `cache_s` is told the same again without a call.
+    spent, `nothing` when the describer had nothing to tell, `error` when it failed and `shutdown` at the end.
+    A track, or a scene that has not changed, that was described within `cache_s` is told the same again without a
+    call.
     """
 
     def __init__(
