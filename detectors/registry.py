@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -27,6 +28,10 @@ class UnknownDetector(DetectorError, ValueError):
     """No detector has that name."""
 
 
+class UnknownOption(DetectorError, ValueError):
+    """The detector does not take that option."""
+
+
 def detector_names() -> list[str]:
     """Every name that `create_detector` takes; a name ending in "-" stands for a family."""
     return list(_FACTORIES)
@@ -37,16 +42,24 @@ def create_detector(name: str, **options: Any) -> Detector:
 
     What stands behind a colon in the name is passed to the factory as `argument`. Options are those of the detector's
     own factory: `weights`, `device`, `threshold`, ...
-    Raises `UnknownDetector` with the nearest names, and what the detector's own loading raises.
+    Raises `UnknownDetector` with the nearest names, `UnknownOption` with those there are, and what the detector's own
+    loading raises.
     """
     base, _, argument = name.partition(":")
     for key, target in _FACTORIES.items():
         if base == key or (key.endswith("-") and base.startswith(key)):
             module, _, factory = target.partition(":")
             create: Callable[..., Detector] = getattr(import_module(module), factory)
-            if argument:
-                options["argument"] = argument
-            return create(base, **options)
+            _check_options(base, argument, options, set(inspect.signature(create).parameters) - {"name"})
+            return create(base, **options, **({"argument": argument} if argument else {}))
     near = difflib.get_close_matches(base, [key.rstrip("-") for key in _FACTORIES], n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UnknownDetector(f"no detector is called {base!r}: {hint}known are {', '.join(_FACTORIES)}")
+
+
+def _check_options(name: str, argument: str, options: Mapping[str, Any], allowed: set[str]) -> None:
+    if argument and "argument" not in allowed:
+        raise UnknownOption(f"{name}:{argument} is no detector: {name!r} takes nothing after a colon")
+    if unknown := sorted(options.keys() - allowed):
+        ours = ", ".join(sorted(allowed - {"argument"}))
+        raise UnknownOption(f"the detector {name!r} has no option {unknown[0]!r}: it takes {ours}")
