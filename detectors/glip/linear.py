@@ -1,8 +1,8 @@
 """Matrix products by whichever library does them faster.
 
-On CPUs torch hands `linear` to MKL and convolutions to oneDNN. In single precision a 1 x 1 convolution over rows laid
-out as pixels is the same product, and oneDNN does it twice as fast on AMD (`benchmarks/glip.py`); elsewhere they are
-alike.
+On CPUs torch hands `linear` to MKL and convolutions, with more than one thread, to oneDNN. In single precision a 1 x 1
+convolution over rows laid out as pixels is the same product, and oneDNN does it twice as fast on AMD
+(`benchmarks/glip.py`); elsewhere they are alike.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
-    if x.device.type != "cpu" or x.numel() == 0:
+    if x.device.type != "cpu" or torch.get_num_threads() == 1 or x.numel() == 0:
         return F.linear(x, weight, bias)
     pixels = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # channels last: no copy
     out = F.conv2d(pixels, weight[:, :, None, None], bias)
@@ -23,7 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def bmm(a: Tensor, b: Tensor) -> Tensor:
     """`torch.bmm`: a (B, N, K), b (B, K, M) -> (B, N, M), for long, narrow `a`."""
-    if a.device.type != "cpu":
+    if a.device.type != "cpu" or torch.get_num_threads() == 1:
         return a @ b
     return torch.stack([linear(rows, columns.mT) for rows, columns in zip(a, b, strict=True)])
 
