@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trackers.tracker import Tracker, TrackerError, TrackerInputError
+
+if TYPE_CHECKING:
+    from trackers.engine import Engine
 
 __all__ = ["Tracker", "TrackerError", "TrackerInputError", "create_tracker", "tracker_names"]
 
 
-def create_tracker(name: str = "default", **options: Any) -> Tracker:
-    """A new tracker for one stream: `default`, `bytetrack`, `botsort`, `ocsort` or `sort`, with some options changed.
+def create_tracker(name: str = "default", **options: Any) -> Engine:
+    """A new tracker for one stream.
 
-    `trackers.options.Options` lists the options. Raises `TrackerInputError` for a name, option or value that does not
-    exist.
+    - `default`: ours. Learns from its stream how freely things move, how the camera moves and how far the detector is
+      to be believed, so that one setting serves pedestrians, sports, weak detectors and 7 to 60 frames a second.
+    - `bytetrack`, `botsort`, `ocsort`, `sort`: the published trackers with their published constants.
+
+    Any option of `trackers.options.Options` may be changed, most useful: `high_score`, `low_score` and `birth_score`
+    (which detections count), `lost_s` (seconds without a match after which a track ends), `confirm_hits` (matches
+    before a track is shown), `per_class`, `mask_weight` and `appearance` (what helps to tell things apart).
+
+        tracker = create_tracker("default", lost_s=2.0)
+        for frame in frames:
+            tracked = tracker.update(detections, frame.time_s)
+            for box, number in zip(tracked.xyxy, tracked.tracker_id):
+                ...
+
+    The same input gives the same output, bit for bit. Raises `TrackerInputError` for a name, option or value that does
+    not exist.
     """
     from trackers.engine import Engine
     from trackers.options import build

@@ -16,8 +16,8 @@ from trackers.assignment import assign, assign_then_filter
 from trackers.boxes import Bools, Floats, Ints, from_centre, grown, overlapping, pair_iou, to_centre
 from trackers.memory import Slots
 from trackers.options import Options
-from trackers.relink import Gallery, Merge
-from trackers.tracker import TrackerError, TrackerInputError
+from trackers.relink import Gallery
+from trackers.tracker import Merge, TrackerError, TrackerInputError
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -152,7 +152,7 @@ class Engine:
         self._now = 0.0
         self._shown: sv.Detections | None = None
         self._shown_state: Floats = np.empty((20, 0))
-        self.merges: list[Merge] = []
+        self._merges: list[Merge] = []
 
     def reset(self) -> None:
         """Forget all tracks; ids go on counting, so none is ever used again."""
@@ -164,13 +164,18 @@ class Engine:
         ids = self._tracks.id
         return np.sort(ids[ids > 0])
 
+    @property
+    def merges(self) -> list[Merge]:
+        """Ids that the last update found to be one thing: a double that ended, or a thing that had been gone."""
+        return self._merges
+
     def update(
         self, detections: sv.Detections, time_s: float, camera: npt.NDArray[np.float64] | None = None
     ) -> sv.Detections:
         """The confirmed tracks seen in this frame, each with its `tracker_id`, rows sorted by id. See `Tracker`."""
         found = self._read(detections)
         self._predict(self._elapsed(time_s), camera)
-        self.merges = []
+        self._merges = []
         match, free = self._associate(found, detections)
         seen = match >= 0
         self._correct(found, match, seen)
@@ -655,7 +660,7 @@ class Engine:
         younger, elder = np.where(older, lost, found), np.where(older, found, lost)
         ended[younger] = True
         shown = (tracks.id[younger] > 0) & (tracks.id[elder] > 0)
-        self.merges += [
+        self._merges += [
             Merge(int(tracks.id[gone]), int(tracks.id[into]), 0.0)
             for gone, into in zip(younger[shown], elder[shown], strict=True)
         ]
@@ -702,7 +707,7 @@ class Engine:
         if self._frame > self.options.warmup_frames:
             self._births.learn(new.size, 0)
         if self.options.relink_s and len(self._gallery.rows):
-            self.merges += self._gallery.claim(
+            self._merges += self._gallery.claim(
                 tracks.id[new], tracks.first_s[new], to_centre(tracks.observed[:, new]), self._now
             )
 

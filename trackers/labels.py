@@ -1,8 +1,8 @@
 """What a track is, voted over its life: an open-vocabulary detector calls one thing by several words.
 
 Each detection votes for its query with its score. Votes fade, so a track can change its mind; hysteresis keeps the
-label that is shown from flickering. Some queries only say what a thing must not be ("a poster of a person"): their votes
-count against the query they belong to, on the whole track instead of on single boxes.
+label that is shown from flickering. Some queries only say what a thing must not be ("a poster of a person"): their
+votes count against the query they belong to, on the whole track instead of on single boxes.
 """
 
 from __future__ import annotations

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from trackers.assignment import assign
 from trackers.boxes import Floats, Ints
+from trackers.tracker import Merge
 
 GALLERY = 256  # ended tracks kept at most, the oldest go first
 REACH = 1.0  # heights that a thing may be off its predicted place at once ...
 REACH_PER_S = 0.5  # ... and with every second of its absence
 SIZE_RATIO = 1.5  # greatest change of the height
 WALK_S = 1.0  # how long a velocity says anything about an unseen thing
-
-
-@dataclass(frozen=True)
-class Merge:
-    """Two ids of one thing: what was `ended_id` goes on as `into_id`. `gap_s` seconds lie between, 0 for doubles."""
-
-    ended_id: int
-    into_id: int
-    gap_s: float
 
 
 class Gallery:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
     import supervision as sv
-
-    from trackers.relink import Merge
 
 
 class TrackerError(Exception):
@@ -20,6 +19,15 @@ class TrackerError(Exception):
 
 class TrackerInputError(TrackerError, ValueError):
     """What a tracker was asked for, or was given, cannot be used: what was found, what is allowed, what to do."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Two ids of one thing: what was `ended_id` goes on as `into_id`. `gap_s` seconds lie between, 0 for doubles."""
+
+    ended_id: int
+    into_id: int
+    gap_s: float
 
 
 class Tracker(Protocol):
@@ -53,6 +61,18 @@ class Tracker(Protocol):
 
     def stationary_ids(self, for_s: float = 2.0) -> npt.NDArray[np.int64]:
         """Sorted ids of tracks that have stood for `for_s` seconds."""
+        ...
+
+    def history(self, tracker_id: int) -> npt.NDArray[np.float64]:
+        """(n, 6) the last observations of one living track, oldest first: time in seconds, x1, y1, x2, y2, score."""
+        ...
+
+    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything that decides what comes next, as arrays that `numpy.savez` can keep without pickling."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on exactly where the tracker that gave `state` stopped; it must have had the same options."""
         ...
 
     def reset(self) -> None:
