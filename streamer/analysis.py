@@ -12,7 +12,7 @@ import numpy as np
 from sinks.event import CoverageInfo, Event, EventType, OutageInfo, QueryInfo
 from streamer.account import Tally
 from streamer.journal import Identity, Journal, Moment
-from streamer.labels import calibrated, name_queries
+from streamer.labels import for_tracker
 from streamer.prompts import QueryBook, QueryChange, QuerySet
 from streamer.rules.places import Count, Line, Places, Zone
 from streamer.rules.rule import Happening, Observation
@@ -21,6 +21,7 @@ from streamer.rules.tracks import EndReason, Matches, Tracks
 if TYPE_CHECKING:
     import supervision as sv
 
+    from streamer.camera import Affine
     from streamer.enrich import Enrichment
     from streamer.frame import Frame
     from trackers import Tracker
@@ -59,17 +60,19 @@ class Analysis:
         self._journal = Journal(identity, self.tracks, self.matches, queries, default_threshold)
         self._threshold_cache: tuple[QuerySet, np.ndarray, np.ndarray] | None = None
 
-    def analyse(self, frame: Frame, found: sv.Detections, queries: QuerySet) -> tuple[sv.Detections, list[Event]]:
+    def analyse(
+        self, frame: Frame, found: sv.Detections, queries: QuerySet, moved: Affine | None = None
+    ) -> tuple[sv.Detections, list[Event]]:
         """Detections of one frame, found with `queries` -> the tracks seen in it and what happened.
 
+        `moved` is the camera's own motion since the last analysed frame, (2, 3), None for one that stands still.
         The tracks' `class_id` is the number of a query, `data["label_scores"]` (N, K) the score for each query asked.
         """
         numbers, thresholds = self._asked(queries)
-        named = name_queries(found, numbers)
-        level = replace(named, confidence=calibrated(np.asarray(named.data["label_scores"]), thresholds))
-        tracked = self._tracker.update(level, frame.time_s)
-        if named.confidence is not None and len(tracked):
-            tracked.confidence = named.confidence[tracked.data["detection_index"]]
+        named, scores = for_tracker(found, numbers, thresholds)
+        tracked = self._tracker.update(named, frame.time_s, moved)
+        if len(tracked):
+            tracked.confidence = scores[tracked.data["detection_index"]]
         seen = Observation.of(tracked, self._tracker, numbers, frame)
         happenings = self.tracks.update(seen)
         for happening in (matched := self.matches.update(seen)):

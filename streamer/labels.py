@@ -17,24 +17,29 @@ TRACKER_BIRTH = 0.7
 """The score from which on trackers take a detection for a new thing (ByteTrack, arXiv:2110.06864)."""
 
 
-def name_queries(detections: sv.Detections, numbers: Ints) -> sv.Detections:
-    """Detections whose `class_id` (an index into the K queries of the prompt) becomes the query's number, boxes of one
-    thing under several words merged, and `data["label_scores"]` (N, K) tells the score of each word."""
-    count, kinds = len(detections), len(numbers)
-    index = np.zeros(count, np.int64) if detections.class_id is None else np.asarray(detections.class_id, np.int64)
-    scores = np.ones(count) if detections.confidence is None else np.asarray(detections.confidence, np.float64)
+def for_tracker(found: sv.Detections, numbers: Ints, thresholds: Floats) -> tuple[sv.Detections, Floats]:
+    """Detections as trackers want them, and the scores (N,) that the detector gave them.
+
+    `class_id`, an index into the K queries asked, becomes the query's number; boxes of one thing under several words
+    are merged; `data["label_scores"]` (N, K) tells the score of each word; `confidence` is on the trackers' scale.
+    """
+    count, kinds = len(found), len(numbers)
+    index = np.zeros(count, np.int64) if found.class_id is None else np.asarray(found.class_id, np.int64)
+    scores = np.ones(count) if found.confidence is None else np.asarray(found.confidence, np.float64)
     label_scores = np.zeros((count, kinds))
     label_scores[np.arange(count), index] = scores
     if kinds > 1 and count > 1:
-        keep = _merge(np.asarray(detections.xyxy, np.float64), scores, index, label_scores)
+        keep = _merge(np.asarray(found.xyxy, np.float64), scores, index, label_scores)
         if len(keep) < count:
-            detections = cast("sv.Detections", detections[keep])
-            index, label_scores = index[keep], label_scores[keep]
-    return replace(
-        detections,
+            found = cast("sv.Detections", found[keep])
+            index, scores, label_scores = index[keep], scores[keep], label_scores[keep]
+    named = replace(
+        found,
         class_id=numbers[index] if count else index,
-        data={**detections.data, "label_scores": label_scores},
+        confidence=calibrated(label_scores, thresholds),
+        data={**found.data, "label_scores": label_scores},
     )
+    return named, scores
 
 
 def calibrated(label_scores: Floats, thresholds: Floats) -> Floats:

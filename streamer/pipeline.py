@@ -24,6 +24,7 @@ from sinks.event import Event
 from sinks.spool import Spool
 from streamer.account import Tally
 from streamer.analysis import Analysis, CoverageMeter
+from streamer.camera import CameraWatch
 from streamer.enrich import Enricher, Enrichment
 from streamer.errors import ConfigError
 from streamer.frame import Frame, FrameClock
@@ -71,6 +72,7 @@ class _Follow:
     """What following a stream has to remember."""
 
     meter: CoverageMeter = field(default_factory=lambda: CoverageMeter(COVERAGE_EVERY_S))
+    watch: CameraWatch = field(default_factory=CameraWatch)
     first_ns: int | None = None
     last: Moment | None = None
     begun: bool = False
@@ -378,7 +380,10 @@ class Pipeline:
                 tracked = camera.analysis.predict(frame)
                 follow.not_sampled += not found.queries
             else:
-                tracked, happened = camera.analysis.analyse(frame, found.detections, found.queries)
+                moved = None
+                if follow.watch.wants(frame):
+                    moved = await asyncio.to_thread(follow.watch.update, frame, found.detections)
+                tracked, happened = camera.analysis.analyse(frame, found.detections, found.queries, moved)
                 events += happened
                 follow.analysed += 1
                 if self._enricher is not None:

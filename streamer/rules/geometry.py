@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from streamer.errors import ConfigError
-from streamer.rules.rule import Floats
+from streamer.rules.rule import Bools, Floats
 
 
 def polygon(name: str, points: Sequence[Sequence[float]]) -> Floats:
@@ -42,16 +42,24 @@ def _points(owner: str, points: Sequence[Sequence[float]]) -> Floats:
     return np.asarray(points, np.float64)
 
 
-def inside(points: Floats, corners: Floats) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which of `points` (N, 2) lie inside the polygon `corners` (P, 2), by the even-odd rule -> (N,)."""
-    x, y = points[:, :1], points[:, 1:]
-    x1, y1 = corners[:, 0], corners[:, 1]
-    x2, y2 = np.roll(x1, -1), np.roll(y1, -1)
-    straddles = (y1 > y) != (y2 > y)  # (N, P)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        crossing = (x2 - x1) * (y - y1) / (y2 - y1) + x1
-    result: np.ndarray[tuple[int], np.dtype[np.bool_]] = (straddles & (x < crossing)).sum(axis=1) % 2 == 1
-    return result
+class Inside:
+    """Tells which points lie inside the polygon `corners` (P, 2), by the even-odd rule."""
+
+    def __init__(self, corners: Floats) -> None:
+        following = np.roll(corners, -1, axis=0)
+        self._x, self._y = corners.T
+        self._next_y = following[:, 1]
+        rise = self._next_y - self._y
+        # A level edge is never straddled, so its slope is never looked at.
+        self._slope = (following[:, 0] - self._x) / np.where(rise == 0, 1.0, rise)
+
+    def __call__(self, points: Floats) -> Bools:
+        """`points` (N, 2) -> (N,)."""
+        x, y = points[:, :1], points[:, 1:]
+        straddled = (self._y > y) != (self._next_y > y)  # (N, P)
+        left_of = x < self._x + self._slope * (y - self._y)
+        result: Bools = np.bitwise_xor.reduce(straddled & left_of, axis=1)
+        return result
 
 
 def signed_distance(points: Floats, ends: Floats) -> Floats:

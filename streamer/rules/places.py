@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from sinks.event import CountInfo, EventType, LineInfo, ZoneInfo
 from streamer.errors import ConfigError
-from streamer.rules.geometry import crosses_within, inside, polygon, segment, signed_distance
+from streamer.rules.geometry import Inside, crosses_within, polygon, segment, signed_distance
 from streamer.rules.rule import NO_MATCHES, Floats, Happening, Observation, Rule
 
 SETTLE_S = 0.2
@@ -33,6 +33,7 @@ class Zone:
     ) -> None:
         self.name = name
         self.corners = polygon(name, points)
+        self._inside = Inside(self.corners)
         self.dwell_s = sorted(dwell_s)
         if any(limit <= 0 for limit in self.dwell_s):
             raise ConfigError(f"zone {name!r} has dwell time {self.dwell_s[0]}: give seconds above 0")
@@ -47,7 +48,7 @@ class Zone:
 
     def update(self, seen: Observation) -> list[Happening]:
         happenings: list[Happening] = []
-        for track, is_inside in zip(seen.ids.tolist(), inside(seen.feet, self.corners).tolist(), strict=True):
+        for track, is_inside in zip(seen.ids.tolist(), self._inside(seen.feet).tolist(), strict=True):
             visit = self._visits.get(track)
             if visit is not None:
                 happenings += self._stay(track, visit, is_inside, seen.time_ns)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 NO_MATCHES: Mapping[int, AbstractSet[int]] = {}
@@ -46,7 +47,7 @@ class Observation:
     scores: Floats
     labels: Ints
     label_scores: Floats
-    stationary: npt.NDArray[np.bool_]
+    stationary: Bools
     alive: Ints
     merges: Sequence[tuple[int, int]] = ()
     matched: Mapping[int, AbstractSet[int]] = field(default_factory=lambda: NO_MATCHES)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.errors import ConfigError
-from streamer.rules.geometry import inside, polygon, signed_distance
+from streamer.rules.geometry import Inside, polygon, signed_distance
 from streamer.rules.places import Count, Line, Places, Zone
 from tests.streamer.scenes import seen, told
 
@@ -110,7 +110,7 @@ def test_a_point_is_inside_a_square_when_its_coordinates_say_so(x, y):
     corners = polygon("square", YARD)
     expected = 0.2 < x < 0.8 and 0.2 < y < 0.8
     on_edge = min(abs(x - 0.2), abs(x - 0.8), abs(y - 0.2), abs(y - 0.8)) < 1e-12
-    assert on_edge or inside(np.array([[x, y]]), corners)[0] == expected
+    assert on_edge or Inside(corners)(np.array([[x, y]]))[0] == expected
 
 
 def test_right_of_a_line_is_right_of_who_walks_along_it():
