@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from detectors import Detector, Request, create_detector
 from streamer.errors import StreamerError
 from streamer.frame import Frame
 from streamer.sampling import Sampling
-from streamer.sources import open_sources
+from streamer.sources import Source, open_sources
 from trackers import Tracker, create_tracker
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ class Task:
     describe: Loading | None = None
 
 
-async def sampled(addresses: str | Sequence[str], *, every: int = 1, fps: float | None = None) -> AsyncIterator[Frame]:
+async def sampled(sources: Sequence[Source], *, every: int = 1, fps: float | None = None) -> AsyncIterator[Frame]:
     """The frames that a detector would look at, of one source after the other."""
-    for source in open_sources(addresses):
+    for source in sources:
         sampling = Sampling(every, fps)
         try:
             async for frame in source:
@@ -160,7 +161,7 @@ def _fractions(bbox: Sequence[float], image: dict[str, Any]) -> list[float]:
 def annotate(task: Task, *, as_json: bool = False, quiet: bool = False) -> None:
     """Do the task and tell what came of it. Raises what sources, detectors and the model raise."""
     data = DataSet([" ".join(query.split()) for query in task.queries])
-    told = Console(stderr=True, quiet=quiet or as_json)
+    told = Console(stderr=True, quiet=quiet or as_json or not sys.stderr.isatty())
     written = asyncio.run(_Work(task, data).run(told))
     if as_json:
         Console(soft_wrap=True).print_json(json.dumps(written))
@@ -177,6 +178,7 @@ class _Work:
     def __init__(self, task: Task, data: DataSet) -> None:
         self._task = task
         self._data = data
+        self._sources = open_sources(task.sources)  # a wrong address is told before models are loaded
         self._detectors = {name: self._detector(name) for name in task.detectors}
         self._prompts = {name: detector.prepare(data.queries) for name, detector in self._detectors.items()}
         self._trackers: dict[str, Tracker] = {}
@@ -210,7 +212,7 @@ class _Work:
         _make(images)
         batch: list[Frame] = []
         try:
-            async for frame in sampled(self._task.sources, every=self._task.every, fps=self._task.fps):
+            async for frame in sampled(self._sources, every=self._task.every, fps=self._task.fps):
                 batch.append(frame)
                 if len(batch) == self._task.batch:
                     await asyncio.to_thread(self._label, batch)

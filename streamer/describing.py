@@ -92,8 +92,9 @@ async def _segment_video(
     address: str, phrases: Sequence[str], loading: Loading, generate: bool, fps: float, out: Path | None, as_json: bool
 ) -> int:
     from streamer.annotation import sampled
+    from streamer.sources import open_sources
 
-    frames = sampled(address, fps=fps)
+    frames = sampled(open_sources(address), fps=fps)
     glamm = loading.load()
     total = 0
     async for frame in frames:

@@ -19,8 +19,10 @@ def annotate(
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file instead of the one in the cache.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; chosen when absent.")] = None,
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="The least score that is kept.")] = None,
-    every: Annotated[int, typer.Option(min=1, help="Look at every n-th frame.")] = 1,
-    fps: Annotated[float | None, typer.Option(help="Look at most so often per second of video.")] = 1.0,
+    every: Annotated[int | None, typer.Option(min=1, help="Look at every n-th frame.")] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Look at most so often per second of video; once, if nothing is said.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Frames that the detector sees at once.")] = 8,
     tracks: Annotated[
         str | None, typer.Option("--tracks", metavar="TRACKER", help="Give boxes identities: default, bytetrack, ...")
@@ -55,8 +57,8 @@ def annotate(
         weights=weights,
         device=device,
         threshold=threshold,
-        every=every,
-        fps=fps,
+        every=every or 1,
+        fps=1.0 if fps is None and every is None else fps,
         batch=batch,
         tracker=tracks,
         sam=sam,
