@@ -119,7 +119,7 @@ def main() -> None:
         "Scripted detector with 20 boxes a frame, default tracker, rules and a JSON-lines sink; medians of "
         f"{arguments.rounds} rounds in turns with bare decoding of the same file by PyAV.",
         "",
-        "| video | decoding alone, frames/s | whole path, frames/s | share | CPU beyond decoding, ms a frame | memory, MiB |",
+        "| video | decoding alone, frames/s | whole path, frames/s | share | CPU beyond it, ms a frame | memory, MiB |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     with tempfile.TemporaryDirectory() as name:

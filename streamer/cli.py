@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 
 from streamer import __version__
-from streamer.commands import bench, demo, doctor, glamm, monitor, process, replay, schema, subscribe
+from streamer.commands import (
+    annotate,
+    bench,
+    demo,
+    detect,
+    doctor,
+    glamm,
+    models,
+    monitor,
+    process,
+    replay,
+    schema,
+    subscribe,
+    track,
+)
 
 app = typer.Typer(
     name="groundstream",
@@ -51,6 +65,10 @@ app.command("monitor")(monitor.monitor)
 app.command("subscribe")(subscribe.subscribe)
 app.command("replay")(replay.replay)
 app.command("demo")(demo.demo)
+app.command("detect")(detect.detect)
+app.command("track")(track.track)
+app.command("annotate")(annotate.annotate)
+app.add_typer(models.app, name="models", help="Fetch, convert and look at released models.")
 app.command("segment")(glamm.segment)
 app.command("describe")(glamm.describe)
 app.command("region")(glamm.region)

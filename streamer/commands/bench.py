@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from streamer.commands import bench_detector
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.command("detector")(bench_detector.detector)
 
 
 @app.command("pipeline")
