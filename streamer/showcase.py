@@ -40,7 +40,7 @@ def show_street(queries: Sequence[str], out: Path, seed: int, seconds: float) ->
 def _show_database(path: Path) -> None:
     """The longest tracks and the first crossings and zone entries."""
     console = Console()
-    database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    database = sqlite3.connect(path)
     tracks = Table("track", "what", "seen from", "to", "score", title="tracks", title_justify="left")
     for row in database.execute(
         """SELECT track, coalesce((SELECT json_extract(m.queries, '$[0]') FROM events m WHERE m.subject = e.subject

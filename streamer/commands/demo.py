@@ -13,7 +13,7 @@ def demo(
         list[str] | None, typer.Option("--query", "-q", help="What to look for, in plain words; repeatable.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Where results go.")] = Path("out/demo"),
-    seed: Annotated[int, typer.Option(help="Which street.")] = 7,
+    seed: Annotated[int, typer.Option(help="Which street.")] = 5,
     seconds: Annotated[float, typer.Option(min=1, help="How much of it.")] = 20.0,
 ) -> None:
     """Watch a synthetic street: an annotated video, a table of tracks and events, and a database to query."""
