@@ -244,8 +244,10 @@ def _print_json(value: dict[str, Any]) -> None:
 def _print_grounded(told: Grounded) -> None:
     text = Text()
     for words, span in grounded.pieces(told):
-        shown = span is not None and span.masks
-        text.append(words, style=f"bold {grounded.color_of(span.masks[0]).as_hex()}" if span and shown else "")
+        if span is not None and span.masks:
+            text.append(words, style=f"bold {grounded.color_of(span.masks[0]).as_hex()}")
+        else:
+            text.append(words)
     Console(soft_wrap=True).print(text)
 
 

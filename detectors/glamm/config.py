@@ -159,7 +159,8 @@ class GlammConfig:
         The released file tells nothing of the region encoder and SAM, whose sizes its code fixes; a file that differs
         from them carries the tables of `from_plain`.
         """
-        llm = LlmConfig.from_plain(glamm)
+        heads = glamm.get("num_key_value_heads") or glamm.get("num_attention_heads", LlmConfig.num_key_value_heads)
+        llm = LlmConfig.from_plain({**glamm, "num_key_value_heads": heads})  # older files name no such heads
         vision = {**clip.get("vision_config", clip), "select_layer": glamm.get("mm_vision_select_layer", -2)}
         return cls(
             llm,

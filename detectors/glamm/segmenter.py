@@ -111,13 +111,13 @@ class Glamm:
     @torch.inference_mode()
     def look(self, images: Sequence[Image]) -> list[Look]:
         """See several pictures together; pictures already seen are passed on."""
-        looks: list[Look | None] = [image if isinstance(image, Look) else None for image in images]
-        new = [place for place, image in enumerate(images) if not isinstance(image, Look)]
+        looks = {place: image for place, image in enumerate(images) if isinstance(image, Look)}
+        new = [(place, _rgb(image)) for place, image in enumerate(images) if not isinstance(image, Look)]
         for start in range(0, len(new), self.batch_size):
-            places = new[start : start + self.batch_size]
-            for place, seen in zip(places, self._see([_rgb(images[place]) for place in places]), strict=True):
-                looks[place] = seen
-        return [look for look in looks if look is not None]
+            batch = new[start : start + self.batch_size]
+            seen = self._see([rgb for _, rgb in batch])
+            looks |= {place: look for (place, _), look in zip(batch, seen, strict=True)}
+        return [looks[place] for place in range(len(images))]
 
     def segment(self, image: Image, phrases: Sequence[str], *, generate: bool = False) -> sv.Detections:
         """A mask for each phrase, by its referring question; see `segment_all`."""
@@ -136,19 +136,17 @@ class Glamm:
         `confidence` is SAM's own estimate of each mask's IoU; phrases whose mask is empty have no row.
         `metadata["answers"]` holds what the model said to each phrase.
         """
+        questions = [[prompts.segment_question(phrase) for phrase in phrases] for _, phrases in requests]
+        if not all(questions):
+            raise PromptError("no phrase given: name at least one thing to segment, such as 'the red car'")
         looks = self.look([image for image, _ in requests])
-        for _, phrases in requests:
-            if not phrases:
-                raise PromptError("no phrase given: name at least one thing to segment, such as 'the red car'")
-        rows = [(place, phrase) for place, (_, phrases) in enumerate(requests) for phrase in phrases]
-        asked = [(looks[place], prompts.segment_question(phrase)) for place, phrase in rows]
-        answers = self._generate_answers(asked) if generate else self._force_answers(asked)
+        asked = [(look, question) for look, own in zip(looks, questions, strict=True) for question in own]
+        answers = iter(self._generate_answers(asked) if generate else self._force_answers(asked))
         self._ground(looks)
-        results = []
-        for place, (_, phrases) in enumerate(requests):
-            own = [answer for (row, _), answer in zip(rows, answers, strict=True) if row == place]
-            results.append(self._segments(looks[place], list(phrases), own))
-        return results
+        return [
+            self._segments(look, phrases, [next(answers) for _ in phrases])
+            for look, (_, phrases) in zip(looks, requests, strict=True)
+        ]
 
     def describe(self, image: Image, question: str = prompts.DESCRIBE) -> Grounded:
         """A text about the whole picture, its phrases tied to masks."""
@@ -158,6 +156,7 @@ class Glamm:
     def describe_all(self, images: Sequence[Image], question: str = prompts.DESCRIBE) -> list[Grounded]:
         looks = self.look(images)
         answers = self._ask([(look, [(question, "")], None) for look in looks])
+        self._ground(look for look, answer in zip(looks, answers, strict=True) if len(self._mask_states(answer)))
         return [self._grounded(look, answer) for look, answer in zip(looks, answers, strict=True)]
 
     @torch.inference_mode()
@@ -306,7 +305,7 @@ class Glamm:
         assert look.embedding is not None
         return self._masks(look, *self.model.mask_logits(look.embedding, states))
 
-    def _segments(self, look: Look, phrases: list[str], answers: Sequence[_Segment]) -> sv.Detections:
+    def _segments(self, look: Look, phrases: Sequence[str], answers: Sequence[_Segment]) -> sv.Detections:
         import supervision as sv
 
         ids = np.repeat(np.arange(len(answers)), [len(answer.states) for answer in answers])

@@ -97,8 +97,9 @@ def find(model: str, clip: Path | None = None) -> Folder:
 
 def cache_folder() -> Path:
     """Where converted checkpoints are kept: $GROUNDSTREAM_CACHE, or groundstream in the user's cache."""
-    chosen = os.environ.get("GROUNDSTREAM_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "groundstream"
+    if chosen := os.environ.get("GROUNDSTREAM_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "groundstream"
 
 
 def _download(repository: str, model: str) -> Path:
@@ -254,5 +255,5 @@ def require_memory(needed: Memory, device: torch.device | str) -> None:
     if needed.total > free:
         raise WeightsError(
             f"GLaMM needs {needed} on {device}, where {free / 1e9:.1f} GB are free: "
-            "take another --device, or store the language model in --bits 8 or 4"
+            "take another --device, compute in --dtype bfloat16, or store the language model in --bits 8 or 4"
         )

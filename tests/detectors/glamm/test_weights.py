@@ -25,6 +25,12 @@ def test_the_full_size_model_has_the_tensors_of_the_released_checkpoint(shared: 
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == wanted
 
 
+def test_older_files_that_name_no_key_heads_mean_as_many_as_heads() -> None:
+    config = GlammConfig.from_hub({"num_attention_heads": 40, "hidden_size": 5120}, {"vision_config": {}})
+    assert (config.llm.num_key_value_heads, config.region_encoder.out_dim) == (40, 5120)
+    assert config.clip_vision.num_patches == 576
+
+
 def test_the_released_size_needs_sixteen_gigabytes_in_bfloat16() -> None:
     assert weights.memory(GlammConfig(), torch.bfloat16).weights == pytest.approx(16.04e9, rel=0.01)
     assert weights.memory(GlammConfig(), torch.bfloat16, bits=4).weights < 7e9
