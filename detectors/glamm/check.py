@@ -382,13 +382,16 @@ def mismatches(ours: Tensor, reference: Tensor) -> float:
 
 
 def _check_prompts(folder: Path) -> Iterator[Row]:
-    """`ids_NAME` and `input_ids_NAME` are checked for every `NAME_tokenizer.model` in the folder."""
+    """`ids_NAME` and `input_ids_NAME` are checked with `NAME_tokenizer.model`, or `tiny` with any other model file."""
     cases: Mapping[str, Any] = json.loads((folder / "prompts.json").read_text())
     wrong = [case["name"] for case in cases["prompts"] if prompts.prompt(case["turns"]) != case["prompt"]]
     yield Row("prompts", f"{len(cases['prompts'])} texts", len(wrong), EXACT)
-    files = {file.name.removesuffix("_tokenizer.model"): file for file in sorted(folder.glob("*_tokenizer.model"))}
+    files = {}
+    for file in sorted(folder.glob("*.model")):
+        name = file.stem.removesuffix("_tokenizer")
+        files[name if f"input_ids_{name}" in cases["prompts"][0] else "tiny"] = file
     if not files:
-        raise UnusableFolder(f"{folder} has no *_tokenizer.model: the ids of its prompts cannot be checked")
+        raise UnusableFolder(f"{folder} has no tokenizer (*.model): the ids of its prompts cannot be checked")
     for name, file in files.items():
         tokenizer = Tokenizer(file)
         yield _wrong_ids(tokenizer.encode_prompt, cases["prompts"], "prompt", f"input_ids_{name}")

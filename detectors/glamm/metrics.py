@@ -20,10 +20,10 @@ _EPSILON = 1e-5
 
 def mask_ious(truth: Masks, predicted: Masks) -> Matrix:
     """IoU of every pair, (G, P); two empty masks have 0."""
+    if not len(truth) or not len(predicted):
+        return np.zeros((len(truth), len(predicted)))
     a = np.asarray(truth, dtype=bool).reshape(len(truth), -1).astype(np.float64)
     b = np.asarray(predicted, dtype=bool).reshape(len(predicted), -1).astype(np.float64)
-    if not len(a) or not len(b):
-        return np.zeros((len(a), len(b)))
     overlap = a @ b.T
     union = a.sum(1)[:, None] + b.sum(1) - overlap
     ious: Matrix = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)

@@ -67,6 +67,15 @@ def test_a_perfect_answer_scores_one_and_a_missing_one_nothing() -> None:
     assert 0 < half["ap50"] < 1
 
 
+def test_no_masks_on_either_side_score_nothing() -> None:
+    from detectors.glamm.metrics import Referring, mean_iou, recall_matches
+
+    some, none = box_mask(0, 0, 9, 9)[None], np.zeros((0, 60, 90), bool)
+    assert (mean_iou(some, none), mean_iou(none, some), mean_iou(none, none)) == (0, 0, 0)
+    assert recall_matches(none, none, np.zeros((0, 0))) == []
+    assert (Referring().ciou, Referring().giou) == (0, 0)
+
+
 def test_an_answer_with_more_phrases_than_masks_is_missed() -> None:
     truth = {"a": record("a", cat=box_mask(5, 5, 30, 30))}
     odd = {"a": Record("a", "", ("cat", "dog"), truth["a"].rles)}
