@@ -85,9 +85,9 @@ class Topics:
     def names(self) -> list[str]:
         return [name for name in dict.fromkeys((self.events, self.detections, self.state)) if name]
 
-    def of(self, event: Event) -> list[str]:
-        main = self.detections if event.type is EventType.DETECTIONS else self.events
-        wanted = (main, self.state) if event.type in _STATE_TYPES else (main,)
+    def of(self, kind: EventType) -> list[str]:
+        main = self.detections if kind is EventType.DETECTIONS else self.events
+        wanted = (main, self.state) if kind in _STATE_TYPES else (main,)
         return [name for name in wanted if name]
 
 
@@ -154,6 +154,7 @@ class KafkaSink:
     def __init__(self, broker: Broker, topics: Topics, encode: Encode) -> None:
         self._broker = broker
         self._topics = topics
+        self._topics_of = {kind: topics.of(kind) for kind in EventType}
         self._encode = encode
         self._worker = Worker("sink-kafka")
         self._producer: Any = None
@@ -194,7 +195,7 @@ class KafkaSink:
         value, headers = self._encode(event)
         timestamp_ms = event.data.clock.captured_ns // 1_000_000
         futures = []
-        for topic in self._topics.of(event):
+        for topic in self._topics_of[event.type]:
             try:
                 future = self._producer.send(topic, value, key=key, headers=headers, timestamp_ms=timestamp_ms)
             except errors.MessageSizeTooLargeError as error:
@@ -209,13 +210,15 @@ class KafkaSink:
         deadline = time.monotonic() + self._broker.timeout_s
         failed: tuple[int, Exception] | None = None
         for index, future in pending:
+            if future.is_done and future.exception is None:
+                continue
             try:
                 future.get(max(0.0, deadline - time.monotonic()))
             except errors.KafkaError as error:
                 if failed is None:
                     failed = index, error
                 if isinstance(error, _POISON):
-                    topics = ", ".join(self._topics.of(events[index]))
+                    topics = ", ".join(self._topics_of[events[index].type])
                     self._refused[events[index].id] = f"topic {topics} refuses it ({_told(error)})"
                     failed = min(failed[0], index), error
                 elif not future.is_done:
@@ -432,8 +435,9 @@ _causes = _Causes()
 
 
 def quieten() -> None:
-    """kafka-python's own log goes to ours, at the level of debugging."""
+    """kafka-python's own log goes to ours, at the level of debugging; its own debugging would tell passwords."""
     logger = logging.getLogger("kafka")
+    logger.setLevel(logging.WARNING)
     if _causes not in logger.handlers:
         logger.addHandler(_causes)
         logger.propagate = False

@@ -16,11 +16,10 @@ from sinks.worker import Worker
 
 _POLL_MS = 200
 _BATCH = 500
-_QUIET_S = 3.0
 
 
 async def read_kafka(address: Address, start: Start, follow: bool, group: str | None) -> Reader:
-    """Messages of the topic; without `follow` those that were there at the beginning.
+    """Messages of the topic; without `follow` until it has caught up with whoever writes there.
 
     A group commits what the caller has taken, a few hundred at a time and at the end. After a crash it gets the last
     few hundred once more.
@@ -59,7 +58,6 @@ class _Consumer:
         self._decode = decode
         self._consumer: Any = None
         self._ends: dict[Any, int] = {}
-        self._quiet_since = time.monotonic()
         self.taken: dict[Any, int] = {}
 
     def open(self) -> None:
@@ -115,19 +113,18 @@ class _Consumer:
                     reason = str(error).splitlines()[0]
                     event = Unreadable(f"{partition.topic}/{message.partition}@{message.offset}: {reason}")
                 batch.append((partition, message.offset, event))
-        if batch or not self._consumer.assignment():
-            self._quiet_since = time.monotonic()
         return None if not batch and not self._follow and self._at_end() else batch
 
     def _at_end(self) -> bool:
-        """Everything up to the present end was read; or nothing came for a while, where a broker errs about its end."""
-        if time.monotonic() - self._quiet_since > _QUIET_S:
-            return True
+        """Whether every partition was read up to the end that its last answer told."""
         partitions = list(self._consumer.assignment())
-        if self._group is not None and partitions:
-            self._ends = self._ends or self._consumer.end_offsets(partitions)
-        at = self._consumer.position
-        return bool(partitions) and all(0 < self._ends.get(partition, 0) <= at(partition) for partition in partitions)
+        if partitions and not self._ends:
+            self._ends = self._consumer.end_offsets(partitions)
+        return bool(partitions) and all(self._is_read(partition) for partition in partitions)
+
+    def _is_read(self, partition: Any) -> bool:
+        end = self._consumer.highwater(partition)
+        return bool(self._consumer.position(partition) >= (self._ends[partition] if end is None else end))
 
     def commit(self) -> None:
         if self._group is not None and self.taken:

