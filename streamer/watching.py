@@ -74,7 +74,8 @@ def run_monitor(
 async def _monitor(
     config: Config, config_file: Path | None, spool: Path, duration_s: float | None, *, quiet: bool
 ) -> bool:
-    async with open_pipeline(config, spool_path=spool) as pipeline:
+    # An address that was just typed is told to be wrong at once; cameras of a file may be away and come back.
+    async with open_pipeline(config, spool_path=spool, strict=config_file is None) as pipeline:
         with stopping_on_signals(pipeline), _metrics(pipeline, config):
             async with _side_tasks(pipeline, config, config_file, duration_s, quiet=quiet):
                 await pipeline.run()

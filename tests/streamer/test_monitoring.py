@@ -20,6 +20,7 @@ import pytest
 from detectors import Request
 from sinks.event import Event, EventType
 from streamer.build import open_pipeline
+from streamer.cli import main
 from streamer.config import parse_config
 from streamer.pipeline import Pipeline
 from tests.support.clips import make_clip, read_index
@@ -217,3 +218,27 @@ def test_a_killed_monitor_closes_its_tracks_at_the_next_start(clips, script, tmp
     for run in runs:
         sequences = [int(event.sequence) for event in events() if event.data.run == run]
         assert sequences == list(range(1, len(sequences) + 1))
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("rtsp://viewer:wrong@127.0.0.1:{port}/cam", "401"),
+        ("rtsp://viewer:s3cret@127.0.0.1:{port}/none", "404"),
+        ("rtsp://viewer:s3cret@127.0.0.1:1/cam", "nothing listens at 127.0.0.1:1"),
+        ("rtsp://viewer:s3cret@no-such-host.invalid/cam", "host"),
+    ],
+)
+def test_a_camera_that_refuses_is_told_in_one_sentence(clips, script, tmp_path, monkeypatch, capfd, address, sentence):
+    with RtspServer({"cam": clips["h264"]}, auth=("viewer", "s3cret")) as server:
+        arguments = ["monitor", address.format(port=server.port), "-q", "person", "--detector", f"scripted:{script}"]
+        arguments += ["--spool", str(tmp_path / "spool"), "--duration", "20"]
+        monkeypatch.setattr(sys, "argv", ["groundstream", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+    _, err = capfd.readouterr()
+    assert end.value.code == 1
+    assert sentence in err
+    assert "Traceback" not in err
+    assert "s3cret" not in err
+    assert "wrong" not in err.replace("missing or wrong", "")
