@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import transformers
 from torch import Tensor
@@ -56,8 +58,19 @@ def decode_words(sam: transformers.SamModel, embedding: Tensor, words: Tensor) -
 
 def decode_boxes(sam: transformers.SamModel, embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """One mask for each box (K, 4), xyxy in pixels of the model's own input; shapes as in `decode_words`."""
-    sparse, _ = sam.prompt_encoder(None, None, boxes[None], None)
-    return _decode(sam, embedding, sparse.to(embedding.dtype))
+    return _decode(sam, embedding, _embed_boxes(sam, boxes)[None].to(embedding.dtype))
+
+
+def _embed_boxes(sam: transformers.SamModel, boxes: Tensor) -> Tensor:
+    """Both corners of each box (K, 4) as SAM's prompt encoder has them, (K, 2, C), but in float32 throughout.
+
+    In bfloat16 places in a picture of 1024 pixels would be rounded to four of them.
+    """
+    encoder = sam.prompt_encoder
+    corners = (boxes.float().reshape(-1, 2, 2) + 0.5) / encoder.input_image_size
+    phases = 2 * math.pi * ((2 * corners - 1) @ encoder.shared_embedding.positional_embedding.float())
+    kinds = torch.cat([encoder.point_embed[2].weight, encoder.point_embed[3].weight]).float()
+    return torch.cat([phases.sin(), phases.cos()], dim=-1) + kinds
 
 
 def _decode(sam: transformers.SamModel, embedding: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:

@@ -183,6 +183,7 @@ def test_a_box_becomes_a_mask_with_the_same_identity(glamm: Glamm) -> None:
 
 def test_a_boxs_mask_equals_that_of_transformers_own_path(glamm: Glamm) -> None:
     from detectors.glamm.processor import inner_size, sam_pixels
+    from detectors.glamm.sam import resize_masks
 
     image, box = picture(height=100, width=90), np.array([[10.0, 20, 70, 80]])
     side = glamm.model.config.sam.image_size
@@ -194,7 +195,9 @@ def test_a_boxs_mask_equals_that_of_transformers_own_path(glamm: Glamm) -> None:
             input_boxes=scaled[None],
             multimask_output=False,
         )
-    _, iou = BoxMasks(glamm.model.sam).masks(image, box)
+    masks, iou = BoxMasks(glamm.model.sam).masks(image, box)
+    logits = resize_masks(theirs.pred_masks[0, :, 0], side, inner, (100, 90))
+    assert np.array_equal(masks, (logits > 0).numpy())
     assert float(theirs.iou_scores.clamp(0, 1)[0, 0, 0]) == pytest.approx(float(iou[0]), abs=1e-5)
 
 
