@@ -39,6 +39,7 @@ log = logging.getLogger("groundstream")
 COVERAGE_EVERY_S = 10.0
 _AHEAD = 2
 """Batches that may wait for tracking: enough to keep the detector busy, few enough to stay fresh."""
+_PROMPTS_KEPT = 256
 
 
 class Recorder(Protocol):
@@ -207,6 +208,10 @@ class Pipeline:
                 tasks.create_task(self._detect_and_end())
                 await tasks.create_task(self._follow_all())
                 ticker.cancel()
+        except BaseExceptionGroup as group:
+            if len(group.exceptions) == 1:
+                raise group.exceptions[0] from None
+            raise
         finally:
             await self._aclose()
 
@@ -339,6 +344,8 @@ class Pipeline:
     def _prompt(self, texts: tuple[str, ...]) -> Prompt:
         prompt = self._prompts.get(texts)
         if prompt is None:
+            if len(self._prompts) >= _PROMPTS_KEPT:
+                del self._prompts[next(iter(self._prompts))]
             prompt = self._prompts[texts] = self._detector.prepare(texts)
         return prompt
 
