@@ -45,23 +45,32 @@ class Grid:
 
 
 def make_grid(
-    shapes: Sequence[tuple[int, int]], sources: Sequence[int], outputs: Sequence[tuple[int, int]], stride: int
+    shapes: Sequence[tuple[int, int]],
+    sources: Sequence[int],
+    outputs: Sequence[tuple[int, int]],
+    stride: int,
+    device: torch.device | None = None,
 ) -> Grid:
     """`shapes` of all levels; output map i, of size `outputs[i]`, samples level `sources[i]`."""
     starts = [0]
-    for height, width in shapes:
-        starts.append(starts[-1] + height * width)
-    tap = torch.arange(3, dtype=torch.float32) - 1
+    for tall, wide in shapes:
+        starts.append(starts[-1] + tall * wide)
+
+    def numbers(count: int) -> Tensor:
+        return torch.arange(count, dtype=torch.float32, device=device)
+
+    tap = numbers(3) - 1
     ys, xs, sizes = [], [], []
     for source, (rows, columns) in zip(sources, outputs, strict=True):
-        y = torch.arange(rows, dtype=torch.float32)[:, None, None, None] * stride + tap[None, None, :, None]
-        x = torch.arange(columns, dtype=torch.float32)[None, :, None, None] * stride + tap[None, None, None, :]
+        y = numbers(rows)[:, None, None, None] * stride + tap[None, None, :, None]
+        x = numbers(columns)[None, :, None, None] * stride + tap[None, None, None, :]
         ys.append(y.expand(rows, columns, 3, 3).reshape(-1, TAPS))
         xs.append(x.expand(rows, columns, 3, 3).reshape(-1, TAPS))
-        sizes.append(torch.tensor([[*shapes[source], starts[source]]]).expand(rows * columns, 3))
-    size = torch.cat(sizes)
+        size = torch.tensor([[*shapes[source], starts[source]]], device=device)
+        sizes.append(size.expand(rows * columns, 3))
+    height, width, start = torch.cat(sizes)[..., None].unbind(1)  # (P, 1) each
     plan = tuple(shapes), tuple(sources), tuple(outputs), stride
-    return Grid(torch.cat(ys), torch.cat(xs), size[:, 0:1], size[:, 1:2], size[:, 2:3], *plan)
+    return Grid(torch.cat(ys), torch.cat(xs), height, width, start, *plan)
 
 
 def corners(grid: Grid, offsets: Tensor, mask: Tensor, positions: int) -> tuple[Tensor, Tensor]:

@@ -18,13 +18,15 @@ Shapes = tuple[tuple[int, int], ...]
 
 
 @lru_cache(maxsize=64)
-def grids(shapes: Shapes, device: torch.device) -> tuple[Grid, Grid, Grid]:
-    """Sampling grids for: every level from the coarser one, from itself, from the finer one."""
-    with torch.inference_mode(False), torch.device(device):
-        last = len(shapes)
-        coarser = make_grid(shapes, range(1, last), shapes[1:], stride=1)
-        same = make_grid(shapes, range(last), shapes, stride=1)
-        finer = make_grid(shapes, range(last - 1), shapes[1:], stride=2)
+def grids(shapes: Shapes, device: torch.device, learning: bool) -> tuple[Grid, Grid, Grid]:
+    """Sampling grids for: every level from the coarser one, from itself, from the finer one.
+
+    `learning` only keeps apart in the cache what autograd may use and what was made in inference mode.
+    """
+    last = len(shapes)
+    coarser = make_grid(shapes, range(1, last), shapes[1:], stride=1, device=device)
+    same = make_grid(shapes, range(last), shapes, stride=1, device=device)
+    finer = make_grid(shapes, range(last - 1), shapes[1:], stride=2, device=device)
     return coarser, same, finer
 
 
@@ -79,7 +81,7 @@ class DyConv(nn.Module):
         sizes = [height * width for height, width in shapes]
         levels = torch.split(regions, sizes, dim=1)
         motions = [self.offset(as_map(level, shape)) for level, shape in zip(levels, shapes, strict=True)]
-        coarser_grid, same_grid, finer_grid = grids(shapes, regions.device)
+        coarser_grid, same_grid, finer_grid = grids(shapes, regions.device, torch.is_grad_enabled())
 
         motion = torch.cat([m.flatten(2).mT for m in motions], dim=1)  # (B, N, 27)
         offsets, mask = motion[..., : 2 * TAPS], motion[..., 2 * TAPS :].sigmoid()

@@ -12,9 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def _by_convolution(x: Tensor) -> bool:
+    threaded = torch.compiler.is_compiling() or torch.get_num_threads() > 1
+    return x.device.type == "cpu" and threaded and x.numel() > 0
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
-    if x.device.type != "cpu" or torch.get_num_threads() == 1 or x.numel() == 0:
+    if not _by_convolution(x):
         return F.linear(x, weight, bias)
     pixels = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # channels last: no copy
     out = F.conv2d(pixels, weight[:, :, None, None], bias)
@@ -23,7 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def bmm(a: Tensor, b: Tensor) -> Tensor:
     """`torch.bmm`: a (B, N, K), b (B, K, M) -> (B, N, M), for long, narrow `a`."""
-    if a.device.type != "cpu" or torch.get_num_threads() == 1:
+    if not _by_convolution(a):
         return a @ b
     return torch.stack([linear(rows, columns.mT) for rows, columns in zip(a, b, strict=True)])
 

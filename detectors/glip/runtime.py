@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -77,6 +78,8 @@ def accelerate(model: GlipModel, backend: str | None) -> GlipModel:
     if backend not in (None, *BACKENDS):
         raise OptionError(f"there is no backend {backend!r}: use {' or '.join(BACKENDS)}")
     if backend == "compile":
+        # The cached constants are functions of sizes alone: tracing through their cache is harmless.
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
         model.backbone.compile(dynamic=False)
         model.rpn.head.compile(dynamic=False)
     return model

@@ -37,20 +37,19 @@ def relative_position_index(window: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
+def shift_mask(height: int, width: int, window: int, device: torch.device, learning: bool) -> Tensor:
     """What a shifted block adds to its scores: (windows, window^2, window^2); 0, or `MASKED` across the seam.
 
-    `height` and `width` are those of the padded map.
+    `height` and `width` are those of the padded map. `learning` only keeps apart in the cache what autograd may use
+    and what was made in inference mode.
     """
-    with torch.inference_mode(False):
-        region = torch.zeros(height, width)
-        bands = (slice(0, -window), slice(-window, -(window // 2)), slice(-(window // 2), None))
-        for row, rows in enumerate(bands):
-            for column, columns in enumerate(bands):
-                region[rows, columns] = 3 * row + column
-        region = partition(region[None, :, :, None], window).squeeze(-1)  # (windows, window^2)
-        apart = region[:, None, :] != region[:, :, None]
-        return (apart * MASKED).to(device)
+    region = torch.zeros(height, width, device=device)
+    bands = (slice(0, -window), slice(-window, -(window // 2)), slice(-(window // 2), None))
+    for row, rows in enumerate(bands):
+        for column, columns in enumerate(bands):
+            region[rows, columns] = 3 * row + column
+    region = partition(region[None, :, :, None], window).squeeze(-1)  # (windows, window^2)
+    return (region[:, None, :] != region[:, :, None]) * MASKED
 
 
 def partition(x: Tensor, window: int) -> Tensor:
@@ -141,7 +140,7 @@ class SwinBlock(nn.Module):
         mask = None
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
-            mask = shift_mask(tall, wide, self.window, x.device)
+            mask = shift_mask(tall, wide, self.window, x.device, torch.is_grad_enabled())
         x = unpartition(self.attn(partition(x, self.window), mask), self.window, tall, wide)
         if self.shift:
             x = x.roll((self.shift, self.shift), dims=(1, 2))

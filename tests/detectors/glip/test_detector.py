@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import numpy as np
@@ -343,6 +345,15 @@ def test_devices_precisions_and_backends_that_are_not_there_are_refused(folder: 
         create("glip-mini", weights=folder, dtype="int3")
     with pytest.raises(ValueError, match="there is no backend 'magic'"):
         create("glip-mini", weights=folder, backend="magic")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif("GROUNDSTREAM_SLOW_TESTS" not in os.environ, reason="a minute; set GROUNDSTREAM_SLOW_TESTS=1")
+def test_compiled_it_finds_the_same(glip: Glip, folder: Path) -> None:
+    compiled = create("glip-mini", weights=folder, backend="compile")
+    asked = (picture(64, 96), ["person", "dog"])
+    assert same(run(glip, asked)[0], run(compiled, asked)[0])
 
 
 def test_half_precision_finds_nearly_the_same(glip: Glip, folder: Path) -> None:
