@@ -1,6 +1,6 @@
 """How fast events go from `send` through the spool to a Kafka broker, beside bare kafka-python, in one run.
 
-    python benchmarks/events.py [--events 20000] [--rounds 3] [--rate 10000]
+    python -m benchmarks.events [--events 20000] [--rounds 3] [--rate 10000]
 
 Writes benchmarks/results/events.md. The broker (tansu, in memory) shares the machine with the sender.
 """
@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sinks import open_sinks
 from sinks.event import Event
@@ -108,6 +107,38 @@ async def send_latency(proxy: Proxy, state: str, count: int, rate: float, folder
     return {"rate": reached, **marks, "drained_s": rest}
 
 
+class Counter:
+    """The sink next door: takes everything at once, and tells when it has `expected` events."""
+
+    def __init__(self, expected: int) -> None:
+        self.missing = expected
+        self.complete = asyncio.Event()
+
+    async def send_batch(self, events: Sequence[Event]) -> None:
+        self.missing -= len(events)
+        if self.missing <= 0:
+            self.complete.set()
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def beside(others: list[str], count: int, folder: str) -> float:
+    """Events a second through the spool to a sink that is well, while `others` are in trouble."""
+    streams = make_events(count)
+    well = Counter(sum(map(len, streams)))
+    async with await Spool.open(Path(folder) / "spool.sqlite", {"well": well, **open_sinks(others)}) as spool:
+
+        async def camera(events: list[Event]) -> None:
+            for one in events:
+                await spool.send(one)
+
+        begun = time.perf_counter()
+        await asyncio.gather(*(camera(events) for events in streams))
+        await well.complete.wait()
+        return sum(map(len, streams)) / (time.perf_counter() - begun)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=20_000)
@@ -117,7 +148,9 @@ def main() -> None:
     lines = [(one.data.stream.encode(), one.to_json()) for events in make_events(options.events) for one in events]
     bares: list[float] = []
     fulls: list[float] = []
-    latencies: dict[str, list[dict[str, float]]] = {"up": [], "down": [], "frozen": []}
+    alone: list[float] = []
+    troubled: list[float] = []
+    latencies: dict[tuple[str, float], dict[str, float]] = {}
     with broker_behind_proxy() as (broker, proxy), tempfile.TemporaryDirectory() as folder:
         # past the proxy: it is python too, and would take part of the machine
         broker.restart(advertised=broker.port)
@@ -126,11 +159,19 @@ def main() -> None:
             fulls.append(asyncio.run(through_spool(broker.port, options.events, f"{folder}/{number}")))
             print(f"round {number + 1}: bare {bares[-1]:.0f}/s, through the spool {fulls[-1]:.0f}/s", flush=True)
         broker.restart(advertised=proxy.port)
-        for state, found in latencies.items():
-            found.append(asyncio.run(send_latency(proxy, state, options.events, options.rate, folder)))
-            print(state, {name: round(value, 2) for name, value in found[-1].items()}, flush=True)
+        for state, rate in itertools.product(("up", "down", "frozen"), (2000.0, options.rate)):
+            count = int(min(options.events, 2.5 * rate))
+            found = latencies[state, rate] = asyncio.run(
+                send_latency(proxy, state, count, rate, f"{folder}/{rate:.0f}")
+            )
+            print(state, {name: round(value, 2) for name, value in found.items()}, flush=True)
+        proxy.freeze()
+        others = [f"kafka://{proxy.address}/t?timeout=5", "kafka://127.0.0.1:1/t", f"http://{proxy.address}/hook"]
+        for number in range(2 * options.rounds):
+            alone.append(asyncio.run(beside([], options.events, f"{folder}/alone-{number}")))
+            troubled.append(asyncio.run(beside(others, options.events, f"{folder}/beside-{number}")))
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(report(options, len(lines[0][1]), bares, fulls, latencies))
+    RESULTS.write_text(report(options, len(lines[0][1]), bares, fulls, latencies, alone, troubled))
     print(RESULTS.read_text())
 
 
@@ -139,13 +180,16 @@ def report(
     size: int,
     bares: list[float],
     fulls: list[float],
-    latencies: dict[str, list[dict[str, float]]],
+    latencies: dict[tuple[str, float], dict[str, float]],
+    alone: list[float],
+    troubled: list[float],
 ) -> str:
     bare_rate, full_rate = statistics.median(bares), statistics.median(fulls)
+    alone_rate, troubled_rate = statistics.median(alone), statistics.median(troubled)
     table = [
         "# Events: throughput and latency",
         "",
-        f"`python benchmarks/events.py --events {options.events} --rounds {options.rounds} --rate {options.rate:.0f}`, "
+        f"`python -m benchmarks.events --events {options.events} --rounds {options.rounds} --rate {options.rate:.0f}`, "
         f"{os.cpu_count()} cores, Python {platform.python_version()}, events of {size} bytes, {STREAMS} streams; the "
         "broker shares the machine. Medians of interleaved rounds.",
         "",
@@ -158,12 +202,19 @@ def report(
         "| broker | events/s sent | `send` p50 ms | p99 ms | longest ms | drained afterwards in s |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for state, found in latencies.items():
-        one = {name: statistics.median(entry[name] for entry in found) for name in found[0]}
+    for (state, _), one in latencies.items():
         table.append(
             f"| {state} | {one['rate']:,.0f} | {one['p50']:.2f} | {one['p99']:.2f} | {one['max']:.1f} "
             f"| {one['drained_s']:.1f} |"
         )
+    table += [
+        "",
+        "| what a sink that is well gets, through the spool on the disk | events/s |",
+        "| --- | --- |",
+        f"| alone | {alone_rate:,.0f} |",
+        f"| beside a frozen Kafka, a dead Kafka and a frozen webhook | {troubled_rate:,.0f} |",
+        f"| share | {troubled_rate / alone_rate:.0%} |",
+    ]
     return "\n".join(table) + "\n"
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from sinks.sink import Sink
     from sinks.subscribe import Subscription
 
+PATIENCE_S = 30.0
+
 
 def replay(
     source: Annotated[str, typer.Argument(help="Where the events are: sqlite:, jsonl:, parquet: or kafka://...")],
@@ -47,7 +49,7 @@ async def _replay(events: Subscription, sinks: dict[str, Sink]) -> int:
                 await spool.send_batch(batch)
                 batch = []
         await spool.send_batch(batch)
-        while not await spool.drain(30):
+        while not await spool.drain(PATIENCE_S):
             stuck = next(sink for sink in spool.status() if sink.backlog)
             if stuck.error:
                 raise SinkError(f"{stuck.name} did not take {stuck.backlog} of {count} events: {stuck.error}")

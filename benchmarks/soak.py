@@ -1,0 +1,248 @@
+"""Kills and outages while events flow: nothing that `send` returned for may be missing, and order must hold.
+
+    python -m benchmarks.soak --events 1000000 --kills 100 --outages 50
+
+A writer process sends events of several streams through a spool to a real broker behind a proxy, and notes what was
+confirmed. It is killed (kill -9) at random moments and started again, while the proxy is cut or frozen for random
+times. In the end everything is read back from the broker and compared. Writes benchmarks/results/events-soak.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sinks import open_sinks
+from sinks.kafka import Broker as Cluster
+from sinks.kafka import kafka
+from sinks.spool import Spool
+from tests.sinks.broker import Proxy, broker_behind_proxy
+from tests.sinks.makes import event
+
+ROOT = Path(__file__).resolve().parents[1]
+STREAMS = 8
+RESULTS = Path(__file__).parent / "results" / "events-soak.md"
+_ID = re.compile(rb'"id":"(\d+)\.(camera-\d)\.(\d+)"')
+
+Key = tuple[int, str]
+"""(run, stream)"""
+
+
+@dataclass
+class Report:
+    """What happened. `lost` and `disordered` must be 0; `altered` are equal ids with different contents."""
+
+    kills: int = 0
+    outages: int = 0
+    outage_s: float = 0.0
+    confirmed: int = 0
+    received: int = 0
+    duplicates: int = 0
+    lost: int = 0
+    disordered: int = 0
+    altered: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    rss_mb: tuple[float, float] = (0.0, 0.0)  # of the last writer: after a second, and at its end
+    files: tuple[int, int] = (0, 0)  # open ones, likewise
+    spool_bytes: int = 0  # on the disk at the end
+
+
+def soak(folder: Path, *, events: int, kills: int, outages: int, seed: int = 0) -> Report:
+    """Runs all of it in `folder`."""
+    dice = random.Random(seed)
+    report = Report(kills=kills)
+    begun = time.monotonic()
+    log = folder / "confirmed"
+    with broker_behind_proxy() as (broker, proxy):
+        del broker
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.soak",
+            "--writer",
+            str(folder / "spool.sqlite"),
+            proxy.address,
+            str(log),
+        ]
+        stop = threading.Event()
+        trouble = threading.Thread(target=_make_trouble, args=(proxy, outages, dice.random(), stop, report))
+        trouble.start()
+        for _ in range(kills):
+            _live_and_die(command, log, dice.uniform(0.0, 1.2))
+        # the last one sends what is missing, is not killed, and waits until the broker has everything
+        sent = sum(_confirmed(log).values()) if log.exists() else 0
+        last = subprocess.Popen(
+            [*command, str(max(STREAMS, events - sent))], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        while last.poll() is None and trouble.is_alive():
+            time.sleep(0.1)
+        stop.set()
+        trouble.join()
+        told, _ = last.communicate(timeout=600)
+        if last.returncode != 0:
+            raise RuntimeError(f"the last writer failed with {last.returncode}")
+        for name, value in json.loads(told).items():
+            setattr(report, name, value)
+        _compare(report, _confirmed(log), _read_back(proxy))
+    report.seconds = time.monotonic() - begun
+    report.spool_bytes = sum(path.stat().st_size for path in folder.glob("spool.sqlite*"))
+    return report
+
+
+def _make_trouble(proxy: Proxy, outages: int, seed: float, stop: threading.Event, report: Report) -> None:
+    dice = random.Random(seed)
+    for _ in range(outages):
+        if stop.wait(dice.uniform(0.2, 1.5)):
+            return
+        length = min(dice.expovariate(1.5), 8.0)
+        begin, end = dice.choice([(proxy.cut, proxy.restore), (proxy.freeze, proxy.thaw)])
+        begin()
+        time.sleep(length)
+        end()
+        report.outages += 1
+        report.outage_s += length
+
+
+def _live_and_die(command: list[str], log: Path, seconds: float) -> None:
+    size = log.stat().st_size if log.exists() else 0
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (log.exists() and log.stat().st_size > size):
+            time.sleep(0.005)
+        time.sleep(seconds)
+        if process.poll() is not None:
+            raise RuntimeError(f"a writer ended by itself with {process.returncode}")
+        process.send_signal(signal.SIGKILL)
+
+
+def _confirmed(log: Path) -> dict[Key, int]:
+    """How many events of every run and stream `send` has returned for."""
+    found: dict[Key, int] = {}
+    for line in log.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            run, stream, last = line.split()
+            found[int(run), stream] = int(last) + 1
+    return found
+
+
+def _read_back(proxy: Proxy) -> Iterator[tuple[Key, int, bytes]]:
+    """(run and stream, sequence, digest) of everything that the broker holds, in its order."""
+    cluster = Cluster([proxy.address])
+    consumer: Any = cluster.build(kafka.KafkaConsumer, auto_offset_reset="earliest", max_poll_records=5000)
+    partitions = [kafka.TopicPartition("soak", number) for number in sorted(consumer.partitions_for_topic("soak"))]
+    consumer.assign(partitions)
+    consumer.seek_to_beginning(*partitions)
+    while True:
+        records = consumer.poll(timeout_ms=1000, max_records=5000)
+        for message in itertools.chain.from_iterable(records.values()):
+            match = _ID.search(message.value)
+            assert match is not None
+            yield (
+                (int(match[1]), match[2].decode()),
+                int(match[3]),
+                hashlib.blake2b(message.value, digest_size=8).digest(),
+            )
+        ends = [consumer.highwater(partition) for partition in partitions]
+        if not records and all(
+            end is None or consumer.position(p) >= end for p, end in zip(partitions, ends, strict=True)
+        ):
+            break
+    consumer.close()
+
+
+def _compare(report: Report, confirmed: dict[Key, int], received: Iterator[tuple[Key, int, bytes]]) -> None:
+    seen: dict[Key, dict[int, bytes]] = {}
+    for key, sequence, digest in received:
+        known = seen.setdefault(key, {})
+        if sequence in known:
+            report.duplicates += 1
+            report.altered += known[sequence] != digest
+        else:
+            report.disordered += sequence != len(known)  # without a gap, so the next one is the count so far
+            known[sequence] = digest
+    report.confirmed = sum(confirmed.values())
+    report.received = sum(map(len, seen.values()))
+    report.lost = sum(
+        sequence not in seen.get(key, {}) for key, count in confirmed.items() for sequence in range(count)
+    )
+
+
+async def _write(spool_path: str, proxy_address: str, log_path: str, limit: int | None) -> None:
+    """The writer: sends until it is killed, or `limit` events and then drains."""
+    import psutil
+
+    me = psutil.Process()
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    address = f"kafka://{proxy_address}/soak?partitions=3&state=none&detections=none&timeout=3"
+    first: tuple[float, int] | None = None
+    async with await Spool.open(spool_path, open_sinks([address])) as spool:
+        run = await spool.begin_run(time.time_ns())
+        dice = random.Random(run)
+
+        async def camera(stream: str) -> None:
+            sequence = 0
+            while limit is None or sequence < limit // STREAMS:
+                count = dice.randint(1, 30)
+                if limit is not None:
+                    count = min(count, limit // STREAMS - sequence)
+                batch = [event(sequence + n, stream=stream, run=run, uid=f"{run}-{stream}") for n in range(count)]
+                await spool.send_batch(batch)
+                sequence += count
+                os.write(log, f"{run} {stream} {sequence - 1}\n".encode())
+
+        tasks = [asyncio.create_task(camera(f"camera-{number}")) for number in range(STREAMS)]
+        await asyncio.wait(tasks, timeout=1)
+        first = (me.memory_info().rss / 1e6, me.num_fds())
+        await asyncio.gather(*tasks)
+        while not await spool.drain(5):
+            pass
+        await asyncio.sleep(3)  # the spool gives its pages back
+        told = {
+            "rss_mb": (round(first[0], 1), round(me.memory_info().rss / 1e6, 1)),
+            "files": (first[1], me.num_fds()),
+            "dropped": spool.dropped(),
+        }
+    print(json.dumps(told))
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--writer"]:
+        spool, proxy, log, *limit = sys.argv[2:]
+        asyncio.run(_write(spool, proxy, log, int(limit[0]) if limit else None))
+        return
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--events", type=int, default=100_000)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--outages", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report = soak(Path(folder), **vars(options))
+    rows = "\n".join(f"| {name} | {value} |" for name, value in asdict(report).items())
+    asked = " ".join(f"--{name} {value}" for name, value in vars(options).items())
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(
+        f"# Events: kills and outages\n\n`python -m benchmarks.soak {asked}`\n\n| | |\n| --- | --- |\n{rows}\n"
+    )
+    print(RESULTS.read_text())
+    sys.exit(bool(report.lost or report.disordered or report.altered))
+
+
+if __name__ == "__main__":
+    main()
