@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from detectors.detector import DetectorError
 from detectors.glip import tuning
 from detectors.glip.anchors import decode
+from detectors.glip.check_text import check_captions
 from detectors.glip.config import GlipConfig
 from detectors.glip.convert import build_from, fill, load_checkpoint
 from detectors.glip.deform import IMPLEMENTATIONS
@@ -81,14 +83,18 @@ def check(folder: Path, device: str = "cpu", dtype: str = "float32", deform: str
     Raises `DetectorError` when there is nothing to compare with.
     """
     report = Report()
-    if (folder / "captions.json").is_file():
-        from detectors.glip.check_text import check_captions
-
-        check_captions(report, folder)
-    elif (folder / "weights.safetensors").is_file():
-        check_model(report, folder, choose_device(device), DTYPES[dtype], deform)
-    elif (folder / "io.safetensors").is_file():
-        check_preprocessing(report, folder, choose_device(device))
+    values = (folder / "io.safetensors").is_file() and (folder / "config.json").is_file()
+    try:
+        if (folder / "captions.json").is_file():
+            check_captions(report, folder)
+        elif values and (folder / "weights.safetensors").is_file():
+            check_model(report, folder, choose_device(device), DTYPES[dtype], deform)
+        elif values:
+            check_preprocessing(report, folder, choose_device(device))
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        if isinstance(error, DetectorError):
+            raise
+        raise DetectorError(f"{folder} cannot be read as reference tensors: {error}") from error
     if not report.rows:
         raise DetectorError(
             f"{folder} has nothing to compare with: expected captions.json, or io.safetensors with a config.json, "

@@ -154,8 +154,8 @@ def _known(section: str, given: Mapping[str, Any], default: Any) -> dict[str, An
             continue
         value, model = given[item.name], getattr(default, item.name)
         if isinstance(model, tuple):
-            good = isinstance(value, list | tuple) and all(isinstance(number, int) for number in value)
-            value = tuple(value) if good else value
+            good = isinstance(value, list | tuple) and all(number == int(number) for number in value)
+            value = tuple(int(number) for number in value) if good else value
         elif isinstance(model, str):
             good = isinstance(value, str)
         elif isinstance(model, bool):

@@ -348,6 +348,7 @@ def test_devices_precisions_and_backends_that_are_not_there_are_refused(folder: 
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own modules
 @pytest.mark.skipif(which("c++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.skipif("GROUNDSTREAM_SLOW_TESTS" not in os.environ, reason="a minute; set GROUNDSTREAM_SLOW_TESTS=1")
 def test_compiled_it_finds_the_same(glip: Glip, folder: Path) -> None:
