@@ -16,6 +16,7 @@ from streamer.commands import (
     demo,
     detect,
     doctor,
+    evaluate,
     glamm,
     models,
     monitor,
@@ -76,6 +77,7 @@ app.command("caption")(glamm.caption)
 app.command("chat")(glamm.chat)
 app.command("schema")(schema.schema)
 app.command("doctor")(doctor.doctor)
+app.add_typer(evaluate.app, name="evaluate", help="Score results against the truth.")
 app.add_typer(bench.app, name="bench", help="Measure speed on this machine.")
 
 

@@ -51,7 +51,13 @@ class PipelineMetrics(Collector):
         for sink in self._pipeline.sinks():
             backlog.add_metric([sink.name], sink.backlog)
             up.add_metric([sink.name], float(sink.state == "up"))
-        return [received, analysed, dropped, events, age, tracks, online, backlog, up]
+        enriched = CounterMetricFamily(
+            "groundstream_enrich_requests", "Requests for descriptions, by what became of them.", labels=["outcome"]
+        )
+        if (tally := self._pipeline.enrichment()) is not None:
+            for outcome, count in {"answered": tally.answered, "cached": tally.cached, **tally.dropped}.items():
+                enriched.add_metric([outcome], count)
+        return [received, analysed, dropped, events, age, tracks, online, backlog, up, enriched]
 
 
 def serve_metrics(pipeline: Pipeline, port: int, host: str) -> tuple[WSGIServer, Thread]:

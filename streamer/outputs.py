@@ -15,6 +15,7 @@ import numpy as np
 import supervision as sv
 
 from streamer.errors import StreamerError
+from streamer.grounded import mask_model
 from streamer.rules.places import Line, Zone
 
 if TYPE_CHECKING:
@@ -114,9 +115,9 @@ class CocoJson(_TextOutput):
         scores = np.ones(len(tracked)) if tracked.confidence is None else tracked.confidence
         labels = np.zeros(len(tracked), int) if tracked.class_id is None else tracked.class_id
         rows = zip(tracked.tracker_id.tolist(), tracked.xyxy.tolist(), scores.tolist(), labels.tolist(), strict=True)
-        for track, (x1, y1, x2, y2), score, label in rows:
+        for row, (track, (x1, y1, x2, y2), score, label) in enumerate(rows):
             self._count += 1
-            annotation = {
+            annotation: dict[str, object] = {
                 "id": self._count,
                 "image_id": frame.index + 1,
                 "category_id": label,
@@ -126,6 +127,9 @@ class CocoJson(_TextOutput):
                 "score": round(score, 4),
                 "iscrowd": 0,
             }
+            if tracked.mask is not None:
+                mask = mask_model(np.asarray(tracked.mask[row]))
+                annotation["segmentation"] = {"size": mask.size, "counts": mask.counts}
             self._put(("," if self._count > 1 else "") + "\n" + json.dumps(annotation))
 
     async def aclose(self) -> None:

@@ -25,7 +25,7 @@ from sinks.spool import Spool
 from streamer.account import Tally
 from streamer.analysis import Analysis, CoverageMeter
 from streamer.camera import CameraWatch
-from streamer.enrich import Enricher, Enrichment
+from streamer.enrich import Enricher, Enrichment, EnrichTally
 from streamer.errors import ConfigError
 from streamer.frame import Frame, FrameClock
 from streamer.journal import Moment
@@ -40,6 +40,8 @@ COVERAGE_EVERY_S = 10.0
 _AHEAD = 2
 """Batches that may wait for tracking: enough to keep the detector busy, few enough to stay fresh."""
 _PROMPTS_KEPT = 256
+_ENRICH_WAIT_S = 120.0
+"""How long the end of recordings waits for descriptions that were asked for."""
 
 
 class Recorder(Protocol):
@@ -255,6 +257,10 @@ class Pipeline:
         """Where every sink stands."""
         return self._spool.status()
 
+    def enrichment(self) -> EnrichTally | None:
+        """What became of the requests for descriptions; None where nobody describes."""
+        return None if self._enricher is None else self._enricher.tally()
+
     # From frames to detections.
 
     async def _detect_and_end(self) -> None:
@@ -262,6 +268,8 @@ class Pipeline:
         try:
             await self._detect_all()
             if self._enricher is not None:
+                if not self._stopping:
+                    await asyncio.to_thread(self._enricher.drain, _ENRICH_WAIT_S)
                 await asyncio.to_thread(self._enricher.close)
         finally:
             self._items.put_nowait(None)
