@@ -247,13 +247,13 @@ class Spool:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(self._close_sink(delivery) for delivery in self._deliveries))
+        await self._reader.aclose(last=_nothing)
         if self._store is not None:
             self._queue.put(None)
             await asyncio.to_thread(self._writer.join)
         else:
             for _, event in numbered(self._tail, self._tail_first):
                 self._count("undelivered", event.data.stream)
-        await self._reader.aclose()
 
     # The loop's side: admission, the newest events, the sinks.
 
@@ -371,8 +371,8 @@ class Spool:
         if self._store is None:
             return 0
         newest = self._store.next - 1
-        if not self._store.cursors and self._store.lost:
-            return self._store.first - 1  # a damaged file forgot who had what: rather twice than never
+        if self._store.salvaged and name not in self._store.cursors:
+            return self._store.first - 1  # a damaged file may have forgotten who had what: rather twice than never
         return min(self._store.cursors.get(name, newest), newest)
 
     async def _call(self, function: Callable[[], R]) -> R:
@@ -525,7 +525,7 @@ class Spool:
 
 
 def _nothing() -> None:
-    """Wakes the writer, so that it looks at the cursors."""
+    """Wakes a thread, so that it looks at what else there is to do."""
 
 
 def _resolve(future: asyncio.Future[object], result: object) -> None:

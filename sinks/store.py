@@ -88,6 +88,7 @@ class Store:
         self._path = path
         self._sync_each = sync_each
         self.lost = 0  # events that the file once held and that could not be read
+        self.salvaged = False  # whether the file was damaged when it was opened
         self._bad_upto = 0
         self._open()
 
@@ -100,6 +101,7 @@ class Store:
                 if not _is_damage(error):
                     raise
                 self.lost += _salvage(self._path, str(error))
+                self.salvaged = True
                 self._connect()
         except OSError as error:
             raise SinkError(
