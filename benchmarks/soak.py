@@ -101,7 +101,8 @@ def soak(folder: Path, *, events: int, kills: int, outages: int, seed: int = 0) 
         for name, value in json.loads(told).items():
             setattr(report, name, value)
         _compare(report, _confirmed(log), _read_back(proxy))
-    report.seconds = time.monotonic() - begun
+    report.seconds = round(time.monotonic() - begun, 1)
+    report.outage_s = round(report.outage_s, 1)
     report.spool_bytes = sum(path.stat().st_size for path in folder.glob("spool.sqlite*"))
     return report
 

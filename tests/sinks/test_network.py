@@ -1,0 +1,165 @@
+"""What is particular to webhooks, MQTT and Redis: signatures, answers, retained state, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from sinks import PoisonError, SinkError, open_sink, open_sinks
+from sinks.event import EventType
+from sinks.spool import Spool
+from tests.sinks.makes import event, events, ids
+from tests.sinks.peers import Peer, mqtt_broker, redis_server, web_server
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def web() -> Iterator[Peer]:
+    with web_server() as peer:
+        yield peer
+
+
+@pytest.fixture
+def mqtt() -> Iterator[Peer]:
+    with mqtt_broker() as peer:
+        yield peer
+
+
+@pytest.fixture
+def redis() -> Iterator[Peer]:
+    with redis_server() as peer:
+        yield peer
+
+
+async def send(address: str, sent: list) -> None:
+    sink = open_sink(address)
+    try:
+        await sink.send_batch(sent)
+    finally:
+        await sink.aclose()
+
+
+async def test_a_webhook_is_signed_and_carries_the_event(web: Peer) -> None:
+    await send(f"http://me:pw@127.0.0.1:{web.port}/in/here?secret=sesame&site=a%20b", [event(0)])
+    ((path, headers, body),) = web.requests
+    assert path == "/in/here?site=a+b"
+    assert json.loads(body)["id"] == event(0).id
+    assert headers["Content-Type"] == "application/cloudevents+json; charset=utf-8"
+    assert headers["Authorization"] == "Basic " + base64.b64encode(b"me:pw").decode()
+    signed = f"{event(0).id}.{headers['Webhook-Timestamp']}.".encode() + body
+    expected = base64.b64encode(hmac.new(b"sesame", signed, hashlib.sha256).digest()).decode()
+    assert headers["Webhook-Signature"] == f"v1,{expected}"
+    assert abs(int(headers["Webhook-Timestamp"]) - time.time()) < 60
+
+
+async def test_a_batch_is_one_request(web: Peer) -> None:
+    await send(f"http://127.0.0.1:{web.port}/?batch=4&token=sesame", events(10))
+    assert [len(json.loads(body)) for _, _, body in web.requests] == [4, 4, 2]
+    assert web.requests[0][1]["Content-Type"] == "application/cloudevents-batch+json; charset=utf-8"
+    assert web.requests[0][1]["Authorization"] == "Bearer sesame"
+    assert ids(web.events) == ids(events(10))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+async def test_a_malformed_event_is_poison_and_the_others_arrive(web: Peer, batch: int) -> None:
+    refused = (422, {})
+    web.answers = [None, refused] if batch == 1 else [refused, None, refused]
+    with pytest.raises(PoisonError) as found:
+        await send(f"http://127.0.0.1:{web.port}/?batch={batch}", events(4))
+    assert list(found.value.reasons) == [event(1).id]
+    assert "answers 422" in found.value.reasons[event(1).id]
+    assert ids(web.events) == ids([event(0), event(2), event(3)])
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "sentence"),
+    [
+        (401, {}, "check user, password or token"),
+        (302, {"Location": "/there"}, "it has moved"),
+        (503, {}, "answers 503 Service Unavailable"),
+        (404, {}, "answers 404 Not Found"),
+    ],
+)
+async def test_other_answers_mean_later(web: Peer, status: int, headers: dict, sentence: str) -> None:
+    web.answers = [None, (status, headers)]
+    with pytest.raises(SinkError, match=sentence) as found:
+        await send(f"http://127.0.0.1:{web.port}/", events(4))
+    assert not isinstance(found.value, PoisonError)
+    assert found.value.delivered == 1
+
+
+async def test_a_pause_that_was_asked_for_is_kept(web: Peer) -> None:
+    web.answers = [(429, {"Retry-After": "1"})]
+    async with await Spool.open(None, open_sinks([f"http://127.0.0.1:{web.port}/"])) as spool:
+        begun = time.monotonic()
+        await spool.send_batch(events(3))
+        assert await spool.drain(10)
+    assert time.monotonic() - begun >= 1
+    assert len(web.requests) == 4, "nobody knocked in between"
+
+
+async def test_a_connection_that_the_peer_closed_is_opened_again(web: Peer) -> None:
+    web.answers = [(204, {"Connection": "close"}), (204, {"Connection": "close"})]
+    await send(f"http://127.0.0.1:{web.port}/", events(4))
+    assert ids(web.events) == ids(events(4))
+
+
+async def test_mqtt_topics_tell_stream_and_kind_and_state_is_retained(mqtt: Peer) -> None:
+    await send(f"mqtt://me:pw@127.0.0.1:{mqtt.port}/site", [event(0, stream="a/b+"), event(1, kind=EventType.COVERAGE)])
+    connect, *published = mqtt.requests
+    assert b"site/status" in connect
+    assert b"offline" in connect, "the last will"
+    assert b"pw" in connect
+    assert [(topic, retained) for topic, _, retained in published] == [
+        ("site/status", True),
+        ("site/a_b_/track/begin", False),
+        ("site/gate/coverage", False),
+        ("site/gate/state", True),
+        ("site/status", True),
+    ]
+    assert (published[0][1], published[-1][1]) == (b"online", b"offline")
+
+
+async def test_mqtt_refusals(mqtt: Peer) -> None:
+    address = f"mqtt://127.0.0.1:{mqtt.port}/site"
+    mqtt.answers = [0, 0, 0x87]
+    with pytest.raises(SinkError, match="this user may not write there") as found:
+        await send(address, events(4))
+    assert found.value.delivered == 1
+    mqtt.answers = [0, 0, 0x99]
+    with pytest.raises(PoisonError) as poison:
+        await send(address, events(4, first=10))
+    assert list(poison.value.reasons) == [event(11).id]
+
+
+async def test_redis_refusals(redis: Peer) -> None:
+    address = f"redis://me:pw@127.0.0.1:{redis.port}/place"
+    redis.answers = [None, "OOM command not allowed when used memory > 'maxmemory'."]
+    with pytest.raises(SinkError, match=r"refuses .*maxmemory") as found:
+        await send(address, events(4))
+    assert found.value.delivered == 1
+    assert [b"AUTH", b"me", b"pw"] in redis.requests
+    redis.answers = ["WRONGTYPE Operation against a key holding the wrong kind of value"]
+    with pytest.raises(SinkError, match="place is no stream"):
+        await send(address, events(1))
+
+
+async def test_a_parquet_file_waits_for_company_unless_the_spool_is_drained(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("parquet")
+    async with await Spool.open(None, open_sinks([f"parquet:{folder}?seconds=30"])) as spool:
+        for one in events(20):
+            await spool.send(one)
+            await asyncio.sleep(0.01)
+        assert not list(folder.rglob("*.parquet"))
+        assert await spool.drain(5)
+    assert len(list(folder.rglob("*.parquet"))) == 1
