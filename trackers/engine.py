@@ -387,16 +387,35 @@ class Engine:
     def _associate_in_stages(self, found: _Found, detections: sv.Detections, match: Ints, free: Bools) -> None:
         """The cascade of ByteTrack: confident detections, then the others, then tracks not yet confirmed."""
         tracks, options = self._tracks, self.options
-        boxes, scores = found.boxes, found.scores
+        scores = found.scores
         predicted = self._motion.decode(tracks.state[:4])
-        shift = self._common_shift(predicted, boxes, free) if options.common_motion else None
+        shift = self._common_shift(predicted, found.boxes, free) if options.common_motion else None
         if shift is not None:
-            predicted = predicted + np.concatenate((shift, shift))
+            predicted += np.concatenate((shift, shift))
+        rows, cols, overlap = self._first_stage(predicted, found, detections, match, free)
+        if options.low_score is not None:
+            low = (scores > options.low_score) & (scores <= options.high_score)
+            if low.any():
+                left = (match < 0) & (tracks.misses == 0)
+                if options.tentative_limit is not None:
+                    left &= tracks.confirmed
+                _stage(match, low, rows, cols, 1.0 - overlap, left, options.low_limit)
+        if options.tentative_limit is not None and not tracks.confirmed.all():
+            weight = scores.take(cols) if options.fuse_score else 1.0
+            _stage(match, free, rows, cols, 1.0 - overlap * weight, ~tracks.confirmed, options.tentative_limit)
+        if shift is not None:
+            self._carry_along(shift, match < 0)
+
+    def _first_stage(
+        self, predicted: Floats, found: _Found, detections: sv.Detections, match: Ints, free: Bools
+    ) -> tuple[Ints, Ints, Floats]:
+        """Match confirmed tracks to confident detections; the candidate pairs and their overlaps for what follows."""
+        tracks, options = self._tracks, self.options
+        boxes = found.boxes
         if options.whole_pixels:
             predicted, boxes = predicted + _LAST_PIXEL, boxes + _LAST_PIXEL
         if options.grow:
-            wide, wide_boxes = grown(predicted, options.grow), grown(boxes, options.grow)
-            rows, cols, near = overlapping(wide, wide_boxes)
+            rows, cols, near = overlapping(grown(predicted, options.grow), grown(boxes, options.grow))
             overlap = pair_iou(predicted, boxes, rows, cols)
         else:
             rows, cols, overlap = overlapping(predicted, boxes)
@@ -406,32 +425,20 @@ class Engine:
             rows, cols, overlap, near = rows[same], cols[same], overlap[same], near[same]
         if options.mask_weight and detections.mask is not None:
             near = self._with_masks(near, predicted, found, detections, rows, cols)
-        weight = scores.take(cols) if options.fuse_score else 1.0
-        costs = 1.0 - near * weight
+        costs = 1.0 - near * found.scores.take(cols) if options.fuse_score else 1.0 - near
         if options.class_weight:
             costs += options.class_weight * (tracks.label[rows] != found.labels[cols])
         if options.appearance:
             costs = self._with_appearance(costs, 1.0 - overlap, detections, found, rows, cols)
-        confirmed = tracks.confirmed
-        tentative = ~confirmed
-        pool = confirmed if options.tentative_limit is not None else np.ones_like(confirmed)
+        pool = tracks.confirmed if options.tentative_limit is not None else np.ones_like(tracks.confirmed)
         _stage(match, free, rows, cols, costs, pool, options.limit)
-        if options.low_score is not None:
-            low = (scores > options.low_score) & (scores <= options.high_score)
-            if low.any():
-                left = pool & (match < 0) & (tracks.misses == 0)
-                _stage(match, low, rows, cols, 1.0 - overlap, left, options.low_limit)
-        if options.tentative_limit is not None and tentative.any():
-            _stage(match, free, rows, cols, 1.0 - overlap * weight, tentative, options.tentative_limit)
-        if shift is not None:
-            self._carry_along(shift, match < 0)
+        return rows, cols, overlap
 
     def _common_shift(self, predicted: Floats, boxes: Floats, high: Bools) -> Floats | None:
         tracks = self._tracks
         known = (tracks.confirmed & (tracks.misses == 0) & (tracks.hits > 1)).nonzero()[0]
-        return common_shift(
-            predicted.take(known, axis=1), tracks.state[:2].take(known, axis=1), boxes.take(high.nonzero()[0], axis=1)
-        )
+        centres = tracks.state[:2].take(known, axis=1)
+        return common_shift(predicted.take(known, axis=1), centres, boxes.take(high.nonzero()[0], axis=1))
 
     def _carry_along(self, shift: Floats, unseen: Bools) -> None:
         """Tracks that were not seen take part in the common motion as if it had been measured on them."""
