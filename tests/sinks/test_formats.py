@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -117,6 +118,17 @@ def test_an_event_of_a_later_version_keeps_what_we_do_not_know() -> None:
     assert read.data.frame == event(0).data.frame
     assert read.to_json() == raw
     assert b"weather" not in read.model_copy(update={"subject": "x"}).to_json()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent / "goldens").glob("*.jsonl")), ids=lambda path: path.stem
+)
+def test_events_of_every_released_version_are_read(path: Path) -> None:
+    schema = json_schema()
+    for line in path.read_bytes().splitlines():
+        read = Event.from_json(line)
+        assert json.loads(read.model_dump_json(exclude_none=True)).items() >= json.loads(line).items()
+        jsonschema.validate(json.loads(line), schema)
 
 
 @pytest.mark.parametrize("name", ["json", "binary", "avro", "protobuf", "protobuf without a registry"])
