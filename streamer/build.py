@@ -137,7 +137,12 @@ def _tell_undelivered(spool: Spool, *, kept: bool) -> None:
 def load_detector(config: DetectorConfig) -> Detector:
     """The detector with the options that were given; the others are its own."""
     options = {"weights": config.weights, "device": config.device, "threshold": config.threshold}
-    return create_detector(config.name, **{name: value for name, value in options.items() if value is not None})
+    detector = create_detector(config.name, **{name: value for name, value in options.items() if value is not None})
+    if config.masks is None:
+        return detector
+    from detectors.glamm.box_masks import BoxMasks, WithMasks
+
+    return WithMasks(detector, BoxMasks.load(config.masks, config.device))
 
 
 def enricher_of(config: EnrichConfig) -> NewEnricher:

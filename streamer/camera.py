@@ -26,7 +26,7 @@ Affine = npt.NDArray[np.float64]
 
 
 class CameraWatch:
-    """The motion of one camera between frames: ask `wants` for each frame in order, then `update` for those it wants."""
+    """The motion of one camera between frames: ask `wants` for each frame in order, `update` for those it wants."""
 
     def __init__(self) -> None:
         self._estimator = CameraMotion()

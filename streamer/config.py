@@ -92,6 +92,7 @@ class DetectorConfig(_Section):
     weights: Path | None = Field(None, description="a checkpoint file instead of the one in the cache")
     device: str | None = Field(None, description="cpu, cuda, cuda:1; chosen when absent")
     threshold: Fraction | None = None
+    masks: str | None = Field(None, description="a SAM model that turns boxes into masks, facebook/sam-vit-base")
 
 
 class BatchConfig(_Section):

@@ -394,7 +394,7 @@ def _thing(
     """A description whose one span, all of the text, is the thing itself."""
     import numpy as np
 
-    from streamer.grounded import mask_model
+    from streamer.masks import mask_model
 
     found, _ = masks.masks(image, np.array([pixels]))
     span = Span(start=0, end=len(text), phrase=phrase or text, mask=mask_model(found[0]))

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from detectors.detector import Grounded
-from streamer.grounded import mask_model, union
+from streamer.grounded import union
+from streamer.masks import mask_model
 
 if TYPE_CHECKING:
     import supervision as sv

@@ -16,8 +16,9 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
 from detectors.detector import Grounded, GroundedSpan
-from sinks.event import Description, Mask, Span
+from sinks.event import Description, Span
 from streamer.errors import ConfigError, SourceError
+from streamer.masks import mask_model
 
 Image = npt.NDArray[np.uint8]
 BoolMask = npt.NDArray[np.bool_]
@@ -50,12 +51,6 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
     except ValueError:
         raise ConfigError(f"{text!r} is no box: give x1,y1,x2,y2 in pixels, such as 40,60,200,220") from None
     return x1, y1, x2, y2
-
-
-def mask_model(mask: BoolMask) -> Mask:
-    """One mask (H, W) as COCO run lengths."""
-    height, width = mask.shape
-    return Mask(size=(height, width), counts=str(sv.mask_to_rle(mask, compressed=True)))
 
 
 def masks_of(found: sv.Detections) -> BoolMask:

@@ -38,6 +38,7 @@ class Job:
     weights: Path | None = None
     device: str | None = None
     threshold: float | None = None
+    masks: str | None = None
     tracker: str = "default"
     sinks: Sequence[str] = ()
     video: bool = True
@@ -94,6 +95,7 @@ def job_config(job: Job) -> Config:
         "weights": job.weights,
         "device": job.device,
         "threshold": job.threshold,
+        "masks": job.masks,
     }
     raw = {
         "streams": [{"source": video, **stream} for video in job.videos],

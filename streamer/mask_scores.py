@@ -24,6 +24,7 @@ from detectors.glamm import metrics
 from streamer import grounded
 from streamer.describing import Loading
 from streamer.errors import ConfigError, StreamerError
+from streamer.masks import mask_model
 
 _SCORERS = {"cider.cider": "Cider", "meteor.meteor": "Meteor", "tokenizer.ptbtokenizer": "PTBTokenizer"}
 
@@ -241,7 +242,7 @@ def predict(benchmark: Benchmark, truth: Mapping[str, Record], images: Path, loa
 
 
 def _rles(masks: BoolMask) -> tuple[dict[str, Any], ...]:
-    return tuple(grounded.mask_model(mask).model_dump(include={"size", "counts"}) for mask in masks)
+    return tuple(mask_model(mask).model_dump(include={"size", "counts"}) for mask in masks)
 
 
 def evaluate(

@@ -15,7 +15,7 @@ import numpy as np
 import supervision as sv
 
 from streamer.errors import StreamerError
-from streamer.grounded import mask_model
+from streamer.masks import mask_model
 from streamer.rules.places import Line, Zone
 
 if TYPE_CHECKING:

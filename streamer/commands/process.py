@@ -19,6 +19,9 @@ def process(
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file instead of the one in the cache.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; chosen when absent.")] = None,
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="The least score that counts.")] = None,
+    masks: Annotated[
+        str | None, typer.Option(help="A SAM model that turns boxes into masks, such as facebook/sam-vit-base.")
+    ] = None,
     tracker: Annotated[str, typer.Option(help="default, bytetrack, ocsort, botsort, sort.")] = "default",
     out: Annotated[Path, typer.Option(help="Where results go, a folder for each video.")] = Path("out"),
     sink: Annotated[
@@ -53,6 +56,7 @@ def process(
         weights=weights,
         device=device,
         threshold=threshold,
+        masks=masks,
         tracker=tracker,
         out=out,
         sinks=sink or (),

@@ -37,8 +37,8 @@ class Observation:
     `ids` (N,) tracker ids seen in this frame; `boxes` (N, 4) x1, y1, x2, y2 as fractions of the frame, inside it;
     `scores` (N,) in 0..1; `labels` (K,) the numbers of the queries in force; `label_scores` (N, K) what each detection
     scored for each of them, 0 where it does not answer; `stationary` (N,); `alive` (M,) sorted ids of all tracks that
-    may still be seen again; `merges` pairs of ids (ended, into) that turned out to be one thing. `matched` tells for
-    each track which queries, by number, it answers over time.
+    may still be seen again; `merges` pairs of ids (ended, into) that turned out to be one thing; `masks` (N, H, W)
+    where the detector gives them. `matched` tells for each track which queries, by number, it answers over time.
     """
 
     time_ns: int
@@ -50,6 +50,7 @@ class Observation:
     stationary: Bools
     alive: Ints
     merges: Sequence[tuple[int, int]] = ()
+    masks: Bools | None = None
     matched: Mapping[int, AbstractSet[int]] = field(default_factory=lambda: NO_MATCHES)
 
     @property
@@ -73,6 +74,7 @@ class Observation:
             np.isin(ids, tracker.stationary_ids(), assume_unique=True),
             tracker.alive_ids,
             [(merge.ended_id, merge.into_id) for merge in tracker.merges],
+            None if tracked.mask is None else np.asarray(tracked.mask, np.bool_),
         )
 
 

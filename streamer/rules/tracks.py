@@ -10,7 +10,8 @@ from typing import Literal
 
 from sinks.event import Box, EventType, TrackInfo
 from streamer.identity import NewUid
-from streamer.rules.rule import Happening, Observation
+from streamer.masks import mask_model
+from streamer.rules.rule import Bools, Happening, Observation
 
 LOST_AFTER_S = 0.5
 UPDATE_EVERY_S = 10.0
@@ -39,6 +40,7 @@ class TrackRecord:
     revision: int = 0
     end_reason: EndReason | None = None
     merged_into: str | None = None
+    mask: Bools | None = None
     is_asked_for: bool = True
     told_ns: int = 0
     told_view: float = 0.0
@@ -65,6 +67,7 @@ class TrackRecord:
             stationary=self.stationary,
             end_reason=self.end_reason,
             merged_into=self.merged_into,
+            mask=None if self.mask is None else mask_model(self.mask),
         )
 
 
@@ -110,6 +113,9 @@ class Tracks:
             happenings += self._merge(ended, into, now)
         if len(self.records) > len(seen.ids):
             happenings += self._miss(seen)
+        if seen.masks is not None:
+            for number, mask in zip(seen.ids.tolist(), seen.masks, strict=True):
+                self.records[number].mask = mask
         return happenings
 
     def close(self, time_ns: int, reason: EndReason = "shutdown") -> list[Happening]:

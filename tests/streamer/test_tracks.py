@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+import supervision as sv
+
 from streamer.identity import derived_uids
 from streamer.rules.tracks import Matches, Tracks
 from tests.streamer.scenes import seen, told
@@ -84,6 +87,16 @@ def test_the_same_recording_gives_the_same_names_and_another_gives_others():
     assert first(1, 5) == again(1, 5)
     assert len({first(1, 5), first(2, 5), first(1, 6), other(1, 5)}) == 4
     assert len(first(1, 5)) == 26
+
+
+def test_a_track_is_told_with_its_mask():
+    rule = tracks()
+    mask = np.zeros((1, 20, 30), bool)
+    mask[0, 5:10, 5:10] = True
+    rule.update(dataclasses.replace(seen(0, {1: HERE}), masks=mask))
+    told_mask = rule.records[1].describe().mask
+    assert told_mask.size == (20, 30)
+    assert sv.rle_to_mask(told_mask.counts, (30, 20)).sum() == 25
 
 
 def votes(rule: Matches, frames, step_s=0.1, labels=(1, 2)):

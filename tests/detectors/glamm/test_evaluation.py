@@ -20,7 +20,7 @@ from detectors.glamm.similarity import TextSimilarity
 from streamer import mask_scores
 from streamer.commands.evaluate_segmentation import Task, evaluate_segmentation
 from streamer.errors import ConfigError
-from streamer.grounded import mask_model
+from streamer.masks import mask_model
 from streamer.mask_scores import Benchmark, Record, score
 
 app = typer.Typer()
