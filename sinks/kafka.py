@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import socket
 import ssl
 import time
@@ -46,6 +47,7 @@ log = logging.getLogger("sinks.kafka")
 
 DEFAULT_TOPIC = "groundstream.events"
 _TIMEOUT_S = 20.0
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _STATE_TYPES = frozenset({EventType.STREAM_ONLINE, EventType.STREAM_OFFLINE, EventType.COVERAGE})
 _POISON = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError, errors.InvalidRecordError)
 _OURS = frozenset({"bootstrap_servers", "key_serializer", "value_serializer", "partitioner", "kafka_client", "selector",
@@ -249,8 +251,8 @@ class KafkaSink:
             # batches must not expire one by one, which would break the order: `_wait` gives up on all of them
             "delivery_timeout_ms": 24 * 3600 * 1000,
         } | broker.settings
-        if settings["acks"] != "all":
-            settings.setdefault("enable_idempotence", False)
+        if settings["acks"] != "all" and "enable_idempotence" not in broker.settings:
+            settings["enable_idempotence"] = False  # it needs all acknowledgements
         try:
             self._make_topics()
             return broker.build(kafka.KafkaProducer, **settings)
@@ -350,6 +352,9 @@ def open_kafka(address: Address) -> KafkaSink:
         options.whole("replication", -1, least=-1),
         int(retention_s * 1000) if retention_s >= 0 else None,
     )
+    for name in topics.names():
+        if not _TOPIC.fullmatch(name):
+            raise options.error(f"topic {name!r} cannot be: at most 249 of the characters a-z, A-Z, 0-9, '.', '_', '-'")
     encode = open_format(options)
     return KafkaSink(parse_broker(address, kafka.KafkaProducer.DEFAULT_CONFIG), topics, encode)
 

@@ -30,6 +30,7 @@ from sinks.address import parse_address, redact
         ("kafka://host/t?format=xml", "must be one of json, binary, avro, protobuf"),
         ("kafka://host/t?format=avro", "needs a schema registry"),
         ("kafka:///t", "a host is missing"),
+        ("kafka://host/my topic", "topic 'my topic' cannot be"),
         ("http:///hook", "a host is missing"),
         ("https://host:port/hook", "write https://HOST:PORT"),
         ("https://host/hook?batch=0", "must be a number of at least 1"),

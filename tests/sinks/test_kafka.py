@@ -114,6 +114,14 @@ async def test_a_poisoned_batch_names_the_event(proxy: Proxy) -> None:
     await sink.aclose()
 
 
+@pytest.mark.parametrize("settings", ["acks=1", "compression_type=none&linger_ms=0", "format=binary"])
+async def test_settings_reach_the_producer(proxy: Proxy, settings: str) -> None:
+    sink = open_sink(f"kafka://{proxy.address}/t?{settings}")
+    await sink.send_batch(events(5))
+    await sink.aclose()
+    assert await read(f"kafka://{proxy.address}/t") == ids(events(5))
+
+
 async def refusal(address: str) -> str:
     sink = open_sink(address)
     with pytest.raises(SinkError) as found:
