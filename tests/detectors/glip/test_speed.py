@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import typer
 
 from detectors.glip import speed
 from detectors.glip.detector import create
+from streamer.commands import bench_detector
 
 
 def test_a_measurement_accounts_for_the_time_of_every_stage(folder: Path) -> None:
@@ -29,3 +32,26 @@ def test_queries_to_measure_with_are_all_different() -> None:
 def test_random_weights_are_of_released_sizes_only() -> None:
     with pytest.raises(ValueError, match="not for 'glip-mini'"):
         speed.random_glip("glip-mini")
+
+
+def run(*arguments: str) -> None:
+    app = typer.Typer()
+    app.command()(bench_detector.detector)
+    app(list(arguments), standalone_mode=False)
+
+
+def test_the_command_prints_a_table_or_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["glip-mini", "--weights", str(folder), "--size", "96x64", "--rounds", "2"]
+    run(*arguments)
+    table = capsys.readouterr().out
+    assert "frames/s" in table
+    assert "time in dynamic head" in table
+    run(*arguments, "--json")
+    assert json.loads(capsys.readouterr().out)["frames_per_s"] > 0
+
+
+def test_the_command_refuses_what_it_cannot_measure(folder: Path) -> None:
+    with pytest.raises(ValueError, match="give WIDTHxHEIGHT"):
+        run("glip-mini", "--size", "96")
+    with pytest.raises(ValueError, match="exclude each other"):
+        run("glip-tiny", "--random-weights", "--weights", str(folder))
