@@ -100,7 +100,8 @@ class DataSet:
             self.annotations.append(self._annotation(int(image["id"]), found, row))  # type: ignore[call-overload]
 
     def _annotation(self, image: int, found: sv.Detections, row: int) -> dict[str, Any]:
-        from streamer.grounded import mask_model, masks_of
+        from streamer.grounded import masks_of
+        from streamer.masks import mask_model
 
         assert found.class_id is not None
         assert found.confidence is not None

@@ -44,7 +44,7 @@ class CameraWatch:
 
     def update(self, frame: Frame, found: sv.Detections) -> Affine | None:
         """(2, 3) motion since the frame before in pixels, None for a camera that stands still. Takes milliseconds."""
-        motion = self._estimator.update(frame.image, found.xyxy)
+        motion = self._estimator.update(frame.image, np.asarray(found.xyxy, np.float32))
         if motion is not None and _is_motion(motion):
             self._moved_ns = frame.time_ns
             self._has_last = True

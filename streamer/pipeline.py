@@ -197,13 +197,16 @@ class Pipeline:
     async def run(self) -> None:
         """Until every source has ended. Raises `PromptError` before the first frame when words cannot be read."""
         loop = asyncio.get_running_loop()
+
+        def put(item: _Item) -> None:
+            """From other threads: sources and the enricher have theirs."""
+            loop.call_soon_threadsafe(self._items.put_nowait, item)
+
         try:
             await self._prepare({self._texts(camera.analysis.queries.at()) for camera in self._cameras.values()})
             if self._new_enricher is not None:
-                self._enricher = self._new_enricher(
-                    lambda told: loop.call_soon_threadsafe(self._items.put_nowait, told)  # from its thread
-                )
-            self._relay.connect(lambda change: loop.call_soon_threadsafe(self._items.put_nowait, change))
+                self._enricher = self._new_enricher(put)
+            self._relay.connect(put)
             self._merge = Merge([camera.source for camera in self._cameras.values()], on_error=self._fail)
             async with asyncio.TaskGroup() as tasks:
                 ticker = tasks.create_task(self._tick())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -64,9 +65,6 @@ class Truth:
     seen: tuple[Seen, ...]
     hidden: tuple[Seen, ...] = ()
 
-    def __iter__(self) -> object:
-        return iter(self.seen)
-
 
 @dataclass(frozen=True, slots=True)
 class StreetEvent:
@@ -121,10 +119,10 @@ class Watch:
     zones: Mapping[str, Place] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from streamer.rules.geometry import polygon, segment
+        from streamer.rules.geometry import Inside, polygon, segment
 
         self._ends = {name: segment(name, points) for name, points in self.lines.items()}
-        self._corners = {name: polygon(name, points) for name, points in self.zones.items()}
+        self._zones = {name: Inside(polygon(name, points)) for name, points in self.zones.items()}
 
     def between(self, start_s: float, end_s: float, step_s: float = 0.04) -> list[StreetEvent]:
         """What happens from `start_s` to `end_s`. Whatever is back where it was within `step_s` is not noticed."""
@@ -162,12 +160,12 @@ class Watch:
         for name in self._ends:
             was, is_now = self._side(name, start), self._side(name, end)
             if start is not None and end is not None and was != is_now and self._meets(name, start, end):
-                when = self._when(identity, lambda point, line=name: self._side(line, point), was, earlier, later)
+                when = self._when(identity, partial(self._side, name), was, earlier, later)
                 found.append(StreetEvent(when, "line.cross", identity, thing.kind, name, "in" if is_now else "out"))
-        for name in self._corners:
+        for name in self._zones:
             within, remains = self._within(name, start), self._within(name, end)
             if within != remains:
-                when = self._when(identity, lambda point, zone=name: self._within(zone, point), within, earlier, later)
+                when = self._when(identity, partial(self._within, name), within, earlier, later)
                 found.append(StreetEvent(when, "zone.enter" if remains else "zone.exit", identity, thing.kind, name))
         return found
 
@@ -182,9 +180,7 @@ class Watch:
         return crosses_within(np.array(start), np.array(end), self._ends[name])
 
     def _within(self, name: str, point: Point | None) -> bool:
-        from streamer.rules.geometry import inside
-
-        return point is not None and bool(inside(np.array([point]), self._corners[name])[0])
+        return point is not None and bool(self._zones[name](np.array([point]))[0])
 
     def _when(
         self, identity: int, state_of: Callable[[Point | None], bool], was: bool, earlier: float, later: float
