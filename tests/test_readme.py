@@ -33,7 +33,7 @@ def test_the_configuration_is_one(tmp_path, monkeypatch):
 
 def test_the_python_example_runs(tmp_path):
     make_clip(tmp_path / "gate.mp4", frames=30)
-    (code,) = blocks("python")
+    code = blocks("python")[0]
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
