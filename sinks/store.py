@@ -15,7 +15,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -419,18 +419,24 @@ def _is_damage(error: sqlite3.Error) -> bool:
 
 
 def _salvage(path: Path, reason: str) -> int:
-    """Move a damaged file aside and put what can be read of it into a new one; returns how many events are lost."""
+    """Move a damaged file aside and put what can be read of it into a new one; returns how many events are lost.
+
+    Raises `sqlite3.Error`, with the file back in its place, where the new one cannot be written.
+    """
     damaged = path.with_name(f"{path.name}.damaged-{time.time_ns() // 1_000_000}")
-    os.rename(path, damaged)
-    for suffix in ("-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(f"{path}{suffix}", f"{damaged}{suffix}")
+    _move(path, damaged)
     new = _connect(path)
-    _prepare(new, path)
     kept = lost = 0
     certain = False
-    with contextlib.suppress(sqlite3.DatabaseError), contextlib.closing(_open_damaged(damaged, new)) as old:
-        kept, lost, certain = _copy_readable(old, new)
+    try:
+        _prepare(new, path)
+        with contextlib.closing(_open_damaged(damaged, new)) as old:
+            kept, lost, certain = _copy_readable(old, new)
+    except sqlite3.DatabaseError as error:
+        if not _is_damage(error):
+            new.close()
+            _move(damaged, path)
+            raise
     new.close()
     log.error(
         "the spool %s was damaged (%s): %d events recovered, %d%s lost; the damaged file is kept as %s",
@@ -442,6 +448,15 @@ def _salvage(path: Path, reason: str) -> int:
         damaged.name,
     )
     return lost
+
+
+def _move(path: Path, to: Path) -> None:
+    """With what SQLite keeps beside it; what stands in the way is taken away."""
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{to}{suffix}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(f"{path}{suffix}", f"{to}{suffix}")
 
 
 def _open_damaged(damaged: Path, like: sqlite3.Connection) -> sqlite3.Connection:
@@ -477,8 +492,6 @@ def _copy_readable(old: sqlite3.Connection, new: sqlite3.Connection) -> tuple[in
     kept = lost = 0
     expected = acked + 1
     for first, last, droppable, _, crc, body in _blocks_of(old):
-        if not isinstance(body, bytes):
-            continue
         lines, bad = _lines(first, last, crc, body)
         lost += max(0, first - expected) + bad
         good = b"\n".join(lines)
@@ -498,20 +511,29 @@ def _each(db: sqlite3.Connection, sql: str) -> Iterator[tuple[str, int]]:
         yield from db.execute(sql)
 
 
-def _blocks_of(db: sqlite3.Connection) -> Iterable[tuple[int, int, int, int, int, bytes]]:
-    """Every block that can be read, in order: a range that fails is cut in two and tried again."""
-    found: dict[int, tuple[int, int, int, int, int, bytes]] = {}
+def _blocks_of(db: sqlite3.Connection) -> Iterator[tuple[int, int, int, int, int, bytes]]:
+    """Every block that can be read, in order."""
+    for first in _first_numbers(db):
+        with contextlib.suppress(sqlite3.DatabaseError):
+            yield db.execute("SELECT * FROM blocks WHERE first = ?", (first,)).fetchone()
+
+
+def _first_numbers(db: sqlite3.Connection) -> list[int]:
+    """Where blocks begin, as far as it can be read: a range that fails is cut in two and tried again."""
+    found: set[int] = set()
     failures = 0
     ranges = deque([(1, 1 << 48)])
     while ranges and failures < _SALVAGE_FAILURES:
         low, high = ranges.popleft()
         try:
-            for row in db.execute("SELECT * FROM blocks WHERE first BETWEEN ? AND ? ORDER BY first", (low, high)):
-                found[row[0]] = row
-                low = row[0] + 1
+            for (first,) in db.execute(
+                "SELECT first FROM blocks NOT INDEXED WHERE first BETWEEN ? AND ? ORDER BY first", (low, high)
+            ):
+                found.add(first)
+                low = first + 1
         except sqlite3.DatabaseError:
             failures += 1
             if low < high:
                 middle = (low + high) // 2
                 ranges += [(low, middle), (middle + 1, high)]
-    return [found[first] for first in sorted(found)]
+    return sorted(found)

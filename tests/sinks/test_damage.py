@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import os
 import random
+import resource
 import sqlite3
 from pathlib import Path
 
 import pytest
 
+from sinks.sink import SinkError
 from sinks.spool import Spool
 from tests.sinks.makes import Recorder, event, events, ids
 
@@ -108,6 +110,22 @@ def test_a_file_of_nothing_but_noise_is_moved_aside_and_told(path: Path, caplog:
     kept = list(path.parent.glob("spool.sqlite.damaged-*"))
     assert len(kept) == 1
     assert kept[0].stat().st_size == 100_000
+
+
+def test_a_recovery_that_finds_the_disk_full_is_tried_again_by_the_next_start(path: Path) -> None:
+    """A full disk in the middle of a recovery, here a limit on the size of files."""
+    os.truncate(path, path.stat().st_size // 2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(SinkError, match="cannot be opened"):
+            start_again(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(path.parent.glob("spool.sqlite.damaged-*"))
+    got, damaged, _ = start_again(path)
+    assert got
+    assert len(got) + damaged == COUNT
 
 
 def test_an_empty_file_is_a_new_spool(path: Path) -> None:
