@@ -111,7 +111,7 @@ def make(name: str, fps: float) -> tuple[Callable[[np.ndarray, np.ndarray], Any]
         return np.array(rows, dtype=np.float64).reshape(-1, 5)
 
     def arrays(boxes: np.ndarray, scores: np.ndarray) -> Any:
-        return boxes.astype(np.float32), scores.astype(np.float32), np.zeros(len(boxes), dtype=np.int32)
+        return boxes.astype(np.float32), scores.astype(np.float32), np.zeros(len(boxes), dtype=np.uint64)
 
     return arrays, lambda found, time_s: edge.update(*found, int(time_s * 1e9)), active
 

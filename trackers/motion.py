@@ -25,6 +25,8 @@ RANSAC_PIXELS = 3.0
 THUMBNAIL = (64, 36)
 STILL = 0.005  # mean difference of the thumbnails, as a share of white, up to which the camera did not move
 
+STEADY_PIXELS = 0.5  # of the scaled picture: what moves its corners by less is no motion of the camera
+
 LEAST_INLIERS, LEAST_SHARE = 10, 0.3  # what a fit needs to be believed ...
 MOST_ZOOM, MOST_SHIFT = 0.2, 0.25  # ... and what it may claim: change of scale, share of the picture
 
@@ -102,6 +104,10 @@ class CameraMotion:
         if count < LEAST_INLIERS or count < LEAST_SHARE * np.count_nonzero(found):
             return None
         if abs(zoom - 1) >= MOST_ZOOM or far.any():
+            return None
+        height, width = grey.shape
+        corners_of_it = np.array([[0.0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]]).T
+        if float(np.abs(affine @ corners_of_it - corners_of_it[:2]).max()) < STEADY_PIXELS:
             return None
         affine[:, 2] /= scale
         return affine
