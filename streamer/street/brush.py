@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamer.street.dice import noise
-from streamer.street.sketch import FRACTION_BITS, Colour, Figure
+from streamer.street.sketch import FRACTION_BITS, Colour, Figure, Shape
 
 Image = npt.NDArray[np.uint8]
 
@@ -35,26 +35,24 @@ def solids(image: Image, figure: Figure) -> None:
             cv2.fillPoly(image, [points], shape.colour, cv2.LINE_AA, FRACTION_BITS)
 
 
-def toned(
-    image: Image, figure: Figure, gains: tuple[float, float, float], veil: float, haze: Colour, *, is_dark: bool
-) -> None:
-    """Shapes as the light at their place and the haze before it show them; lamps shine when it `is_dark`."""
+def toned(figure: Figure, gains: tuple[float, float, float], veil: float, haze: Colour, *, is_dark: bool) -> Figure:
+    """The figure as the light at its place and the haze before it show it; lamps shine when it `is_dark`."""
     clear = 1.0 - veil
     blue, green, red = (gain * clear for gain in gains)
     add_blue, add_green, add_red = (part * veil for part in haze)
-    for shape in figure.shapes:
-        b, g, r = shape.colour
-        if shape.is_lamp and is_dark:
-            colour = b * clear + add_blue, g * clear + add_green, r * clear + add_red
-        else:
-            colour = min(b * blue + add_blue, 255), min(g * green + add_green, 255), min(r * red + add_red, 255)
-        tone = int(colour[0]), int(colour[1]), int(colour[2])
-        points = figure.points[shape.start : shape.stop]
-        if shape.stroke_m:
-            thickness = max(1, int(shape.stroke_m * figure.scale + 0.5))
-            cv2.polylines(image, [points], False, tone, thickness, cv2.LINE_AA, FRACTION_BITS)
-        else:
-            cv2.fillPoly(image, [points], tone, cv2.LINE_AA, FRACTION_BITS)
+    tones: dict[tuple[Colour, bool], Colour] = {}
+    shapes = []
+    for start, stop, colour, stroke_m, is_detail, is_lamp in figure.shapes:
+        tone = tones.get((colour, is_lamp))
+        if tone is None:
+            b, g, r = colour
+            if is_lamp and is_dark:
+                tone = int(b * clear + add_blue), int(g * clear + add_green), int(r * clear + add_red)
+            else:
+                tone = int(b * blue + add_blue), int(g * green + add_green), int(r * red + add_red)
+            tone = tones[colour, is_lamp] = min(tone[0], 255), min(tone[1], 255), min(tone[2], 255)
+        shapes.append(Shape(start, stop, tone, stroke_m, is_detail, is_lamp))
+    return figure._replace(shapes=shapes)
 
 
 def lamps(image: Image, figure: Figure, light: Haze) -> None:
@@ -92,7 +90,8 @@ def _disc(radius: int) -> Image:
     steps = np.arange(-radius, radius, dtype=np.int64) * 2 + 1
     square = steps[:, None] ** 2 + steps[None, :] ** 2  # in half pixels
     fall = np.maximum(0, 256 - square * 64 // (radius * radius))
-    return (fall * fall * fall >> 16).clip(0, 255).astype(np.uint8)
+    disc: Image = np.clip(fall * fall * fall >> 16, 0, 255).astype(np.uint8)
+    return disc
 
 
 def silhouette(figure: Figure) -> tuple[npt.NDArray[np.uint8], int, int] | None:

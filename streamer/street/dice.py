@@ -69,7 +69,7 @@ class Dice:
             left -= weight
             if left < 0:
                 return choice
-        return next(reversed(weights))
+        return list(weights)[-1]
 
 
 def sine(turns: float) -> float:

@@ -59,11 +59,11 @@ class Painter:
         stopped = self.world.stopped(time_s)
         for item, figure in self._in_order(drawn):
             if isinstance(item, Prop):
-                self._put(image, figure, item.x, item.z)
-                if item.is_signal:
-                    self._put(image, self.scenery.signal_lights(item, stopped), item.x, item.z)
+                self._put(image, figure)
+                if item.lights is not None:
+                    self._put(image, item.lights[stopped])
             else:
-                self._put(image, figure, item.x, item.z)
+                self._put(image, self._lit(figure, item.x, item.z))
         return self._lens(image, time_s)
 
     def labels(self, drawn: list[tuple[State, Figure]]) -> tuple[npt.NDArray[np.uint8], list[Silhouette | None]]:
@@ -99,13 +99,13 @@ class Painter:
         """The empty street in soft and in deep shadow."""
         levels = np.arange(256)
         return (
-            cv2.LUT(self._empty, (levels * _SOFT).astype(np.uint8)),
-            cv2.LUT(self._empty, (levels * _DEEP).astype(np.uint8)),
+            np.asarray(cv2.LUT(self._empty, (levels * _SOFT).astype(np.uint8)), np.uint8),
+            np.asarray(cv2.LUT(self._empty, (levels * _DEEP).astype(np.uint8)), np.uint8),
         )
 
     def _in_order(self, drawn: list[tuple[State, Figure]]) -> Iterator[tuple[State | Prop, Figure]]:
         """Things and props together, the most distant first."""
-        props = self.scenery.props
+        props = self._props
         next_prop = 0
         for state, figure in drawn:
             while next_prop < len(props) and props[next_prop].z >= state.z:
@@ -115,9 +115,21 @@ class Painter:
         for prop in props[next_prop:]:
             yield prop, prop.figure
 
-    def _put(self, image: Image, figure: Figure, x: float, z: float) -> None:
+    def _lit(self, figure: Figure, x: float, z: float) -> Figure:
         lighting = self._lighting
-        brush.toned(image, figure, lighting.gains(x, z), lighting.veil(z), lighting.haze, is_dark=self._is_dark)
+        return brush.toned(figure, lighting.gains(x, z), lighting.veil(z), lighting.haze, is_dark=self._is_dark)
+
+    @cached_property
+    def _props(self) -> list[Prop]:
+        """The scenery's props in their own light, the most distant first."""
+        props = []
+        for x, z, figure, lights in self.scenery.props:
+            lit = lights and (self._lit(lights[0], x, z), self._lit(lights[1], x, z))
+            props.append(Prop(x, z, self._lit(figure, x, z), lit))
+        return props
+
+    def _put(self, image: Image, figure: Figure) -> None:
+        brush.solids(image, figure)
         if self._is_dark and figure.glows:
             brush.glows(image, figure, 0.55 if self.world.conditions.light == "night" else 0.3)
 
@@ -125,8 +137,8 @@ class Painter:
         """Everything rests in a soft shadow; under the sun a deep one falls to one side."""
         conditions = self.world.conditions
         soft = np.zeros(image.shape[:2], np.uint8)
-        deep = np.zeros(image.shape[:2], np.uint8)
         sunny = conditions.light == "day" and conditions.weather == "clear"
+        deep = self._prop_shadows.copy() if sunny else np.zeros(image.shape[:2], np.uint8)
         for state, _ in drawn:
             thing = state.thing
             half, wide = thing.length / 2, thing.width / 2
@@ -140,11 +152,15 @@ class Painter:
             else:
                 self._ground_shape(soft, state, [(x * 1.12, z * 1.25) for x, z in corners], 0.0)
                 self._ground_shape(deep, state, [(x * 0.92, z * 0.9) for x, z in corners], 0.0)
-        if sunny:
-            for prop in self.scenery.props:
-                self._prop_shadow(deep, prop)
         cv2.copyTo(self._shaded[0], soft, image)
         cv2.copyTo(self._shaded[1], deep, image)
+
+    @cached_property
+    def _prop_shadows(self) -> Mask:
+        mask = np.zeros(self._empty.shape[:2], np.uint8)
+        for prop in self.scenery.props:
+            self._prop_shadow(mask, prop)
+        return mask
 
     def _ground_shape(self, mask: Mask, state: State, corners: list[tuple[float, float]], height: float) -> None:
         sun_x, sun_z = self.world.conditions.sun
@@ -182,9 +198,10 @@ class Painter:
         if conditions.flicker:
             cloud = sine(time_s * 0.045 + (self.world.seed % 97) / 97) + 0.5 * sine(time_s * 0.11)
             gain = int(256 * (1.0 + conditions.flicker * cloud / 1.5))
-            image = cv2.LUT(image, np.minimum(np.arange(256) * gain >> 8, 255).astype(np.uint8))
+            levels = np.minimum(np.arange(256) * gain >> 8, 255).astype(np.uint8)
+            image = np.asarray(cv2.LUT(image, levels), np.uint8)
         if conditions.blur:
-            image = cv2.GaussianBlur(image, (5, 5), conditions.blur * height / 384)
+            image = np.asarray(cv2.GaussianBlur(image, (5, 5), conditions.blur * height / 384), np.uint8)
         if conditions.noise:
             more, less = _sensor_noise(height, width, conditions.noise)
             dy, dx = moment.whole(0, brush.NOISE_ROOM - 1), moment.whole(0, brush.NOISE_ROOM - 1)
@@ -192,7 +209,7 @@ class Painter:
             cv2.subtract(image, less[dy : dy + height, dx : dx + width], image)
         if conditions.jpeg:
             _, packed = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, conditions.jpeg])
-            image = cv2.imdecode(packed, cv2.IMREAD_COLOR)
+            image = np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR), np.uint8)
         return image
 
 
@@ -204,8 +221,7 @@ def _fall(image: Image, tile: Image, time_s: float, speed: tuple[float, float], 
 
 
 def _wrap(layer: Image) -> Image:
-    tiled: Image = cv2.merge([np.tile(layer, (2, 2))] * 3)
-    return tiled
+    return np.repeat(np.tile(layer, (2, 2))[..., None], 3, axis=2)
 
 
 @lru_cache(maxsize=16)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streamer.street.camera import Camera
 from streamer.street.dice import Dice, circle
 from streamer.street.sketch import Colour, Figure, Point, Sketch, blend, shade
 from streamer.street.world import Conditions, Layout, World
@@ -26,18 +25,20 @@ _SKY: dict[str, tuple[Colour, Colour]] = {
     "night": ((46, 30, 20), (84, 62, 46)),
 }
 _WALLS: tuple[Colour, ...] = (
-    (176, 196, 214), (150, 178, 206), (196, 204, 208), (132, 160, 196), (188, 200, 186), (204, 196, 184), (116, 134, 168), (170, 186, 224),
+    (176, 196, 214), (150, 178, 206), (196, 204, 208), (132, 160, 196),
+    (188, 200, 186), (204, 196, 184), (116, 134, 168), (170, 186, 224),
 )  # fmt: skip
 _AWNINGS: tuple[Colour, ...] = ((72, 72, 178), (92, 120, 70), (150, 96, 60), (60, 150, 200), (110, 84, 120))
 
 
 class Prop(NamedTuple):
-    """A standing piece of scenery: its place decides what it hides."""
+    """A standing piece of scenery: its place decides what it hides. A signal has lights for rolling and for stopped
+    traffic."""
 
     x: float
     z: float
     figure: Figure
-    is_signal: bool = False
+    lights: tuple[Figure, Figure] | None = None
 
 
 @dataclass
@@ -120,7 +121,7 @@ class Scenery:
         self._grain(image)
         image = self._light(image)
         lamps(image, house_figure, self.lighting)
-        return cv2.GaussianBlur(image, (3, 3), 0.45)
+        return np.asarray(cv2.GaussianBlur(image, (3, 3), 0.45), np.uint8)
 
     def _sky(self) -> npt.NDArray[np.uint8]:
         camera, conditions = self.camera, self.conditions
@@ -278,9 +279,14 @@ class Scenery:
         wide_gains = cv2.resize(np.minimum(gains, 255).astype(np.uint8), size, interpolation=cv2.INTER_LINEAR_EXACT)
         wide_veil = cv2.resize(np.minimum(veil, 255).astype(np.uint8), size, interpolation=cv2.INTER_LINEAR_EXACT)
         height, width = image.shape[:2]
-        lit = np.minimum((image.astype(np.int32) * wide_gains[:height, :width]) >> 7, 255)
-        haze = np.array(lighting.haze, np.int32)
-        lit += ((haze - lit) * wide_veil[:height, :width, None].astype(np.int32)) >> 8
+        lit = image.astype(np.uint16)
+        lit *= wide_gains[:height, :width]
+        lit >>= 7
+        np.minimum(lit, 255, out=lit)
+        covered = wide_veil[:height, :width, None].astype(np.uint16)
+        lit *= 256 - covered
+        lit += covered * np.array(lighting.haze, np.uint16)
+        lit >>= 8
         return lit.astype(np.uint8)
 
     # -- what stands in the street ---------------------------------------------------------------------------------
@@ -296,10 +302,9 @@ class Scenery:
                 props.append(self._tree(x, layout.far[0] + 0.3, dice))
             x += dice.between(5.0, 11.0)
         left, right = self.camera.reach(layout.far[1])
-        for _ in range(dice.whole(0, 2)):
-            props.append(self._bench(dice.between(left, right), layout.far[1] - 0.35))
-        for _ in range(dice.whole(0, 2)):
-            props.append(self._planter(dice.between(left, right), layout.far[1] - 0.3, dice))
+        benches, planters = dice.whole(0, 2), dice.whole(0, 2)
+        props += [self._bench(dice.between(left, right), layout.far[1] - 0.35) for _ in range(benches)]
+        props += [self._planter(dice.between(left, right), layout.far[1] - 0.3, dice) for _ in range(planters)]
         if dice.chance(0.5):
             left, right = self.camera.reach(layout.near[1])
             props.append(self._bin(dice.between(left, right), layout.near[1] - 0.25))
@@ -366,17 +371,17 @@ class Scenery:
         sketch = Sketch()
         sketch.fill([(-0.05, 0.0), (0.05, 0.0), (0.05, 2.4), (-0.05, 2.4)], (70, 68, 66))
         sketch.fill([(-0.17, 2.3), (0.17, 2.3), (0.17, 3.2), (-0.17, 3.2)], (36, 34, 34))
-        return Prop(x, z, sketch.card(self.camera, x, z), is_signal=True)
+        lights = self._signal_lights(x, z, stopped=False), self._signal_lights(x, z, stopped=True)
+        return Prop(x, z, sketch.card(self.camera, x, z), lights)
 
-    def signal_lights(self, prop: Prop, stopped: bool) -> Figure:
-        """The two lamps of a signal post."""
+    def _signal_lights(self, x: float, z: float, stopped: bool) -> Figure:
         sketch = Sketch()
         red, green = ((40, 36, 240), (38, 60, 40)) if stopped else ((36, 34, 70), (90, 220, 60))
         for height, colour in ((2.97, red), (2.55, green)):
             disc = [(0.11 * c, height + 0.11 * s) for c, s in circle(10)]
             sketch.fill(disc, colour, is_lamp=max(colour) > 200)
         sketch.glow((0.0, 2.97 if stopped else 2.55), 0.5, red if stopped else green)
-        return sketch.card(self.camera, prop.x, prop.z)
+        return sketch.card(self.camera, x, z)
 
 
 class _House:

@@ -119,10 +119,16 @@ class Watch:
     zones: Mapping[str, Place] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from streamer.rules.geometry import Inside, polygon, segment
+        from streamer.rules.geometry import polygon, segment
 
-        self._ends = {name: segment(name, points) for name, points in self.lines.items()}
-        self._zones = {name: Inside(polygon(name, points)) for name, points in self.zones.items()}
+        self._ends: dict[str, list[Point]] = {}
+        self._corners: dict[str, list[Point]] = {}
+        for name, points in self.lines.items():
+            segment(name, points)  # raises on what is no line
+            self._ends[name] = [(x, y) for x, y in points]
+        for name, points in self.zones.items():
+            polygon(name, points)
+            self._corners[name] = [(x, y) for x, y in points]
 
     def between(self, start_s: float, end_s: float, step_s: float = 0.04) -> list[StreetEvent]:
         """What happens from `start_s` to `end_s`. Whatever is back where it was within `step_s` is not noticed."""
@@ -162,7 +168,7 @@ class Watch:
             if start is not None and end is not None and was != is_now and self._meets(name, start, end):
                 when = self._when(identity, partial(self._side, name), was, earlier, later)
                 found.append(StreetEvent(when, "line.cross", identity, thing.kind, name, "in" if is_now else "out"))
-        for name in self._zones:
+        for name in self._corners:
             within, remains = self._within(name, start), self._within(name, end)
             if within != remains:
                 when = self._when(identity, partial(self._within, name), within, earlier, later)
@@ -170,17 +176,27 @@ class Watch:
         return found
 
     def _side(self, name: str, point: Point | None) -> bool:
-        from streamer.rules.geometry import signed_distance
-
-        return point is not None and bool(signed_distance(np.array([point]), self._ends[name])[0] > 0)
+        """Whether the point lies to the right of the line."""
+        (x0, y0), (x1, y1) = self._ends[name]
+        return point is not None and (x1 - x0) * (point[1] - y0) - (y1 - y0) * (point[0] - x0) > 0
 
     def _meets(self, name: str, start: Point, end: Point) -> bool:
-        from streamer.rules.geometry import crosses_within
-
-        return crosses_within(np.array(start), np.array(end), self._ends[name])
+        """Whether a way that changes sides passes between the line's ends."""
+        way_x, way_y = end[0] - start[0], end[1] - start[1]
+        first, second = (way_x * (y - start[1]) - way_y * (x - start[0]) for x, y in self._ends[name])
+        return first * second <= 0
 
     def _within(self, name: str, point: Point | None) -> bool:
-        return point is not None and bool(self._zones[name](np.array([point]))[0])
+        """Whether the point lies in the zone, by the even-odd rule."""
+        if point is None:
+            return False
+        x, y = point
+        corners = self._corners[name]
+        is_inside = False
+        for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
+            if (y0 > y) != (y1 > y) and x < x0 + (x1 - x0) * (y - y0) / (y1 - y0):
+                is_inside = not is_inside
+        return is_inside
 
     def _when(
         self, identity: int, state_of: Callable[[Point | None], bool], was: bool, earlier: float, later: float

@@ -144,8 +144,8 @@ def parse(text: str) -> Meaning | None:
         words = words[1:]
     size, words = _take(words, {form: name for name, forms in _SIZES.items() for form in forms})
     every_colour = {colour: colour for colours in COLOURS.values() for colour in colours}
-    colour, words = _take(words, every_colour)
     before, words = _take(words, {form: name for forms in _BEFORE_NOUN.values() for name, form in forms.items()})
+    colour, words = _take(words, every_colour)
     for count in (2, 1):
         name = " ".join(words[:count])
         noun = next((noun for noun in NOUNS if name in (noun.singular, noun.plural)), None)
@@ -210,8 +210,6 @@ def say(
     kind = next(iter(meaning.kinds)) if len(meaning.kinds) == 1 else ""
     before = [_SIZES[meaning.size][size % 2]] if meaning.size else []
     after = []
-    if meaning.colour and kind != "person":
-        before.append(meaning.colour)
     for attribute in sorted(meaning.attributes - chosen.meaning.attributes):
         if attribute in _BEFORE_NOUN.get(kind, {}):
             before.append(_BEFORE_NOUN[kind][attribute])
@@ -220,6 +218,8 @@ def say(
             after.append(forms[clause % len(forms)])
     if meaning.colour and kind == "person":
         after.insert(0, _COLOUR_CLAUSES[clause % len(_COLOUR_CLAUSES)].format(meaning.colour))
+    elif meaning.colour:
+        before.append(meaning.colour)
     if meaning.side:
         after.append(f"on the {meaning.side}")
     words = " ".join([*before, chosen.plural if plural else chosen.singular, *after])

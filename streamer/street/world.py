@@ -79,7 +79,8 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A thing at one moment: its ground point in metres, where it heads, how far it has come (turns wheels and legs)."""
+    """A thing at one moment: its ground point in metres, where it heads, and how far it has come: that turns wheels and
+    swings legs."""
 
     thing: Thing
     x: float
@@ -211,7 +212,7 @@ class World:
         """How far a convoy has come, a whole number of slots each round; and whether it stands."""
         rounds, phase = divmod(time_s + self._phase, ROUND_S)
         speed = per_round / (ROLL_S + (BRAKE_S + START_S) / 2)
-        way = speed * min(phase, ROLL_S)
+        way = speed * (min(phase, ROLL_S) - ROLL_S - BRAKE_S / 2)  # 0 where it stands, so that slots hold the crossing
         braking = min(max(phase - ROLL_S, 0.0), BRAKE_S)
         way += speed * (braking - braking * braking / (2 * BRAKE_S))
         starting = max(phase - ROLL_S - BRAKE_S - STAND_S, 0.0)
@@ -549,8 +550,8 @@ def _survey(dice: Dice, size: tuple[int, int]) -> tuple[Camera, Layout]:
 
 
 def _conditions(dice: Dice, scenario: Scenario) -> Conditions:
-    light = dice.weigh({"day": 0.6, "dusk": 0.2, "night": 0.2})
-    weather = dice.weigh({"clear": 0.55, "rain": 0.18, "fog": 0.12, "snow": 0.15})
+    light: Light = dice.weigh({"day": 0.6, "dusk": 0.2, "night": 0.2})
+    weather: Weather = dice.weigh({"clear": 0.55, "rain": 0.18, "fog": 0.12, "snow": 0.15})
     sun = dice.between(-1.1, 1.1), dice.between(0.1, 0.7)
     noise = dice.whole(0, 6) if dice.chance(0.6) else 0
     blur = dice.between(0.4, 1.0) if dice.chance(0.25) else 0.0

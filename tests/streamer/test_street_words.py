@@ -1,0 +1,104 @@
+"""What is said of the street is true, and what is said to be absent is."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamer.street import sample
+from streamer.street import words as street_words
+from streamer.street.dice import Dice
+from streamer.street.words import Meaning, absent, ground, holds, matches, parse, phrases, say, variants
+
+SIZE = (320, 192)
+
+
+@pytest.fixture(scope="module")
+def truths():
+    return [sample(31, index, SIZE).truth for index in range(20)]
+
+
+def test_phrases_are_true_of_their_thing(truths):
+    count = 0
+    for truth in truths:
+        for one in truth.seen:
+            for text in phrases(one, truth.seen):
+                meaning = parse(text)
+                assert meaning is not None, text
+                assert holds(meaning, one.thing, one.middle), text
+                count += 1
+    assert count > 500
+
+
+def test_every_way_to_say_a_phrase_means_the_same(truths):
+    texts = {text for truth in truths for one in truth.seen for text in phrases(one, truth.seen)}
+    for text in texts:
+        for variant in variants(text):
+            assert parse(variant) == parse(text), (variant, text)
+
+
+def test_absent_phrases_are_false_of_everything_in_the_picture(truths):
+    wrong_colour = 0
+    for number, truth in enumerate(truths):
+        everything = [*truth.seen, *truth.hidden]
+        texts = absent(everything, Dice(1, number), 12)
+        assert len(texts) == 12
+        for text in texts:
+            assert matches(text, everything) == [], text
+            kinds = {one.thing.kind for one in everything}
+            meaning = parse(text)
+            assert meaning is not None
+            wrong_colour += bool(meaning.colour) and meaning.kinds <= kinds
+    assert wrong_colour > 30
+
+
+def test_grounded_phrases_name_everything_they_are_true_of(truths):
+    for number, truth in enumerate(truths):
+        for grounding in ground(truth.seen, Dice(2, number), present=5, absent=5, hidden=truth.hidden):
+            found = matches(grounding.text, truth.seen)
+            assert found is not None
+            assert {one.thing.identity for one in found} == grounding.identities, grounding.text
+
+
+def test_a_side_is_named_only_where_it_points_at_one_thing(truths):
+    sided = 0
+    for truth in truths:
+        for one in truth.seen:
+            for text in phrases(one, truth.seen):
+                if text.endswith(("on the left", "on the right")):
+                    assert matches(text, truth.seen) == [one]
+                    sided += 1
+    assert sided > 5
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("Red cars", Meaning(frozenset({"car"}), colour="red")),
+        ("the gray automobile", Meaning(frozenset({"car"}), colour="grey")),
+        ("a parked blue car", Meaning(frozenset({"car"}), colour="blue", attributes=frozenset({"parked"}))),
+        ("a big bus", Meaning(frozenset({"bus"}), size="large")),
+        ("people with umbrellas", None),
+        ("a man in green with a hat", Meaning(frozenset({"person"}), "man", "green", attributes=frozenset({"hat"}))),
+        ("cyclists", Meaning(frozenset({"person"}), attributes=frozenset({"bicycle"}))),
+        ("a dog on the left", Meaning(frozenset({"dog"}), side="left")),
+        ("a zebra", None),
+    ],
+)
+def test_texts_are_read(text, meaning):
+    assert parse(text) == meaning
+
+
+def test_articles_fit_their_words():
+    orange = Meaning(frozenset({"car"}), colour="orange")
+    assert say(orange) == "an orange car"
+    assert say(orange, plural=True) == "orange cars"
+    assert say(Meaning(frozenset({"person"}), sex="child"), article="the", plural=True) == "the children"
+
+
+def test_a_text_outside_the_language_has_no_variants():
+    with pytest.raises(ValueError, match="'a zebra' is not a phrase of the street"):
+        variants("a zebra")
+
+
+def test_every_kind_has_a_plain_name():
+    assert {say(Meaning(frozenset({kind})), article="") for kind in street_words.KINDS} == set(street_words.KINDS)
