@@ -3,7 +3,7 @@
     python benchmarks/tracking.py [--peers PEERS/bin/python] [--rounds 3] [--only accuracy,dropped,cost,memory]
 
 The peers live in an environment of their own: python -m venv PEERS && PEERS/bin/pip install trackers norfair
-pyxtrackers edgefirst-tracker. Writes benchmarks/results/trackers.md (with all parts) or prints the parts asked for.
+pyxtrackers edgefirst-tracker. Writes the parts asked for into benchmarks/results/trackers.md; others stay as they are.
 Accuracy is counted by trackeval; cost is `update` alone, median over frames and rounds, all trackers in turn.
 """
 
@@ -368,19 +368,23 @@ def main() -> None:
         "cost": ("Cost of one `update`, microseconds", lambda: cost(arguments.peers, arguments.rounds)),
         "memory": ("Memory of a process with one `default`, 8 boxes a frame", memory),
     }
-    asked = arguments.only.split(",")
-    text = [
-        "# Trackers",
-        "",
-        f"Python {platform.python_version()}, NumPy {np.__version__}, one thread, a shared machine.",
-    ]
-    for name, (title, part) in parts.items():
-        if name in asked:
-            text += ["", f"## {title}", "", *part()]
-    print("\n".join(text))
-    if set(asked) == set(parts):
+    told = sections(RESULTS.read_text()) if RESULTS.is_file() else {}
+    for name in arguments.only.split(","):
+        title, part = parts[name]
+        told[title] = "\n".join(part())
+        print(f"## {title}\n\n{told[title]}\n", flush=True)
+        head = (
+            f"# Trackers\n\nPython {platform.python_version()}, NumPy {np.__version__}, one thread, a shared machine."
+        )
+        known = [f"## {title}\n\n{told[title]}" for title, _ in parts.values() if title in told]
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text("\n".join(text) + "\n")
+        RESULTS.write_text("\n\n".join((head, *known)) + "\n")
+
+
+def sections(text: str) -> dict[str, str]:
+    """The parts of an earlier run, by title: a part that is not asked for keeps its figures."""
+    found = (part.partition("\n\n") for part in text.split("\n## ")[1:])
+    return {title.strip(): body.strip() for title, _, body in found}
 
 
 if __name__ == "__main__":

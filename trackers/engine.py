@@ -173,8 +173,8 @@ class Engine:
         self, detections: sv.Detections, time_s: float, camera: npt.NDArray[np.float64] | None = None
     ) -> sv.Detections:
         """The confirmed tracks seen in this frame, each with its `tracker_id`, rows sorted by id. See `Tracker`."""
-        found = self._read(detections)
-        self._predict(self._elapsed(time_s), camera)
+        found, affine = self._read(detections), _read_camera(camera)
+        self._predict(self._elapsed(time_s), affine)
         self._merges = []
         match, free = self._associate(found, detections)
         seen = match >= 0
@@ -343,7 +343,7 @@ class Engine:
         self._now = float(time_s)
         return dt
 
-    def _predict(self, dt: float, camera: npt.NDArray[np.float64] | None) -> None:
+    def _predict(self, dt: float, camera: Floats | None) -> None:
         tracks = self._tracks
         if not len(tracks):
             return
@@ -357,13 +357,8 @@ class Engine:
         if camera is not None:
             self._follow_camera(camera)
 
-    def _follow_camera(self, camera: npt.NDArray[np.float64]) -> None:
+    def _follow_camera(self, affine: Floats) -> None:
         """Move everything that is remembered in pixels with the picture: x' = A x + t (BoT-SORT, section 3.2)."""
-        affine = np.asarray(camera, dtype=np.float64)
-        if affine.shape != (2, 3) or not np.isfinite(affine).all():
-            raise TrackerInputError(
-                f"camera is {affine.tolist()}: give the motion as a (2, 3) matrix of finite numbers"
-            )
         turn, shift = affine[:, :2], affine[:, 2:]
         zoom = float(np.sqrt(abs(np.linalg.det(turn))))
         tracks = self._tracks
@@ -729,6 +724,15 @@ def _stage(match: Ints, free: Bools, rows: Ints, cols: Ints, costs: Floats, left
     cols = cols.take(chosen)
     match[rows.take(chosen)] = cols
     free[cols] = False
+
+
+def _read_camera(camera: npt.NDArray[np.float64] | None) -> Floats | None:
+    if camera is None:
+        return None
+    affine = np.asarray(camera, dtype=np.float64)
+    if affine.shape != (2, 3) or not np.isfinite(affine).all():
+        raise TrackerInputError(f"camera is {affine.tolist()}: give the motion as a (2, 3) matrix of finite numbers")
+    return affine
 
 
 def _centres(boxes: Floats) -> Floats:
