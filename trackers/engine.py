@@ -147,6 +147,7 @@ class Engine:
         self._memory = Slots(options.history)
         self._gallery = Gallery(options.relink_s)
         self._rate_noise = RateNoise(options.adapt_rate_noise)
+        self._motion.scale_rate_noise(np.ones((4, 1)))
         self._births = BirthRecord()
         self._frame = 0
         self._now = 0.0

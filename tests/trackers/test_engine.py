@@ -153,6 +153,20 @@ def test_time_that_falls_is_an_error_or_a_fresh_start() -> None:
     assert ids(other, [boxes(walker(0))] * 2, start_s=1.0) == [[2], [2]]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reset_forgets_everything_but_the_ids(name: str) -> None:
+    scene = crowd(7, 20, 60)
+    fresh, used = create_tracker(name), create_tracker(name)
+    for frame, found in enumerate(scene):
+        used.update(found, frame / 30)
+    highest = int(used.state_dict()["counters"][0])
+    used.reset()
+    for frame, found in enumerate(scene):
+        ours, theirs = used.update(found, frame / 30), fresh.update(found, frame / 30)
+        np.testing.assert_array_equal(ours.xyxy, theirs.xyxy)
+        np.testing.assert_array_equal(ours.tracker_id, theirs.tracker_id + highest)
+
+
 def test_predict_moves_the_shown_boxes_and_changes_nothing() -> None:
     tracker = create_tracker("default")
     scene = [boxes(walker(3.0 * frame)) for frame in range(30)]
