@@ -88,7 +88,9 @@ ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
     "dog": {"leash": ("on a leash",)},
 }
 """What follows the noun, by kind and attribute; the first form is the plain one."""
-_BEFORE_NOUN: dict[str, dict[str, str]] = {"car": {"parked": "parked"}, "bus": {"double-decker": "double-decker"}}
+_BEFORE_COLOUR: dict[str, str] = {"parked": "car"}
+_AFTER_COLOUR: dict[str, str] = {"double-decker": "bus"}
+"""Attributes that stand before the noun, and the kind they belong to."""
 _SIZES: dict[str, tuple[str, ...]] = {"large": ("large", "big"), "small": ("small", "little")}
 SIZED_KINDS = ("bus", "dog")
 _COLOUR_CLAUSES = ("in {}", "dressed in {}", "wearing {}")
@@ -144,15 +146,15 @@ def parse(text: str) -> Meaning | None:
         words = words[1:]
     size, words = _take(words, {form: name for name, forms in _SIZES.items() for form in forms})
     every_colour = {colour: colour for colours in COLOURS.values() for colour in colours}
-    before, words = _take(words, {form: name for forms in _BEFORE_NOUN.values() for name, form in forms.items()})
+    state, words = _take(words, {name: name for name in _BEFORE_COLOUR})
     colour, words = _take(words, every_colour)
+    build, words = _take(words, {name: name for name in _AFTER_COLOUR})
     for count in (2, 1):
         name = " ".join(words[:count])
         noun = next((noun for noun in NOUNS if name in (noun.singular, noun.plural)), None)
         if noun is not None:
             meaning = noun.meaning
-            if before:
-                meaning = replace(meaning, attributes=meaning.attributes | {before})
+            meaning = replace(meaning, attributes=meaning.attributes | ({state, build} - {""}))
             return _clauses(replace(meaning, colour=colour, size=size), " ".join(words[count:]))
     return None
 
@@ -209,10 +211,13 @@ def say(
     chosen = nouns[noun % len(nouns)]
     kind = next(iter(meaning.kinds)) if len(meaning.kinds) == 1 else ""
     before = [_SIZES[meaning.size][size % 2]] if meaning.size else []
-    after = []
+    build: list[str] = []
+    after: list[str] = []
     for attribute in sorted(meaning.attributes - chosen.meaning.attributes):
-        if attribute in _BEFORE_NOUN.get(kind, {}):
-            before.append(_BEFORE_NOUN[kind][attribute])
+        if attribute in _BEFORE_COLOUR:
+            before.append(attribute)
+        elif attribute in _AFTER_COLOUR:
+            build.append(attribute)
         else:
             forms = ATTRIBUTES[kind][attribute]
             after.append(forms[clause % len(forms)])
@@ -222,7 +227,7 @@ def say(
         before.append(meaning.colour)
     if meaning.side:
         after.append(f"on the {meaning.side}")
-    words = " ".join([*before, chosen.plural if plural else chosen.singular, *after])
+    words = " ".join([*before, *build, chosen.plural if plural else chosen.singular, *after])
     if not article or (plural and article == "a"):
         return words
     if article == "a":
@@ -272,7 +277,8 @@ def true_meanings(thing: Thing) -> list[Meaning]:
 
 
 def _spoken(kind: str) -> frozenset[str]:
-    return frozenset(ATTRIBUTES.get(kind, {})) | frozenset(_BEFORE_NOUN.get(kind, {}))
+    before_noun = (_BEFORE_COLOUR | _AFTER_COLOUR).items()
+    return frozenset(ATTRIBUTES.get(kind, {})) | {name for name, owner in before_noun if owner == kind}
 
 
 def phrases(one: Seen, others: Iterable[Seen]) -> tuple[str, ...]:

@@ -76,6 +76,10 @@ def test_a_side_is_named_only_where_it_points_at_one_thing(truths):
         ("Red cars", Meaning(frozenset({"car"}), colour="red")),
         ("the gray automobile", Meaning(frozenset({"car"}), colour="grey")),
         ("a parked blue car", Meaning(frozenset({"car"}), colour="blue", attributes=frozenset({"parked"}))),
+        (
+            "a green double-decker bus",
+            Meaning(frozenset({"bus"}), colour="green", attributes=frozenset({"double-decker"})),
+        ),
         ("a big bus", Meaning(frozenset({"bus"}), size="large")),
         ("people with umbrellas", None),
         ("a man in green with a hat", Meaning(frozenset({"person"}), "man", "green", attributes=frozenset({"hat"}))),
