@@ -135,6 +135,11 @@ class Analysis:
                 [self._default_threshold if query.threshold is None else query.threshold for query in queries]
             )
             self.matches.thresholds = dict(zip(numbers.tolist(), thresholds.tolist(), strict=True))
+            by_text = {query.text: query.number for query in queries}
+            self.matches.denied_by = {
+                query.number: tuple(by_text[text] for text in query.unless) for query in queries if query.unless
+            }
+            self.matches.denials = frozenset(query.number for query in queries if query.is_denial)
             cached = self._threshold_cache = (queries, numbers, thresholds)
         return cached[1], cached[2]
 

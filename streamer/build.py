@@ -175,7 +175,7 @@ def origin(stream: StreamConfig) -> str:
 def make_queries(stream: StreamConfig, config: Config) -> list[Query]:
     """The words that a stream looks for: its own or those for all."""
     chosen = config.queries if stream.queries is None else stream.queries
-    return [Query(query.text, query.id or slug(query.text), query.threshold) for query in chosen]
+    return [Query(query.text, query.id or slug(query.text), query.threshold, tuple(query.unless)) for query in chosen]
 
 
 def _open(stream: StreamConfig, relay: StateRelay, *, start_time_ns: int | None, strict: bool) -> list[Source]:

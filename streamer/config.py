@@ -33,6 +33,9 @@ class QueryConfig(_Section):
     text: str = Field(min_length=1)
     id: str = Field("", description="how events call the query; made from the text when absent")
     threshold: Fraction | None = Field(None, description="the least score that counts; the detector's own when absent")
+    unless: list[Annotated[str, Field(min_length=1)]] = Field(
+        default=[], description="what answers one of these better is no match: a poster of a person"
+    )
 
 
 class ZoneConfig(_Section):

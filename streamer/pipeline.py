@@ -30,7 +30,7 @@ from streamer.errors import ConfigError
 from streamer.frame import Frame, FrameClock
 from streamer.journal import Moment
 from streamer.merge import Merge
-from streamer.prompts import Query, QueryChange, QuerySet
+from streamer.prompts import Query, QueryBook, QueryChange, QuerySet
 from streamer.sampling import Sampling
 from streamer.sources.source import Source, SourceState, StateChange
 
@@ -233,8 +233,7 @@ class Pipeline:
         if camera is None:
             raise ConfigError(f"there is no stream {stream!r}; there are {', '.join(self._cameras)}")
         wanted = list(queries)
-        texts = tuple(" ".join((query if isinstance(query, str) else query.text).split()) for query in wanted)
-        await self._prepare({texts})
+        await self._prepare({self._texts(QueryBook(wanted).at())})
         changes = camera.analysis.queries.replace(wanted, time_ns=time.time_ns())
         if changes:
             self._items.put_nowait(_Changed(stream, changes))

@@ -16,23 +16,24 @@ from streamer.errors import ConfigError
 
 Change = Literal["added", "changed", "paused", "resumed", "removed"]
 
-DEFAULT_THRESHOLD = 0.3
 _HISTORY = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Words to look for. A detection under `threshold` (0..1) does not count; None leaves it to the detector."""
+    """Words to look for. A detection under `threshold` (0..1) does not count; None leaves it to the detector.
+
+    A thing that answers one of the texts `unless` better is no match: "a person", unless "a poster of a person".
+    These texts are asked too; a query that is only asked for the sake of others `is_denial` and matches nothing itself.
+    """
 
     text: str
     id: str = ""
     threshold: float | None = None
+    unless: tuple[str, ...] = ()
     number: int = 0
     revision: int = 1
-
-    @property
-    def least_score(self) -> float:
-        return DEFAULT_THRESHOLD if self.threshold is None else self.threshold
+    is_denial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +64,19 @@ class QueryBook:
         self._revisions: dict[str, int] = {}
         self._known: dict[int, Query] = {}
         self._paused: dict[str, Query] = {}
+        self._denials: dict[str, Query] = {}
         self._active: QuerySet = ()
         self._history: list[tuple[int, QuerySet]] = []
         self.replace(queries, time_ns=0)
 
     def at(self, time_ns: int | None = None) -> QuerySet:
-        """The queries in force when a frame was captured; the present ones without a time."""
+        """The queries to ask of a frame that was captured then, denials included; the present ones without a time."""
         with self._lock:
             if time_ns is not None:
                 for since, queries in reversed(self._history):
                     if since <= time_ns:
                         return queries
-            return self._active
+            return self._history[-1][1]
 
     def known(self, number: int) -> Query:
         """The latest state of the query with that number, also after it was removed."""
@@ -139,13 +141,13 @@ class QueryBook:
                 if before is None:
                     made.append(self._number(query, taken=made))
                     changes.append(QueryChange(made[-1], "added"))
-                elif (before.text, before.threshold) == (query.text, query.threshold):
+                elif (before.text, before.threshold, before.unless) == (query.text, query.threshold, query.unless):
                     _refuse_twice(before, made)
                     made.append(before)
                 else:
                     _refuse_twice(before, made)
                     self._revisions[before.id] = before.revision + 1
-                    new = replace(before, text=query.text, threshold=query.threshold, revision=before.revision + 1)
+                    new = replace(query, id=before.id, number=before.number, revision=before.revision + 1)
                     made.append(new)
                     changes.append(QueryChange(new, "changed"))
             kept = {query.id for query in made}
@@ -167,9 +169,20 @@ class QueryBook:
         return replace(query, number=self._numbers, revision=revision)
 
     def _set(self, queries: QuerySet, time_ns: int) -> None:
-        self._known.update({query.number: query for query in queries})
         self._active = queries
-        self._history = [*self._history[1 - _HISTORY :], (time_ns, queries)]
+        asked = (*queries, *self._denials_of(queries))
+        self._known.update({query.number: query for query in asked})
+        self._history = [*self._history[1 - _HISTORY :], (time_ns, asked)]
+
+    def _denials_of(self, queries: QuerySet) -> list[Query]:
+        """What must be asked besides, each text once and under one number for ever."""
+        texts = dict.fromkeys(text for query in queries for text in query.unless)
+        asked = {query.text for query in queries}
+        for text in texts:
+            if text not in asked and text not in self._denials:
+                self._numbers += 1
+                self._denials[text] = Query(text, slug(text), number=self._numbers, is_denial=True)
+        return [self._denials[text] for text in texts if text not in asked]
 
 
 def _checked(query: Query | str) -> Query:
@@ -180,7 +193,10 @@ def _checked(query: Query | str) -> Query:
         raise ConfigError("a query is empty: write what to look for, such as 'person' or 'red car'")
     if query.threshold is not None and not 0 <= query.threshold <= 1:
         raise ConfigError(f"query {text!r} has threshold {query.threshold}: it must lie between 0 and 1")
-    return replace(query, text=text)
+    unless = tuple(" ".join(other.split()) for other in query.unless)
+    if not all(unless) or text in unless:
+        raise ConfigError(f"query {text!r} has an `unless` that is empty or the query itself: write other words")
+    return replace(query, text=text, unless=unless)
 
 
 def _refuse_twice(query: Query, others: Iterable[Query]) -> None:

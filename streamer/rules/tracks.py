@@ -4,6 +4,7 @@ answers to."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Literal
@@ -184,6 +185,10 @@ class _Vote:
     matched: bool = False
     doubted_ns: int | None = None
 
+    @property
+    def strength(self) -> float:
+        return self.support * self.score
+
 
 @dataclass(slots=True)
 class _Ballot:
@@ -200,7 +205,8 @@ class Matches:
 
     A detector's words flicker from frame to frame; the vote fades with a half-life of `half_life_s`, and a match needs
     the share `begin_share` to begin and is kept down to `end_share`. `thresholds` are the least mean scores by query
-    number.
+    number. `denied_by` names for a query the numbers of those that deny it: a track whose votes for one of them weigh
+    more is no match. Queries in `denials` are votes only.
     """
 
     def __init__(
@@ -211,6 +217,8 @@ class Matches:
         end_share: float = 0.25,
     ) -> None:
         self.thresholds: dict[int, float] = {}
+        self.denied_by: dict[int, tuple[int, ...]] = {}
+        self.denials: frozenset[int] = frozenset()
         self._settle_ns = int(settle_s * 1e9)
         self._half_life_ns = half_life_s * 1e9
         self._begin_share = begin_share
@@ -251,16 +259,12 @@ class Matches:
             fade = 0.5 ** ((seen.time_ns - ballot.last_ns) / self._half_life_ns)
             ballot.last_ns = seen.time_ns
             ballot.weight = ballot.weight * fade + 1
-            for query, score in zip(labels, scores, strict=True):
+            self._cast(ballot, zip(labels, scores, strict=True), fade, seen.time_ns)
+            for query in labels:
                 vote = ballot.votes.get(query)
-                if vote is None:
-                    if not score:
-                        continue
-                    vote = ballot.votes[query] = _Vote(score, seen.time_ns)
-                vote.support = vote.support * fade + (score > 0)
-                if score:
-                    vote.score += (score - vote.score) / max(1.0, vote.support)
-                happenings += self._decide(track, query, vote, vote.support / ballot.weight, seen.time_ns)
+                if vote is not None and query not in self.denials:
+                    share = 0.0 if self._is_denied(query, ballot) else vote.support / ballot.weight
+                    happenings += self._decide(track, query, vote, share, seen.time_ns)
         if len(self._ballots) > len(seen.ids):
             alive = set(seen.alive.tolist())
             for track in [track for track in self._ballots if track not in alive]:
@@ -280,6 +284,22 @@ class Matches:
         self._ended.clear()
         self._stopped.clear()
         return [happening for track in sorted(self._ballots) for happening in self._forget(track)]
+
+    @staticmethod
+    def _cast(ballot: _Ballot, scores: Iterable[tuple[int, float]], fade: float, now: int) -> None:
+        for query, score in scores:
+            vote = ballot.votes.get(query)
+            if vote is None:
+                if not score:
+                    continue
+                vote = ballot.votes[query] = _Vote(score, now)
+            vote.support = vote.support * fade + (score > 0)
+            if score:
+                vote.score += (score - vote.score) / max(1.0, vote.support)
+
+    def _is_denied(self, query: int, ballot: _Ballot) -> bool:
+        denying = [ballot.votes[other] for other in self.denied_by.get(query, ()) if other in ballot.votes]
+        return any(vote.strength > ballot.votes[query].strength for vote in denying)
 
     def _decide(self, track: int, query: int, vote: _Vote, share: float, now: int) -> list[Happening]:
         if not vote.matched:

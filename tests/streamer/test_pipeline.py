@@ -150,7 +150,7 @@ def test_words_change_while_it_runs_and_the_events_tell():
             await bench.until("track.end")
             with pytest.raises(ConfigError, match="there is no stream 'x'; there are cam"):
                 await bench.pipeline.change_queries("x", ["dog"])
-            with pytest.raises(PromptError, match="empty"):
+            with pytest.raises(ConfigError, match="empty"):
                 await bench.pipeline.change_queries("cam", [" "])
             await bench.pipeline.stop()
             await running

@@ -70,3 +70,23 @@ def test_a_wrong_change_changes_nothing(act, sentence):
     with pytest.raises(ConfigError, match=sentence):
         act(book)
     assert texts(book) == ["person"]
+
+
+def test_what_denies_a_query_is_asked_too_once_and_matches_nothing():
+    book = QueryBook(
+        [Query("person", unless=("a poster", "a statue")), Query("a statue"), Query("dog", unless=("a poster",))]
+    )
+    assert texts(book) == ["person", "a statue", "dog", "a poster"]
+    assert [query.is_denial for query in book.at()] == [False, False, False, True]
+    changes = book.replace(["person"], time_ns=1)
+    assert [(change.query.text, change.change) for change in changes] == [
+        ("person", "changed"),
+        ("a statue", "removed"),
+        ("dog", "removed"),
+    ]
+    assert texts(book) == ["person"]
+
+
+def test_a_query_cannot_deny_itself():
+    with pytest.raises(ConfigError, match="the query itself"):
+        QueryBook([Query("person", unless=("person",))])

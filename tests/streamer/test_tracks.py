@@ -146,3 +146,15 @@ def test_a_withdrawn_query_ends_its_matches():
     votes(rule, [(0.8, 0.7)])
     assert told(rule.withdraw(1)) == [("match.end", 1)]
     assert rule.matched == {1: {2}}
+
+
+def test_a_poster_of_a_person_is_no_person_and_a_person_before_a_poster_is_one():
+    def matches(frames):
+        rule = Matches(settle_s=0.2)
+        rule.denied_by, rule.denials = {1: (2,)}, frozenset({2})
+        return sum(votes(rule, frames), [])
+
+    poster, person = (0.6, 0.8), (0.9, 0.3)
+    assert matches([poster] * 10) == []
+    assert matches([person] * 10) == [("match.begin", 1, 1)]
+    assert matches([person] * 10 + [poster] * 2 + [person] * 5) == [("match.begin", 1, 1)]
