@@ -215,7 +215,7 @@ def _progress(console: Console, *, hidden: bool) -> Iterator[Callable[[Pipeline]
                 task = tasks[stream]
                 state = progress.tasks[list(tasks).index(stream)]
                 if state.total is None:
-                    progress.update(task, total=getattr(sources[stream], "expected_frames", None))
+                    progress.update(task, total=sources[stream].expected_frames)
                 progress.update(task, advance=1, rate=f"{state.speed or 0:.0f} frames/s")
 
             return (lambda _stream: None) if hidden else advance

@@ -71,6 +71,7 @@ class LiveSource:
     def __init__(self, link: Link, name: str, *, strict: bool = False, on_state: OnState | None = None) -> None:
         self.name = name
         self.account = Account()
+        self.expected_frames: int | None = None
         self.state = SourceState.CONNECTING
         self.cause = ""
         self._link = link

@@ -44,6 +44,7 @@ class Source(Protocol):
     name: str
     live: bool
     account: Account
+    expected_frames: int | None  # by a recording's own account; None where it is unknown or has no end
 
     def __aiter__(self) -> AsyncIterator[Frame]: ...
 

@@ -70,7 +70,7 @@ class StreetSource:
             _one_of("weather", weather, get_args(Weather))
         self.name, self.live = name, live
         self.account = Account()
-        self.frame_count = None if duration_s is None else max(1, round(duration_s * fps))
+        self.expected_frames = None if duration_s is None else max(1, round(duration_s * fps))
         chosen = Scenario(light or base.light, weather or base.weather, crowd, traffic, base.robots, clean)
         self.street = Street(seed, size, fps, chosen)
         self._on_state = on_state
@@ -115,7 +115,7 @@ class StreetSource:
     async def _film(self) -> AsyncIterator[Frame]:
         self._tell(SourceState.LIVE)
         index = 0
-        while not self._closed.is_set() and (self.frame_count is None or index < self.frame_count):
+        while not self._closed.is_set() and (self.expected_frames is None or index < self.expected_frames):
             image = await asyncio.to_thread(self.street.image, index)
             clock = FrameClock("file_pts")
             time_ns = _round_ns(index, self.street.fps)
@@ -128,10 +128,10 @@ class StreetSource:
         fps = self.street.fps
         self._tell(SourceState.LIVE)
         index = 0
-        while self.frame_count is None or index < self.frame_count:
+        while self.expected_frames is None or index < self.expected_frames:
             newest = int((time.monotonic() - start) * fps)
-            if self.frame_count is not None:
-                newest = min(newest, self.frame_count - 1)
+            if self.expected_frames is not None:
+                newest = min(newest, self.expected_frames - 1)
             for _ in range(index, newest):
                 self.account.receive()
                 self.account.drop("stale")

@@ -48,6 +48,7 @@ class FakeSource:
         self.name = name
         self.live = live
         self.account = Account()
+        self.expected_frames = count
         self._count = count
         self._period_s = period_s
         self._fail_at = fail_at
@@ -156,7 +157,7 @@ class Bench:
     async def until(self, kind: str, times: int = 1, seconds: float = 15.0) -> None:
         """Wait for the `times`-th event of a kind."""
         async with asyncio.timeout(seconds):
-            while self.kinds().count(kind) < times:
+            while self.kinds().count(kind) < times:  # noqa: ASYNC110 - a sink has no event to wait for
                 await asyncio.sleep(0.01)
 
     def kinds(self, stream: str | None = None) -> list[str]:

@@ -20,8 +20,8 @@ from detectors.glamm.similarity import TextSimilarity
 from streamer import mask_scores
 from streamer.commands.evaluate_segmentation import Task, evaluate_segmentation
 from streamer.errors import ConfigError
-from streamer.masks import mask_model
 from streamer.mask_scores import Benchmark, Record, score
+from streamer.masks import mask_model
 
 app = typer.Typer()
 app.command()(evaluate_segmentation)
