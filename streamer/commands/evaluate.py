@@ -2,11 +2,117 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
 from streamer.commands.evaluate_segmentation import evaluate_segmentation
 from streamer.commands.evaluate_tracking import tracking
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.command("tracking")(tracking)
 app.command("segmentation")(evaluate_segmentation)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")]
+Results = Annotated[Path, typer.Argument(help="COCO results [{image_id, category_id, bbox, score}], or annotate's.")]
+
+
+class Protocol(StrEnum):
+    ANY = "any"
+    MERGED = "merged"
+
+
+@app.command("detection")
+def detection(
+    truth: Annotated[Path, typer.Argument(help="A data set in COCO's or LVIS's format.")],
+    results: Results,
+    lvis: Annotated[bool, typer.Option("--lvis", help="LVIS's fixed AP, with rare, common and frequent.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score boxes: COCO's average precision, or LVIS's fixed AP."""
+    from dataclasses import asdict
+
+    from detectors import evaluation
+
+    data = evaluation.read_truth(truth)
+    found = evaluation.read_results(results, data)
+    score = asdict((evaluation.lvis_score if lvis else evaluation.coco_score)(data, found))
+    categories, frequencies = score.pop("categories"), score.pop("frequencies")
+    if as_json:
+        _print_json({**score, "categories": categories, "frequencies": frequencies})
+    else:
+        _table("all categories", {**score, **frequencies})
+        _table("AP by category", categories)
+
+
+@app.command("grounding")
+def grounding(
+    truth: Annotated[Path, typer.Argument(help="A data set with captions and phrases, as MDETR or annotate writes.")],
+    results: Results,
+    protocol: Annotated[
+        Protocol, typer.Option(help="A box is right when it meets one of a phrase's boxes, or the box around them.")
+    ] = Protocol.ANY,
+    as_json: AsJson = False,
+) -> None:
+    """Score phrases: how often one of the 1, 5, 10 best boxes is right, as on Flickr30k Entities."""
+    from dataclasses import asdict
+
+    from detectors import evaluation
+
+    data = evaluation.read_truth(truth)
+    pairs = evaluation.pair_phrases(data, evaluation.read_results(results, data))
+    score = asdict(evaluation.recall_of_phrases(pairs, protocol.value))
+    if as_json:
+        _print_json(score)
+    else:
+        _table(f"recall of {score.pop('phrases')} phrases, {protocol.value} box", score)
+
+
+@app.command("events")
+def events(
+    truth: Annotated[Path, typer.Argument(help='Lines of JSON: {"time_s", "type", "place"} and maybe "direction".')],
+    told: Annotated[Path, typer.Argument(help="Events as the jsonl sink writes them, or in the form of the labels.")],
+    tolerance: Annotated[float, typer.Option(min=0, help="Seconds that a told event may be off.")] = 1.0,
+    start: Annotated[float, typer.Option(help="Seconds since 1970 at the labels' time 0; 0 for files.")] = 0.0,
+    stream: Annotated[str | None, typer.Option(help="The stream that labels without one are about.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score line crossings and zone entries and exits: precision, recall, and how far off in time."""
+    from dataclasses import asdict
+
+    from streamer import event_scores
+
+    labels = event_scores.shifted(event_scores.read_happenings(truth), start, stream)
+    score = event_scores.score_events(labels, event_scores.read_happenings(told), tolerance)
+    figures = {"precision": score.precision, "recall": score.recall, **asdict(score)}
+    if as_json:
+        _print_json(figures)
+    else:
+        _table(f"{len(labels)} labelled events", figures)
+
+
+def _print_json(figures: Mapping[str, object]) -> None:
+    """NaN, which JSON has not, as null."""
+    import json
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        return None if value != value else value
+
+    typer.echo(json.dumps(plain(dict(figures))))
+
+
+def _table(title: str, figures: Mapping[str, float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "", title=title, title_justify="left", show_header=False)
+    for name, value in figures.items():
+        table.add_row(name.replace("_", " "), str(value) if isinstance(value, int) else f"{value:.3f}")
+    Console().print(table)

@@ -1,0 +1,333 @@
+"""Training a GLIP: one plain loop over batches, after GLIP, arXiv:2112.03857, as its released code runs it.
+
+A batch is known by its number alone, and everything that changes (weights, their average, moments, random numbers) is
+in the checkpoint: a run that was stopped goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import pickle
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed
+import torch.utils.data
+from torch import Tensor, nn
+
+from detectors.detector import DetectorError
+from detectors.glip.loss import Losses, Truth, losses
+from detectors.glip.model import GlipModel
+
+
+class TrainingError(DetectorError):
+    """Training cannot go on: the checkpoint is unreadable or of another model, or the loss is no number any more."""
+
+
+class Batch(NamedTuple):
+    """Normalised pictures (B, 3, H, W), their captions' ids and mask (B, L) int64, and what is in each picture."""
+
+    images: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    truths: Sequence[Truth]
+
+    def to(self, device: torch.device) -> Batch:
+        truths = [Truth(truth.boxes.to(device), truth.tokens.to(device)) for truth in self.truths]
+        return Batch(self.images.to(device), self.input_ids.to(device), self.attention_mask.to(device), truths)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How fast and how long. The defaults are GLIP's for pre-training, but for the length.
+
+    A run ends after `steps` batches or `minutes` of training, whichever is given; the rate follows the share of it that
+    is done: up linearly over the first `warm_up` of it, then down, by half a cosine ("cosine") or to a tenth at 67 %
+    and at 89 % ("steps").
+    """
+
+    rate: float = 1e-4
+    text_rate: float = 1e-5
+    weight_decay: float = 1e-4
+    warm_up: float = 0.03
+    decay: str = "steps"
+    clip: float = 1.0
+    average: float = 0.999  # of the weights (EMA)
+    steps: int | None = None
+    minutes: float | None = None
+    drop_block: bool = True  # in the feature pyramid; costs small models more than it gives
+    mixed_precision: bool = True
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("a training run lasts either a number of steps or of minutes: give one of them")
+        if self.decay not in ("cosine", "steps"):
+            raise ValueError(f"the rate decays by 'cosine' or in 'steps', not by {self.decay!r}")
+
+    def done(self, step: int, seconds: float) -> float:
+        """The share of the run that lies behind, from 0 on."""
+        return step / self.steps if self.steps is not None else seconds / 60 / (self.minutes or 1)
+
+    def factor(self, done: float) -> float:
+        """What the rate is multiplied by when the share `done` of the run lies behind."""
+        if done < self.warm_up:
+            return max(done / self.warm_up, 0.001)
+        if self.decay == "steps":
+            return 0.1 ** ((done >= 0.67) + (done >= 0.89))
+        left = (min(done, 1.0) - self.warm_up) / (1 - self.warm_up)
+        return 0.01 + 0.99 * (1 + math.cos(math.pi * left)) / 2
+
+
+class Progress(NamedTuple):
+    """After a step: the last batch's losses as numbers, and how far the run has come."""
+
+    step: int
+    seconds: float
+    done: float
+    rate: float
+    token: float
+    box: float
+    centerness: float
+    gradient: float
+
+    @property
+    def total(self) -> float:
+        return self.token + self.box + self.centerness
+
+
+def parameter_groups(model: nn.Module, rate: float, text_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    """What learns, by rate and decay: the text encoder slower, whatever is called a bias at double rate, undecayed."""
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(("language_backbone" in name, "bias" in name), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "rate": (text_rate if is_text else rate) * (2 if is_bias else 1),
+            "weight_decay": 0.0 if is_bias else weight_decay,
+        }
+        for (is_text, is_bias), parameters in groups.items()
+    ]
+
+
+class Average:
+    """A moving average of the weights, arXiv:1503.01780's use: what is evaluated and kept. Young ones move faster."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.tensors = {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        keep = min(self.decay, (1 + step) / (10 + step))
+        for key, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.tensors[key].lerp_(value, 1 - keep)
+            else:
+                self.tensors[key].copy_(value)
+
+
+class Trainer:
+    """A model on its way. `run` steps through batches; `save` and `resume` carry the whole state."""
+
+    def __init__(self, model: GlipModel, recipe: Recipe, device: torch.device | str = "cpu", seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+        self.recipe = recipe
+        self.average = Average(model, recipe.average)
+        groups = parameter_groups(model, recipe.rate, recipe.text_rate, recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.mixed_precision and self._half)
+        self.step, self.seconds = 0, 0.0
+
+    @property
+    def _half(self) -> bool:
+        """Whether mixed precision means fp16, which needs its losses scaled up."""
+        return self.device.type == "cuda" and not torch.cuda.is_bf16_supported()
+
+    def run(self, batches: Iterable[Batch], after: Callable[[Progress], None] = lambda progress: None) -> None:
+        """Step through `batches`, the first being number `self.step`, until they or the recipe's length end."""
+        self.training()
+        source = iter(batches)
+        while self.recipe.done(self.step, self.seconds) < 1:
+            start = time.monotonic()
+            batch = next(source, None)
+            if batch is None:
+                return
+            progress = self.learn(batch.to(self.device))
+            self.seconds += longest(time.monotonic() - start)
+            after(progress._replace(seconds=self.seconds))
+
+    def training(self) -> None:
+        """Dropout and its like on in what learns; frozen parts stay as they are in use."""
+        self.model.eval()
+        for module in self.model.modules():
+            own = list(module.parameters())
+            if own and all(parameter.requires_grad for parameter in own):
+                module.train()
+        if not self.recipe.drop_block:
+            self.model.backbone.fpn.eval()
+
+    def learn(self, batch: Batch) -> Progress:
+        """One step. Raises `TrainingError` when the loss is no number."""
+        done = self.recipe.done(self.step, self.seconds)
+        factor = self.recipe.factor(done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * factor
+        found = self.losses(batch)
+        if not torch.isfinite(found.total):
+            raise TrainingError(f"the loss of step {self.step} is {float(found.total.detach())}: lower the rate")
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.scaler.scale(found.total))
+        self.scaler.unscale_(self.optimizer)
+        learning = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        share_gradients(learning)
+        norm = nn.utils.clip_grad_norm_(learning, self.recipe.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        self.average.update(self.model, self.step)
+        token, box, centerness = (float(part.detach()) for part in found)
+        rate = self.recipe.rate * factor
+        return Progress(self.step, self.seconds, done, rate, token, box, centerness, float(norm))
+
+    def losses(self, batch: Batch) -> Losses:
+        """The three losses of a batch that is on the device."""
+        kind = torch.float16 if self._half else torch.bfloat16
+        with torch.autocast(self.device.type, kind, enabled=self.recipe.mixed_precision):
+            text = self.model.encode_text(batch.input_ids, batch.attention_mask)
+            predictions = self.model(batch.images, text)
+        anchors = self.model.rpn.anchor_generator(predictions.shapes)
+        return losses(predictions, anchors, batch.attention_mask, batch.truths)
+
+    def save(self, path: Path) -> None:
+        """Everything that `resume` needs, in one file that is whole or not there."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.tensors,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "random": torch.get_rng_state(),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        torch.save(state, unfinished)
+        unfinished.replace(path)
+
+    def resume(self, path: Path) -> None:
+        """Go on where `save` left off. Raises `TrainingError` when the file is none of this model's."""
+        state = read_checkpoint(path)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            for key, value in self.average.tensors.items():
+                value.copy_(state["average"][key])
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            torch.set_rng_state(state["random"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise TrainingError(f"{path} is not a checkpoint of this model's training: {error}") from error
+        # The recipe decides, not the checkpoint: a run may be taken up again with another rate.
+        fresh = parameter_groups(self.model, self.recipe.rate, self.recipe.text_rate, self.recipe.weight_decay)
+        for group, new in zip(self.optimizer.param_groups, fresh, strict=True):
+            group["rate"], group["weight_decay"] = new["rate"], new["weight_decay"]
+
+
+def share_gradients(parameters: Sequence[Tensor]) -> None:
+    """The mean of what all processes found, where several train together (started by `torchrun`)."""
+    if torch.distributed.is_initialized():
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        flat /= torch.distributed.get_world_size()
+        for parameter, part in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+def longest(seconds: float) -> float:
+    """The slowest process's time, so that all follow one schedule."""
+    if not torch.distributed.is_initialized():
+        return seconds
+    slowest = torch.tensor(seconds, dtype=torch.float64)
+    torch.distributed.all_reduce(slowest, torch.distributed.ReduceOp.MAX)
+    return float(slowest)
+
+
+def read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """What `Trainer.save` wrote. Raises `TrainingError` when it cannot be read."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TrainingError(f"cannot read the checkpoint {path}: {reason}") from error
+    if not isinstance(state, Mapping) or "average" not in state:
+        raise TrainingError(f"{path} holds no training state: give a file that training wrote")
+    return state
+
+
+def numbered(batch: Callable[[int], Batch], start: int, workers: int, stride: int = 1) -> Iterator[Batch]:
+    """`batch(start)`, `batch(start + stride)`, ... without end, made ahead in worker processes (0: when asked for)."""
+    if not workers:
+        for number in itertools.count(start, stride):
+            yield batch(number)
+    loader = torch.utils.data.DataLoader(
+        _Numbered(batch),
+        batch_size=None,
+        sampler=_From(start, stride),
+        num_workers=workers,
+        prefetch_factor=4,
+        worker_init_fn=_one_thread,
+    )
+    yield from loader
+
+
+class _Numbered(torch.utils.data.Dataset[Batch]):
+    def __init__(self, batch: Callable[[int], Batch]) -> None:
+        self._batch = batch
+
+    def __getitem__(self, number: int) -> Batch:
+        return self._batch(number)
+
+
+class _From(torch.utils.data.Sampler[int]):
+    def __init__(self, start: int, stride: int) -> None:
+        self._start, self._stride = start, stride
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self._start, self._stride)
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def start(model: GlipModel) -> GlipModel:
+    """Initial weights for training from nothing.
+
+    Linear layers start with a deviation of 1/√inputs, not the papers' 0.02, which suits layers of a thousand inputs
+    and keeps narrow ones asleep for hundreds of steps.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+        elif isinstance(module, nn.Embedding):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.Conv2d) and ".fpn." in name:
+            nn.init.kaiming_uniform_(module.weight, a=1)
+        elif isinstance(module, nn.Conv2d) and name.endswith(".offset"):
+            nn.init.zeros_(module.weight)  # deformable convolutions begin undeformed
+        elif isinstance(module, nn.Conv2d) and ("bbox_pred" in name or "centerness" in name):
+            nn.init.normal_(module.weight, std=0.01)
+        bias = getattr(module, "bias", None)
+        if isinstance(module, nn.Linear | nn.Conv2d) and isinstance(bias, nn.Parameter):
+            nn.init.zeros_(bias)
+    return model

@@ -1,0 +1,249 @@
+"""How much glip-mini has learned: questions about streets that it has not seen, and how they are marked.
+
+Things of which less than a quarter, or fewer than 60 pixels, or less than 8 pixels of height are seen are neither
+asked for nor held against an answer that finds them. The phrases are drawn like those of the training, with other
+seeds: two in five are true of something in the picture.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamer.street import Picture, Scenario, Seen, sample
+from streamer.street.dice import Dice
+from streamer.street.words import KINDS, ground, holds, parse
+
+if TYPE_CHECKING:
+    import supervision as sv
+
+    from detectors import Detector
+
+HELD_OUT = 7_000_001  # the seed of the examination; training takes its streets from others
+Answer = Callable[[npt.NDArray[np.uint8], Sequence[str]], "sv.Detections"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Shares, 0..1. AP at IoU 0.5.
+
+    `phrases`: AP over all present phrases together, each in its picture; `kinds`: mean AP of the plain kinds;
+    `false_alarms`: pictures in which an absent phrase was found, of all pairs of picture and absent phrase;
+    `right_colour`: of all things found for a phrase of kind and colour, those that have the colour, among those of
+    the kind.
+    """
+
+    pictures: int
+    phrases: float
+    kinds: float
+    by_kind: dict[str, float]
+    recall: float
+    precision: float
+    false_alarms: float
+    right_colour: float
+    threshold: float
+
+    def as_plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def is_clear(one: Seen) -> bool:
+    """Whether a thing is asked for."""
+    return one.visibility >= 0.25 and one.area >= 60 and one.box[3] - one.box[1] >= 8
+
+
+def answer_of(detector: Detector) -> Answer:
+    """The detector as the examination asks it."""
+    from detectors import Request
+
+    def answer(image: npt.NDArray[np.uint8], queries: Sequence[str]) -> sv.Detections:
+        return detector.detect([Request(image, detector.prepare(queries))])[0]
+
+    return answer
+
+
+def examine(
+    answer: Answer,
+    pictures: int,
+    threshold: float,
+    size: tuple[int, int] = (640, 384),
+    scenario: Scenario | None = None,
+    seed: int = HELD_OUT,
+) -> Report:
+    """Ask about `pictures` streets: the five kinds once, then two times five phrases, each list in one prompt."""
+    sheet = _Sheet(threshold)
+    for index in range(pictures):
+        picture = sample(seed, index, size, scenario)
+        sheet.kinds(picture, answer(picture.image, KINDS))
+        dice = Dice(seed, 81, index)
+        for _ in range(2):
+            texts = questions(picture, dice)
+            if texts:
+                sheet.phrases(picture, texts, answer(picture.image, texts))
+    return sheet.report(pictures)
+
+
+def questions(picture: Picture, dice: Dice, present: int = 2, absent: int = 3) -> list[str]:
+    """Phrases about a picture, in random order."""
+    clear = [one for one in picture.truth.seen if is_clear(one)]
+    unclear = [one for one in picture.truth.seen if not is_clear(one)]
+    counts = Counter(one.thing.kind for one in clear)
+    evened = [one for one in clear for _ in range(round(max(counts.values()) / counts[one.thing.kind]))]
+    said = ground(evened, dice, present=present, absent=absent, hidden=[*unclear, *picture.truth.hidden])
+    texts = list(dict.fromkeys(grounding.text for grounding in said))
+    return sorted(texts, key=lambda text: dice.word())
+
+
+class _Sheet:
+    """Marks answers as they come: each pair of picture and phrase becomes an image of a COCO data set."""
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._asked = _Marks(["phrase"])
+        self._plain = _Marks(KINDS)
+        self._absent = self._alarms = 0
+        self._colours: Counter[bool] = Counter()
+        self._right = self._wrong = self._missed = 0
+
+    def kinds(self, picture: Picture, found: sv.Detections) -> None:
+        number = self._plain.image()
+        for category, kind in enumerate(KINDS):
+            self._plain.add(number, category, [one for one in picture.truth.seen if one.thing.kind == kind], found)
+
+    def phrases(self, picture: Picture, texts: Sequence[str], found: sv.Detections) -> None:
+        assert found.class_id is not None
+        assert found.confidence is not None
+        for label, text in enumerate(texts):
+            meaning = parse(text)
+            assert meaning is not None
+            true = [one for one in picture.truth.seen if holds(meaning, one.thing, one.middle)]
+            mine = found.class_id == label
+            sure = found.xyxy[mine & (found.confidence >= self._threshold)]
+            if any(is_clear(one) for one in true):
+                self._asked.add(self._asked.image(), 0, true, found, label)
+                self._count(true, sure)
+            else:
+                self._absent += 1
+                self._alarms += len(sure) > 0
+            if meaning.colour and len(meaning.kinds) == 1:
+                self._see_colours(picture.truth.seen, next(iter(meaning.kinds)), meaning.colour, sure)
+
+    def _count(self, true: Sequence[Seen], sure: npt.NDArray[Any]) -> None:
+        clear = [one for one in true if is_clear(one)]
+        wanted = np.array([one.box for one in clear], np.float64).reshape(-1, 4)
+        overlap = _ious(sure, wanted)
+        hit = (overlap >= 0.5).any(axis=0).sum()
+        near_any = (_ious(sure, np.array([one.box for one in true], np.float64).reshape(-1, 4)) >= 0.3).any(axis=1)
+        self._right += int(hit)
+        self._missed += len(clear) - int(hit)
+        self._wrong += int((~near_any).sum())
+
+    def _see_colours(self, seen: Sequence[Seen], kind: str, colour: str, sure: npt.NDArray[Any]) -> None:
+        """Whoever of the kind each sure box lies on: is it of the colour?"""
+        same = [one for one in seen if one.thing.kind == kind and is_clear(one)]
+        if not same:
+            return
+        overlap = _ious(sure, np.array([one.box for one in same], np.float64))
+        for row in overlap:
+            if row.max() >= 0.5:
+                self._colours[same[int(row.argmax())].thing.colour == colour] += 1
+
+    def report(self, pictures: int) -> Report:
+        from detectors.evaluation import coco_score
+
+        plain = coco_score(*self._plain.files())
+        told = self._colours[True] + self._colours[False]
+        return Report(
+            pictures=pictures,
+            phrases=coco_score(*self._asked.files()).ap50,
+            kinds=plain.ap50,
+            by_kind=self._plain.each(),
+            recall=_share(self._right, self._right + self._missed),
+            precision=_share(self._right, self._right + self._wrong),
+            false_alarms=_share(self._alarms, self._absent),
+            right_colour=_share(self._colours[True], told),
+            threshold=self._threshold,
+        )
+
+
+class _Marks:
+    """A COCO data set and its results, as they grow."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._images: list[dict[str, Any]] = []
+        self._boxes: list[dict[str, Any]] = []
+        self._found: list[dict[str, Any]] = []
+
+    def image(self) -> int:
+        self._images.append({"id": len(self._images) + 1})
+        return len(self._images)
+
+    def add(
+        self, image: int, category: int, true: Iterable[Seen], found: sv.Detections, label: int | None = None
+    ) -> None:
+        assert found.class_id is not None
+        for one in true:
+            x1, y1, x2, y2 = one.box
+            self._boxes.append(
+                {
+                    "image_id": image,
+                    "category_id": category + 1,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "iscrowd": int(not is_clear(one)),  # swallows what is found there
+                }
+            )
+        for box, score, class_id in zip(found.xyxy, _confidence(found), found.class_id, strict=True):
+            if class_id == (category if label is None else label):
+                left, top, right, bottom = (float(edge) for edge in box)
+                self._found.append(
+                    {
+                        "image_id": image,
+                        "category_id": category + 1,
+                        "bbox": [left, top, right - left, bottom - top],
+                        "score": float(score),
+                    }
+                )
+
+    def files(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        categories = [{"id": number, "name": name} for number, name in enumerate(self._names, 1)]
+        return {"images": self._images, "annotations": self._boxes, "categories": categories}, self._found
+
+    def each(self) -> dict[str, float]:
+        """AP50 of each category alone."""
+        from detectors.evaluation import coco_score
+
+        truth, found = self.files()
+        by_name: dict[str, float] = defaultdict(float)
+        for category in truth["categories"]:
+            only = {
+                **truth,
+                "annotations": [row for row in truth["annotations"] if row["category_id"] == category["id"]],
+                "categories": [category],
+            }
+            own = [row for row in found if row["category_id"] == category["id"]]
+            by_name[category["name"]] = coco_score(only, own).ap50
+        return dict(by_name)
+
+
+def _confidence(found: sv.Detections) -> npt.NDArray[np.float32]:
+    assert found.confidence is not None
+    return found.confidence
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
+def _ious(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """(N, 4), (M, 4) -> (N, M)."""
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    shared = (high - low).clip(min=0).prod(-1)
+    size_a, size_b = ((boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (a, b))
+    both: npt.NDArray[np.float64] = shared / np.maximum(size_a[:, None] + size_b[None] - shared, 1e-12)
+    return both

@@ -1,0 +1,170 @@
+"""What glip-mini learns from: pieces of the synthetic street, phrases that are true of them and phrases that are not.
+
+Every batch is a function of a seed and a number, painted when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from detectors.glip.caption import Tokenizer, category_caption
+from detectors.glip.loss import Truth
+from detectors.glip.training import Batch
+from detectors.images import collate, normalise
+from streamer.street import Scenario, Seen, Street
+from streamer.street.dice import Dice, mix
+from streamer.street.words import KINDS, Grounding, ground
+
+SIZE = 640, 384  # of the whole picture: width, height
+CROP = 320, 192
+CROPS = 2  # of a picture: painting costs a fifth of what learning does
+LEAST_VISIBILITY, LEAST_AREA = 0.2, 24  # what shows less than this is neither asked for nor taught
+LONGEST = 126  # tokens of a caption, without [CLS] and [SEP]
+
+
+class Lesson(NamedTuple):
+    """A picture (H, W, 3) BGR uint8, what is to be seen in it with its boxes (N, 4) float32, and what is said."""
+
+    image: npt.NDArray[np.uint8]
+    seen: tuple[Seen, ...]
+    boxes: npt.NDArray[np.float32]
+    said: tuple[Grounding, ...]
+
+
+def is_evident(one: Seen) -> bool:
+    """Whether enough of a thing is seen to tell what it is."""
+    return one.visibility >= LEAST_VISIBILITY and one.area >= LEAST_AREA
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Batches by number. Three in four hold `batch` crops, the fourth as many pixels in whole pictures."""
+
+    tokenizer: Tokenizer
+    seed: int = 0
+    batch: int = 8
+    kinds: Sequence[str] = KINDS
+    scenario: Scenario | None = None
+
+    def __call__(self, number: int) -> Batch:
+        return to_batch(self.lessons(number), self.tokenizer)
+
+    def lessons(self, number: int) -> list[Lesson]:
+        """Batch `number`, as pictures and words."""
+        dice = Dice(self.seed, 71, number)
+        if number % 4 == 3:
+            return [self._look(self._street(number, index), dice, whole=True)[0] for index in range(self.batch // 4)]
+        pictures = -(-self.batch // CROPS)
+        found = [lesson for index in range(pictures) for lesson in self._look(self._street(number, index), dice)]
+        return found[: self.batch]
+
+    def _street(self, number: int, index: int) -> Street:
+        return Street(mix(self.seed, 72, number, index), SIZE, fps=1000.0, scenario=self.scenario or Scenario())
+
+    def _look(self, street: Street, dice: Dice, whole: bool = False) -> list[Lesson]:
+        picture = street.picture(dice.whole(0, 600_000))
+        image, seen, hidden = picture.image, picture.truth.seen, picture.truth.hidden
+        if whole:
+            window, size = np.array([0, 0, *SIZE]), SIZE
+            return [_lesson(image, seen, hidden, window, size, dice, self.kinds)]
+        windows = [_window(seen, dice) for _ in range(CROPS)]
+        return [_lesson(image, seen, hidden, window, CROP, dice, self.kinds) for window in windows]
+
+
+def _window(seen: Sequence[Seen], dice: Dice) -> npt.NDArray[np.int64]:
+    """x1, y1, x2, y2 of a piece in CROP's proportion, mostly around something that is seen."""
+    zoom = 1.0 if dice.chance(0.5) else dice.between(0.7, 1.35)
+    width, height = round(CROP[0] / zoom), round(CROP[1] / zoom)
+    evident = [one for one in seen if is_evident(one)]
+    if evident and dice.chance(0.85):
+        kind = dice.pick(sorted({one.thing.kind for one in evident}))
+        x1, y1, x2, y2 = dice.pick([one for one in evident if one.thing.kind == kind]).box
+        left = round((x1 + x2) / 2 - width * dice.between(0.15, 0.85))
+        top = round((y1 + y2) / 2 - height * dice.between(0.15, 0.85))
+    else:
+        left, top = dice.whole(0, SIZE[0] - width), dice.whole(0, SIZE[1] - height)
+    left, top = min(max(left, 0), SIZE[0] - width), min(max(top, 0), SIZE[1] - height)
+    return np.array([left, top, left + width, top + height])
+
+
+def _lesson(
+    image: npt.NDArray[np.uint8],
+    seen: Sequence[Seen],
+    hidden: Sequence[Seen],
+    window: npt.NDArray[np.int64],
+    size: tuple[int, int],
+    dice: Dice,
+    kinds: Sequence[str],
+) -> Lesson:
+    """The window of a picture at `size`, mirrored half of the time: no phrase that is taught knows left from right."""
+    left, top, right, bottom = (int(edge) for edge in window)
+    piece: npt.NDArray[Any] = image[top:bottom, left:right]
+    scale = np.array([size[0] / (right - left), size[1] / (bottom - top)] * 2, np.float32)
+    if piece.shape[:2] != size[::-1]:
+        piece = cv2.resize(piece, size, interpolation=cv2.INTER_AREA if scale[0] < 1 else cv2.INTER_LINEAR)
+    whole = np.array([one.box for one in seen], np.float32).reshape(-1, 4)
+    inside = np.clip(whole, [left, top, left, top], [right, bottom, right, bottom])
+    share = _area(inside) / np.maximum(_area(whole), 1)
+    clear = np.array([is_evident(one) for one in seen], bool) & (share > 0.4)
+    boxes = (inside[clear] - np.array([left, top, left, top], np.float32)) * scale
+    if dice.chance(0.5):
+        piece = piece[:, ::-1]
+        boxes = np.stack([size[0] - boxes[:, 2], boxes[:, 1], size[0] - boxes[:, 0], boxes[:, 3]], axis=1)
+    there = [one for one, yes in zip(seen, clear, strict=True) if yes]
+    unclear = [one for one, yes, part in zip(seen, clear, share, strict=True) if part > 0 and not yes]
+    said = _say(there, [*unclear, *hidden], dice, kinds)
+    return Lesson(np.ascontiguousarray(piece), tuple(there), boxes.astype(np.float32), tuple(said))
+
+
+def _say(there: Sequence[Seen], unclear: Sequence[Seen], dice: Dice, kinds: Sequence[str]) -> list[Grounding]:
+    """Phrases in random order, rare kinds named about as often as common ones."""
+    counts = Counter(one.thing.kind for one in there)
+    most = max(counts.values(), default=0)
+    evened = [one for one in there for _ in range(round(most / counts[one.thing.kind]))]
+    said = ground(evened, dice, present=dice.whole(2, 6), absent=dice.whole(2, 6), hidden=unclear, kinds=kinds)
+    order = sorted(range(len(said)), key=lambda index: (dice.word(), index))
+    return [said[index] for index in order]
+
+
+def _area(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    area: npt.NDArray[np.float32] = (boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(axis=1)
+    return area
+
+
+def to_batch(lessons: Sequence[Lesson], tokenizer: Tokenizer) -> Batch:
+    """Pictures normalised, phrases joined to captions as the benchmarks' are, every box with the words true of it."""
+    images = collate([normalise(torch.from_numpy(lesson.image).permute(2, 0, 1)) for lesson in lessons])
+    read = [_read(lesson, tokenizer) for lesson in lessons]
+    length = max(len(ids) for ids, _ in read)
+    input_ids = torch.zeros(len(read), length, dtype=torch.int64)
+    mask = torch.zeros_like(input_ids)
+    truths = []
+    for row, (lesson, (ids, labels)) in enumerate(zip(lessons, read, strict=True)):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = 1
+        tokens = torch.zeros(len(lesson.seen), length, dtype=torch.bool)
+        for phrase, positions in zip(lesson.said, labels, strict=False):
+            for box, one in enumerate(lesson.seen):
+                if one.thing.identity in phrase.identities:
+                    tokens[box, list(positions)] = True
+        named = tokens.any(1)
+        truths.append(Truth(torch.from_numpy(lesson.boxes)[named], tokens[named]))
+    return Batch(images, input_ids, mask, truths)
+
+
+def _read(lesson: Lesson, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """The caption's ids, and each phrase's tokens; the last phrases are left out where a caption grows too long."""
+    texts = [phrase.text for phrase in lesson.said] or ["person"]
+    lengths = [tokenizer.count(text) + 1 for text in texts]
+    while sum(lengths) > LONGEST:
+        lengths.pop()
+    tokens = tokenizer(category_caption(texts[: len(lengths)]))
+    return tokens.ids, tokens.labels

@@ -1,0 +1,126 @@
+"""Train glip-mini from nothing on the synthetic street: `python -m streamer.demo.train_mini --minutes 90`.
+
+Checkpoints go to `--work`; a run that was stopped goes on from there. `--write FOLDER` makes a model folder of the
+averaged weights when the run is over, or at once with `--minutes 0`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from detectors.glip.model import GlipModel
+    from detectors.glip.training import Progress, Trainer
+    from streamer.demo.lessons import Lessons
+
+log = logging.getLogger(__name__)
+
+
+def train_mini(
+    minutes: Annotated[float | None, typer.Option(help="Train as long as this; the rate falls in proportion.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Or as many batches as this: the same result every time.")] = None,
+    work: Annotated[Path, typer.Option(help="Where checkpoint.pt and log.jsonl go.")] = Path("runs/mini"),
+    write: Annotated[Path | None, typer.Option(help="Write the model folder here when done.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the weights and of the streets.")] = 0,
+    batch: Annotated[int, typer.Option(min=4, help="Pieces of 320 x 192 in a batch.")] = 8,
+    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that paint.")] = 1,
+    every: Annotated[int, typer.Option(min=1, help="Batches between two checkpoints.")] = 100,
+) -> None:
+    """Train glip-mini on the synthetic street, or go on with it."""
+    from detectors.glip.runtime import choose_device
+    from detectors.glip.source import PACKAGED, VOCABULARY, write_folder
+    from detectors.glip.training import Recipe, Trainer, numbered
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if steps is None and minutes is None:
+        minutes = 100.0
+    recipe = Recipe(
+        rate=rate,
+        text_rate=rate / 2,
+        weight_decay=0.02,
+        decay="cosine",
+        average=0.998,
+        steps=steps,
+        minutes=minutes,
+        drop_block=False,
+    )
+    model, lessons = fresh(seed, batch)
+    trainer = Trainer(model, recipe, choose_device(device), seed)
+    checkpoint = work / "checkpoint.pt"
+    if checkpoint.is_file():
+        trainer.resume(checkpoint)
+        log.info("going on after step %d, %.1f minutes", trainer.step, trainer.seconds / 60)
+    work.mkdir(parents=True, exist_ok=True)
+    rank, world = together()
+    source = numbered(lessons, trainer.step * world + rank, workers, world)
+    trainer.run(source, Diary(trainer, work, every) if rank == 0 else lambda progress: None)
+    if rank > 0:
+        return
+    trainer.save(checkpoint)
+    if write is not None:
+        write_folder(write, model.config, trainer.average.tensors, PACKAGED / VOCABULARY)
+
+
+def together() -> tuple[int, int]:
+    """This process's number and how many train together: more than one when `torchrun` has started them."""
+    import torch.distributed
+
+    if "WORLD_SIZE" not in os.environ:
+        return 0, 1
+    torch.distributed.init_process_group("gloo")
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def fresh(seed: int, batch: int) -> tuple[GlipModel, Lessons]:
+    """A glip-mini of random weights and its lessons."""
+    import torch
+
+    from detectors.glip.caption import Tokenizer
+    from detectors.glip.config import GlipConfig
+    from detectors.glip.model import GlipModel
+    from detectors.glip.source import CONFIG, PACKAGED, VOCABULARY
+    from detectors.glip.training import start
+    from streamer.demo.lessons import Lessons
+
+    torch.manual_seed(seed)
+    model = start(GlipModel(GlipConfig.read(PACKAGED / CONFIG)))
+    return model, Lessons(Tokenizer(PACKAGED / VOCABULARY), seed=seed + 1, batch=batch)
+
+
+class Diary:
+    """Shows how it goes, one line in a while, and keeps checkpoints."""
+
+    def __init__(self, trainer: Trainer, work: Path, every: int) -> None:
+        self._trainer, self._work, self._every = trainer, work, every
+        self._recent: list[Progress] = []
+
+    def __call__(self, progress: Progress) -> None:
+        self._recent.append(progress)
+        if progress.step % 20 == 0:
+            self._note()
+        if progress.step % self._every == 0:
+            self._trainer.save(self._work / "checkpoint.pt")
+
+    def _note(self) -> None:
+        recent, last = self._recent, self._recent[-1]
+        mean = {
+            name: round(sum(getattr(one, name) for one in recent) / len(recent), 4)
+            for name in ("total", "token", "box", "centerness", "gradient")
+        }
+        row = {"step": last.step, "minutes": round(last.seconds / 60, 2), "done": round(last.done, 4), **mean}
+        with (self._work / "log.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        log.info("%s", json.dumps(row))
+        self._recent = []
+
+
+if __name__ == "__main__":
+    typer.run(train_mini)

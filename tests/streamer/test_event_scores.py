@@ -1,0 +1,65 @@
+"""Events against labels: pairs counted by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamer.event_scores import Happening, LabelError, read_happenings, score_events, shifted
+
+
+def cross(time_s: float, place: str = "gate", direction: str | None = "in", told_s: float | None = None) -> Happening:
+    return Happening(time_s, "line.cross", place, direction, "cam", told_s)
+
+
+def test_found_missed_and_made_up_events_are_counted() -> None:
+    truth = [cross(1), cross(5), cross(9), cross(12, "door")]
+    told = [cross(1.2), cross(5.1), cross(30), cross(9, direction="out")]
+    score = score_events(truth, told, tolerance_s=1)
+    assert (score.right, score.missed, score.false) == (2, 2, 2)
+    assert (score.precision, score.recall) == (0.5, 0.5)
+    assert score.offset_median_s == pytest.approx(0.15)
+
+
+def test_as_many_pairs_as_possible_are_made() -> None:
+    # The nearest pair (1.9 with 2.0) would leave both others alone.
+    assert score_events([cross(1.0), cross(2.0)], [cross(1.9), cross(2.9)], tolerance_s=1).right == 2
+
+
+def test_the_delay_is_from_the_happening_to_its_telling() -> None:
+    score = score_events([cross(1), cross(2)], [cross(1, told_s=1.5), cross(2, told_s=3.5)])
+    assert score.delay_median_s == pytest.approx(1.0)
+    assert np.isnan(score_events([cross(1)], [cross(1)]).delay_median_s)
+
+
+def test_nothing_told_has_no_precision() -> None:
+    score = score_events([cross(1)], [])
+    assert np.isnan(score.precision)
+    assert score.recall == 0
+
+
+def test_labels_and_events_are_read_side_by_side(tmp_path: Path) -> None:
+    event = {
+        "specversion": "1.0",
+        "type": "groundstream.zone.enter.v1",
+        "time": "1970-01-01T00:00:07.500000Z",
+        "data": {"stream": "cam", "clock": {"emitted_ns": 8_000_000_000}, "zone": {"id": "yard"}},
+    }
+    begin = {**event, "type": "groundstream.track.begin.v1"}
+    (tmp_path / "told.jsonl").write_text(json.dumps(event) + "\n" + json.dumps(begin) + "\n")
+    label = {"time_s": 2.5, "type": "zone.enter", "place": "yard"}
+    (tmp_path / "truth.jsonl").write_text(json.dumps(label) + "\n")
+    told = read_happenings(tmp_path / "told.jsonl")
+    truth = shifted(read_happenings(tmp_path / "truth.jsonl"), 5.0, "cam")
+    score = score_events(truth, told)
+    assert (score.right, score.false, score.offset_median_s) == (1, 0, 0.0)
+    assert score.delay_median_s == pytest.approx(0.5)
+
+
+def test_a_line_that_is_neither_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"time_s": 1, "type": "zone.exit", "place": "yard"}\n{"time_s": 1}\n')
+    with pytest.raises(LabelError, match="line 2 is neither"):
+        read_happenings(tmp_path / "bad.jsonl")
