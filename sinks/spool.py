@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 from sinks.delivery import Delivery, Numbered, SinkStatus, append_dead_letter, numbered
-from sinks.event import Event, EventType
+from sinks.event import Event
 from sinks.sink import Sink, SinkError
 from sinks.store import DROPPABLE, Block, Store, StoreDamaged, StoreFull
 from sinks.worker import Worker
@@ -390,7 +390,7 @@ class Spool:
         tracks = {uid: Event.from_json(line) for uid, line in store.tracks().items()}
         for event in _events_after(store, store.meta.get("tracks_upto", 0)):
             track = event.data.track
-            if track is not None and event.type is EventType.TRACK_END:
+            if track is not None and track.state == "ended":
                 tracks.pop(track.uid, None)
             elif track is not None:
                 tracks[track.uid] = event
@@ -473,7 +473,8 @@ class Spool:
             for event in send.events:
                 track = event.data.track
                 if track is not None:
-                    self._changed_tracks[track.uid] = None if event.type is EventType.TRACK_END else event
+                    # What comes after a track's end, such as its merge, does not open it again.
+                    self._changed_tracks[track.uid] = None if track.state == "ended" else event
         self._tell(self._stored, sends)
 
     def _do(self, call: _Call) -> None:

@@ -58,6 +58,7 @@ class Analysis:
         self._default_threshold = default_threshold
         self._places = Places(zones, lines, [self._count(identity.stream, plan) for plan in counts])
         self._journal = Journal(identity, self.tracks, self.matches, queries, default_threshold)
+        self._resumed: dict[int, int] = {}
         self._threshold_cache: tuple[QuerySet, np.ndarray, np.ndarray] | None = None
 
     def analyse(
@@ -73,7 +74,9 @@ class Analysis:
         tracked = self._tracker.update(named, frame.time_s, moved)
         if len(tracked):
             tracked.confidence = scores[tracked.data["detection_index"]]
-        seen = Observation.of(tracked, self._tracker, numbers, frame)
+        seen = self._resume(Observation.of(tracked, self._tracker, numbers, frame))
+        if len(tracked):
+            tracked.tracker_id = seen.ids
         happenings = self.tracks.update(seen)
         for happening in (matched := self.matches.update(seen)):
             if happening.type is EventType.MATCH_BEGIN and happening.track in self.tracks.records:
@@ -82,15 +85,40 @@ class Analysis:
         happenings += self._places.update(replace(seen, matched=self.matches.matched))
         return tracked, self._journal.write(happenings, Moment.of(frame)) if happenings else []
 
+    def _resume(self, seen: Observation) -> Observation:
+        """A thing that the tracker found again, and gave a new id, before its end was told goes on under its old one:
+        one object, one begin."""
+        merges = []
+        for ended, into in seen.merges:
+            number = self._resumed.get(ended, ended)
+            if number in self.tracks.records and number not in seen.ids and into not in self.tracks.records:
+                self._resumed[into] = number
+            else:
+                merges.append((number, into))
+        if not self._resumed:
+            return seen
+        alive = set(seen.alive.tolist())
+        self._resumed = {new: old for new, old in self._resumed.items() if new in alive}
+        ids, alive_ids = (
+            np.array([self._resumed.get(number, number) for number in numbers.tolist()], np.int64)
+            for numbers in (seen.ids, seen.alive)
+        )
+        return replace(seen, ids=ids, alive=np.unique(alive_ids), merges=merges)
+
     def predict(self, frame: Frame) -> sv.Detections:
         """Where the tracks would be in a frame that no detector looks at. Rules do not see guesses."""
-        return self._tracker.predict(frame.time_s)
+        tracked = self._tracker.predict(frame.time_s)
+        if self._resumed and tracked.tracker_id is not None:
+            ids = [self._resumed.get(number, number) for number in tracked.tracker_id.tolist()]
+            tracked.tracker_id = np.array(ids, np.int64)
+        return tracked
 
     def close(self, moment: Moment, reason: EndReason) -> list[Event]:
         """End everything that is open: the stream ended, went dark or is shut down."""
         happenings = self._places.close(moment.time_ns) + self.matches.close(moment.time_ns)
         happenings += self.tracks.close(moment.time_ns, reason)
         self._tracker.reset()
+        self._resumed.clear()
         return self._journal.write(happenings, moment)
 
     def outage(self, moment: Moment, cause: str, since_ns: int) -> list[Event]:

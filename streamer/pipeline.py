@@ -40,6 +40,7 @@ COVERAGE_EVERY_S = 10.0
 _AHEAD = 2
 """Batches that may wait for tracking: enough to keep the detector busy, few enough to stay fresh."""
 _PROMPTS_KEPT = 256
+_FRESH_NS = 2_000_000_000
 _ENRICH_WAIT_S = 120.0
 """How long the end of recordings waits for descriptions that were asked for."""
 
@@ -83,6 +84,7 @@ class _Follow:
     dark_cause: str = ""
     analysed: int = 0
     not_sampled: int = 0
+    failed: int = 0
     closed: bool = False
 
     @property
@@ -93,7 +95,8 @@ class _Follow:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A frame with what was found in it for `queries`; no detections when nobody looked."""
+    """A frame with what was found in it for `queries`: no queries where nobody looked, no detections where the
+    detector failed."""
 
     frame: Frame
     queries: QuerySet
@@ -111,7 +114,11 @@ class _Ended:
     stream: str
 
 
-_Item = list[_Found] | StateChange | _Changed | _Ended | Enrichment
+class _Tick:
+    """Time has passed: coverage of live streams may be due."""
+
+
+_Item = list[_Found] | StateChange | _Changed | _Ended | Enrichment | _Tick
 
 NewEnricher = Callable[[Callable[[Enrichment], None]], Enricher]
 """Makes the enricher of a pipeline, which delivers what it has to tell to the given function."""
@@ -206,6 +213,8 @@ class Pipeline:
             await self._prepare({self._texts(camera.analysis.queries.at()) for camera in self._cameras.values()})
             if self._new_enricher is not None:
                 self._enricher = self._new_enricher(put)
+            if self._stopping:
+                return
             self._relay.connect(put)
             self._merge = Merge([camera.source for camera in self._cameras.values()], on_error=self._fail)
             async with asyncio.TaskGroup() as tasks:
@@ -376,6 +385,8 @@ class Pipeline:
                 moment = self._now(item.stream)
                 analysis = self._cameras[item.stream].analysis
                 await self._spool_all([event for change in item.changes for event in analysis.changed(change, moment)])
+            elif isinstance(item, _Tick):
+                await self._cover_live()
             elif isinstance(item, Enrichment):
                 await self._spool_all(self._cameras[item.stream].analysis.enriched(item))
             else:
@@ -396,6 +407,7 @@ class Pipeline:
             if found.detections is None:
                 tracked = camera.analysis.predict(frame)
                 follow.not_sampled += not found.queries
+                follow.failed += bool(found.queries)
             else:
                 moved = None
                 if follow.watch.wants(frame):
@@ -436,14 +448,18 @@ class Pipeline:
         return []
 
     async def _tick(self) -> None:
-        """Coverage of live streams is told by the clock on the wall: it must come when no frame does."""
+        """Coverage of live streams is told by the clock on the wall: it must come when no frame does. It goes the way
+        of everything else, so that one task alone numbers the events of a stream."""
         while True:
             await asyncio.sleep(COVERAGE_EVERY_S / 10)
-            now_ns = time.time_ns()
-            for camera in self._cameras.values():
-                follow = self._follows[camera.name]
-                if camera.source.live and not follow.closed and follow.meter.due(now_ns):
-                    await self._spool_all(self._cover(camera, camera.source.account.tally()))
+            self._items.put_nowait(_Tick())
+
+    async def _cover_live(self) -> None:
+        now_ns = time.time_ns()
+        for camera in self._cameras.values():
+            follow = self._follows[camera.name]
+            if camera.source.live and not follow.closed and follow.meter.due(now_ns):
+                await self._spool_all(self._cover(camera, camera.source.account.tally()))
 
     def _cover(self, camera: Camera, tally: Tally) -> list[Event]:
         moment = self._now(camera.name)
@@ -453,10 +469,9 @@ class Pipeline:
     @staticmethod
     def _file_tally(follow: _Follow, received: int) -> Tally:
         """A recording's account as of the frame that is followed: the reader may be ahead by any number."""
-        dropped = {"not_sampled": follow.not_sampled} if follow.not_sampled else {}
-        if lost := received - follow.analysed - follow.not_sampled:
-            dropped["corrupt"] = lost
-        return Tally(received, follow.analysed, dropped)
+        lost = received - follow.analysed - follow.not_sampled - follow.failed
+        dropped = {"corrupt": lost, "detector_error": follow.failed, "not_sampled": follow.not_sampled}
+        return Tally(received, follow.analysed, {reason: count for reason, count in dropped.items() if count})
 
     async def _close(self, stream: str) -> None:
         """The last words of a stream: what is open ends, and its account is told."""
@@ -470,15 +485,20 @@ class Pipeline:
         if follow.last is None and not camera.source.live:
             return
         moment = self._now(stream)
-        events = camera.analysis.close(moment, "shutdown" if self._stopping else "stream_down")
+        over = self._stopping or not camera.source.live
+        events = camera.analysis.close(moment, "shutdown" if over else "stream_down")
         await self._spool_all(events + self._cover(camera, camera.source.account.tally()))
 
     def _now(self, stream: str) -> Moment:
-        """The present of a live stream; of a recording, its last frame."""
-        follow = self._follows[stream]
-        if not self._cameras[stream].source.live and follow.last is not None:
-            return follow.last
-        return Moment(time.time_ns(), self._arrival(follow), follow.last.frame if follow.last else None)
+        """The time of what concerns the stream as a whole: that of its last frame while frames come, so that the times
+        of its events rise; else the clock on the wall."""
+        follow, now_ns = self._follows[stream], time.time_ns()
+        last = follow.last
+        if last is not None:
+            is_fresh = follow.dark_since_ns is None and now_ns - last.time_ns < _FRESH_NS
+            if is_fresh or not self._cameras[stream].source.live:
+                return last
+        return Moment(now_ns, self._arrival(follow), last.frame if last else None)
 
     @staticmethod
     def _arrival(follow: _Follow) -> FrameClock:

@@ -1,7 +1,7 @@
 """The words that a stream looks for, and how they change while it runs.
 
-Every query has a number that is never given to another one in its stream, so that a track's memory of labels stays
-true when the list changes, and a revision that rises whenever it is changed.
+Every query has a number that is never given to another one in its stream, so that a track's memory of labels and the
+counts of a query stay true when the list changes, and a revision that rises whenever it is changed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class QueryBook:
 
     def __init__(self, queries: Iterable[Query | str]) -> None:
         self._lock = threading.Lock()
-        self._numbers = 0
+        self._numbers: dict[str, int] = {}
         self._revisions: dict[str, int] = {}
         self._known: dict[int, Query] = {}
         self._paused: dict[str, Query] = {}
@@ -133,25 +133,27 @@ class QueryBook:
         """Make the list look like `queries`, as a configuration file that was edited asks for; tells what changed."""
         wanted = [_checked(query) for query in queries]
         with self._lock:
-            old = {query.id: query for query in self._active}
+            old = {query.id: query for query in (*self._active, *self._paused.values())}
             made: list[Query] = []
             changes: list[QueryChange] = []
             for query in wanted:
                 before = old.get(query.id or slug(query.text))
+                new = query if before is None else replace(query, id=before.id, number=before.number)
+                _refuse_twice(replace(new, id=new.id or slug(new.text)), made)
                 if before is None:
-                    made.append(self._number(query, taken=made))
+                    made.append(self._number(new, taken=made))
                     changes.append(QueryChange(made[-1], "added"))
-                elif (before.text, before.threshold, before.unless) == (query.text, query.threshold, query.unless):
-                    _refuse_twice(before, made)
+                elif replace(new, revision=before.revision) == before:
                     made.append(before)
+                    if before.id in self._paused:
+                        changes.append(QueryChange(before, "resumed"))
                 else:
-                    _refuse_twice(before, made)
-                    self._revisions[before.id] = before.revision + 1
-                    new = replace(query, id=before.id, number=before.number, revision=before.revision + 1)
-                    made.append(new)
-                    changes.append(QueryChange(new, "changed"))
+                    made.append(replace(new, revision=before.revision + 1))
+                    changes.append(QueryChange(made[-1], "changed"))
             kept = {query.id for query in made}
-            changes += [QueryChange(query, "removed") for query in self._active if query.id not in kept]
+            changes += [QueryChange(query, "removed") for query in old.values() if query.id not in kept]
+            self._revisions.update({query.id: query.revision for query in made})
+            self._paused.clear()
             self._set(tuple(made), time_ns)
             return changes
 
@@ -164,9 +166,8 @@ class QueryBook:
     def _number(self, query: Query, taken: Sequence[Query]) -> Query:
         query = replace(query, id=query.id or slug(query.text))
         _refuse_twice(query, taken)
-        self._numbers += 1
         revision = self._revisions[query.id] = self._revisions.get(query.id, 0) + 1
-        return replace(query, number=self._numbers, revision=revision)
+        return replace(query, number=self._numbers.setdefault(query.id, len(self._numbers) + 1), revision=revision)
 
     def _set(self, queries: QuerySet, time_ns: int) -> None:
         self._active = queries
@@ -180,8 +181,8 @@ class QueryBook:
         asked = {query.text for query in queries}
         for text in texts:
             if text not in asked and text not in self._denials:
-                self._numbers += 1
-                self._denials[text] = Query(text, slug(text), number=self._numbers, is_denial=True)
+                number = self._numbers.setdefault(f"unless {text}", len(self._numbers) + 1)
+                self._denials[text] = Query(text, slug(text), number=number, is_denial=True)
         return [self._denials[text] for text in texts if text not in asked]
 
 

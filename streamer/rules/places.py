@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from sinks.event import CountInfo, EventType, LineInfo, ZoneInfo
 from streamer.errors import ConfigError
 from streamer.rules.geometry import Inside, crosses_within, polygon, segment, signed_distance
-from streamer.rules.rule import NO_MATCHES, Floats, Happening, Observation, Rule
+from streamer.rules.rule import Floats, Happening, Observation, Rule
 
 SETTLE_S = 0.2
 """How long a foot must stay on the other side of a zone's edge before that counts: boxes tremble."""
@@ -25,7 +26,8 @@ class _Visit:
 
 class Zone:
     """`zone.enter` when a track's foot point stays inside the polygon, `zone.exit` with the seconds it stayed when it
-    leaves or ends, `zone.dwell` once for each of `dwell_s` that it stays.
+    leaves or ends, `zone.dwell` once for each of `dwell_s` that it stays. Entering and leaving are told once the foot
+    has stayed on its side for `settle_s`; the seconds count from the step over the edge.
     """
 
     def __init__(
@@ -162,56 +164,63 @@ class Count:
         self._query = query
         self._query_text = query_text
         self._window: _Window | None = None
-        self._matched = NO_MATCHES
 
     def update(self, seen: Observation, happenings: Iterable[Happening]) -> list[Happening]:
         """`happenings` are those of the place for this frame."""
         if self._window is None:
-            start = seen.time_ns // self._window_ns * self._window_ns
-            self._window = _Window(start, seen.time_ns)
+            self._window = _Window(seen.time_ns, seen.time_ns)
         finished = []
-        while seen.time_ns >= self._window.start_ns + self._window_ns:
-            finished.append(self._finish(self._window.start_ns + self._window_ns))
+        while seen.time_ns >= (end_ns := self._end_ns(self._window.start_ns)):
+            finished.append(self._finish(end_ns))
             if not self._window.occupancy:
-                # Skip windows in which nothing can have happened, a day without frames is not 1440 events.
-                skipped = (seen.time_ns - self._window.start_ns) // self._window_ns
-                self._window.start_ns += skipped * self._window_ns
+                # Skip windows in which nothing can have happened: a day without frames is not 1440 events.
+                self._window.start_ns = max(end_ns, seen.time_ns // self._window_ns * self._window_ns)
         window = self._window
         window.occupied_ns += window.occupancy * max(0, seen.time_ns - max(window.last_ns, window.start_ns))
         window.last_ns = seen.time_ns
-        self._matched = seen.matched
-        for happening in happenings:
-            self._note(window, happening)
-        if self._place is None:
-            present = {track for track in seen.alive.tolist() if self._wanted(track)}
+        if isinstance(self._place, Line):
+            for happening in happenings:
+                self._count_crossing(window, self._place.name, happening, seen.matched)
+        else:
+            inside = seen.alive.tolist() if self._place is None else self._place.occupants
+            present = {track for track in inside if self._is_wanted(track, seen.matched)}
             window.entered += len(present - window.inside)
             window.left += len(window.inside - present)
             window.inside = present
             window.occupancy = len(present)
-        elif isinstance(self._place, Zone):
-            window.occupancy = sum(self._wanted(track) for track in self._place.occupants)
         window.occupancy_max = max(window.occupancy_max, window.occupancy)
         return finished
 
     def close(self, time_ns: int) -> list[Happening]:
-        if self._window is None or time_ns <= self._window.start_ns:
+        window, self._window = self._window, None
+        if window is None or time_ns <= window.start_ns:
             return []
-        last = [self._finish(min(time_ns, self._window.start_ns + self._window_ns))]
+        self._window = window
+        end_ns = min(time_ns, self._end_ns(window.start_ns))
+        window.occupied_ns += window.occupancy * max(0, end_ns - max(window.last_ns, window.start_ns))
+        window.last_ns = end_ns
+        window.left += len(window.inside)
+        window.inside, window.occupancy = set(), 0
+        last = self._finish(end_ns)
         self._window = None
-        return last
+        return [last]
 
-    def _wanted(self, track: int) -> bool:
-        return self._query is None or self._query in self._matched.get(track, ())
+    def _end_ns(self, start_ns: int) -> int:
+        """Windows end at whole multiples of their length; the first begins with the first frame."""
+        return (start_ns // self._window_ns + 1) * self._window_ns
 
-    def _note(self, window: _Window, happening: Happening) -> None:
-        if happening.track is None or not self._wanted(happening.track):
+    def _is_wanted(self, track: int, matched: Mapping[int, AbstractSet[int]]) -> bool:
+        return self._query is None or self._query in matched.get(track, ())
+
+    def _count_crossing(
+        self, window: _Window, line: str, happening: Happening, matched: Mapping[int, AbstractSet[int]]
+    ) -> None:
+        crossed: LineInfo | None = happening.data.get("line")
+        if crossed is None or crossed.id != line or happening.track is None:
             return
-        line: LineInfo | None = happening.data.get("line")
-        place: ZoneInfo | LineInfo | None = line or happening.data.get("zone")
-        if place is None or place.id != self._name:
-            return
-        window.entered += happening.type is EventType.ZONE_ENTER or (line is not None and line.direction == "in")
-        window.left += happening.type is EventType.ZONE_EXIT or (line is not None and line.direction == "out")
+        if self._is_wanted(happening.track, matched):
+            window.entered += crossed.direction == "in"
+            window.left += crossed.direction == "out"
 
     def _finish(self, end_ns: int) -> Happening:
         window = self._window

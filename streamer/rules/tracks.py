@@ -230,8 +230,9 @@ class Matches:
 
     @property
     def matched(self) -> dict[int, AbstractSet[int]]:
-        """The queries that each track answers, by number."""
-        return dict(self._matched)
+        """The queries that each track answers, by number; a track that ended in this frame, those that it answered."""
+        ended = {track: frozenset(scores) for track, scores in self._ended.items()}
+        return {**ended, **self._matched}
 
     def scores(self, track: int) -> dict[int, float]:
         """The queries that a track answers (or answered until it ended in this frame), with their mean scores."""

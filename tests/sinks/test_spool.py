@@ -406,3 +406,17 @@ def test_a_full_disk_follows_the_policy_and_heals(path: Path, policy: str) -> No
     assert said[3] == "begins 200"
     assert said[4] == "order True True"
     assert found.stderr.count("cannot grow") == 1, "told once, not in a flood"
+
+
+def test_a_track_that_was_merged_after_its_end_is_not_open_again(tmp_path):
+    async def run() -> int:
+        async with await Spool.open(tmp_path / "spool", {}) as spool:
+            assert spool.open_tracks() == []
+            merge = event(3, kind=EventType.TRACK_MERGE)
+            ended = merge.data.track.model_copy(update={"state": "ended"})
+            merge = merge.model_copy(update={"data": merge.data.model_copy(update={"track": ended})})
+            await spool.send_batch([event(1), event(2, kind=EventType.TRACK_END), merge])
+        async with await Spool.open(tmp_path / "spool", {}) as spool:
+            return len(spool.open_tracks())
+
+    assert asyncio.run(run()) == 0

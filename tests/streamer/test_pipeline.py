@@ -19,6 +19,7 @@ from streamer.errors import ConfigError
 from streamer.sampling import Sampling
 from streamer.sources.source import SourceState, StateChange
 from tests.support.fakes import Bench, FakeDetector, FakeSource, ListSink, camera, one_box_per_query
+from trackers import create_tracker
 
 
 def run(cameras, detector=None, **options) -> Bench:
@@ -118,6 +119,8 @@ def test_a_frame_that_the_detector_cannot_take_costs_that_frame_alone():
 
     bench = run(lambda: [camera(FakeSource("bad", count=8)), camera(FakeSource("good", count=8))], FakeDetector(answer))
     assert tallies(bench)["bad"].dropped == {"detector_error": 8}
+    told = [e.data.coverage for e in bench.sink.events if e.data.coverage and e.data.stream == "bad"]
+    assert [(c.received, c.analysed, c.dropped, c.state) for c in told] == [(8, 0, {"detector_error": 8}, "blind")]
     assert tallies(bench)["good"].analysed == 8
     assert "cannot look at this" in bench.pipeline.errors["bad"]
 
@@ -303,3 +306,81 @@ def test_what_a_describer_tells_comes_later_on_the_same_subject_and_holds_nothin
     assert told.data.description.text == "a thing in a box"
     assert int(told.sequence) > int(begin.sequence)
     assert tallies(bench)["cam"].analysed > 10
+
+
+def test_the_parts_of_coverage_add_up_when_the_detector_fails_now_and_then():
+    turns = iter(range(1000))
+
+    def answer(request):
+        if next(turns) % 10 == 3:
+            raise RuntimeError("now and then")
+        return one_box_per_query(request)
+
+    bench = run(lambda: [camera(FakeSource(count=600))], FakeDetector(answer), batch_size=1)
+    told = [event.data.coverage for event in bench.sink.events if event.data.coverage]
+    assert len(told) == 3
+    assert all(c.received == c.analysed + sum(c.dropped.values()) for c in told)
+    assert {reason for c in told for reason in c.dropped} == {"detector_error"}
+
+
+def test_sequences_reach_the_sink_in_order_while_coverage_comes_by_the_clock(monkeypatch):
+    monkeypatch.setattr("streamer.pipeline.COVERAGE_EVERY_S", 0.02)
+
+    class Slow:
+        async def write(self, frame, tracked, *, analysed):
+            await asyncio.sleep(0.005)
+
+        async def aclose(self):
+            pass
+
+    async def go():
+        cameras = [camera(FakeSource(count=None, live=True, period_s=0.004), recorders=[Slow()])]
+        async with Bench(cameras) as bench:
+            running = asyncio.create_task(bench.pipeline.run())
+            await bench.until("coverage", 20)
+            await bench.pipeline.stop()
+            await running
+            await bench.spool.drain(5)
+        return bench
+
+    bench = asyncio.run(go())
+    sequences = [int(event.sequence) for event in bench.sink.events]
+    assert sequences == list(range(1, len(sequences) + 1))
+    times = [event.time for event in bench.sink.events]
+    assert times == sorted(times)
+
+
+def test_stopping_while_words_are_made_ready_stops():
+    class Slow(FakeDetector):
+        def prepare(self, queries):
+            time.sleep(0.3)
+            return super().prepare(queries)
+
+    async def go():
+        async with Bench([camera(FakeSource(count=400))], Slow()) as bench:
+            running = asyncio.create_task(bench.pipeline.run())
+            await asyncio.sleep(0.1)
+            await bench.pipeline.stop()
+            await asyncio.wait_for(running, 5)
+            return bench.pipeline.report()[0].tally
+
+    assert asyncio.run(go()).analysed == 0
+
+
+def test_a_thing_hidden_as_long_as_a_track_lives_is_one_object_with_one_begin():
+    """It stands still for 2 s, is hidden until the tracker gives it up, and is found again as it does."""
+
+    turns = iter(range(1000))
+
+    def answer(request):
+        turn = next(turns)
+        visible = turn < 20 or turn >= 30
+        return one_box_per_query(request) if visible else one_box_per_query(request)[:0]
+
+    def cameras():
+        made = camera(FakeSource(count=60, period_s=0.1))
+        made.analysis._tracker = create_tracker("default")
+        return [made]
+
+    bench = run(cameras, FakeDetector(answer), batch_size=1)
+    assert bench.kinds().count("track.begin") == bench.kinds().count("track.end") == 1

@@ -169,3 +169,27 @@ def test_a_day_without_frames_is_not_a_thousand_events():
 def test_what_cannot_be_is_told_in_a_sentence(make, sentence):
     with pytest.raises(ConfigError, match=sentence):
         make()
+
+
+def test_a_track_that_ends_in_a_zone_leaves_the_count_of_its_query():
+    zone = Zone("yard", YARD, settle_s=0)
+    places = Places([zone], [], [Count("yard", 1.0, zone, query=7, query_text="a red car")])
+    places.update(seen(0.1, {1: INSIDE, 2: INSIDE}))  # not yet matched
+    places.update(seen(0.2, {1: INSIDE, 2: INSIDE}, matched={1: {7}, 2: {7}}))
+    places.update(seen(0.5, {2: INSIDE}, alive=[2], matched={1: {7}, 2: {7}}))  # 1 has ended in this frame
+    (count,) = [h.data["count"] for h in places.update(seen(1.0, {2: INSIDE}, matched={2: {7}})) if "count" in h.data]
+    assert (count.entered, count.left, count.occupancy) == (2, 1, 1)
+    (last,) = [h.data["count"] for h in places.close(int(1.5e9)) if "count" in h.data]
+    assert (last.entered, last.left, last.occupancy) == (0, 1, 0)
+
+
+def test_count_windows_never_overlap_and_know_only_what_was_seen():
+    counts = Places(counts=[Count("street", 10.0)])
+    happenings = []
+    for second in range(4, 8):
+        happenings += counts.update(seen(second, {1: INSIDE}))
+    happenings += counts.close(int(8e9))
+    happenings += counts.update(seen(12, {1: INSIDE})) + counts.update(seen(21, {1: INSIDE}))
+    windows = [h.data["count"] for h in happenings]
+    assert [(count.from_ns / 1e9, count.to_ns / 1e9) for count in windows] == [(4, 8), (12, 20)]
+    assert [count.occupancy_mean for count in windows] == [1.0, 1.0]

@@ -31,12 +31,29 @@ def test_an_edited_list_tells_what_changed_and_keeps_numbers():
     assert [change.change for change in book.replace(["dog"], time_ns=2)] == ["removed", "removed"]
 
 
-def test_a_number_is_never_given_twice_and_a_revision_never_falls():
+def test_a_query_keeps_its_number_and_its_revision_never_falls():
     book = QueryBook(["person"])
     book.remove("person", time_ns=1)
     again = book.add("person", time_ns=2).query
-    assert (again.number, again.revision) == (2, 2)
+    assert (again.number, again.revision) == (1, 2)
+    assert book.add("dog", time_ns=3).query.number == 2
     assert book.known(1).text == "person"
+
+
+def test_words_may_be_exchanged_between_queries():
+    book = QueryBook([Query("car", id="a"), Query("dog", id="b")])
+    changes = book.replace([Query("dog", id="a"), Query("car", id="b")], time_ns=1)
+    assert [change.change for change in changes] == ["changed", "changed"]
+    assert [(query.id, query.text) for query in book.at()] == [("a", "dog"), ("b", "car")]
+
+
+def test_a_paused_query_that_is_listed_again_is_there_once():
+    book = QueryBook(["car"])
+    book.pause("car", time_ns=1)
+    assert [change.change for change in book.replace(["car"], time_ns=2)] == ["resumed"]
+    assert texts(book) == ["car"]
+    with pytest.raises(ConfigError, match="not paused"):
+        book.resume("car", time_ns=3)
 
 
 def test_a_paused_query_comes_back_as_it_was():
