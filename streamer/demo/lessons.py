@@ -115,6 +115,7 @@ def _lesson(
     share = _area(inside) / np.maximum(_area(whole), 1)
     clear = np.array([is_evident(one) for one in seen], bool) & (share > 0.4)
     boxes = (inside[clear] - np.array([left, top, left, top], np.float32)) * scale
+    boxes = np.minimum(boxes, np.array([*size, *size], np.float32))  # rounding
     if dice.chance(0.5):
         piece = piece[:, ::-1]
         boxes = np.stack([size[0] - boxes[:, 2], boxes[:, 1], size[0] - boxes[:, 0], boxes[:, 3]], axis=1)
