@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from detectors import Detector, create_detector
 from sinks.event import Producer
@@ -27,7 +28,10 @@ from streamer.pipeline import Camera, NewEnricher, Pipeline, Recorder, StateRela
 from streamer.prompts import Query, QueryBook, slug
 from streamer.rules.places import Line, Zone
 from streamer.sampling import Sampling
-from streamer.sources import Source, open_sources
+from streamer.sources import Source, open_sources, redact
+from streamer.sources.address import natural
+from streamer.sources.file import FileSource
+from streamer.sources.images import ImageSource, image_names
 from trackers import create_tracker
 
 log = logging.getLogger("groundstream")
@@ -50,26 +54,25 @@ async def open_pipeline(
     on_frame: Callable[[str], None] | None = None,
     strict: bool = False,
     more_sinks: Mapping[str, Sink] | None = None,
+    open_results: Callable[[], Mapping[str, Sink]] | None = None,
     patience_s: float | None = PATIENCE_S,
 ) -> AsyncIterator[Pipeline]:
     """A pipeline that does what `config` says; its events are delivered to all sinks when the context is left.
 
     `spool_path` is where events are safe until then; None keeps them in memory, for jobs that can be run again.
     `strict` lets a live source that refuses us (401, 404) end with an error instead of being tried again.
-    `more_sinks` get the events beside those of the configuration. At the end, sinks that lag are waited for until
-    they have everything or have taken nothing for `patience_s`.
+    `more_sinks` get the events beside those of the configuration, and so do those of `open_results`, which is called
+    when everything else could be opened: it may overwrite what an earlier job left. At the end, sinks that lag are
+    waited for until they have everything or have taken nothing for `patience_s`.
     Raises what the parts raise: `SourceError`, `DetectorError`, `TrackerError`, `SinkError`, `ConfigError`.
     """
     relay = StateRelay()
-    streams = [
-        (stream, source)
-        for stream in config.streams
-        for source in _open(stream, relay, start_time_ns=start_time_ns, strict=strict)
-    ]
-    _refuse_same_names([source.name for _, source in streams])
+    streams = _open_all(config, relay, start_time_ns=start_time_ns, strict=strict)
+    _check_parts(config)
     detector = load_detector(config.detector)
-    create_tracker(config.tracker)  # a wrong name is told before anything is opened
     sinks = {**open_sinks(address for address in config.sinks if not address.startswith(VIDEO)), **(more_sinks or {})}
+    if open_results is not None:
+        sinks |= open_results()
     async with await Spool.open(spool_path, sinks, sync_each=config.spool.fsync_each) as spool:
         run = await spool.begin_run(time.time_ns())
         crashed = close_crashed(spool.open_tracks(), run)
@@ -79,7 +82,7 @@ async def open_pipeline(
             version=__version__,
             detector=config.detector.name.partition(":")[0],
             tracker=config.tracker,
-            config_hash=config_hash(config.model_dump(exclude={"sinks", "spool", "metrics_port", "metrics_host"})),
+            config_hash=config_hash(_settings(config)),
         )
         cameras = [
             _camera(
@@ -178,21 +181,48 @@ def make_queries(stream: StreamConfig, config: Config) -> list[Query]:
     return [Query(query.text, query.id or slug(query.text), query.threshold, tuple(query.unless)) for query in chosen]
 
 
-def _open(stream: StreamConfig, relay: StateRelay, *, start_time_ns: int | None, strict: bool) -> list[Source]:
-    return open_sources(
-        stream.source,
-        name=stream.name,
-        on_state=relay,
-        start_time_ns=start_time_ns,
-        transport=stream.transport,
-        strict=strict,
-    )
-
-
-def _refuse_same_names(names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
+def _open_all(
+    config: Config, relay: StateRelay, *, start_time_ns: int | None, strict: bool
+) -> list[tuple[StreamConfig, Source]]:
+    """The sources of every stream, each with a name of its own; names that were given go before those that are made."""
+    given = [stream.name for stream in config.streams if stream.name is not None]
+    for name in given:
+        if given.count(name) > 1:
             raise ConfigError(f"two streams are called {name!r}: give one of them another name")
+    taken = set(given)
+    opened = []
+    for stream in config.streams:
+        sources = open_sources(
+            stream.source,
+            name=stream.name,
+            on_state=relay,
+            start_time_ns=start_time_ns,
+            transport=stream.transport,
+            strict=strict,
+            taken=taken - {stream.name},
+        )
+        taken.update(source.name for source in sources)
+        opened += [(stream, source) for source in sources]
+    return opened
+
+
+def _check_parts(config: Config) -> None:
+    """Make what costs nothing once, so that a mistake is told before models are loaded or anything is written."""
+    create_tracker(config.tracker)
+    for stream in config.streams:
+        QueryBook(make_queries(stream, config))
+        _places(stream)
+
+
+def _places(stream: StreamConfig) -> tuple[list[Zone], list[Line]]:
+    zones = [Zone(zone.id, zone.polygon, zone.dwell_s) for zone in stream.zones]
+    return zones, [Line(line.id, line.points) for line in stream.lines]
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What results depend on: neither where recordings lie (their content counts), nor where events go."""
+    elsewhere = {"sinks", "spool", "metrics_port", "metrics_host"}
+    return config.model_dump(exclude={"streams": {"__all__": {"source"}}, **dict.fromkeys(elsewhere, True)})
 
 
 def _camera(
@@ -210,6 +240,7 @@ def _camera(
     new_uid = random_uids()
     if not source.live:
         new_uid = derived_uids(_recording(stream.source, source), source.name, producer.config_hash)
+    zones, lines = _places(stream)
     kind = "streams" if source.live else "files"
     identity = Identity(source.name, f"/{kind}/{source.name}", run, producer, new_uid, written)
     analysis = Analysis(
@@ -217,8 +248,8 @@ def _camera(
         create_tracker(config.tracker),
         QueryBook(make_queries(stream, config)),
         detector.threshold,
-        [Zone(zone.id, zone.polygon, zone.dwell_s) for zone in stream.zones],
-        [Line(line.id, line.points) for line in stream.lines],
+        zones,
+        lines,
         [CountPlan(count.window_s, count.of, count.query) for count in stream.counts],
     )
     recorders = list(outputs(source, analysis)) if outputs is not None else []
@@ -251,9 +282,13 @@ def video_path(address: str, stream: str, *, several: bool) -> Path:
 
 
 def _recording(address: str, source: Source) -> str:
-    """What tells one recording from another: the content of a file, else its address."""
-    path = Path(getattr(source, "path", address))
+    """What tells one recording from another: the content of a file, the images of a folder, else the address."""
+    path = source.recording if isinstance(source, FileSource | ImageSource) else None
     try:
+        if path is None:
+            return redact(address)
+        if path.is_dir():
+            return "\n".join(f"{name} {(path / name).stat().st_size}" for name in natural(image_names(path)))
         return fingerprint(path)
     except OSError:
-        return address
+        return str(path)  # reading it will tell what is wrong

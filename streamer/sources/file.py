@@ -29,6 +29,7 @@ class FileSource:
     Decodes in a thread a few frames ahead of the reader and waits for it. Damaged frames are counted, never handed on.
     Where the recording ends before its own account of itself does, all that there is comes first, then `SourceError`.
 
+    `recording` is the file, None where it lies behind an address.
     Capture times are presentation times from `start_time_ns` (UTC), else from the recording date in the container,
     else from 1970.
     """
@@ -41,6 +42,7 @@ class FileSource:
         self.name = name
         self.account = Account()
         self.expected_frames: int | None = None  # by the container's own account, once it is open
+        self.recording = None if "://" in path else Path(path)
         self._path = path
         self._shown = redact(path)
         self._start_time_ns = start_time_ns

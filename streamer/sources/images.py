@@ -27,6 +27,7 @@ class ImageSource:
 
     Images carry no common clock: they are `fps` a second apart, else as the `seqinfo.ini` of a MOTChallenge sequence
     beside them says, else 25, from `start_time_ns` (UTC) on, else from 1970. What is no image is counted `corrupt`.
+    `recording` is the folder.
     """
 
     live = False
@@ -42,7 +43,7 @@ class ImageSource:
     ) -> None:
         self.name = name
         self.account = Account()
-        self._folder = folder
+        self.recording = folder
         self._paths = [folder / entry for entry in natural(image_names(folder))]
         self.expected_frames: int | None = len(self._paths)
         self._period_ns = round(1e9 / (fps or _sequence_fps(folder) or _DEFAULT_FPS))
@@ -53,7 +54,7 @@ class ImageSource:
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"ImageSource({str(self._folder)!r}, {len(self._paths)} images)"
+        return f"ImageSource({str(self.recording)!r}, {len(self._paths)} images)"
 
     def __aiter__(self) -> Self:
         return self
@@ -78,7 +79,7 @@ class ImageSource:
             await self.aclose()
             tally = self.account.tally()
             if tally.dropped.get("corrupt", 0) == tally.received:
-                raise SourceError(f"none of the {tally.received} images in {self._folder} can be read")
+                raise SourceError(f"none of the {tally.received} images in {self.recording} can be read")
         raise StopAsyncIteration
 
     async def aclose(self) -> None:

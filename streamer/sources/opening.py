@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -36,22 +36,24 @@ def open_sources(
     strict: bool = False,
     live: bool | None = None,
     fps: float | None = None,
+    taken: Collection[str] = (),
 ) -> list[Source]:
     """The sources that `address` (or several) stands for; reading begins when one is iterated.
 
-    `name` replaces the name made from the address. `start_time_ns` (UTC) is when a recording began. For cameras:
-    `transport` of RTSP, `stall_s` without a new picture until the stream counts as stalled, and `strict` for a first
-    connection that must succeed. `live` says whether an `http(s)` address is a camera; unsaid, it is one unless its
-    path ends like a video file. `fps` is the rate of a folder of images.
+    `name` replaces the name made from the address; names that are `taken` are not given again. `start_time_ns`
+    (UTC) is when a recording began. For cameras: `transport` of RTSP, `stall_s` without a new picture until the
+    stream counts as stalled, and `strict` for a first connection that must succeed. `live` says whether an
+    `http(s)` address is a camera; unsaid, it is one unless its path ends like a video file. `fps` is the rate of a
+    folder of images.
 
     Raises `SourceAddressError` where an address cannot be understood, `SourceError` where there is nothing at it.
     """
     sources: list[Source] = []
-    taken: set[str] = set()
+    used = set(taken)
 
     def called(place: str) -> str:
-        chosen = unique(name or stream_name(place), taken)
-        taken.add(chosen)
+        chosen = unique(name or stream_name(place), used)
+        used.add(chosen)
         return chosen
 
     for one in [address] if isinstance(address, str) else address:
@@ -71,7 +73,7 @@ def open_sources(
                 LiveSource(_webcam(one, stall_s), called(one.replace(":", "")), strict=strict, on_state=on_state)
             )
         elif scheme == "synthetic":
-            sources.append(_synthetic(one, name, on_state, taken))
+            sources.append(_synthetic(one, called("street"), on_state))
         elif "://" in one:
             raise SourceAddressError(f"{redact(one)} is no address of a kind known here: give {_KINDS}")
         else:
@@ -128,15 +130,13 @@ def _webcam(address: str, stall_s: float | None) -> Link:
     return Link(f"/dev/video{number}", form="video4linux2", stall_s=stall_s or 4.0)
 
 
-def _synthetic(address: str, name: str | None, on_state: OnState | None, taken: set[str]) -> Source:
+def _synthetic(address: str, name: str, on_state: OnState | None) -> Source:
     from streamer.street.source import StreetSource
 
     scene, _, query = address.partition(":")[2].partition("?")
     if scene != "street":
         raise SourceAddressError(f"{address} names no scene known here: give synthetic:street")
-    chosen = unique(name or "street", taken)
-    taken.add(chosen)
-    return StreetSource.from_query(dict(parse_qsl(query)), chosen, on_state)
+    return StreetSource.from_query(dict(parse_qsl(query)), name, on_state)
 
 
 def _paths(address: str) -> list[Path]:
