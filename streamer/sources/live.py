@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import threading
@@ -31,6 +32,7 @@ _LOCKOUT_S = 10.0  # after a wrong password: cameras lock out who tries too ofte
 _DAMAGED_S = 20.0  # whole groups of pictures pass in this time: if no picture is whole by then, connect anew
 _JOIN_S = 2.0
 _RTSP_PORTS = {"rtsp": 554, "rtsps": 322}
+_PORTS = {**_RTSP_PORTS, "http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,9 @@ class LiveSource:
         from streamer.decode import DecodeError, NotFound, NoVideo, Unauthorised, Video, reason
 
         link = self._link
-        _reach(link.address)
+        is_rtsp = urlsplit(link.address).scheme in _RTSP_PORTS
+        if is_rtsp:
+            _reach(link.address)
         limit_s = _FIRST_OPEN_S if self._open_s is None else max(_AGAIN_OPEN_S, 3 * self._open_s)
         began = time.monotonic()
         try:
@@ -186,6 +190,8 @@ class LiveSource:
             raise Trouble(reason(failure), final=True) from None
         except DecodeError as failure:
             late = time.monotonic() - began >= limit_s
+            if not late and not is_rtsp:  # only now: some cameras over HTTP take one connection and no more
+                _reach(link.address)
             raise Trouble(f"no answer within {limit_s:.0f} s" if late else reason(failure)) from None
         self._open_s = time.monotonic() - began
         return video
@@ -264,11 +270,13 @@ def _silence(stall_s: float) -> Trouble:
 
 
 def _reach(address: str) -> None:
-    """Say precisely what keeps us from an RTSP server, as FFmpeg does not. Raises `Trouble`."""
+    """Say precisely what keeps us from a server, as FFmpeg does not. Raises `Trouble`."""
     url = urlsplit(address)
-    if url.scheme not in _RTSP_PORTS or url.hostname is None:
+    if url.scheme not in _PORTS or url.hostname is None:
         return
-    port = url.port or _RTSP_PORTS[url.scheme]
+    if url.scheme not in _RTSP_PORTS and os.environ.get("http_proxy"):
+        return  # FFmpeg asks the proxy, which may know hosts that we do not
+    port = url.port or _PORTS[url.scheme]
     try:
         socket.create_connection((url.hostname, port), timeout=_REACH_S).close()
     except socket.gaierror:
