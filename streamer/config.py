@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from streamer.errors import ConfigError
+from streamer.prompts import slug
 from streamer.sources.address import redact
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -151,6 +152,19 @@ class Config(_Section):
         for position, stream in enumerate(self.streams):
             if not (stream.queries if stream.queries is not None else self.queries):
                 raise ValueError(f"streams[{position}] has nothing to look for: give it or the whole file queries")
+        return self
+
+    @model_validator(mode="after")
+    def _counted_queries_exist(self) -> Config:
+        for position, stream in enumerate(self.streams):
+            queries = self.queries if stream.queries is None else stream.queries
+            ids = [query.id or slug(query.text) for query in queries]
+            for count in stream.counts:
+                if count.query is not None and count.query not in ids:
+                    raise ValueError(
+                        f"streams[{position}] counts the query {count.query!r}, but its queries' ids are "
+                        f"{', '.join(ids)}: give one of these"
+                    )
         return self
 
 
