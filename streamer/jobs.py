@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import time
 from collections import Counter
@@ -18,13 +19,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from detectors.registry import ANYTHING_THAT_MOVES
+from sinks.files import JsonlSink
+from sinks.sink import Sink, SinkError
+from sinks.sqlite import SqliteSink
 from streamer.analysis import Analysis
 from streamer.build import VIDEO, annotated_video, open_pipeline
 from streamer.config import Config, parse_config
 from streamer.errors import ConfigError
-from streamer.outputs import CocoJson, MotText, open_output
+from streamer.outputs import CocoJson, MotText, OutputError, open_output
 from streamer.pipeline import Pipeline, Recorder
 from streamer.sources import Source
+
+_PIPE_COLUMNS = 1000
+_EARLIEST_YEAR, _LATEST_YEAR = 1970, 2200  # times are nanoseconds since 1970 in 63 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +75,14 @@ class Summary:
 
 def process_videos(job: Job, *, as_json: bool = False, quiet: bool = False) -> bool:
     """Run the job and tell what came of it; returns whether any video failed."""
-    console = Console(stderr=as_json)
+    to_stdout = any(sink.startswith("stdout:") for sink in job.sinks)
+    if as_json and to_stdout:
+        raise ConfigError("--json and --sink stdout: both write to standard output: leave one of them out")
+    console = wide_console(stderr=as_json or to_stdout)
     started = time.monotonic()
-    with _progress(console, hidden=quiet or as_json or not console.is_terminal) as tell:
-        summaries = asyncio.run(_run(job, tell))
+    hidden = quiet or as_json or not console.is_terminal
+    with _progress(console, hidden=hidden) as tell, contextlib.nullcontext() if as_json else _told_once():
+        summaries, undelivered = asyncio.run(_run(job, tell))
     wall_s = time.monotonic() - started
     for summary in summaries:
         with open_output(Path(summary.folder) / "summary.json") as file:
@@ -80,6 +91,8 @@ def process_videos(job: Job, *, as_json: bool = False, quiet: bool = False) -> b
         print(json.dumps({"seconds": round(wall_s, 3), "videos": [asdict(summary) for summary in summaries]}))  # noqa: T201
     else:
         _show(console, summaries, job, wall_s)
+    if undelivered is not None:
+        raise undelivered
     return any(summary.error for summary in summaries)
 
 
@@ -103,32 +116,60 @@ def job_config(job: Job) -> Config:
         "detector": detector,
         "tracker": job.tracker,
         "batch": {"size": job.batch},
-        "sinks": [f"jsonl:{job.out / 'events.jsonl'}", f"sqlite:{job.out / 'events.sqlite'}", *job.sinks],
+        "sinks": list(job.sinks),
     }
     return parse_config(raw, "command line")
 
 
-async def _run(job: Job, tell: Callable[[Pipeline], Callable[[str], None]]) -> list[Summary]:
+async def _run(job: Job, tell: Callable[[Pipeline], Callable[[str], None]]) -> tuple[list[Summary], SinkError | None]:
+    """What came of every video, and what could not be delivered of its events after all were analysed."""
     config = job_config(job)
-    for old in ("events.jsonl", "events.sqlite"):
-        (job.out / old).unlink(missing_ok=True)
     start_ns = None if job.start_time is None else _start_ns(job.start_time)
     advance: list[Callable[[str], None]] = []
 
     def outputs(source: Source, analysis: Analysis) -> Sequence[Recorder]:
         return _outputs(job, source, analysis)
 
-    async with open_pipeline(
-        config,
-        outputs=outputs,
-        start_time_ns=start_ns,
-        strict=True,
-        on_frame=lambda stream: advance[0](stream),
-    ) as pipeline:
-        advance.append(tell(pipeline))
-        with stopping_on_signals(pipeline):
-            await pipeline.run()
-        return [_sum_up(job, pipeline, report.stream) for report in pipeline.report()]
+    summaries: list[Summary] = []
+    try:
+        async with open_pipeline(
+            config,
+            outputs=outputs,
+            start_time_ns=start_ns,
+            strict=True,
+            on_frame=lambda stream: advance[0](stream),
+            open_results=lambda: _open_results(job, config),
+        ) as pipeline:
+            advance.append(tell(pipeline))
+            with stopping_on_signals(pipeline):
+                await pipeline.run()
+            summaries = [_sum_up(job, pipeline, report.stream) for report in pipeline.report()]
+    except SinkError as error:
+        if not summaries:
+            raise
+        return summaries, error
+    return summaries, None
+
+
+def _open_results(job: Job, config: Config) -> dict[str, Sink]:
+    """The job's own files of events, in the place of those of an earlier one."""
+    lines, database = job.out / "events.jsonl", job.out / "events.sqlite"
+    addresses = [f"jsonl:{lines}", f"sqlite:{database}"]
+    for address in config.sinks:
+        if address in addresses:
+            raise ConfigError(f"sink {address} is written anyway: leave it out")
+    for old in (lines, database, *(database.with_name(database.name + end) for end in ("-wal", "-shm"))):
+        try:
+            old.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot replace {old}: {error.strerror}") from error
+    return {addresses[0]: JsonlSink(lines), addresses[1]: SqliteSink(database)}
+
+
+def wide_console(*, stderr: bool = False) -> Console:
+    """A console whose tables are as wide as they need to be where no terminal sets a limit."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=_PIPE_COLUMNS)
 
 
 @contextlib.contextmanager
@@ -203,6 +244,21 @@ def _show(console: Console, summaries: Sequence[Summary], job: Job, wall_s: floa
 
 
 @contextlib.contextmanager
+def _told_once() -> Iterator[None]:
+    """What is wrong with a video stands in the summary: no line of the log says it before. Defects are logged."""
+    log = logging.getLogger("groundstream")
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return record.levelno != logging.ERROR or bool(record.exc_info)
+
+    log.addFilter(is_news)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_news)
+
+
+@contextlib.contextmanager
 def _progress(console: Console, *, hidden: bool) -> Iterator[Callable[[Pipeline], Callable[[str], None]]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden, transient=True) as progress:
@@ -225,7 +281,8 @@ def _progress(console: Console, *, hidden: bool) -> Iterator[Callable[[Pipeline]
 
 def _natural_detector(queries: Sequence[str]) -> str:
     """The default, unless the words are those of the motion detector, which needs no model."""
-    return "motion" if [" ".join(query.split()).lower() for query in queries] == [ANYTHING_THAT_MOVES] else "glip-tiny"
+    words = {" ".join(query.split()).lower() for query in queries}
+    return "motion" if words == {ANYTHING_THAT_MOVES} else "glip-tiny"
 
 
 def _place(text: str) -> tuple[str, list[list[float]]]:
@@ -249,4 +306,6 @@ def _start_ns(text: str) -> int:
         raise ConfigError(f"start time {text!r} is not a time: write it as 2026-05-04T12:00:00Z") from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
+    if not _EARLIEST_YEAR <= moment.astimezone(UTC).year <= _LATEST_YEAR:
+        raise ConfigError(f"start time {text!r} lies outside {_EARLIEST_YEAR} to {_LATEST_YEAR}: give another")
     return int(moment.timestamp()) * 1_000_000_000 + moment.microsecond * 1000

@@ -6,11 +6,10 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from detectors.registry import ANYTHING_THAT_MOVES
-from streamer.jobs import Job, process_videos
+from streamer.jobs import Job, process_videos, wide_console
 
 _SIZE = "640x384"
 _FPS = 12
@@ -33,13 +32,13 @@ def show_street(queries: Sequence[str], out: Path, seed: int, seconds: float) ->
         database = out / "events.sqlite"
         _show_database(database)
         query = "SELECT type, count(*) FROM events GROUP BY type"
-        Console().print(f"\nask it    sqlite3 {database} '{query}'", highlight=False, soft_wrap=True)
+        wide_console().print(f"\nask it    sqlite3 {database} '{query}'", highlight=False, soft_wrap=True)
     return failed
 
 
 def _show_database(path: Path) -> None:
     """The longest tracks and the first crossings and zone entries."""
-    console = Console()
+    console = wide_console()
     database = sqlite3.connect(path)
     tracks = Table("track", "what", "seen from", "to", "score", title="tracks", title_justify="left")
     for row in database.execute(

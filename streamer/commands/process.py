@@ -34,10 +34,16 @@ def process(
     ] = None,
     line: Annotated[list[str] | None, typer.Option(help="NAME:x,y x,y in fractions of the frame; repeatable.")] = None,
     every: Annotated[int, typer.Option(min=1, help="Let the detector look at every n-th frame.")] = 1,
-    fps: Annotated[float | None, typer.Option(help="Let the detector look at most so often per second.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Frames that the detector sees at once.")] = 8,
+    fps: Annotated[
+        float | None, typer.Option(min=0.001, help="Let the detector look at most so often per second.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Frames that the detector sees at once.")] = 8,
     start_time: Annotated[
-        str | None, typer.Option(metavar="TIME", help="When the recording began, such as 2026-05-04T12:00:00Z.")
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="When the recording began, such as 2026-05-04T12:00:00Z; the container's date when absent, else 1970.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
