@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,11 @@ def watch_config(
     sources: Sequence[str],
     queries: Sequence[str],
     *,
-    detector: Mapping[str, Any],
-    tracker: str,
+    detector: str | None,
+    weights: Path | None,
+    device: str | None,
+    threshold: float | None,
+    tracker: str | None,
     sinks: Sequence[str],
     fps: float | None,
     udp: bool,
@@ -39,8 +42,24 @@ def watch_config(
 ) -> Config:
     """What to watch, from a file or from options, not both. Raises `ConfigError`."""
     if file is not None:
-        if sources or queries or sinks:
-            raise ConfigError("give either a configuration file or sources, queries and sinks, not both")
+        given = {
+            "sources": sources,
+            "--query": queries,
+            "--sink": sinks,
+            "--detector": detector,
+            "--weights": weights,
+            "--device": device,
+            "--threshold": threshold,
+            "--tracker": tracker,
+            "--fps": fps,
+            "--udp": udp or None,
+            "--metrics-port": metrics_port,
+        }
+        besides = [name for name, value in given.items() if value is not None and value != []]
+        if besides:
+            raise ConfigError(
+                f"give either a configuration file or {', '.join(besides)}, not both: what they say belongs in the file"
+            )
         return load_config(file)
     if not sources:
         raise ConfigError("nothing to watch: give a source such as rtsp://camera/stream, or a configuration with -c")
@@ -50,8 +69,13 @@ def watch_config(
     raw = {
         "streams": [{"source": source, **stream} for source in sources],
         "queries": list(queries),
-        "detector": dict(detector),
-        "tracker": tracker,
+        "detector": {
+            "name": detector or "glip-tiny",
+            "weights": weights,
+            "device": device,
+            "threshold": threshold,
+        },
+        "tracker": tracker or "default",
         "sinks": list(sinks) or ([] if sys.stdout.isatty() else ["stdout:"]),
         "metrics_port": metrics_port,
     }

@@ -18,15 +18,17 @@ def monitor(
     query: Annotated[
         list[str] | None, typer.Option("--query", "-q", help="What to look for, in plain words; repeatable.")
     ] = None,
-    detector: Annotated[str, typer.Option(help="glip-tiny, glip-mini, motion, ...")] = "glip-tiny",
+    detector: Annotated[str | None, typer.Option(help="glip-tiny (default), glip-mini, motion, ...")] = None,
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file instead of the one in the cache.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; chosen when absent.")] = None,
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="The least score that counts.")] = None,
-    tracker: Annotated[str, typer.Option(help="default, bytetrack, ocsort, botsort, sort.")] = "default",
+    tracker: Annotated[str | None, typer.Option(help="default, bytetrack, ocsort, botsort, sort.")] = None,
     sink: Annotated[
         list[str] | None, typer.Option(help="Where events go; repeatable. stdout: when absent and not in a terminal.")
     ] = None,
-    fps: Annotated[float | None, typer.Option(help="Let the detector look at most so often per second.")] = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0.001, help="Let the detector look at most so often per second.")
+    ] = None,
     udp: Annotated[bool, typer.Option("--udp", help="RTSP over UDP instead of TCP.")] = False,
     spool: Annotated[
         Path | None,
@@ -43,7 +45,10 @@ def monitor(
         config,
         sources or [],
         query or [],
-        detector={"name": detector, "weights": weights, "device": device, "threshold": threshold},
+        detector=detector,
+        weights=weights,
+        device=device,
+        threshold=threshold,
         tracker=tracker,
         sinks=sink or [],
         fps=fps,
