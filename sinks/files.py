@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,8 +31,12 @@ class JsonlSink:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise _cannot_write(self._path, error) from None
-        self._end = _end_of_last_line(self._file)
-        os.ftruncate(self._file, self._end)
+        # Lines go to a place in a file; a pipe or a device has none, and takes what comes in its order.
+        self._has_places = stat.S_ISREG(os.fstat(self._file).st_mode)
+        self._end = 0
+        if self._has_places:
+            self._end = _end_of_last_line(self._file)
+            os.ftruncate(self._file, self._end)
         self._worker = Worker("sink-jsonl")
 
     async def send_batch(self, events: Sequence[Event]) -> None:
@@ -44,9 +49,13 @@ class JsonlSink:
         try:
             written = 0
             while written < len(lines):
-                written += os.pwrite(self._file, lines[written:], self._end + written)
+                if self._has_places:
+                    written += os.pwrite(self._file, lines[written:], self._end + written)
+                else:
+                    written += os.write(self._file, lines[written:])
         except OSError as error:
-            os.ftruncate(self._file, self._end)
+            if self._has_places:
+                os.ftruncate(self._file, self._end)
             raise _cannot_write(self._path, error) from None
         self._end += len(lines)
 
