@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from streamer.build import state_folder
+from streamer.jobs import wide_console
 
 _NEEDED = ("av", "numpy", "opencv-python", "pydantic", "scipy", "supervision", "torch", "transformers")
 _OPTIONAL = {
@@ -31,6 +33,7 @@ _OPTIONAL = {
 _LEAST_DISK = 2 * 1024**3
 _SOURCE_WAIT_S = 15.0
 _SINK_WAIT_S = 5.0
+_FILE_SINKS = ("jsonl", "sqlite", "parquet")
 _DEFAULT_PORTS = {"kafka": 9092, "kafkas": 9093, "mqtt": 1883, "mqtts": 8883, "redis": 6379, "rediss": 6379, "http": 80}
 
 State = Literal["works", "missing", "broken"]
@@ -63,7 +66,7 @@ def show(findings: Sequence[Finding], *, as_json: bool) -> None:
     for finding in findings:
         color = colors[finding.state]
         table.add_row(finding.what, f"[{color}]{finding.state}[/{color}]", finding.told)
-    Console().print(table)
+    wide_console().print(table)
 
 
 def _python() -> Iterator[Finding]:
@@ -134,9 +137,11 @@ def _sink(text: str) -> Finding:
     from sinks.sink import SinkError
 
     async def try_it() -> str:
+        address = parse_address(text)
+        if address.scheme in _FILE_SINKS and address.path:
+            return await _file_sink(address.scheme, address.path, text.partition(":")[2])
         sink = open_sink(text)
         await sink.aclose()
-        address = parse_address(text)
         if not address.host:
             return "can be written"
         for place in address.hosts.split(","):
@@ -156,6 +161,31 @@ def _sink(text: str) -> Finding:
         return Finding(name, "broken", f"no answer within {_SINK_WAIT_S:.0f} s")
     except OSError as error:
         return Finding(name, "broken", f"cannot be reached: {error.strerror or error}")
+
+
+async def _file_sink(scheme: str, path: str, rest: str) -> str:
+    """Whether the sink could write there: it is opened elsewhere, so nothing is left behind. Raises `SinkError`.
+
+    `rest` is the path with the options behind it.
+    """
+    from sinks.registry import open_sink
+
+    with tempfile.TemporaryDirectory() as folder:
+        await open_sink(f"{scheme}:{folder}/events{rest.removeprefix(path)}").aclose()
+    _check_writable(Path(path), is_folder=scheme == "parquet")
+    return "can be written"
+
+
+def _check_writable(path: Path, *, is_folder: bool) -> None:
+    from sinks.sink import SinkError
+
+    if path.exists() and path.is_dir() != is_folder:
+        raise SinkError(f"{path} cannot be written: it is a {'file' if is_folder else 'folder'}")
+    nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if nearest != path and not nearest.is_dir():
+        raise SinkError(f"{path} cannot be written: {nearest} is no folder")
+    if not os.access(nearest, os.W_OK):
+        raise SinkError(f"{path} cannot be written: {nearest} may not be changed by this user")
 
 
 def _source(address: str) -> Finding:
