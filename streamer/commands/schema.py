@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+_SHOWN = 20
+
 
 def schema(
     config: Annotated[
@@ -46,9 +48,13 @@ def _validate(path: Path) -> None:
                 good += 1
             except ValidationError as error:
                 wrong += 1
+                if wrong > _SHOWN:
+                    continue
                 mistake = error.errors()[0]
                 place = ".".join(str(part) for part in mistake["loc"]) or "the line"
                 typer.echo(f"{path}:{number}: {place}: {mistake['msg']}", err=True)
+    if wrong > _SHOWN:
+        typer.echo(f"{path}: and {wrong - _SHOWN} more", err=True)
     typer.echo(f"{good} events are valid, {wrong} are not")
     if wrong:
         raise typer.Exit(1)

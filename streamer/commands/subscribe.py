@@ -31,7 +31,8 @@ def subscribe(
     type: Annotated[list[str] | None, typer.Option(help="Only this type, such as track.begin or zone.*.")] = None,
     query: Annotated[list[str] | None, typer.Option(help="Only events about these words.")] = None,
     since: Annotated[
-        str | None, typer.Option(help="earliest, a time (2026-05-01T12:00:00Z, or 10m ago), or the last id seen.")
+        str | None,
+        typer.Option(help="earliest, 10m, 2h or 1d (so long ago), 2026-05-01T12:00:00Z, or the last id seen."),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for what comes.")] = False,
     group: Annotated[str | None, typer.Option(help="Kafka: share the work with this group and resume there.")] = None,
