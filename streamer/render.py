@@ -1,4 +1,5 @@
-"""Tracks, words, traces, zones and lines drawn on a picture, with supervision's annotators."""
+"""Tracks, words, traces, zones and lines drawn on a picture: supervision's annotators, and labels of our own that stay
+in the picture and can be read on every colour."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ Image = npt.NDArray[np.uint8]
 _REFERENCE_HEIGHT = 540.0
 _ZONE_COLOR = (96, 200, 255)
 _LINE_COLOR = (255, 160, 64)
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 
 class Painter:
@@ -38,9 +41,8 @@ class Painter:
             trace_length=60,
             position=sv.Position.BOTTOM_CENTER,
         )
-        self._labels = sv.LabelAnnotator(
-            color=palette, color_lookup=by_track, text_scale=0.42 * scale, text_padding=max(2, round(4 * scale))
-        )
+        self._palette = palette
+        self._text_scale, self._padding = 0.42 * scale, max(2, round(4 * scale))
         self._masks = sv.MaskAnnotator(color=palette, color_lookup=by_track, opacity=0.4)
         self._scenery = self._draw_scenery(size, zones, lines, thickness, scale)
 
@@ -53,8 +55,20 @@ class Painter:
         if tracked.mask is not None:
             canvas = self._masks.annotate(canvas, tracked)
         canvas = self._boxes.annotate(canvas, tracked)
-        labelled: Image = self._labels.annotate(canvas, tracked, labels=self._texts(tracked))
-        return labelled
+        assert tracked.tracker_id is not None
+        for text, box, track in zip(self._texts(tracked), tracked.xyxy, tracked.tracker_id, strict=True):
+            self._write_label(canvas, text, box, self._palette.by_idx(int(track)))
+        return canvas
+
+    def _write_label(self, canvas: Image, text: str, box: npt.NDArray[np.floating], color: sv.Color) -> None:
+        """On top of the box; where there is no room, within the picture beside its corner."""
+        (width, height), _ = cv2.getTextSize(text, _FONT, self._text_scale, 1)
+        wide, high = width + 2 * self._padding, height + 2 * self._padding
+        left = max(0, min(int(box[0]), canvas.shape[1] - wide))
+        top = max(0, min(int(box[1]) - high, canvas.shape[0] - high))
+        cv2.rectangle(canvas, (left, top), (left + wide - 1, top + high - 1), color.as_bgr(), cv2.FILLED)
+        start = (left + self._padding, top + self._padding + height)
+        cv2.putText(canvas, text, start, _FONT, self._text_scale, ink_on(color), 1, cv2.LINE_AA)
 
     def _texts(self, tracked: sv.Detections) -> list[str]:
         assert tracked.tracker_id is not None
@@ -77,9 +91,7 @@ class Painter:
 
         def write(text: str, at: npt.NDArray[np.int32], color: tuple[int, int, int]) -> None:
             for target, ink in ((layer, color), (cover, 255)):
-                cv2.putText(
-                    target, text, tuple(at.tolist()), cv2.FONT_HERSHEY_SIMPLEX, 0.5 * scale, ink, thickness, cv2.LINE_AA
-                )
+                cv2.putText(target, text, tuple(at.tolist()), _FONT, 0.5 * scale, ink, thickness, cv2.LINE_AA)
 
         for zone in zones:
             corners = np.round(zone.corners * size).astype(np.int32)
@@ -101,3 +113,13 @@ class Painter:
         share = cover.astype(np.uint16)
         mixed = (image * (255 - share) + layer * share) // 255
         return mixed.astype(np.uint8)
+
+
+def ink_on(color: sv.Color) -> tuple[int, int, int]:
+    """Black or white, whichever contrasts more with `color`, by relative luminance (WCAG 2.1)."""
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+        for part in (channel / 255 for channel in color.as_rgb())
+    ]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return _BLACK if (luminance + 0.05) ** 2 > 0.05 * 1.05 else _WHITE
