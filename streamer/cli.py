@@ -25,6 +25,7 @@ from streamer.commands import (
     schema,
     subscribe,
     track,
+    tune,
 )
 
 app = typer.Typer(
@@ -69,6 +70,7 @@ app.command("demo")(demo.demo)
 app.command("detect")(detect.detect)
 app.command("track")(track.track)
 app.command("annotate")(annotate.annotate)
+app.command("tune")(tune.tune)
 app.add_typer(models.app, name="models", help="Fetch, convert and look at released models.")
 app.command("segment")(glamm.segment)
 app.command("describe")(glamm.describe)
