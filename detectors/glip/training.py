@@ -71,7 +71,9 @@ class Recipe:
 
     def done(self, step: int, seconds: float) -> float:
         """The share of the run that lies behind, from 0 on."""
-        return step / self.steps if self.steps is not None else seconds / 60 / (self.minutes or 1)
+        if self.steps is not None:
+            return step / self.steps if self.steps else 1.0
+        return seconds / 60 / self.minutes if self.minutes else 1.0
 
     def factor(self, done: float) -> float:
         """What the rate is multiplied by when the share `done` of the run lies behind."""

@@ -1,7 +1,7 @@
 """Train glip-mini from nothing on the synthetic street: `python -m streamer.demo.train_mini --minutes 90`.
 
 Checkpoints go to `--work`; a run that was stopped goes on from there. `--write FOLDER` makes a model folder of the
-averaged weights when the run is over, or at once with `--minutes 0`.
+averaged weights when the run is over, or at once, from the last checkpoint, with `--minutes 0`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PICTURES, THRESHOLD = 24, 0.5  # of the short examinations on the way
+
 
 def train_mini(
     minutes: Annotated[float | None, typer.Option(help="Train as long as this; the rate falls in proportion.")] = None,
@@ -29,10 +31,11 @@ def train_mini(
     write: Annotated[Path | None, typer.Option(help="Write the model folder here when done.")] = None,
     seed: Annotated[int, typer.Option(help="Of the weights and of the streets.")] = 0,
     batch: Annotated[int, typer.Option(min=4, help="Pieces of 320 x 192 in a batch.")] = 8,
-    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 8e-4,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes that paint.")] = 1,
     every: Annotated[int, typer.Option(min=1, help="Batches between two checkpoints.")] = 100,
+    examine: Annotated[int, typer.Option(min=0, help="Batches between two examinations; 0: none.")] = 2000,
 ) -> None:
     """Train glip-mini on the synthetic street, or go on with it."""
     from detectors.glip.runtime import choose_device
@@ -61,7 +64,7 @@ def train_mini(
     work.mkdir(parents=True, exist_ok=True)
     rank, world = together()
     source = numbered(lessons, trainer.step * world + rank, workers, world)
-    trainer.run(source, Diary(trainer, work, every) if rank == 0 else lambda progress: None)
+    trainer.run(source, Diary(trainer, work, every, examine) if rank == 0 else lambda progress: None)
     if rank > 0:
         return
     trainer.save(checkpoint)
@@ -98,8 +101,8 @@ def fresh(seed: int, batch: int) -> tuple[GlipModel, Lessons]:
 class Diary:
     """Shows how it goes, one line in a while, and keeps checkpoints."""
 
-    def __init__(self, trainer: Trainer, work: Path, every: int) -> None:
-        self._trainer, self._work, self._every = trainer, work, every
+    def __init__(self, trainer: Trainer, work: Path, every: int, examine: int) -> None:
+        self._trainer, self._work, self._every, self._examine = trainer, work, every, examine
         self._recent: list[Progress] = []
 
     def __call__(self, progress: Progress) -> None:
@@ -108,6 +111,8 @@ class Diary:
             self._note()
         if progress.step % self._every == 0:
             self._trainer.save(self._work / "checkpoint.pt")
+        if self._examine and progress.step % self._examine == 0:
+            self._ask(progress.step)
 
     def _note(self) -> None:
         recent, last = self._recent, self._recent[-1]
@@ -116,10 +121,24 @@ class Diary:
             for name in ("total", "token", "box", "centerness", "gradient")
         }
         row = {"step": last.step, "minutes": round(last.seconds / 60, 2), "done": round(last.done, 4), **mean}
+        self._write(row)
+        self._recent = []
+
+    def _ask(self, step: int) -> None:
+        """A short examination of the averaged weights."""
+        from detectors import create_detector
+        from detectors.glip.source import PACKAGED, VOCABULARY, write_folder
+        from streamer.demo.examination import answer_of, examine
+
+        folder = self._work / "model"
+        write_folder(folder, self._trainer.model.config, self._trainer.average.tensors, PACKAGED / VOCABULARY)
+        report = examine(answer_of(create_detector("glip-mini", weights=folder)), PICTURES, THRESHOLD)
+        self._write({"step": step, "phrases_ap50": round(report.phrases, 4), "kinds_ap50": round(report.kinds, 4)})
+
+    def _write(self, row: dict[str, float]) -> None:
         with (self._work / "log.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         log.info("%s", json.dumps(row))
-        self._recent = []
 
 
 if __name__ == "__main__":

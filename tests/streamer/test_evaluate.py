@@ -55,7 +55,7 @@ def test_grounding_reads_phrases_of_captions(truth: Path, tmp_path: Path) -> Non
         "at_10": 1.0,
         "phrases": 1,
     }
-    assert "merged box" in asked("grounding", truth, results, "--protocol", "merged")
+    assert "at 10" in asked("grounding", truth, results, "--protocol", "merged")
 
 
 def test_events_without_delays_say_null(tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""The training of glip-mini from its command: it writes a model folder that the detector reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from detectors import create_detector
+from detectors.detector import Request
+from streamer.demo.train_mini import train_mini
+
+
+def run(work: Path, steps: int, write: Path | None = None) -> None:
+    train_mini(None, steps, work, write, seed=3, batch=4, rate=1e-3, device="cpu", workers=0, every=1, examine=0)
+
+
+def test_a_run_writes_a_model_that_the_detector_reads(tmp_path: Path) -> None:
+    run(tmp_path / "whole", 2, tmp_path / "model")
+    state = torch.load(tmp_path / "whole" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 2
+    run(tmp_path / "whole", 2, tmp_path / "again")  # nothing is left to do
+    first, again = (load_file(tmp_path / name / "weights.safetensors") for name in ("model", "again"))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert (tmp_path / "model" / "weights.safetensors").stat().st_size < 20_000_000
+
+    detector = create_detector("glip-mini", weights=tmp_path / "model")
+    picture = np.zeros((384, 640, 3), np.uint8)
+    assert detector.detect([Request(picture, detector.prepare(["a red car"]))])[0].xyxy.shape[1] == 4
+
+
+def test_no_minutes_left_means_nothing_is_trained(tmp_path: Path) -> None:
+    train_mini(
+        0.0, None, tmp_path, tmp_path / "model", seed=3, batch=4, rate=1e-3, device="cpu", workers=0, every=1, examine=0
+    )
+    assert (tmp_path / "model" / "weights.safetensors").is_file()
