@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sqlite3
 import sys
@@ -13,6 +14,7 @@ import jsonschema
 import pytest
 
 from sinks.event import Event
+from streamer.build import open_pipeline
 from streamer.cli import main
 from tests.support.clips import make_clip
 
@@ -203,6 +205,10 @@ def test_a_video_that_is_none_is_told_in_one_sentence(groundstream, clip, script
         (["-q", "person", "--line", "door:0,0 2,1"], 2, "lines[0].points[1][0] is 2.0"),
         (["-q", "person", "--tracker", "bytetrak"], 2, "bytetrack"),
         (["-q", "person", "--start-time", "yesterday"], 2, "'yesterday' is not a time"),
+        (["-q", "person", "--start-time", "1950-01-01"], 2, "'1950-01-01' lies outside 1970 to 2200"),
+        (["-q", "person", "--json", "--sink", "stdout:"], 2, "both write to standard output"),
+        (["-q", "person", "--fps", "0"], 2, "'--fps'"),
+        (["-q", "person", "--batch", "100000"], 2, "'--batch'"),
         (["-q", "person", "--sink", "kafak://host/topic"], 2, "did you mean kafka"),
         (["-q", "person", "--out", "/proc/none"], 1, "/proc/none"),
         ([], 2, "Missing option"),
@@ -214,6 +220,167 @@ def test_a_wrong_option_is_told_in_one_sentence(groundstream, clip, script, tmp_
     assert sentence in run.err + run.out
     assert run.code == code
     assert "Traceback" not in run.err
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        ["-q", "person", "--detector", "glib-tiny"],
+        ["-q", "person", "--sink", "kafak://host/topic"],
+        ["-q", "person", "--zone", "yard:0,0 1,1"],
+        ["-q", "person", "-q", "person"],
+    ],
+)
+def test_a_job_that_cannot_begin_leaves_earlier_results_alone(groundstream, clip, script, tmp_path, mistake):
+    detector = [] if "--detector" in mistake else ["--detector", f"scripted:{script}"]
+    earlier = {tmp_path / "events.jsonl": b"lines", tmp_path / "events.sqlite": b"rows"}
+    for path, content in earlier.items():
+        path.write_bytes(content)
+    assert groundstream("process", clip, *detector, "--no-video", "--out", tmp_path, *mistake).code == 2
+    assert {path: path.read_bytes() for path in earlier} == earlier
+
+
+def test_results_that_cannot_be_replaced_are_told_in_one_sentence(groundstream, clip, script, tmp_path):
+    command = ("process", clip, "-q", "person", "--detector", f"scripted:{script}", "--no-video", "--out")
+    (tmp_path / "events.sqlite").mkdir()
+    run = groundstream(*command, tmp_path)
+    assert (run.code, run.err.count("\n")) == (1, 1)
+    assert "events.sqlite: Is a directory" in run.err
+    (tmp_path / "file").touch()
+    run = groundstream(*command, tmp_path / "file")
+    assert (run.code, run.err.count("\n")) == (1, 1)
+    assert "Not a directory" in run.err
+
+
+def test_videos_with_the_same_name_get_folders_of_their_own(groundstream, clip, script, tmp_path):
+    other = tmp_path / "other" / clip.name
+    other.parent.mkdir()
+    other.write_bytes(clip.read_bytes())
+    run = groundstream(
+        *("process", clip, other, "-q", "person", "--detector", f"scripted:{script}", "--out", tmp_path / "out"),
+        *("--no-video", "--json"),
+    )
+    assert run.code == 0, run.err
+    assert [video["stream"] for video in json.loads(run.out)["videos"]] == ["walk", "walk-2"]
+    assert (tmp_path / "out" / "walk-2" / "tracks.txt").stat().st_size
+
+
+def test_tracks_have_the_same_names_however_the_recording_is_addressed(
+    groundstream, clip, script, tmp_path, monkeypatch
+):
+    (tmp_path / "other").mkdir()
+    other = make_clip(tmp_path / "other" / "walk.mp4", frames=59, fps=10)
+    monkeypatch.chdir(clip.parent)
+
+    def names(number: int, address: object) -> set[str]:
+        out = tmp_path / str(number)
+        run = groundstream(
+            *("process", address, "-q", "person", "--detector", f"scripted:{script}", "--no-video", "--out", out)
+        )
+        assert run.code == 0, run.err
+        database = sqlite3.connect(out / "events.sqlite")
+        rows = database.execute("SELECT DISTINCT subject FROM events WHERE track IS NOT NULL").fetchall()
+        database.close()
+        return {row[0] for row in rows}
+
+    relative = names(1, "walk.mp4")
+    assert relative
+    assert relative == names(2, clip) == names(3, f"{clip.parent}/*.mp4") == names(4, clip.parent)
+    assert relative.isdisjoint(names(5, other))
+    assert names(6, f"{clip.parent}/w*.mp4").isdisjoint(names(7, f"{other.parent}/w*.mp4"))
+
+
+def test_a_sink_that_fails_costs_no_summary(groundstream, clip, script, tmp_path, monkeypatch):
+    monkeypatch.setattr("streamer.jobs.open_pipeline", functools.partial(open_pipeline, patience_s=0.3))
+    run = groundstream(
+        *("process", clip, "-q", "person", "--detector", f"scripted:{script}", "--no-video", "--out", tmp_path),
+        *("--sink", "jsonl:/dev/full"),
+    )
+    assert run.code == 1
+    assert "/dev/full" in run.err
+    assert "Traceback" not in run.err
+    assert "60 frames" in run.out
+    assert json.loads((tmp_path / "walk" / "summary.json").read_text())["analysed"] == 60
+
+
+def test_a_table_in_a_pipe_is_not_cut_and_a_failure_is_told_once(groundstream, clip, script, tmp_path):
+    long = tmp_path / f"{'very-' * 20}long.mp4"
+    long.write_bytes(clip.read_bytes())
+    bad = make_empty(tmp_path, clip)
+    run = groundstream(
+        *("process", long, bad, "-q", "person", "--detector", f"scripted:{script}", "--no-video"),
+        *("--out", tmp_path / "out"),
+    )
+    assert run.code == 1
+    row = next(line for line in run.out.splitlines() if line.startswith("│") and long.stem in line)
+    assert "track.begin 1, track.end 1" in row
+    assert (run.out + run.err).count("is empty (0 bytes)") == 1
+
+
+def test_events_on_standard_output_stand_there_alone(groundstream, clip, script, tmp_path):
+    run = groundstream(
+        *("process", clip, "-q", "person", "--detector", f"scripted:{script}", "--no-video", "--out", tmp_path),
+        *("--sink", "stdout:"),
+    )
+    assert run.code == 0, run.err
+    assert run.out == (tmp_path / "events.jsonl").read_text()
+
+
+def test_what_moves_asked_for_twice_is_told_so(groundstream, clip, tmp_path):
+    run = groundstream("process", clip, "-q", "anything that moves", "-q", "anything that moves", "--out", tmp_path)
+    assert (run.code, "'anything that moves' is given twice" in run.err) == (2, True)
+
+
+def test_a_web_camera_that_nobody_serves_ends_the_job(groundstream, script, tmp_path):
+    run = groundstream(
+        *("process", "http://127.0.0.1:3/x", "-q", "person", "--detector", f"scripted:{script}", "--no-video"),
+        *("--out", tmp_path),
+    )
+    assert (run.code, "nothing listens at 127.0.0.1:3" in run.out) == (1, True)
+
+
+def test_many_mistakes_are_counted_rather_than_listed(groundstream, tmp_path):
+    file = tmp_path / "events.jsonl"
+    file.write_text("{}\n" * 50)
+    run = groundstream("schema", "--validate", file)
+    assert run.code == 1
+    assert len(run.err.splitlines()) == 21
+    assert "and 30 more" in run.err
+    assert "50 are not" in run.out
+
+
+@pytest.mark.parametrize("scheme", ["jsonl", "sqlite", "parquet"])
+def test_a_check_of_a_file_sink_leaves_nothing_behind(groundstream, tmp_path, monkeypatch, scheme):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    in_the_way = tmp_path / ("file" if scheme == "parquet" else "folder")
+    good = f"{scheme}:{tmp_path}/none/events?types=track.*"
+    wrong = [f"{scheme}:{tmp_path}/file/events", f"{scheme}:{tmp_path}/events?colour=red", f"{scheme}:{in_the_way}"]
+    options = [option for sink in (good, *wrong) for option in ("--sink", sink)]
+    findings = {finding["what"]: finding for finding in json.loads(groundstream("doctor", "--json", *options).out)}
+    assert findings[f"sink {good}"]["told"] == "can be written"
+    assert [findings[f"sink {sink}"]["state"] for sink in wrong] == ["broken"] * 3
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", "state"}
+
+
+def test_labels_stay_in_the_picture_and_can_be_read():
+    import numpy as np
+    import supervision as sv
+
+    from streamer.render import Painter, ink_on
+
+    assert ink_on(sv.Color.from_hex("#ffe119")) == (0, 0, 0)
+    assert ink_on(sv.Color.from_hex("#1a2b4c")) == (255, 255, 255)
+
+    def painted(box: list[float]) -> int:
+        tracked = sv.Detections(np.array([box]), tracker_id=np.array([3]), class_id=np.array([1]))
+        image = np.zeros((240, 320, 3), np.uint8)
+        return np.count_nonzero(Painter((320, 240), lambda _: "a red car", (), ()).paint(image, tracked).any(axis=2))
+
+    middle = painted([100, 100, 140, 140])
+    for corner in ([280, 100], [100, 0], [280, 0], [280, 200]):  # a label that is cut there loses 700 pixels or more
+        assert painted([*corner, corner[0] + 40, corner[1] + 40]) > middle - 300
 
 
 def test_an_unknown_detector_is_told_with_the_nearest(groundstream, clip, tmp_path):
@@ -238,3 +405,22 @@ def test_monitor_needs_something_to_watch_and_to_look_for(groundstream, tmp_path
     assert "nothing to look for" in groundstream("monitor", "webcam:0").err
     both = groundstream("monitor", "webcam:0", "-q", "x", "-c", tmp_path / "c.yaml")
     assert (both.code, "not both" in both.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--detector", "motion"],
+        ["--weights", "w.pth"],
+        ["--device", "cpu"],
+        ["--threshold", "0"],
+        ["--tracker", "sort"],
+        ["--fps", "5"],
+        ["--udp"],
+        ["--metrics-port", "9000"],
+    ],
+)
+def test_an_option_beside_a_configuration_is_refused(groundstream, tmp_path, option):
+    run = groundstream("monitor", "-c", tmp_path / "c.yaml", *option)
+    assert run.code == 2
+    assert f"a configuration file or {option[0]}, not both" in run.err

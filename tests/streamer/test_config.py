@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 
-from streamer.build import video_path
+from streamer.build import open_pipeline, video_path
 from streamer.config import config_schema, load_config, parse_config
 from streamer.errors import ConfigError
 
@@ -82,6 +83,14 @@ def test_the_configuration_of_the_compose_file_is_one():
             "counts of 'yard', but there are only no zones or lines",
         ),
         (
+            "{streams: [{source: a.mp4, counts: [{query: car}]}], queries: [a person, {text: red car, id: red}]}",
+            "streams[0] counts the query 'car', but its queries' ids are a-person, red",
+        ),
+        (
+            "{streams: [{source: a.mp4, queries: [dog], counts: [{query: person}]}], queries: [person]}",
+            "streams[0] counts the query 'person', but its queries' ids are dog",
+        ),
+        (
             "{streams: [{source: a.mp4, zones: [{id: z, polygon: [[2, 0]]}]}], queries: [p]}",
             "streams[0].zones[0].polygon[0][0] is 2",
         ),
@@ -116,6 +125,27 @@ def test_a_file_that_is_no_configuration_is_told(tmp_path, content, sentence):
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read .*none.yaml: No such file"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_a_count_may_name_a_query_by_the_id_made_from_its_text():
+    assert parse("{streams: [{source: a.mp4, counts: [{query: a-red-car}]}], queries: [A red car]}").streams[0].counts
+
+
+def test_names_that_were_given_go_before_names_that_are_made(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "gate.mp4").touch()
+
+    async def names(*streams: dict[str, str]) -> list[str]:
+        config = parse_config({"streams": list(streams), "queries": ["x"], "detector": "motion", "sinks": []})
+        async with open_pipeline(config) as pipeline:
+            return [camera.name for camera in pipeline.cameras]
+
+    first, second = ({"source": str(tmp_path / folder / "gate.mp4")} for folder in "ab")
+    assert asyncio.run(names(first, second)) == ["gate", "gate-2"]
+    assert asyncio.run(names(first, second | {"name": "gate"})) == ["gate-2", "gate"]
+    with pytest.raises(ConfigError, match="two streams are called 'gate'"):
+        asyncio.run(names(first | {"name": "gate"}, second | {"name": "gate"}))
 
 
 def test_videos_of_several_streams_do_not_overwrite_one_another():

@@ -344,6 +344,24 @@ def test_a_first_connection_that_cannot_succeed_is_told_in_a_sentence(
     run(work)
 
 
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://ann:pw@127.0.0.1:1/cam", "http://127.0.0.1:1/cam: nothing listens at 127.0.0.1:1"),
+        ("http://camera.invalid/cam", "http://camera.invalid/cam: the host camera.invalid is not known"),
+    ],
+)
+def test_a_web_address_where_nobody_is_is_told_in_a_sentence(monkeypatch: Any, address: str, words: str) -> None:
+    monkeypatch.delenv("http_proxy", raising=False)
+
+    async def work() -> None:
+        async with Watch(address, strict=True) as strict:
+            await strict.until(lambda: strict.error is not None)
+        assert str(strict.error) == words
+
+    run(work)
+
+
 def test_closing_does_not_wait_for_a_camera_that_never_answers(clips: dict[str, Path]) -> None:
     async def work() -> None:
         with RtspServer({"cam": clips["h264"]}) as server:
