@@ -36,7 +36,7 @@ _PATIENCE = 15  # pictures of such a change until the scene is learnt anew
 _STIRRED = 14  # grey levels from one picture to the next: here something moved
 _COOLING = 3  # a place that stirred is remembered for 255 / 3 pictures
 _CLIPPED = 253  # grey levels from which on a pixel may have been brighter still
-_GRID = 6  # every so many pixels exposure is measured
+_GRID = (64, 48)  # where exposure is measured
 _OPENING = np.ones((3, 2), np.uint8)  # takes away what is thinner: noise, wires, tape in the wind
 _CLOSING = np.ones((9, 3), np.uint8)  # upright, as gaps at belts and collars are; people side by side stay apart
 
@@ -131,8 +131,8 @@ class _Scene:
         self.shape = shape
         self.surest = 0.0  # the highest confidence in the last picture
         height, width = shape[:2]
-        scale = -(-max(height, width) // _WORKING_SIDE)  # whole: averaging over whole pixels is three times as fast
-        self._size = (max(width // scale, 1), max(height // scale, 1))
+        scale = max(1.0, max(height, width) / _WORKING_SIDE)
+        self._size = (max(round(width / scale), 1), max(round(height / scale), 1))
         self._memory = memory
         self._least = max(_LEAST_SHARE * self._size[0] * self._size[1], 6.0)
         self._sizes = _Sizes()
@@ -166,7 +166,7 @@ class _Scene:
 
     def _evened(self, small: Bytes) -> Bytes:
         """The picture at its usual exposure: the median change of pixels against a slow average is divided out."""
-        grid = small[::_GRID, ::_GRID].astype(np.float32)
+        grid = np.asarray(cv2.resize(small, _GRID, interpolation=cv2.INTER_AREA), np.float32)
         if self._exposure is None:
             self._exposure = grid.copy()
         fair = (grid > 8) & (grid < 245) & (self._exposure > 8)
