@@ -90,8 +90,11 @@ class Painter:
         cover = np.zeros((size[1], size[0]), np.uint8)
 
         def write(text: str, at: npt.NDArray[np.int32], color: tuple[int, int, int]) -> None:
+            (width, height), below = cv2.getTextSize(text, _FONT, 0.5 * scale, 1)
+            x, y = at.tolist()
             for target, ink in ((layer, color), (cover, 255)):
-                cv2.putText(target, text, tuple(at.tolist()), _FONT, 0.5 * scale, ink, thickness, cv2.LINE_AA)
+                cv2.rectangle(target, (x - 3, y - height - 3), (x + width + 3, y + below), ink, cv2.FILLED)
+            cv2.putText(layer, text, (x, y), _FONT, 0.5 * scale, _BLACK, 1, cv2.LINE_AA)
 
         for zone in zones:
             corners = np.round(zone.corners * size).astype(np.int32)
