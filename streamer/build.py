@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
+
 from detectors import Detector, create_detector
 from sinks.event import Producer
 from sinks.registry import open_sinks
@@ -66,6 +68,8 @@ async def open_pipeline(
     waited for until they have everything or have taken nothing for `patience_s`.
     Raises what the parts raise: `SourceError`, `DetectorError`, `TrackerError`, `SinkError`, `ConfigError`.
     """
+    # OpenCV's own threads spin between its calls: in a pipeline they only take the cores from decoders and detector.
+    cv2.setNumThreads(1)
     relay = StateRelay()
     streams = _open_all(config, relay, start_time_ns=start_time_ns, strict=strict)
     _check_parts(config)

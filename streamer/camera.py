@@ -1,7 +1,8 @@
 """Whether a camera itself moves, and how: looked at closely only while it does.
 
 Most cameras stand still, and telling so from every frame would cost a conversion and a comparison each time. So two
-frames in a row are compared every second, and every frame while the camera moves.
+frames in a row are compared every second at first, ever more rarely while nothing moves (every 4 s), and every frame
+while the camera moves.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import supervision as sv
 
 LOOK_EVERY_NS = 1_000_000_000
+LOOK_AT_LEAST_EVERY_NS = 4_000_000_000
 MOVED_PX = 0.5
 """A shift below this, in pixels, is a fit's own noise; so is a change of scale below `ZOOMED`."""
 ZOOMED = 0.002
@@ -33,6 +35,7 @@ class CameraWatch:
         self._is_looking = False
         self._has_last = False
         self._next_look_ns = 0
+        self._pause_ns = LOOK_EVERY_NS
         self._moved_ns: int | None = None
 
     def wants(self, frame: Frame) -> bool:
@@ -47,11 +50,13 @@ class CameraWatch:
         motion = self._estimator.update(frame.image, np.asarray(found.xyxy, np.float32))
         if motion is not None and _is_motion(motion):
             self._moved_ns = frame.time_ns
+            self._pause_ns = LOOK_EVERY_NS
             self._has_last = True
             return motion
         if self._has_last and (self._moved_ns is None or frame.time_ns - self._moved_ns >= LOOK_EVERY_NS):
             self._is_looking = False
-            self._next_look_ns = frame.time_ns + LOOK_EVERY_NS
+            self._next_look_ns = frame.time_ns + self._pause_ns
+            self._pause_ns = min(2 * self._pause_ns, LOOK_AT_LEAST_EVERY_NS)
         self._has_last = True
         return None
 
