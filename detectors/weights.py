@@ -207,12 +207,13 @@ class _Told:
             disable_progress_bars()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        import httpx
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+        # The hub's library has changed its HTTP library before: its own errors tell which one it is now.
+        no_answer = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
         if isinstance(error, HfHubHTTPError) and error.response is not None:
             reason = f"the hub answered {error.response.status_code}"
-        elif isinstance(error, LocalEntryNotFoundError | httpx.HTTPError):
+        elif isinstance(error, (LocalEntryNotFoundError, no_answer)):
             reason = "the hub cannot be reached"
         elif isinstance(error, OSError):
             reason = error.strerror or str(error).splitlines()[0]
