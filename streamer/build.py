@@ -143,7 +143,12 @@ def _tell_undelivered(spool: Spool, *, kept: bool) -> None:
 
 def load_detector(config: DetectorConfig) -> Detector:
     """The detector with the options that were given; the others are its own."""
-    options = {"weights": config.weights, "device": config.device, "threshold": config.threshold}
+    options = {
+        "weights": config.weights,
+        "tuned": config.tuned,
+        "device": config.device,
+        "threshold": config.threshold,
+    }
     detector = create_detector(config.name, **{name: value for name, value in options.items() if value is not None})
     if config.masks is None:
         return detector

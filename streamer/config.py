@@ -94,6 +94,7 @@ class StreamConfig(_Section):
 class DetectorConfig(_Section):
     name: str = Field("glip-tiny", description="glip-tiny, glip-mini, motion, scripted:FILE.json, ...")
     weights: Path | None = Field(None, description="a checkpoint file instead of the one in the cache")
+    tuned: Path | None = Field(None, description="words that `groundstream tune --mode prompt` has learned")
     device: str | None = Field(None, description="cpu, cuda, cuda:1; chosen when absent")
     threshold: Fraction | None = None
     masks: str | None = Field(None, description="a SAM model that turns boxes into masks, facebook/sam-vit-base")

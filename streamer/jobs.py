@@ -43,6 +43,7 @@ class Job:
     out: Path
     detector: str | None = None
     weights: Path | None = None
+    tuned: Path | None = None
     device: str | None = None
     threshold: float | None = None
     masks: str | None = None
@@ -106,6 +107,7 @@ def job_config(job: Job) -> Config:
     detector = {
         "name": job.detector or _natural_detector(job.queries),
         "weights": job.weights,
+        "tuned": job.tuned,
         "device": job.device,
         "threshold": job.threshold,
         "masks": job.masks,

@@ -17,6 +17,9 @@ def process(
         str | None, typer.Option(help="glip-tiny (default), glip-mini, motion, scripted:FILE.json, ...")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file instead of the one in the cache.")] = None,
+    tuned: Annotated[
+        Path | None, typer.Option(help="Words that `groundstream tune --mode prompt` has learned.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; chosen when absent.")] = None,
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="The least score that counts.")] = None,
     masks: Annotated[
@@ -60,6 +63,7 @@ def process(
         queries=query,
         detector=detector,
         weights=weights,
+        tuned=tuned,
         device=device,
         threshold=threshold,
         masks=masks,
