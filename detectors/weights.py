@@ -170,8 +170,16 @@ def missing(model: str) -> str:
     """The sentence for a model whose weights are not here."""
     return (
         f"the weights of {model} are not on this machine. Fetch them with `groundstream models pull {model}`, "
-        "give them with --weights, or use the small model that comes along with --detector glip-mini"
+        f"give them with --weights, or {_without_download()}"
     )
+
+
+def _without_download() -> str:
+    """What can be used at once: the small model, where this version carries its weights."""
+    packaged = Path(__file__).parent / "glip" / "mini" / "weights.safetensors"
+    if packaged.is_file():
+        return "use the small model that comes along with --detector glip-mini"
+    return "look for 'anything that moves', which needs none, with --detector motion"
 
 
 def _pull_glip(model: Model) -> Path:
@@ -221,6 +229,5 @@ class _Told:
             return
         raise DownloadError(
             f"{self._model} could not be fetched ({reason}). Try `groundstream models pull {self._model}` again when "
-            "there is a connection, give its files with --weights, or use the small model that comes along with "
-            "--detector glip-mini"
+            f"there is a connection, give its files with --weights, or {_without_download()}"
         ) from error

@@ -24,7 +24,10 @@ from detectors.weights import missing, model_folder
 
 MINI = "glip-mini"
 PACKAGED = Path(__file__).parent / "mini"
-MISSING_HERE = f"this installation carries no weights for {MINI}: install groundstream anew, or give --weights FOLDER"
+MISSING_HERE = (
+    f"this version carries no weights for {MINI}: train them with `python -m streamer.demo.train_mini`, or give "
+    "--weights FOLDER"
+)
 CONFIG, WEIGHTS, VOCABULARY = "config.json", "weights.safetensors", "vocab.txt"
 
 
