@@ -149,7 +149,7 @@ class Analysis:
         for happening in withdrawn:
             if happening.track in self.tracks.records and not self.matches.scores(happening.track):
                 self.tracks.records[happening.track].is_asked_for = False
-        threshold = self._default_threshold if query.threshold is None else query.threshold
+        threshold = query.least_score(self._default_threshold)
         info = QueryInfo(id=query.id, rev=query.revision, text=query.text, threshold=threshold, change=change.change)
         told = Happening(EventType.QUERY, None, {"query": info})
         return self._journal.write(withdrawn, moment) + self._journal.write([told], moment)
@@ -159,9 +159,7 @@ class Analysis:
         cached = self._threshold_cache
         if cached is None or cached[0] is not queries:
             numbers = np.array([query.number for query in queries], np.int64)
-            thresholds = np.array(
-                [self._default_threshold if query.threshold is None else query.threshold for query in queries]
-            )
+            thresholds = np.array([query.least_score(self._default_threshold) for query in queries])
             self.matches.thresholds = dict(zip(numbers.tolist(), thresholds.tolist(), strict=True))
             by_text = {query.text: query.number for query in queries}
             self.matches.denied_by = {

@@ -27,7 +27,7 @@ from streamer.build import VIDEO, annotated_video, open_pipeline
 from streamer.config import Config, parse_config
 from streamer.errors import ConfigError
 from streamer.outputs import CocoJson, MotText, OutputError, open_output
-from streamer.pipeline import Pipeline, Recorder
+from streamer.pipeline import Pipeline, Recorder, StreamReport
 from streamer.sources import Source
 
 _PIPE_COLUMNS = 1000
@@ -145,7 +145,7 @@ async def _run(job: Job, tell: Callable[[Pipeline], Callable[[str], None]]) -> t
             advance.append(tell(pipeline))
             with stopping_on_signals(pipeline):
                 await pipeline.run()
-            summaries = [_sum_up(job, pipeline, report.stream) for report in pipeline.report()]
+            summaries = [_sum_up(job, pipeline, report) for report in pipeline.report()]
     except SinkError as error:
         if not summaries:
             raise
@@ -206,8 +206,8 @@ def _outputs(job: Job, source: Source, analysis: Analysis) -> list[Recorder]:
     return recorders
 
 
-def _sum_up(job: Job, pipeline: Pipeline, stream: str) -> Summary:
-    report = next(report for report in pipeline.report() if report.stream == stream)
+def _sum_up(job: Job, pipeline: Pipeline, report: StreamReport) -> Summary:
+    stream = report.stream
     events: Counter[str] = pipeline.event_counts[stream]
     return Summary(
         stream=stream,

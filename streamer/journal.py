@@ -152,7 +152,7 @@ class Journal:
         told = []
         for number, score in sorted(scores.items()):
             query = self._queries.known(number)
-            threshold = self._default_threshold if query.threshold is None else query.threshold
+            threshold = query.least_score(self._default_threshold)
             told.append(
                 Match(
                     query_id=query.id,

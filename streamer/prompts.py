@@ -35,6 +35,10 @@ class Query:
     revision: int = 1
     is_denial: bool = False
 
+    def least_score(self, default: float) -> float:
+        """Its threshold, or the detector's `default` where it has none of its own."""
+        return default if self.threshold is None else self.threshold
+
 
 @dataclass(frozen=True, slots=True)
 class QueryChange:
