@@ -105,7 +105,7 @@ def job_config(job: Job) -> Config:
         "sample": {"every": job.every, "fps": job.fps},
     }
     detector = {
-        "name": job.detector or _natural_detector(job.queries),
+        "name": job.detector or natural_detector(job.queries),
         "weights": job.weights,
         "tuned": job.tuned,
         "device": job.device,
@@ -281,10 +281,10 @@ def _progress(console: Console, *, hidden: bool) -> Iterator[Callable[[Pipeline]
         yield begin
 
 
-def _natural_detector(queries: Sequence[str]) -> str:
-    """The default, unless the words are those of the motion detector, which needs no model."""
+def natural_detector(queries: Sequence[str], usual: str = "glip-tiny") -> str:
+    """The usual one, unless the words are those of the motion detector, which needs no model."""
     words = {" ".join(query.split()).lower() for query in queries}
-    return "motion" if words == {ANYTHING_THAT_MOVES} else "glip-tiny"
+    return "motion" if words == {ANYTHING_THAT_MOVES} else usual
 
 
 def _place(text: str) -> tuple[str, list[list[float]]]:

@@ -8,21 +8,23 @@ from pathlib import Path
 
 from rich.table import Table
 
-from detectors.registry import ANYTHING_THAT_MOVES
-from streamer.jobs import Job, process_videos, wide_console
+from streamer.jobs import Job, natural_detector, process_videos, wide_console
 
 _SIZE = "640x384"
 _FPS = 12
 _ZONES = ("crossing:0.35,0.55 0.65,0.55 0.75,0.98 0.25,0.98",)
 _LINES = ("middle:0.5,0.3 0.5,1",)
 _SHOWN = 12
+QUERIES = ("a person", "a red car", "a bus", "a bicycle", "a dog")
 
 
 def show_street(queries: Sequence[str], out: Path, seed: int, seconds: float) -> bool:
     """Process `seconds` of street number `seed`, show tracks and events; returns whether it failed."""
+    chosen = list(queries) or list(QUERIES)
     job = Job(
         videos=[f"synthetic:street?seed={seed}&size={_SIZE}&fps={_FPS}&duration={seconds:g}"],
-        queries=list(queries) or [ANYTHING_THAT_MOVES],
+        queries=chosen,
+        detector=natural_detector(chosen, "glip-mini"),
         out=out,
         zones=_ZONES,
         lines=_LINES,

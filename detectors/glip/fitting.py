@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from detectors.detector import PromptError
-from detectors.evaluation import coco_score
+from detectors.evaluation import DetectionScore, coco_score
 from detectors.glip.caption import Tokenizer, Tokens, category_caption, clean_name
 from detectors.glip.config import ImageConfig
 from detectors.glip.loss import Truth
@@ -174,8 +174,8 @@ class Examples:
 
 
 @torch.inference_mode()
-def average_precision(model: GlipModel, examples: Examples) -> float:
-    """COCO's AP of the model over all pictures of the data set, at the size in use."""
+def scored(model: GlipModel, examples: Examples) -> DetectionScore:
+    """COCO's average precision of the model over the examples' pictures, at the size in use."""
     model.eval()
     device = model.rpn.head.bias0.device
     ids = torch.tensor([examples.tokens.ids], device=device)
@@ -214,7 +214,7 @@ def average_precision(model: GlipModel, examples: Examples) -> float:
         "annotations": [row for row in examples.truth["annotations"] if row["image_id"] in chosen],
         "categories": examples.truth["categories"],
     }
-    return coco_score(part, results).ap
+    return coco_score(part, results)
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def fit(
     trainer = Trainer(model, course.recipe, model.rpn.head.bias0.device, course.seed)
     patience, end = (3, 8) if few else (2, 4)
     plateau = _Plateau(trainer, course.patience or patience, end)
-    best_ap, best = average_precision(model, validation), _learned(model)
+    best_ap, best = scored(model, validation).ap, _learned(model)
     after(0, float("nan"), best_ap)
     number = 0
     for epoch in range(1, course.epochs + 1):
@@ -266,7 +266,7 @@ def fit(
         for _ in range(training.steps):
             total += trainer.learn(training(number).to(trainer.device)).total
             number += 1
-        ap = average_precision(model, validation)
+        ap = scored(model, validation).ap
         after(epoch, total / training.steps, ap)
         if ap > best_ap:
             best_ap, best = ap, _learned(model)

@@ -82,7 +82,7 @@ def tune(
         console.print(f"epoch {epoch}: loss {loss:.3f}, AP {ap:.3f}" if epoch else f"before: AP {ap:.3f}")
 
     if shots == 0:
-        ap = fitting.average_precision(network, checking)
+        ap = fitting.scored(network, checking).ap
         told(0, 0.0, ap)
     else:
         course = fitting.Course(mode.value, shots, seed, epochs, batch, rate)

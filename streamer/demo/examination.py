@@ -34,6 +34,7 @@ class Report:
 
     `phrases`: AP over all present phrases together, each in its picture; `kinds`: mean AP of the plain kinds;
     `false_alarms`: pictures in which an absent phrase was found, of all pairs of picture and absent phrase;
+    `alarmed_pictures`: those in which any of the absent phrases asked about, six as a rule, was found, of all pictures;
     `right_colour`: of all things found for a phrase of kind and colour, those that have the colour, among those of
     the kind.
     """
@@ -45,6 +46,7 @@ class Report:
     recall: float
     precision: float
     false_alarms: float
+    alarmed_pictures: float
     right_colour: float
     threshold: float
 
@@ -75,8 +77,23 @@ def examine(
     scenario: Scenario | None = None,
     seed: int = HELD_OUT,
 ) -> Report:
-    """Ask about `pictures` streets: the five kinds once, then two times five phrases, each list in one prompt."""
-    sheet = _Sheet(threshold)
+    """The report at one threshold."""
+    return examine_at(answer, pictures, (threshold,), size, scenario, seed)[0]
+
+
+def examine_at(
+    answer: Answer,
+    pictures: int,
+    thresholds: Sequence[float],
+    size: tuple[int, int] = (640, 384),
+    scenario: Scenario | None = None,
+    seed: int = HELD_OUT,
+) -> list[Report]:
+    """Ask about `pictures` streets: the five kinds once, then two times five phrases, each list in one prompt.
+
+    One report for each threshold; APs, which have none, are the same in all.
+    """
+    sheet = _Sheet(thresholds)
     for index in range(pictures):
         picture = sample(seed, index, size, scenario)
         sheet.kinds(picture, answer(picture.image, KINDS))
@@ -84,8 +101,8 @@ def examine(
         for _ in range(2):
             texts = questions(picture, dice)
             if texts:
-                sheet.phrases(picture, texts, answer(picture.image, texts))
-    return sheet.report(pictures)
+                sheet.phrases(index, picture, texts, answer(picture.image, texts))
+    return sheet.reports(pictures)
 
 
 def questions(picture: Picture, dice: Dice, present: int = 2, absent: int = 3) -> list[str]:
@@ -102,73 +119,93 @@ def questions(picture: Picture, dice: Dice, present: int = 2, absent: int = 3) -
 class _Sheet:
     """Marks answers as they come: each pair of picture and phrase becomes an image of a COCO data set."""
 
-    def __init__(self, threshold: float) -> None:
-        self._threshold = threshold
+    def __init__(self, thresholds: Sequence[float]) -> None:
         self._asked = _Marks(["phrase"])
         self._plain = _Marks(KINDS)
-        self._absent = self._alarms = 0
-        self._colours: Counter[bool] = Counter()
-        self._right = self._wrong = self._missed = 0
+        self._counts = [_Counts(threshold) for threshold in thresholds]
 
     def kinds(self, picture: Picture, found: sv.Detections) -> None:
         number = self._plain.image()
         for category, kind in enumerate(KINDS):
             self._plain.add(number, category, [one for one in picture.truth.seen if one.thing.kind == kind], found)
 
-    def phrases(self, picture: Picture, texts: Sequence[str], found: sv.Detections) -> None:
+    def phrases(self, index: int, picture: Picture, texts: Sequence[str], found: sv.Detections) -> None:
         assert found.class_id is not None
-        assert found.confidence is not None
         for label, text in enumerate(texts):
             meaning = parse(text)
             assert meaning is not None
             true = [one for one in picture.truth.seen if holds(meaning, one.thing, one.middle)]
             mine = found.class_id == label
-            sure = found.xyxy[mine & (found.confidence >= self._threshold)]
-            if any(is_clear(one) for one in true):
+            is_present = any(is_clear(one) for one in true)
+            if is_present:
                 self._asked.add(self._asked.image(), 0, true, found, label)
-                self._count(true, sure)
-            else:
-                self._absent += 1
-                self._alarms += len(sure) > 0
-            if meaning.colour and len(meaning.kinds) == 1:
-                self._see_colours(picture.truth.seen, next(iter(meaning.kinds)), meaning.colour, sure)
+            for counts in self._counts:
+                sure = found.xyxy[mine & (_confidence(found) >= counts.threshold)]
+                if is_present:
+                    counts.present(true, sure)
+                else:
+                    counts.nothing(index, sure)
+                if meaning.colour and len(meaning.kinds) == 1:
+                    counts.colours(picture.truth.seen, next(iter(meaning.kinds)), meaning.colour, sure)
 
-    def _count(self, true: Sequence[Seen], sure: npt.NDArray[Any]) -> None:
+    def reports(self, pictures: int) -> list[Report]:
+        from detectors.evaluation import coco_score
+
+        phrases, kinds, by_kind = (
+            coco_score(*self._asked.files()).ap50,
+            coco_score(*self._plain.files()).ap50,
+            self._plain.each(),
+        )
+        return [
+            Report(
+                pictures=pictures,
+                phrases=phrases,
+                kinds=kinds,
+                by_kind=by_kind,
+                recall=_share(counts.right, counts.right + counts.missed),
+                precision=_share(counts.right, counts.right + counts.wrong),
+                false_alarms=_share(counts.alarms, counts.absent),
+                alarmed_pictures=_share(len(counts.alarmed), pictures),
+                right_colour=_share(counts.told[True], counts.told[True] + counts.told[False]),
+                threshold=counts.threshold,
+            )
+            for counts in self._counts
+        ]
+
+
+class _Counts:
+    """What is right and wrong at one threshold. `sure` are the boxes (N, 4) that reach it for one phrase."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+        self.right = self.wrong = self.missed = 0
+        self.absent = self.alarms = 0
+        self.alarmed: set[int] = set()  # pictures
+        self.told: Counter[bool] = Counter()  # whether the colour was right
+
+    def present(self, true: Sequence[Seen], sure: npt.NDArray[Any]) -> None:
         clear = [one for one in true if is_clear(one)]
         wanted = np.array([one.box for one in clear], np.float64).reshape(-1, 4)
-        overlap = _ious(sure, wanted)
-        hit = (overlap >= 0.5).any(axis=0).sum()
+        hit = int((_ious(sure, wanted) >= 0.5).any(axis=0).sum())
         near_any = (_ious(sure, np.array([one.box for one in true], np.float64).reshape(-1, 4)) >= 0.3).any(axis=1)
-        self._right += int(hit)
-        self._missed += len(clear) - int(hit)
-        self._wrong += int((~near_any).sum())
+        self.right += hit
+        self.missed += len(clear) - hit
+        self.wrong += int((~near_any).sum())
 
-    def _see_colours(self, seen: Sequence[Seen], kind: str, colour: str, sure: npt.NDArray[Any]) -> None:
-        """Whoever of the kind each sure box lies on: is it of the colour?"""
+    def nothing(self, picture: int, sure: npt.NDArray[Any]) -> None:
+        self.absent += 1
+        if len(sure):
+            self.alarms += 1
+            self.alarmed.add(picture)
+
+    def colours(self, seen: Sequence[Seen], kind: str, colour: str, sure: npt.NDArray[Any]) -> None:
+        """Whoever of the kind each box lies on: is it of the colour?"""
         same = [one for one in seen if one.thing.kind == kind and is_clear(one)]
         if not same:
             return
-        overlap = _ious(sure, np.array([one.box for one in same], np.float64))
-        for row in overlap:
+        for row in _ious(sure, np.array([one.box for one in same], np.float64)):
             if row.max() >= 0.5:
-                self._colours[same[int(row.argmax())].thing.colour == colour] += 1
-
-    def report(self, pictures: int) -> Report:
-        from detectors.evaluation import coco_score
-
-        plain = coco_score(*self._plain.files())
-        told = self._colours[True] + self._colours[False]
-        return Report(
-            pictures=pictures,
-            phrases=coco_score(*self._asked.files()).ap50,
-            kinds=plain.ap50,
-            by_kind=self._plain.each(),
-            recall=_share(self._right, self._right + self._missed),
-            precision=_share(self._right, self._right + self._wrong),
-            false_alarms=_share(self._alarms, self._absent),
-            right_colour=_share(self._colours[True], told),
-            threshold=self._threshold,
-        )
+                self.told[same[int(row.argmax())].thing.colour == colour] += 1
 
 
 class _Marks:

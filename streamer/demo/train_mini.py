@@ -1,7 +1,7 @@
 """Train glip-mini from nothing on the synthetic street: `python -m streamer.demo.train_mini --minutes 90`.
 
 Checkpoints go to `--work`; a run that was stopped goes on from there. `--write FOLDER` makes a model folder of the
-averaged weights when the run is over, or at once, from the last checkpoint, with `--minutes 0`.
+averaged weights when the run is over: with the threshold, a model card and a sheet of pictures.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import rich.progress
 import typer
+from rich.console import Console
 
 if TYPE_CHECKING:
     from detectors.glip.model import GlipModel
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PICTURES, THRESHOLD = 24, 0.5  # of the short examinations on the way
+SHORT, THRESHOLD = 24, 0.5  # pictures and threshold of the examinations on the way
 
 
 def train_mini(
@@ -31,16 +33,18 @@ def train_mini(
     write: Annotated[Path | None, typer.Option(help="Write the model folder here when done.")] = None,
     seed: Annotated[int, typer.Option(help="Of the weights and of the streets.")] = 0,
     batch: Annotated[int, typer.Option(min=4, help="Pieces of 320 x 192 in a batch.")] = 8,
-    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 8e-4,
+    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes that paint.")] = 1,
     every: Annotated[int, typer.Option(min=1, help="Batches between two checkpoints.")] = 100,
     examine: Annotated[int, typer.Option(min=0, help="Batches between two examinations; 0: none.")] = 2000,
+    pictures: Annotated[int, typer.Option(min=1, help="Streets of the last examination.")] = 200,
 ) -> None:
     """Train glip-mini on the synthetic street, or go on with it."""
     from detectors.glip.runtime import choose_device
     from detectors.glip.source import PACKAGED, VOCABULARY, write_folder
     from detectors.glip.training import Recipe, Trainer, numbered
+    from streamer.demo.card import Run, finish
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if steps is None and minutes is None:
@@ -64,12 +68,20 @@ def train_mini(
     work.mkdir(parents=True, exist_ok=True)
     rank, world = together()
     source = numbered(lessons, trainer.step * world + rank, workers, world)
-    trainer.run(source, Diary(trainer, work, every, examine) if rank == 0 else lambda progress: None)
     if rank > 0:
+        trainer.run(source)
         return
+    with Diary(trainer, work, every, examine) as diary:
+        trainer.run(source, diary)
     trainer.save(checkpoint)
     if write is not None:
         write_folder(write, model.config, trainer.average.tensors, PACKAGED / VOCABULARY)
+        length = f"--minutes {minutes:g}" if steps is None else f"--steps {steps}"
+        started = f"torchrun --nproc-per-node {world} -m" if world > 1 else "python -m"
+        told = f"{started} streamer.demo.train_mini {length} --batch {batch} --rate {rate:g} --seed {seed}"
+        count = sum(tensor.numel() for tensor in trainer.average.tensors.values())
+        run = Run(trainer.step, trainer.seconds / 60, trainer.step * batch * world, count, told)
+        log.info("%s", json.dumps(finish(write, run, pictures).as_plain()))
 
 
 def together() -> tuple[int, int]:
@@ -99,11 +111,27 @@ def fresh(seed: int, batch: int) -> tuple[GlipModel, Lessons]:
 
 
 class Diary:
-    """Shows how it goes, one line in a while, and keeps checkpoints."""
+    """Shows how it goes, by a bar in a terminal and else by lines, and keeps checkpoints."""
 
     def __init__(self, trainer: Trainer, work: Path, every: int, examine: int) -> None:
         self._trainer, self._work, self._every, self._examine = trainer, work, every, examine
         self._recent: list[Progress] = []
+        self._bar = rich.progress.Progress(
+            rich.progress.BarColumn(),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TimeRemainingColumn(),
+            rich.progress.TextColumn("{task.fields[losses]} {task.fields[marks]}"),
+            console=Console(stderr=True),
+        )
+        self._bar.disable = not self._bar.console.is_terminal
+        self._task = self._bar.add_task("", total=1.0, losses="", marks="")
+
+    def __enter__(self) -> Diary:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._bar.stop()
 
     def __call__(self, progress: Progress) -> None:
         self._recent.append(progress)
@@ -122,6 +150,8 @@ class Diary:
         }
         row = {"step": last.step, "minutes": round(last.seconds / 60, 2), "done": round(last.done, 4), **mean}
         self._write(row)
+        losses = f"token {mean['token']:.2f} box {mean['box']:.2f} centerness {mean['centerness']:.2f}"
+        self._bar.update(self._task, completed=last.done, losses=losses)
         self._recent = []
 
     def _ask(self, step: int) -> None:
@@ -132,13 +162,15 @@ class Diary:
 
         folder = self._work / "model"
         write_folder(folder, self._trainer.model.config, self._trainer.average.tensors, PACKAGED / VOCABULARY)
-        report = examine(answer_of(create_detector("glip-mini", weights=folder)), PICTURES, THRESHOLD)
+        report = examine(answer_of(create_detector("glip-mini", weights=folder)), SHORT, THRESHOLD)
         self._write({"step": step, "phrases_ap50": round(report.phrases, 4), "kinds_ap50": round(report.kinds, 4)})
+        self._bar.update(self._task, marks=f"AP50 phrases {report.phrases:.2f} kinds {report.kinds:.2f}")
 
     def _write(self, row: dict[str, float]) -> None:
         with (self._work / "log.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-        log.info("%s", json.dumps(row))
+        if self._bar.disable:
+            log.info("%s", json.dumps(row))
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from detectors.glip.detector import create
 from detectors.glip.fitting import (
     Course,
     Examples,
-    average_precision,
     caption_of,
     choose,
     few_shots,
     fit,
+    scored,
     tuned_prompt,
 )
 from detectors.glip.model import GlipModel
@@ -144,7 +144,7 @@ def test_full_tuning_lowers_the_loss_and_keeps_the_best_epoch(
     assert told[0][0] == 0
     assert told[-1][1] < 0.7 * told[1][1], "the loss falls"
     assert best == max(ap for _, _, ap in told)
-    assert average_precision(model, shown) == pytest.approx(best, abs=1e-6), "the best epoch is what is kept"
+    assert scored(model, shown).ap == pytest.approx(best, abs=1e-6), "the best epoch is what is kept"
 
 
 def test_tuned_words_are_a_small_file_that_the_detector_reads(
