@@ -141,7 +141,13 @@ def _sink(text: str) -> Finding:
         if address.scheme in _FILE_SINKS and address.path:
             return await _file_sink(address.scheme, address.path, text.partition(":")[2])
         sink = open_sink(text)
-        await sink.aclose()
+        try:
+            check = getattr(sink, "check", None)
+            told = await check() if check is not None else ""
+        finally:
+            await sink.aclose()
+        if told:
+            return str(told)
         if not address.host:
             return "can be written"
         for place in address.hosts.split(","):

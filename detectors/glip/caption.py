@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,15 @@ class Tokenizer:
     def count(self, text: str) -> int:
         """Tokens of the text alone, without [CLS] and [SEP]."""
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def spelled(self, text: str) -> list[str]:
+        """The words that the vocabulary has no piece of, only their letters."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        words: dict[int, list[int]] = defaultdict(list)
+        for token, word in enumerate(encoding.word_ids):
+            words[word].append(token)
+        spans = [[encoding.offsets[token] for token in tokens] for tokens in words.values() if len(tokens) > 1]
+        return [text[one[0][0] : one[-1][1]] for one in spans if all(end - begin == 1 for begin, end in one)]
 
     def __call__(self, caption: Caption) -> Tokens:
         encoding = self.encode(caption.text)

@@ -90,6 +90,7 @@ class AnchorConfig:
 class PostprocessConfig:
     """From scores to detections, as the released models were evaluated."""
 
+    threshold: float = 0.5  # from which score on a detection is meant, where nobody says otherwise
     score_threshold: float = 0.05
     pre_nms_top_n_per_level: int = 1000
     nms_iou: float = 0.6
@@ -103,6 +104,18 @@ class ImageConfig:
 
     min_side: int = 800
     max_side: int = 1333
+
+    def resized(self, short: int | None, long: int | None = None) -> ImageConfig:
+        """With another size; the long side in proportion when only the short one is given. Raises `ConfigError`."""
+        if short is None:
+            short, long = self.min_side, self.max_side if long is None else long
+        if long is None:
+            long = round(short * self.max_side / self.min_side)
+        if not 32 <= short <= long:
+            raise ConfigError(
+                f"short side {short}, long side {long}: the short one is at least 32, the long one no less"
+            )
+        return ImageConfig(short, long)
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from detectors.detector import DetectorError, Prompt, PromptError, Request, clean_queries, detections
 from detectors.glip.caption import Tokenizer
-from detectors.glip.config import ImageConfig, PostprocessConfig
+from detectors.glip.config import PostprocessConfig
 from detectors.glip.model import GlipModel
 from detectors.glip.postprocess import FIRST_LOOK, Candidates, candidates, select, token_map
 from detectors.glip.processor import Captioned, Picture, caption_queries, caption_text, load, measure
-from detectors.glip.runtime import OptionError, accelerate, choose_device, choose_precision, use_deform, use_huge_pages
+from detectors.glip.runtime import accelerate, choose_device, choose_precision, use_deform, use_huge_pages
 from detectors.glip.source import find
 from detectors.glip.text import TextFeatures
 from detectors.glip.tuning import TunedPrompt
@@ -106,7 +106,7 @@ class Glip:
         self._thresholds = dict(thresholds or {})
         self._tuned = tuned
         self._chunking, self._per_caption = chunking, per_caption
-        self._size = _input_size(model.config.image, short_side, long_side)
+        self._size = model.config.image.resized(short_side, long_side)
         self._largest_batch = largest_batch
         self._prompts: OrderedDict[tuple[str | None, tuple[str, ...]], GlipPrompt] = OrderedDict()
         self._anchors: dict[object, Tensor] = {}
@@ -138,6 +138,8 @@ class Glip:
             features, labels = self._tuned.select(queries)
             yield self._chunk(features, labels, tuple(range(len(queries))), queries)
             return
+        for word in dict.fromkeys(word for query in queries for word in self._tokenizer.spelled(query)):
+            log.warning("the model has never learned the word %r: what it finds for it means little", word)
         limit = self.model.config.text.max_length
         if text is None:
             captions = caption_queries(
@@ -310,16 +312,6 @@ def _stack(chunks: Sequence[Chunk]) -> tuple[TextFeatures, Tensor, Tensor]:
     return text, torch.stack(tokens), torch.stack(least)
 
 
-def _input_size(usual: ImageConfig, short: int | None, long: int | None) -> ImageConfig:
-    if short is None:
-        short, long = usual.min_side, usual.max_side if long is None else long
-    if long is None:
-        long = round(short * usual.max_side / usual.min_side)
-    if not 32 <= short <= long:
-        raise OptionError(f"short side {short}, long side {long}: the short one is at least 32, the long one no less")
-    return ImageConfig(short, long)
-
-
 def create(
     name: str,
     *,
@@ -351,7 +343,7 @@ def create(
         tokenizer,
         device=device,
         dtype=dtype,
-        threshold=0.5 if threshold is None else threshold,
+        threshold=model.config.postprocess.threshold if threshold is None else threshold,
         thresholds=thresholds,
         tuned=None if tuned is None else TunedPrompt.load(Path(tuned)),
         chunking=chunking,

@@ -18,7 +18,9 @@ def monitor(
     query: Annotated[
         list[str] | None, typer.Option("--query", "-q", help="What to look for, in plain words; repeatable.")
     ] = None,
-    detector: Annotated[str | None, typer.Option(help="glip-tiny (default), motion, grounding-dino-tiny, ...")] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="glip-tiny (default), glip-mini, motion, grounding-dino-tiny, ...")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file instead of the one in the cache.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; chosen when absent.")] = None,
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="The least score that counts.")] = None,

@@ -14,7 +14,8 @@ def process(
     ],
     query: Annotated[list[str], typer.Option("--query", "-q", help="What to look for, in plain words; repeatable.")],
     detector: Annotated[
-        str | None, typer.Option(help="glip-tiny (default), motion, grounding-dino-tiny, scripted:FILE.json, ...")
+        str | None,
+        typer.Option(help="glip-tiny (default), glip-mini, motion, grounding-dino-tiny, scripted:FILE.json, ..."),
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file instead of the one in the cache.")] = None,
     tuned: Annotated[

@@ -39,6 +39,10 @@ def tune(
     weights: Annotated[
         Path | None, typer.Option(help="A checkpoint or model folder instead of the cached one.")
     ] = None,
+    short_side: Annotated[
+        int | None,
+        typer.Option(min=32, help="Pixels at which the result shall see pictures: a smaller one is a faster student."),
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="At most; it stops when the AP stands still.")] = 200,
     batch: Annotated[int, typer.Option(min=1, help="Pictures in a step.")] = 4,
     rate: Annotated[float | None, typer.Option(help="Learning rate; the paper's for the mode when absent.")] = None,
@@ -47,6 +51,7 @@ def tune(
     as_json: Annotated[bool, typer.Option("--json", help="Print what came of it as JSON.")] = False,
 ) -> None:
     """Fit a GLIP to pictures of your own: everything of it, its head, or only the words (prompt tuning)."""
+    import dataclasses
     import json
 
     from rich.console import Console
@@ -55,7 +60,13 @@ def tune(
     from detectors.glip import fitting
     from detectors.glip.runtime import choose_device
     from detectors.glip.source import find, write_folder
+    from streamer.errors import ConfigError
 
+    makes_words = shots == 0 or mode is Mode.PROMPT
+    if makes_words and short_side is not None:
+        raise ConfigError(
+            "--short-side belongs to a model folder, and tuned words are none: give it with --mode full, head or linear"
+        )
     data = evaluation.read_truth(truth)
     other = data if val is None else evaluation.read_truth(val)
     source = find(model, weights)
@@ -63,7 +74,7 @@ def tune(
     network.to(choose_device(device))
     names = [category["name"] for category in data["categories"]]
     tokens = fitting.caption_of(names, tokenizer, network.config.text.max_length, _descriptions(describe or []))
-    size = network.config.image
+    size = network.config.image.resized(short_side)
     chosen = [image["id"] for image in data["images"]] if shots is None else fitting.few_shots(data, shots, seed)
     learning = fitting.Examples(data, images or truth.parent, chosen, tokens, size, batch, seed)
     everything = [image["id"] for image in other["images"]]
@@ -87,10 +98,10 @@ def tune(
     else:
         course = fitting.Course(mode.value, shots, seed, epochs, batch, rate)
         ap = fitting.fit(network, learning, checking, course, told)
-    if shots == 0 or mode is Mode.PROMPT:
+    if makes_words:
         fitting.tuned_prompt(network, names, tokens).save(out)
     else:
-        write_folder(out, network.config, network.state_dict(), source.vocabulary)
+        write_folder(out, dataclasses.replace(network.config, image=size), network.state_dict(), source.vocabulary)
     if as_json:
         typer.echo(json.dumps({"mode": mode.value, "pictures": len(chosen), "ap": ap, "out": str(out)}))
     else:
@@ -98,12 +109,12 @@ def tune(
 
 
 def _descriptions(given: list[str]) -> Mapping[str, str]:
-    from streamer.errors import ConfigError
-
     found = {}
     for one in given:
         name, equals, words = one.partition("=")
         if not equals:
+            from streamer.errors import ConfigError
+
             raise ConfigError(f"--describe takes NAME=WORDS, such as 'stingray=, flat and round', not {one!r}")
         found[name] = words
     return found

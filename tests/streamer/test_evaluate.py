@@ -94,6 +94,17 @@ def test_words_are_tuned_to_a_file_and_a_whole_model_to_a_folder(truth: Path, mo
     assert create("glip-mini", weights=folder).prepare(["a red car"]).queries == ("a red car",)
 
 
+def test_a_student_sees_smaller_pictures(truth: Path, model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "student"
+    full = ("--mode", "full", "--shots", 1, "--epochs", 1)
+    tuned(truth, "--weights", model, *full, "--short-side", 64, "--out", folder)
+    usual, small = (json.loads((place / "config.json").read_text())["image"] for place in (model, folder))
+    assert small["min_side"] == 64
+    assert small["max_side"] == round(64 * usual["max_side"] / usual["min_side"])
+    with pytest.raises(ConfigError, match="with --mode full, head or linear"):
+        tuned(truth, "--weights", model, "--short-side", 64, "--out", tmp_path / "words.safetensors")
+
+
 def test_no_shots_and_a_description_make_a_file_of_edited_words(truth: Path, model: Path, tmp_path: Path) -> None:
     words = tmp_path / "words.safetensors"
     answer = tuned(truth, "--weights", model, "--shots", 0, "--describe", "dog=, a red one", "--out", words)

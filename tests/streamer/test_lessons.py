@@ -37,6 +37,11 @@ def test_every_word_of_the_street_is_one_token_and_others_are_spelled(tokenizer:
     assert tokenizer.encode("scooter").tokens == ["[CLS]", "s", "##c", "##o", "##o", "##t", "##e", "##r", "[SEP]"]
 
 
+def test_words_that_were_never_learned_are_known(tokenizer: Tokenizer) -> None:
+    assert tokenizer.spelled("a red double-decker bus") == []
+    assert tokenizer.spelled("a zebra with a scooter") == ["zebra", "scooter"]
+
+
 def test_a_batch_is_known_by_its_number(lessons: Lessons) -> None:
     first, again, other = lessons(2), lessons(2), lessons(4)
     assert torch.equal(first.images, again.images)

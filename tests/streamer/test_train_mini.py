@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from detectors import create_detector
 from detectors.detector import Request
+from streamer.demo.card import choose_threshold
+from streamer.demo.examination import Report
 from streamer.demo.train_mini import train_mini
 
 
 def run(work: Path, steps: int, write: Path | None = None) -> None:
-    train_mini(None, steps, work, write, seed=3, batch=4, rate=1e-3, device="cpu", workers=0, every=1, examine=0)
+    lasting(work, write, steps=steps)
+
+
+def lasting(work: Path, write: Path | None, minutes: float | None = None, steps: int | None = None) -> None:
+    short = {"every": 1, "examine": 0, "pictures": 1}
+    train_mini(minutes, steps, work, write, seed=3, batch=4, rate=1e-3, device="cpu", workers=0, **short)
 
 
 def test_a_run_writes_a_model_that_the_detector_reads(tmp_path: Path) -> None:
@@ -25,6 +33,8 @@ def test_a_run_writes_a_model_that_the_detector_reads(tmp_path: Path) -> None:
     first, again = (load_file(tmp_path / name / "weights.safetensors") for name in ("model", "again"))
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert (tmp_path / "model" / "weights.safetensors").stat().st_size < 20_000_000
+    assert "2 steps, 8 crops" in (tmp_path / "model" / "README.md").read_text()
+    assert cv2.imread(str(tmp_path / "model" / "sheet.png")) is not None
 
     detector = create_detector("glip-mini", weights=tmp_path / "model")
     picture = np.zeros((384, 640, 3), np.uint8)
@@ -32,7 +42,14 @@ def test_a_run_writes_a_model_that_the_detector_reads(tmp_path: Path) -> None:
 
 
 def test_no_minutes_left_means_nothing_is_trained(tmp_path: Path) -> None:
-    train_mini(
-        0.0, None, tmp_path, tmp_path / "model", seed=3, batch=4, rate=1e-3, device="cpu", workers=0, every=1, examine=0
-    )
+    lasting(tmp_path, tmp_path / "model", minutes=0.0)
     assert (tmp_path / "model" / "weights.safetensors").is_file()
+
+
+def test_the_threshold_is_the_lowest_with_few_false_alarms() -> None:
+    def report(threshold: float, false_alarms: float) -> Report:
+        return Report(10, 0.9, 0.9, {}, 0.9, 0.9, false_alarms, 0.2, 0.9, threshold)
+
+    reports = [report(0.3, 0.2), report(0.4, 0.04), report(0.5, 0.01)]
+    assert choose_threshold(reports) == 0.4
+    assert choose_threshold(reports[:1]) == 0.3

@@ -29,7 +29,7 @@ CONFIG = GlipConfig.from_plain(
         },
         "head": {"channels": 16, "num_convs": 2, "fusion_dim": 16, "fusion_heads": 2, "gn_groups": 4},
         "image": {"min_side": 64, "max_side": 128},
-        "postprocess": {"detections_per_image": 20},
+        "postprocess": {"threshold": 0.45, "detections_per_image": 20},
     }
 )
 

@@ -58,6 +58,7 @@ def same(a: sv.Detections, b: sv.Detections) -> bool:
 def test_it_is_created_by_name_with_weights_from_a_folder(folder: Path) -> None:
     detector = create_detector("glip-mini", weights=folder, threshold=0.3)
     assert detector.threshold == 0.3
+    assert create_detector("glip-mini", weights=folder).threshold == CONFIG.postprocess.threshold
     assert detector.prepare(["person"]).queries == ("person",)
 
 
