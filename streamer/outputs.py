@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from streamer.render import Painter
 
 NameOf = Callable[[int], str]
+log = logging.getLogger("groundstream")
 
 
 class OutputError(StreamerError):
@@ -192,6 +194,8 @@ class AnnotatedVideo:
             self._pending.popleft().result()
         if len(self._pending) >= self._AHEAD:
             if not self._wait:
+                if not self.skipped:
+                    log.warning("%s cannot be encoded as fast as the stream comes: frames are left out", self.path)
                 self.skipped += 1
                 return
             await self._pending.popleft()
@@ -205,6 +209,8 @@ class AnnotatedVideo:
             writer, self._writer = self._writer, None
             await asyncio.to_thread(writer.close)
         self._pool.shutdown(wait=False)
+        if self.skipped:
+            log.warning("%s: %d frames were left out", self.path, self.skipped)
 
     def _draw(self, frame: Frame, tracked: sv.Detections) -> None:
         if self._writer is None or self._painter is None:
