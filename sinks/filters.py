@@ -80,5 +80,10 @@ class FilteredSink:
             error.delivered = positions[min(error.delivered, len(positions) - 1)]
             raise
 
+    async def check(self) -> str:
+        """As the sink's own, where it has one."""
+        check = getattr(self._sink, "check", None)
+        return "" if check is None else str(await check())
+
     async def aclose(self) -> None:
         await self._sink.aclose()

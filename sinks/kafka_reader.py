@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from datetime import datetime
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 from sinks.address import Address
 from sinks.event import Event
 from sinks.formats import Decode, open_decoder
-from sinks.kafka import DEFAULT_TOPIC, Broker, errors, kafka, parse_broker, quieten
+from sinks.kafka import DEFAULT_TOPIC
+from sinks.kafka_client import Broker, errors, kafka, parse_broker, quieten
 from sinks.sink import SinkAddressError, SinkError
 from sinks.subscribe import Reader, Start, Unreadable
 from sinks.worker import Worker
+
+log = logging.getLogger("sinks.kafka")
 
 _POLL_MS = 200
 _BATCH = 500
@@ -39,7 +43,7 @@ async def read_kafka(address: Address, start: Start, follow: bool, group: str | 
                 yield event
             await worker.call(consumer.commit)
     except errors.KafkaError as error:
-        raise SinkError(f"Kafka at {broker} cannot be read ({error}): is it up, and may this user read it?") from None
+        raise SinkError(broker.sentence(broker.cause(error, consumer.since))) from None
     finally:
         await worker.aclose(last=consumer.close)
 
@@ -59,10 +63,16 @@ class _Consumer:
         self._consumer: Any = None
         self._ends: dict[Any, int] = {}
         self.taken: dict[Any, int] = {}
+        self.since = time.monotonic()  # when the present attempt began
 
     def open(self) -> None:
         self._broker.probe()
-        settings = {"client_id": "groundstream", **self._broker.settings}
+        settings = {
+            "client_id": "groundstream",
+            "allow_auto_create_topics": False,
+            "bootstrap_timeout_ms": int(self._broker.timeout_s * 500),
+            **self._broker.settings,
+        }
         consumer = self._consumer = self._broker.build(
             kafka.KafkaConsumer,
             group_id=self._group,
@@ -93,12 +103,38 @@ class _Consumer:
         return [kafka.TopicPartition(self._topic, number) for number in sorted(numbers)]
 
     def _seek_time(self, partitions: list[Any]) -> None:
-        """The messages' times are the capture times; the subscription looks at each event's once more."""
-        moment = int(datetime.fromisoformat(self._start.value).timestamp() * 1000)
-        found = self._consumer.offsets_for_times(dict.fromkeys(partitions, moment))
-        for partition, offset in (found or {}).items():
-            if offset is not None and offset.offset >= 0:
-                self._consumer.seek(partition, offset.offset)
+        """To the first message of that time or later; the subscription looks at each event's time once more.
+
+        The messages' times are the capture times, which rise only nearly. An answer that is too early costs time, one
+        that is too late would cost events, and brokers were seen to give such: so what stands before it is looked at.
+        """
+        moment_ms = int(datetime.fromisoformat(self._start.value).timestamp() * 1000)
+        found = self._consumer.offsets_for_times(dict.fromkeys(partitions, moment_ms))
+        too_late = []
+        for partition in partitions:
+            answer = found.get(partition)
+            offset = self._ends[partition] if answer is None or answer.offset < 0 else answer.offset
+            if self._is_too_late(partition, offset, moment_ms):
+                too_late.append(partition)
+            else:
+                self._consumer.seek(partition, offset)
+        if too_late:
+            log.warning("Kafka at %s misplaces times: %s is read from its beginning", self._broker, self._topic)
+            self._consumer.seek_to_beginning(*too_late)
+
+    def _is_too_late(self, partition: Any, offset: int, moment_ms: int) -> bool:
+        """Whether the message before the offset is of that time or later, or the offset is none that exists."""
+        if offset == 0:
+            return False
+        others = [one for one in self._consumer.assignment() if one != partition]
+        self._consumer.pause(*others)
+        self._consumer.seek(partition, offset - 1)
+        until = time.monotonic() + self._broker.timeout_s
+        before: list[Any] = []
+        while not before and not self._is_at_end(partition) and time.monotonic() < until:
+            before = self._consumer.poll(timeout_ms=_POLL_MS, max_records=1).get(partition, [])
+        self._consumer.resume(*others)
+        return not before or before[0].offset < offset - 1 or bool(before[0].timestamp >= moment_ms)
 
     def poll(self) -> list[tuple[Any, int, Event | Unreadable]] | None:
         """What came, with partition and offset; None at the end of what was asked for."""
@@ -120,9 +156,9 @@ class _Consumer:
         partitions = list(self._consumer.assignment())
         if partitions and not self._ends:
             self._ends = self._consumer.end_offsets(partitions)
-        return bool(partitions) and all(self._is_read(partition) for partition in partitions)
+        return bool(partitions) and all(self._is_at_end(partition) for partition in partitions)
 
-    def _is_read(self, partition: Any) -> bool:
+    def _is_at_end(self, partition: Any) -> bool:
         end = self._consumer.highwater(partition)
         return bool(self._consumer.position(partition) >= (self._ends[partition] if end is None else end))
 

@@ -40,7 +40,9 @@ class Sink(Protocol):
     """Takes events in order. An event counts as delivered when `send_batch` has returned.
 
     A sink may have two attributes that ask for larger batches: `batch_events` (int), the most events that it wants at
-    once, and `linger_s` (float), how many seconds of waiting it accepts to get so many.
+    once, and `linger_s` (float), how many seconds of waiting it accepts to get so many. It may have a coroutine
+    `check()` that looks whether events could go there, without sending or making anything: it returns how things stand
+    in a few words, empty where that cannot be told, and raises `SinkError`.
     """
 
     async def send_batch(self, events: Sequence[Event]) -> None:

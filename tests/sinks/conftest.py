@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+import sinks.kafka_client  # noqa: F401  imports kafka-python, whose own import warns, as the sinks do
+
 
 @pytest.fixture
 def anyio_backend() -> str:

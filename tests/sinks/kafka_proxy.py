@@ -35,10 +35,13 @@ from kafka.protocol.sasl import (
     SaslHandshakeResponse,
 )
 
+from sinks.kafka_client import Broker as Cluster
+from sinks.kafka_client import open_admin
 from tests.sinks.broker import Broker, Proxy, free_port
 
 AUTHENTICATION_FAILED = 58
 UNSUPPORTED_MECHANISM = 33
+UNKNOWN_TOPIC = 3
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 _MESSAGES: dict[int, tuple[type[ApiMessage], type[ApiMessage]]] = {
@@ -66,8 +69,14 @@ class KafkaProxy(Proxy):
         self.mechanisms = mechanisms
         self.answer: dict[int, Callable[[Any], Any]] = {}
         self.change: dict[int, Callable[[Any], None]] = {}
-        self.seen: list[int] = []  # the keys of all requests, in their order
+        self.gone: set[str] = set()  # topics that were deleted
         super().__init__(target)
+
+    def delete_topic(self, name: str) -> None:
+        """As Kafka does; the broker of the tests goes on to take what is written to a topic that is gone."""
+        with open_admin(Cluster([self.address])) as admin:
+            admin.delete_topics([name])
+        self.gone.add(name)
 
     def refuse_writes(self, topic: str, error: int) -> None:
         """What is produced to the topic does not reach the broker; `error` is answered."""
@@ -115,7 +124,6 @@ class _Talk:
     def from_client(self, data: bytes) -> None:
         for frame in self._said.take(data):
             key, version = int.from_bytes(frame[:2], "big"), int.from_bytes(frame[2:4], "big")
-            self._proxy.seen.append(key)
             answer = self._own_answer(key, version, frame)
             if answer is None:
                 self._server.sendall(_framed(frame))
@@ -139,11 +147,18 @@ class _Talk:
             answer: Callable[[Any], Any] | None = self._login.answer
         else:
             answer = self._proxy.answer.get(key)
-        if answer is None:
+        if answer is None and not (self._proxy.gone and key in {ApiKey.Produce, ApiKey.CreateTopics}):
             return None
-        request = _MESSAGES[key][0].decode(frame, version=version, header=True)
-        response = answer(request)
+        request: Any = _MESSAGES[key][0].decode(frame, version=version, header=True)
+        response = answer(request) if answer is not None else self._answer_for_the_gone(request)
         return None if response is None else _encoded(response, version, frame[4:8])
+
+    def _answer_for_the_gone(self, request: Any) -> Any:
+        if isinstance(request, CreateTopicsRequest):
+            self._proxy.gone -= {one.name for one in request.topics}
+            return None
+        missing = [one.name for one in request.topic_data if one.name in self._proxy.gone]
+        return _refused_produce(request, missing[0], UNKNOWN_TOPIC) if missing else None
 
     def _flush(self) -> None:
         while self._pending and (answer := self._pending[0][2]) is not None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import os
 import socket
 import ssl
@@ -181,63 +179,6 @@ def test_tls_is_checked_and_works(tmp_path: Path) -> None:
         broker.stop()
 
 
-@pytest.fixture
-def refusing_broker() -> Iterator[int]:
-    """Speaks as much Kafka as it takes to refuse a password: ApiVersions, SaslHandshake, SaslAuthenticate."""
-
-    def answer(connection: socket.socket) -> None:
-        with contextlib.suppress(OSError, IndexError), connection:
-            while head := connection.recv(4):
-                body = connection.recv(int.from_bytes(head, "big"))
-                key, version = int.from_bytes(body[:2], "big"), int.from_bytes(body[2:4], "big")
-                said = body[4:8] + _REPLIES[key](version)
-                connection.sendall(len(said).to_bytes(4, "big") + said)
-
-    server = socket.create_server(("127.0.0.1", 0))
-    server.settimeout(0.1)
-    stop = threading.Event()
-
-    def serve() -> None:
-        while not stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    yield server.getsockname()[1]
-    stop.set()
-    thread.join(5)
-    server.close()
-
-
-def _versions(version: int) -> bytes:
-    """https://kafka.apache.org/protocol#The_Messages_ApiVersions, old enough (0) for every client to read"""
-    if version > 0:
-        return (35).to_bytes(2, "big") + (0).to_bytes(4, "big")  # UNSUPPORTED_VERSION: it asks again with version 0
-    keys = [(0, 0, 7), (1, 0, 10), (3, 0, 8), (17, 0, 1), (18, 0, 0), (22, 0, 1), (36, 0, 1)]
-    rows = b"".join(b"".join(n.to_bytes(2, "big") for n in row) for row in keys)
-    return (0).to_bytes(2, "big") + len(keys).to_bytes(4, "big") + rows
-
-
-_REPLIES = {
-    18: _versions,
-    17: lambda _: (0).to_bytes(2, "big") + (1).to_bytes(4, "big") + (5).to_bytes(2, "big") + b"PLAIN",
-    # SASL_AUTHENTICATION_FAILED, a message, no bytes
-    36: lambda version: (58).to_bytes(2, "big") + (4).to_bytes(2, "big") + b"nope" + bytes(4) + bytes(8 * version),
-}  # fmt: skip
-
-
-async def test_a_wrong_password_is_one_sentence_without_it(
-    refusing_broker: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    said = await refusal(f"kafka://me:sesame@127.0.0.1:{refusing_broker}/t?timeout=2")
-    assert said == (
-        f"Kafka at 127.0.0.1:{refusing_broker} refuses the user or the password: check them and sasl_mechanism"
-    )
-    assert "sesame" not in caplog.text
-
-
 async def test_outages_leave_no_threads_and_no_files_open(proxy: Proxy) -> None:
     def open_now() -> tuple[int, int]:
         return threading.active_count(), len(os.listdir("/proc/self/fd"))
@@ -279,8 +220,8 @@ async def test_a_group_goes_on_where_it_stopped(proxy: Proxy) -> None:
 
 
 async def test_a_topic_that_is_not_there_cannot_be_read(proxy: Proxy) -> None:
-    with pytest.raises(SinkError, match=r"has no topic nothing|Kafka at"):
-        await read(f"kafka://{proxy.address}/nothing?allow_auto_create_topics=false")
+    with pytest.raises(SinkError, match="has no topic nothing: check its name"):
+        await read(f"kafka://{proxy.address}/nothing")
     with pytest.raises(SinkError, match="no Kafka broker can be reached"):
         await read("kafka://127.0.0.1:1/t")
     with pytest.raises(SinkError, match="cannot start behind an id"):

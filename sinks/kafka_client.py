@@ -1,0 +1,293 @@
+"""How a Kafka cluster is reached, and what its troubles mean: settings, clients, sentences."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import ssl
+import threading
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from sinks.address import Address
+from sinks.sink import SinkAddressError, SinkError
+
+with warnings.catch_warnings():
+    # it reads its own resources in a way that Python 3.11 calls old
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import kafka
+    from kafka import errors
+    from kafka.net.inet import KafkaNetSocket
+
+__all__ = ["Broker", "errors", "kafka", "open_admin", "parse_broker", "quieten", "told"]
+
+log = logging.getLogger("sinks.kafka")
+
+_TIMEOUT_S = 20.0
+_MOST_NOTES = 256
+_OURS = frozenset({"bootstrap_servers", "key_serializer", "value_serializer", "partitioner", "kafka_client", "selector",
+                   "metric_reporters", "socket_options", "ssl_context", "sasl_oauth_token_provider",
+                   "transactional_id", "transaction_timeout_ms"})  # fmt: skip
+_UNANSWERED = (errors.KafkaTimeoutError, errors.RequestTimedOutError, errors.KafkaConnectionError, OSError)
+_VAGUE = (*_UNANSWERED, errors.Cancelled, errors.IllegalStateError)
+_SAYS_NOTHING = tuple(kind for kind in _VAGUE if kind is not OSError)
+_LEADERLESS = (errors.LeaderNotAvailableError, errors.NotLeaderForPartitionError, errors.ReplicaNotAvailableError,
+               errors.BrokerNotAvailableError, errors.KafkaStorageError)  # fmt: skip
+
+
+class _Direct(KafkaNetSocket):  # type: ignore[misc]  # the library has no types
+    """Connects as the library does, and closes a socket that could not be connected, which 3.0.12 forgets to do."""
+
+    SCHEMES = ("direct",)
+
+    async def sock_connect(self, net: Any, sock: socket.socket, sockaddr: Any, timeout_at: float | None = None) -> Any:
+        try:
+            return await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
+        except BaseException:
+            sock.close()
+            raise
+
+
+@dataclass
+class Broker:
+    """How to reach a cluster: `servers` as "host:port", and kafka-python's settings by their names."""
+
+    servers: list[str]
+    settings: dict[str, Any] = field(default_factory=dict, repr=False)
+    timeout_s: float = _TIMEOUT_S
+    _threads: set[int] = field(default_factory=set, init=False, repr=False)  # of the library's clients
+
+    def __str__(self) -> str:
+        return ",".join(self.servers)
+
+    def probe(self) -> None:
+        """Raises `SinkError` when no server takes a connection, or its TLS is not to be trusted.
+
+        kafka-python tells neither apart, and waits for ever where TLS is answered by a port without it.
+        """
+        causes = []
+        for server in self.servers:
+            host, _, port = server.rpartition(":")
+            try:
+                with socket.create_connection((host.strip("[]"), int(port)), timeout=self.timeout_s / 4) as connection:
+                    if "SSL" in self.settings.get("security_protocol", ""):
+                        self._tls().wrap_socket(connection, server_hostname=host.strip("[]")).close()
+                return
+            except ssl.SSLCertVerificationError as error:
+                causes.append(f"{server} shows a certificate that is not trusted ({error.verify_message})")
+            except ssl.SSLError as error:
+                causes.append(f"{server} does not speak TLS as it should ({error.reason or error})")
+            except OSError as error:
+                causes.append(f"{server} does not answer ({error.strerror or error})")
+        raise SinkError(f"no Kafka broker can be reached: {'; '.join(causes)}")
+
+    def build(self, factory: Any, **settings: Any) -> Any:
+        """A client of kafka-python. One that cannot be built leaves nothing open, which the library does not see to."""
+        made: list[Any] = []
+        self._threads.add(threading.get_ident())
+
+        def client(*arguments: Any, **configuration: Any) -> Any:
+            one = factory.DEFAULT_CONFIG["kafka_client"](*arguments, **configuration)
+            # which 3.0.12 forgets to hand on
+            one.cluster.config["allow_auto_create_topics"] = configuration.get("allow_auto_create_topics", False)
+            made.append(one)
+            return one
+
+        try:
+            settings.setdefault("proxy_url", "direct://")
+            built = factory(bootstrap_servers=self.servers, kafka_client=client, **settings)
+        except BaseException:
+            self._remember_threads(made)
+            for one in made:
+                one.close()
+            raise
+        self._remember_threads([*made, built])
+        return built
+
+    def _remember_threads(self, clients: list[Any]) -> None:
+        """Those in which the clients work, by which their lines in the library's log are known."""
+        for client in clients:
+            worker = getattr(client, "_sender", None) or getattr(getattr(client, "_net", None), "_io_thread", None)
+            if worker is not None and worker.ident is not None:
+                self._threads.add(worker.ident)
+
+    def cause(self, error: Exception, since: float) -> Exception:
+        """The error, or what the library told about it in its log only since then (monotonic seconds)."""
+        hidden = _notes.newest(self._threads, since)
+        return hidden if hidden is not None and isinstance(error, _VAGUE) else error
+
+    def forget(self) -> None:
+        """The clients are gone: what other threads of the same number tell is not about them."""
+        self._threads.clear()
+
+    def sentence(self, error: Exception) -> str:
+        """What a `cause` means for whoever runs this."""
+        where = f"Kafka at {self}"
+        if isinstance(error, errors.SaslAuthenticationFailedError | errors.IllegalSaslStateError):
+            return f"{where} refuses the user or the password: check them and sasl_mechanism"
+        if isinstance(error, errors.UnsupportedSaslMechanismError):
+            return f"{where} does not know this sasl_mechanism: try PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+        if isinstance(error, errors.TopicAuthorizationFailedError):
+            return f"{where} does not let this user use topic {_topic_of(error)}: ask for the right to"
+        if isinstance(error, errors.ClusterAuthorizationFailedError) or "ClusterAuthorizationFailed" in str(error):
+            return (
+                f"{where} does not let this user send without duplicates: ask for the right IdempotentWrite on the "
+                "cluster, or add enable_idempotence=false"
+            )
+        if isinstance(error, errors.GroupAuthorizationFailedError):
+            return f"{where} does not let this user read as a member of this group: ask for the right to"
+        if isinstance(error, errors.UnknownTopicOrPartitionError):
+            return f"{where} has no topic {_topic_of(error)}: check its name, or have it made"
+        if isinstance(error, errors.NotEnoughReplicasError | errors.NotEnoughReplicasAfterAppendError):
+            return f"{where} has too few copies of topic {_topic_of(error)} in sync to promise anything"
+        if isinstance(error, _LEADERLESS):
+            return f"{where} has nobody who leads topic {_topic_of(error)} at present: is one of its brokers down?"
+        if isinstance(error, _UNANSWERED):
+            hint = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+            return f"{where} does not answer within {self.timeout_s:g} s{hint}: is it up, does it ask for a user?"
+        return f"{where} failed ({told(error)})"
+
+    def _tls(self) -> ssl.SSLContext:
+        settings = self.settings
+        context = ssl.create_default_context(cafile=settings.get("ssl_cafile"))
+        context.check_hostname = settings.get("ssl_check_hostname", True)
+        if settings.get("ssl_certfile"):
+            context.load_cert_chain(settings["ssl_certfile"], settings.get("ssl_keyfile"), settings.get("ssl_password"))
+        return context
+
+
+@contextlib.contextmanager
+def open_admin(broker: Broker) -> Iterator[Any]:
+    """kafka-python's admin client with those of the settings that it takes."""
+    taken = kafka.KafkaAdminClient.DEFAULT_CONFIG
+    timeout_ms = int(broker.timeout_s * 1000)
+    settings = {"client_id": "groundstream", "request_timeout_ms": timeout_ms, "bootstrap_timeout_ms": timeout_ms // 2}
+    settings |= {name: value for name, value in broker.settings.items() if name in taken}
+    admin = broker.build(kafka.KafkaAdminClient, **settings)
+    try:
+        yield admin
+    finally:
+        admin.close()
+
+
+def parse_broker(address: Address, defaults: dict[str, Any]) -> Broker:
+    """The servers and settings of an address; `defaults` are kafka-python's, by which words become numbers."""
+    options = address.options
+    timeout_s = options.number("timeout", _TIMEOUT_S, least=0.1)
+    settings: dict[str, Any] = {}
+    secure = address.scheme == "kafkas"
+    if address.user is not None:
+        settings["sasl_plain_username"] = address.user
+        settings["sasl_plain_password"] = address.password or ""
+        settings["sasl_mechanism"] = "PLAIN"
+    settings["security_protocol"] = f"{'SASL_' * (address.user is not None)}{'SSL' if secure else 'PLAINTEXT'}"
+    for name, default in defaults.items():
+        if name in _OURS:
+            continue
+        text = options.text(name)
+        if text is not None:
+            settings[name] = _setting(address, name, text, default)
+    options.finish()
+    servers = [server if ":" in server else f"{server}:9092" for server in address.hosts.split(",") if server]
+    if not servers:
+        raise SinkAddressError(f"{address.public}: a host is missing: write {address.scheme}://HOST:PORT/TOPIC")
+    return Broker(servers, settings, timeout_s)
+
+
+def _setting(address: Address, name: str, text: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        if text.lower() in {"true", "false"}:
+            return text.lower() == "true"
+        raise address.options.error(f"option {name}={text!r} must be true or false")
+    if isinstance(default, int | float) and name != "acks":
+        try:
+            return float(text) if "." in text else int(text)
+        except ValueError:
+            raise address.options.error(f"option {name}={text!r} must be a number") from None
+    if name == "acks":
+        return "all" if text in {"all", "-1"} else int(text) if text in {"0", "1"} else _bad_acks(address, text)
+    return None if name == "compression_type" and text == "none" else text
+
+
+def _bad_acks(address: Address, text: str) -> None:
+    raise address.options.error(f"option acks={text!r} must be all, 1 or 0")
+
+
+def told(error: BaseException) -> str:
+    """The error in a few words, without the numbers and names that the library puts before them."""
+    said = str(error).rpartition("Error: ")[2]
+    return said if said not in {"", "None"} else type(error).__name__
+
+
+def _topic_of(error: BaseException) -> str:
+    """kafka-python names it as text or in a set, or not at all."""
+    named = error.args[0] if error.args else None
+    names = sorted(map(str, named)) if isinstance(named, set | frozenset | list | tuple) else [str(named or "?")]
+    return ", ".join(names)
+
+
+class _Notes(logging.Handler):
+    """kafka-python hides why it tries again in its log, which floods otherwise: keep the newest of every thread."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._newest: OrderedDict[tuple[int, bool], tuple[float, Exception]] = OrderedDict()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = _error_in(record)
+        if error is not None and record.thread is not None and not isinstance(error, _SAYS_NOTHING):
+            key = record.thread, isinstance(error, OSError)
+            self._newest[key] = time.monotonic(), error
+            self._newest.move_to_end(key)
+            while len(self._newest) > _MOST_NOTES:
+                self._newest.popitem(last=False)
+        log.debug("%s: %s", record.name, record.getMessage())
+
+    def newest(self, threads: set[int], since: float) -> Exception | None:
+        """A broken connection often follows what is really the matter, so it counts only where nothing else is told."""
+        for is_network in (False, True):
+            notes = [self._newest.get((thread, is_network)) for thread in threads]
+            found = [note for note in notes if note is not None and note[0] >= since]
+            if found:
+                return max(found, key=lambda note: note[0])[1]
+        return None
+
+
+def _error_in(record: logging.LogRecord) -> Exception | None:
+    """What happened, where the line tells it: see `Sender._dispatch_error`, `ClusterMetadata.update_metadata` there."""
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    if "Got error produce response" in record.msg:
+        _, partition, _, name, *_ = arguments
+        return _named_error(str(name), str(getattr(partition, "topic", partition)))
+    for words, error in _OF_TOPICS.items():
+        if words in record.msg:
+            return error(str(arguments[0]))
+    raised = record.exc_info[1] if record.exc_info else None
+    return next((one for one in (*arguments, raised) if isinstance(one, Exception)), None)
+
+
+def _named_error(name: str, topic: str) -> Exception:
+    kind: type[Exception] = getattr(errors, name, errors.KafkaError)
+    return kind(topic)
+
+
+_OF_TOPICS: dict[str, type[Exception]] = {
+    "is not authorized for this client": errors.TopicAuthorizationFailedError,
+    "not found in cluster metadata": errors.UnknownTopicOrPartitionError,
+    "is not available during auto-create": errors.LeaderNotAvailableError,
+}
+_notes = _Notes()
+
+
+def quieten() -> None:
+    """kafka-python's own log goes to ours, at the level of debugging; its own debugging would tell passwords."""
+    logger = logging.getLogger("kafka")
+    logger.setLevel(logging.WARNING)
+    if _notes not in logger.handlers:
+        logger.addHandler(_notes)
+        logger.propagate = False

