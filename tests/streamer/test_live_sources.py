@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.server
+import itertools
 import os
 import random
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -24,7 +26,7 @@ from streamer.frame import Frame
 from streamer.merge import Merge
 from streamer.sources import SourceState, StateChange, open_sources
 from streamer.sources.clock import LiveClock
-from tests.support.clips import make_clip, read_index
+from tests.support.clips import draw, make_clip, read_index
 from tests.support.rtsp_server import RtspServer
 
 SECOND = 1_000_000_000
@@ -374,6 +376,49 @@ def test_closing_does_not_wait_for_a_camera_that_never_answers(clips: dict[str, 
         await watch.until(lambda: not threads(), 12)
 
     asyncio.run(work())
+
+
+@contextlib.contextmanager
+def mjpeg_camera(hangs_up_after: int) -> Iterator[str]:
+    """A camera that sends JPEGs one after the other over HTTP, numbered on, and hangs up after so many."""
+    numbers = itertools.count()
+
+    class Camera(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for number in itertools.islice(numbers, hangs_up_after):
+                    picture = cv2.imencode(".jpg", draw(number))[1].tobytes()
+                    head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+                    self.wfile.write(head.encode() + picture + b"\r\n")
+                    time.sleep(0.04)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/video.mjpg"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_camera_of_jpegs_over_http_is_watched_and_found_again() -> None:
+    async def work() -> None:
+        with mjpeg_camera(hangs_up_after=25) as address:
+            async with Watch(address) as watch:
+                await watch.until(lambda: any(frame.clock.connection == 1 for frame in watch.frames), 20)
+                await watch.more()
+        seen = [read_index(frame.image) for frame in watch.frames]
+        assert None not in seen
+        assert seen == sorted(set(seen))
+        assert {frame.clock.basis for frame in watch.frames} == {"arrival"}
+        assert watch.states[:4] == ["connecting", "live", "waiting", "live"]
+
+    run(work)
 
 
 @contextlib.contextmanager
