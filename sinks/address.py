@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,13 @@ _USER = re.compile(r"(?<=://)[^/?#\s]*@")
 _SECRET = re.compile(
     r"(?i)(?<=[?&;])([^=&;\s]*(?:password|passwd|secret|token|key|auth|signature|credential)[^=&;\s]*)=[^&\s]*"
 )
+# Paths of topics, prefixes and keys are no secrets; that of a web address often is the only one there is.
+_WEB = re.compile(
+    r"""(?i)\b(?!(?:kafkas?|mqtts?|rediss?|rtsps?|file)://)
+    ([a-z][a-z0-9+.-]*://[^\s/?\#&'"<>]*)([/?\#](?:[^\s'"<>]*[^\s'"<>.,:;)\]])?)""",
+    re.VERBOSE,
+)
+_HIDDEN = re.compile(r"/\*\*\*#[0-9a-f]{8}|/")
 _OPTIONS = re.compile(r"^[\w.-]+=[^&]*(&[\w.-]+=[^&]*)*$")
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
@@ -22,8 +30,19 @@ Choice = TypeVar("Choice", bound=str)
 
 
 def redact(address: str) -> str:
-    """The address, or any text with addresses in it, without users, passwords, tokens and keys."""
-    return _SECRET.sub(r"\1=***", _USER.sub("***@", address))
+    """The address, or any text with addresses in it, without users, passwords, tokens and keys.
+
+    Of a web address only the host stays: `https://hooks.example.com/***#5f2a81c0`. What follows it is different for
+    every other path, and stays the same when only a password, token or key changes.
+    """
+    return _WEB.sub(_hide_path, _SECRET.sub(r"\1=***", _USER.sub("***@", address)))
+
+
+def _hide_path(found: re.Match[str]) -> str:
+    host, rest = found.groups()
+    if _HIDDEN.fullmatch(rest):
+        return found[0]
+    return f"{host}/***#{hashlib.sha256(rest.encode()).hexdigest()[:8]}"
 
 
 class Options:
@@ -108,7 +127,7 @@ class Address:
     """A sink's address in its parts. `path` of a file is as written; that of a network address has no leading slash."""
 
     scheme: str
-    path: str
+    path: str = field(repr=False)
     options: Options
     public: str  # the whole address without secrets
     host: str = ""

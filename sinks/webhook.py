@@ -11,11 +11,12 @@ import email.utils
 import hashlib
 import hmac
 import http.client
+import re
 import ssl
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 from sinks.address import Address
 from sinks.sink import PoisonError, SinkAddressError, SinkError
@@ -28,6 +29,7 @@ _ONE = "application/cloudevents+json; charset=utf-8"
 _MANY = "application/cloudevents-batch+json; charset=utf-8"
 _MALFORMED = frozenset({400, 413, 415, 422})
 _LONGEST_WAIT_S = 300.0
+_LEAST_SECRET = 6
 
 
 class WebhookSink:
@@ -51,6 +53,7 @@ class WebhookSink:
     ) -> None:
         self._where = f"{host}:{port}" if port else host
         self._path = path
+        self._secrets = _secrets_of(path)
         self._headers = headers
         self._secret = secret
         self._batch = batch
@@ -116,7 +119,7 @@ class WebhookSink:
         headers = {**self._headers, "Content-Type": kind, **self._signature(events[0].id, body)}
         try:
             response = self._request(body, headers)
-            answer = response.read(200).decode("utf-8", "replace").strip()
+            answer = self._conceal(response.read(200).decode("utf-8", "replace").strip())
             response.read()
         except ssl.SSLCertVerificationError as error:
             self._connection.close()
@@ -124,7 +127,7 @@ class WebhookSink:
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise SinkError(f"{self._where} does not answer ({reason})") from None
+            raise SinkError(f"{self._where} does not answer ({self._conceal(reason)})") from None
         self._judge(response, answer)
 
     def _request(self, body: bytes, headers: dict[str, str]) -> http.client.HTTPResponse:
@@ -153,6 +156,12 @@ class WebhookSink:
             raise SinkError(f"{said}: check user, password or token")
         self._not_before = time.monotonic() + _retry_after_s(response.headers.get("Retry-After"))
         raise SinkError(said)
+
+    def _conceal(self, said: str) -> str:
+        """What the peer said without the parts of our path: many repeat it, and it may be the secret."""
+        for secret in self._secrets:
+            said = said.replace(secret, "***")
+        return said
 
     def _signature(self, message_id: str, body: bytes) -> dict[str, str]:
         if self._secret is None:
@@ -203,6 +212,12 @@ def open_webhook(address: Address) -> WebhookSink:
         batch=batch,
         timeout_s=timeout_s,
     )
+
+
+def _secrets_of(path: str) -> list[str]:
+    """The parts of a path and a query that are long enough to be secret, as they are sent and as they are meant."""
+    parts = {part for part in re.split(r"[/?&=]", path) if len(part) >= _LEAST_SECRET}
+    return sorted(parts | {unquote(part) for part in parts}, key=len, reverse=True)
 
 
 def _secret_bytes(secret: str) -> bytes:

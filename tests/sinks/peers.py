@@ -22,6 +22,7 @@ class Peer:
         self.events: list[Event] = []
         self.requests: list[Any] = []
         self.answers: list[Any] = []  # used up one by one; empty: all is well
+        self.repeats_path = False  # a web server that says what it did not find, as many do
         self.lock = threading.Lock()
 
     def answer(self) -> Any:
@@ -64,8 +65,10 @@ def web_server() -> Iterator[Peer]:
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", "0")
+            said = f"Cannot POST {self.path}".encode() if peer.repeats_path and status >= 300 else b""
+            self.send_header("Content-Length", str(len(said)))
             self.end_headers()
+            self.wfile.write(said)
 
         def log_message(self, *arguments: object) -> None:
             pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,8 +72,12 @@ def test_the_same_sink_twice_is_a_mistake() -> None:
     ("address", "public"),
     [
         ("kafka://me:pw@a:1,b:2/t", "kafka://***@a:1,b:2/t"),
-        ("https://host/hook?secret=abc&batch=3", "https://host/hook?secret=***&batch=3"),
-        ("https://host/hook?batch=3&api_token=abc", "https://host/hook?batch=3&api_token=***"),
+        ("https://host/hook?secret=abc&batch=3", "https://host/***#6ce177ca"),
+        ("https://me:pw@host/hook?batch=3&api_token=abc", "https://***@host/***#e324b001"),
+        ("https://host:8443/", "https://host:8443/"),
+        ("http://host", "http://host"),
+        ("htps://host/abc", "htps://host/***#aaaea361"),
+        ("kafka://h/t?format=avro&registry=http://r/abc", "kafka://h/t?format=avro&registry=http://r/***#aaaea361"),
         ("mqtts://me@host", "mqtts://***@host"),
         ("kafka://h/t?sasl_plain_password=p%26q", "kafka://h/t?sasl_plain_password=***"),
         ("jsonl:/tmp/a@b/events.jsonl", "jsonl:/tmp/a@b/events.jsonl"),
@@ -84,6 +89,18 @@ def test_what_is_told_of_an_address_holds_no_secret(address: str, public: str) -
     assert parts.public == public
     for secret in ("pw", "abc", "p%26q", "p&q"):
         assert secret not in repr(parts)
+
+
+SLACK = "https://hooks.slack.com/services/T0/B0/abcdefghSECRET"
+
+
+def test_a_web_address_is_told_by_its_host_and_a_mark_that_stays() -> None:
+    told = redact(SLACK)
+    assert re.fullmatch(r"https://hooks\.slack\.com/\*\*\*#[0-9a-f]{8}", told)
+    assert redact(told) == told
+    assert redact(f"{SLACK}?token=first") == redact(f"{SLACK}?token=second"), "a new token is no new sink"
+    assert redact(SLACK.lower()) != told
+    assert redact(f"one ({SLACK}), two '{SLACK}', {SLACK}: three.") == f"one ({told}), two '{told}', {told}: three."
 
 
 def test_opening_files_loads_no_network_library() -> None:

@@ -7,14 +7,17 @@ import base64
 import hashlib
 import hmac
 import json
+import logging
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from sinks import PoisonError, SinkError, open_sink, open_sinks
 from sinks.event import EventType
 from sinks.spool import Spool
+from streamer.health import _sink
 from tests.sinks.makes import event, events, ids
 from tests.sinks.peers import Peer, mqtt_broker, redis_server, web_server
 
@@ -94,6 +97,31 @@ async def test_other_answers_mean_later(web: Peer, status: int, headers: dict, s
         await send(f"http://127.0.0.1:{web.port}/", events(4))
     assert not isinstance(found.value, PoisonError)
     assert found.value.delivered == 1
+
+
+async def test_a_secret_in_the_path_is_told_nowhere(
+    web: Peer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    web.repeats_path = True
+    web.answers = [(503, {}), (404, {}), (422, {})]
+    address = f"http://127.0.0.1:{web.port}/services/T0ABCDEF/p%C3%A4ssSESAME?key-of-mine=hunter22"
+    async with await Spool.open(tmp_path / "spool.sqlite", open_sinks([address])) as spool:
+        await spool.send_batch(events(2))
+        errors = []
+        while not await spool.drain(0.02):
+            errors.append(spool.status()[0].error)
+        told = repr(spool.status())
+    assert len(web.requests) == 4
+    assert "answers 503 Service Unavailable (Cannot POST /***/***/***?***=***)" in errors[-1] + errors[0]
+    letters = (tmp_path / "spool.sqlite.dead.jsonl").read_text()
+    assert letters.count("Cannot POST") == 1
+    found = await asyncio.to_thread(_sink, address)
+    assert found.state == "works"
+    for place in (told, letters, caplog.text, str(found), *errors):
+        for secret in ("SESAME", "T0ABCDEF", "hunter22"):
+            assert secret not in place
+    assert spool.status()[0].name.startswith(f"http://127.0.0.1:{web.port}/***#")
 
 
 async def test_a_pause_that_was_asked_for_is_kept(web: Peer) -> None:
