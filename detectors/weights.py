@@ -77,7 +77,6 @@ def model_folder(name: str) -> Path:
 def catalogue() -> list[Model]:
     """Every released model that `pull` can fetch."""
     from detectors.glamm.config import RELEASED
-    from detectors.glamm.weights import cache_folder
     from detectors.glip.convert import KNOWN
 
     return [
@@ -85,7 +84,7 @@ def catalogue() -> list[Model]:
             Model(name, "GLIP", file.repository, model_folder(name), file.filename, file.size, file.sha256)
             for name, file in KNOWN.items()
         ),
-        *(Model(name, "GLaMM", hub, cache_folder() / name) for name, hub in RELEASED.items()),
+        *(Model(name, "GLaMM", hub, model_folder(name)) for name, hub in RELEASED.items()),
         *(Model(name, _kind(name), hub, model_folder(name)) for name, hub in ZERO_SHOT.items()),
     ]
 

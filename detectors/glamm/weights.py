@@ -26,6 +26,7 @@ from detectors.glamm.config import CLIP_NAME, RELEASED, GlammConfig
 from detectors.glamm.keys import model_names
 from detectors.glamm.model import GlammModel
 from detectors.glamm.quantise import quantised
+from detectors.weights import model_folder
 
 FORMAT = "groundstream-glamm-1"
 _SHARD_BYTES = 4 << 30
@@ -89,17 +90,10 @@ def find(model: str, clip: Path | None = None) -> Folder:
         return open_folder(path, clip)
     if model not in RELEASED:
         raise UnknownCheckpoint(f"{model!r} is neither a folder nor one of {', '.join(RELEASED)}")
-    converted = cache_folder() / model
+    converted = model_folder(model)
     if not converted.is_dir():
         convert(open_folder(_download(RELEASED[model], model), _download(CLIP_NAME, model)), converted)
     return open_folder(converted)
-
-
-def cache_folder() -> Path:
-    """Where converted checkpoints are kept: $GROUNDSTREAM_CACHE, or groundstream in the user's cache."""
-    if chosen := os.environ.get("GROUNDSTREAM_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "groundstream"
 
 
 def _download(repository: str, model: str) -> Path:
