@@ -97,6 +97,7 @@ class Spool:
         self._last = store.next - 1 if store else 0  # the newest event's number
         self._tail: list[Event | None] = []  # the newest events; all of them where there is no file
         self._tail_first = self._last + 1
+        self._thinned = 0  # before this number there is nothing left to drop (where there is no file)
         self._gate = asyncio.Lock()
         self._room = asyncio.Event()
         self._progress = asyncio.Event()
@@ -271,9 +272,9 @@ class Spool:
             await self._room.wait()
 
     async def _drop_oldest(self, wanted: int) -> bool:
-        """True when something was dropped. Without a file there is nothing to look through: newcomers are dropped."""
+        """True when something was dropped."""
         if self._store is None:
-            return False
+            return self._thin_tail(wanted)
         store = self._store
         dropped = await self._call(lambda: store.drop_oldest(wanted))
         for event in dropped:
@@ -282,6 +283,20 @@ class Spool:
             if event.number >= self._tail_first:
                 self._tail[event.number - self._tail_first] = None
         return bool(dropped)
+
+    def _thin_tail(self, wanted: int) -> bool:
+        """As `Store.drop_oldest`, where events are in memory only."""
+        used = self._used
+        for index in range(max(0, self._thinned - self._tail_first), len(self._tail)):
+            if used - self._used >= wanted:
+                break
+            event = self._tail[index]
+            if event is not None and event.type in DROPPABLE:
+                self._count("full", event.data.stream)
+                self._used -= len(event.to_json())
+                self._tail[index] = None
+            self._thinned = self._tail_first + index + 1
+        return self._used < used
 
     def _count(self, reason: str, stream: str) -> None:
         self._drops.setdefault(stream, Counter())[reason] += 1

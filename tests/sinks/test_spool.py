@@ -281,12 +281,14 @@ async def send_all(spool: Spool, count: int) -> None:
         await spool.send(one)
 
 
-async def test_the_policy_drops_the_oldest_updates_and_never_a_begin_or_an_end(path: Path) -> None:
+@pytest.mark.parametrize("on_disk", [True, False])
+async def test_the_policy_drops_the_oldest_updates_and_never_a_begin_or_an_end(path: Path, on_disk: bool) -> None:
     gate = asyncio.Event()
     sink = Recorder(lambda _: gate.wait())
     kinds = [EventType.TRACK_BEGIN, *[EventType.TRACK_UPDATE] * 8, EventType.TRACK_END]
     sent = [event(sequence, kind=kinds[sequence % 10], padding=500) for sequence in range(200)]
-    async with await Spool.open(path, {"sink": sink}, max_bytes=100_000, when_full="drop_oldest") as spool:
+    file = path if on_disk else None
+    async with await Spool.open(file, {"sink": sink}, max_bytes=100_000, when_full="drop_oldest") as spool:
         for one in sent:
             await spool.send(one)
         dropped = spool.dropped("gate")["full"]
@@ -297,7 +299,9 @@ async def test_the_policy_drops_the_oldest_updates_and_never_a_begin_or_an_end(p
     assert len(sent) - len(sink.got) <= dropped
     assert {one.id for one in sent if one.type is not EventType.TRACK_UPDATE} <= got
     assert ids(sink.got) == [one.id for one in sent if one.id in got]
-    assert sent[-2].id in got
+    left = [one.id for one in sent if one.type is EventType.TRACK_UPDATE and one.id in got]
+    assert set(ids(sent[-2:])) <= got, "the newest stay"
+    assert left[-10:] == [one.id for one in sent if one.type is EventType.TRACK_UPDATE][-10:]
 
 
 async def test_used_bytes_return_to_zero_and_the_file_shrinks(path: Path) -> None:
