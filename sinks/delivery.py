@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sinks")
 
 BATCH_EVENTS = 1024
+_TRY_EVENTS = 64  # after a failure: what is read in vain again and again takes time from those who are well
 _BACK_OFF_S = (0.1, 30.0)
 
 Numbered = tuple[int, "Event"]
@@ -90,7 +91,8 @@ class Delivery:
         while True:
             before = self.cursor
             try:
-                events, upto = await self._next_events(self, self.batch_events)
+                limit = min(self.batch_events, _TRY_EVENTS) if self._error else self.batch_events
+                events, upto = await self._next_events(self, limit)
                 if events:
                     await self._deliver(events)
                 self._advance(upto)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -240,7 +239,10 @@ class Event(_Model):
 
         Written once: every sink gets the same bytes, and what was read from JSON keeps fields that we do not know.
         """
-        return self._line
+        line: bytes | None = self.__dict__.get("_line")
+        if line is None:
+            line = self.__dict__["_line"] = self.model_dump_json(exclude_none=True).encode()
+        return line
 
     @classmethod
     def from_json(cls, raw: bytes | str) -> Self:
@@ -250,10 +252,6 @@ class Event(_Model):
         if b"\n" not in line:
             event.__dict__["_line"] = line
         return event
-
-    @cached_property
-    def _line(self) -> bytes:
-        return self.model_dump_json(exclude_none=True).encode()
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         copy = super().model_copy(update=update, deep=deep)

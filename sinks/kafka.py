@@ -12,14 +12,15 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from sinks.address import Address
 from sinks.event import Event, EventType
 from sinks.formats import Encode, open_format
-from sinks.kafka_client import Broker, errors, kafka, open_admin, parse_broker, quieten, told
+from sinks.kafka_client import Broker, errors, kafka, murmur2, open_admin, parse_broker, quieten, told
 from sinks.sink import PoisonError, SinkError
 from sinks.worker import Worker
 
@@ -73,6 +74,8 @@ class Topics:
 class KafkaSink:
     """The key is the stream, so order holds per stream; the value is what `encode` makes of the event."""
 
+    batch_events = 4096
+
     def __init__(self, broker: Broker, topics: Topics, encode: Encode) -> None:
         self._broker = broker
         self._topics = topics
@@ -82,6 +85,8 @@ class KafkaSink:
         self._producer: Any = None
         self._refused: dict[str, str] = {}
         self._forbidden: set[str] = set()  # topics that are missing and that the user may not make
+        self._stop: Callable[[Exception], None]
+        self._partitions: dict[tuple[str, bytes], int] = {}  # by topic and key
         self._since = 0.0  # when the present attempt began, monotonic
         self._closing = False
         quieten()
@@ -107,12 +112,15 @@ class KafkaSink:
         self._since = time.monotonic()
         if self._producer is None:
             self._producer = self._connect()
+            self._stop = partial(_stop, self._producer._sender)
         pending: list[tuple[int, Any]] = []
         try:
             for index, event in enumerate(events):
                 if event.id not in self._refused:
                     pending += [(index, future) for future in self._send_one(event)]
-        except errors.KafkaError as error:
+            with contextlib.suppress(errors.KafkaTimeoutError):  # `_wait` tells which are missing
+                self._producer.flush(self._broker.timeout_s)
+        except (errors.KafkaError, ValueError) as error:
             sentence = self._sentence(error)
             self._abandon()
             raise SinkError(sentence) from None
@@ -125,15 +133,24 @@ class KafkaSink:
         value, headers = self._encode(event)
         timestamp_ms = event.data.clock.captured_ns // 1_000_000
         futures = []
+        stop = self._stop
         for topic in self._topics_of[event.type]:
+            place = self._partitions.get((topic, key))
+            if place is None:
+                place = self._partitions[topic, key] = self._partition_of(topic, key)
             try:
-                future = self._producer.send(topic, value, key=key, headers=headers, timestamp_ms=timestamp_ms)
+                future = self._producer.send(topic, value, key, headers, place, timestamp_ms)
             except errors.MessageSizeTooLargeError as error:
                 self._refused[event.id] = f"{told(error)}: raise max_request_size, and the topic's max.message.bytes"
                 continue
-            future.add_errback(_stop, self._producer._sender)
+            future.add_errback(stop)
             futures.append(future)
         return futures
+
+    def _partition_of(self, topic: str, key: bytes) -> int:
+        """As the library chooses it, which every event anew would cost as much as the rest of sending it."""
+        numbers = sorted(self._producer.partitions_for(topic))
+        return int(numbers[(murmur2(key) & 0x7FFFFFFF) % len(numbers)])
 
     def _wait(self, events: Sequence[Event], pending: list[tuple[int, Any]]) -> None:
         """Returns when everything is acknowledged; raises `SinkError` for what has to be sent again."""
@@ -171,7 +188,7 @@ class KafkaSink:
             "acks": "all",
             "compression_type": "lz4",
             "batch_size": 128 * 1024,
-            "linger_ms": 5,
+            "linger_ms": 100,  # nothing waits so long: what was given to it is flushed
             "max_request_size": 8 << 20,
             "max_block_ms": timeout_ms,
             "bootstrap_timeout_ms": timeout_ms // 2,
@@ -247,6 +264,7 @@ class KafkaSink:
         with contextlib.suppress(errors.KafkaError):
             producer.close(timeout=0)
         self._broker.forget()
+        self._partitions.clear()
 
     def _sentence(self, error: Exception) -> str:
         where = f"Kafka at {self._broker}"
@@ -308,6 +326,6 @@ def _topic(text: str | None, default: str) -> str:
     return default if text is None else "" if text == "none" else text
 
 
-def _stop(sender: Any, _error: BaseException) -> None:
+def _stop(sender: Any, _error: Exception) -> None:
     """Called in the producer's own thread at the first failure, before it can send what comes after."""
     sender.force_close()

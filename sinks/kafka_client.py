@@ -23,8 +23,9 @@ with warnings.catch_warnings():
     import kafka
     from kafka import errors
     from kafka.net.inet import KafkaNetSocket
+    from kafka.partitioner.default import murmur2
 
-__all__ = ["Broker", "errors", "kafka", "open_admin", "parse_broker", "quieten", "told"]
+__all__ = ["Broker", "errors", "kafka", "murmur2", "open_admin", "parse_broker", "quieten", "told"]
 
 log = logging.getLogger("sinks.kafka")
 
@@ -261,11 +262,12 @@ class _Notes(logging.Handler):
 def _error_in(record: logging.LogRecord) -> Exception | None:
     """What happened, where the line tells it: see `Sender._dispatch_error`, `ClusterMetadata.update_metadata` there."""
     arguments = record.args if isinstance(record.args, tuple) else ()
-    if "Got error produce response" in record.msg:
+    message = str(record.msg)
+    if "Got error produce response" in message:
         _, partition, _, name, *_ = arguments
         return _named_error(str(name), str(getattr(partition, "topic", partition)))
     for words, error in _OF_TOPICS.items():
-        if words in record.msg:
+        if words in message:
             return error(str(arguments[0]))
     raised = record.exc_info[1] if record.exc_info else None
     return next((one for one in (*arguments, raised) if isinstance(one, Exception)), None)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
@@ -562,7 +563,9 @@ def _parse(block: Block, after: int) -> Iterator[Numbered]:
 
 def _read_events(store: Store, after: int, limit: int) -> tuple[list[Numbered], int]:
     blocks = store.read(after, limit)
-    events = [item for block in blocks for item in _parse(block, after)]
+    events = list(islice((item for block in blocks for item in _parse(block, after)), limit))
+    if len(events) == limit:
+        return events, events[-1][0]
     return events, blocks[-1].last if blocks else after
 
 

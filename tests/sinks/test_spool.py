@@ -89,6 +89,24 @@ async def test_a_backlog_larger_than_the_memory_comes_from_the_disk_in_order(pat
     assert ids(sink.got) == ids(events(10_000))
 
 
+async def test_a_sink_that_is_down_is_tried_with_little_and_then_gets_much(path: Path) -> None:
+    sizes: list[int] = []
+
+    def refuse_four_times(batch: list[object]) -> None:
+        sizes.append(len(batch))
+        if len(sizes) <= 4:
+            raise SinkError("down")
+
+    sink = Recorder(refuse_four_times)  # type: ignore[arg-type]
+    async with await Spool.open(path, {"sink": sink}) as spool:
+        for start in range(0, 12_000, 500):
+            await spool.send_batch(events(500, first=start))
+        assert await spool.drain(20)
+    assert ids(sink.got) == ids(events(12_000))
+    assert set(sizes[1:5]) == {64}
+    assert max(sizes[5:]) > 900
+
+
 async def test_a_sink_that_raises_by_mistake_is_asked_again(path: Path) -> None:
     failures = iter([KeyError("oops"), ZeroDivisionError()])
 
