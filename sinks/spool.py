@@ -105,7 +105,8 @@ class Spool:
         self._drops: dict[str, Counter[str]] = {}
         self._storage_error = ""
         self._told_at = float("-inf")
-        self._queue: queue.SimpleQueue[_Send | _Call | None] = queue.SimpleQueue()
+        self._outgoing: list[_Send] = []  # since the loop last turned
+        self._queue: queue.SimpleQueue[list[_Send] | _Call | None] = queue.SimpleQueue()
         self._nudged = False
         self._open_tracks: dict[str, Event] = {}
         self._changed_tracks: dict[str, Event | None] = {}
@@ -179,7 +180,9 @@ class Spool:
         if self._store is None:
             self._keep(send.events)
         else:
-            self._queue.put(send)
+            if not self._outgoing:
+                self._loop.call_soon(self._hand_over)
+            self._outgoing.append(send)
             await send.future
 
     async def begin_run(self, now_ns: int) -> int:
@@ -251,6 +254,7 @@ class Spool:
         await asyncio.gather(*(self._close_sink(delivery) for delivery in self._deliveries))
         await self._reader.aclose(last=_nothing)
         if self._store is not None:
+            self._hand_over()
             self._queue.put(None)
             await asyncio.to_thread(self._writer.join)
         else:
@@ -258,6 +262,12 @@ class Spool:
                 self._count("undelivered", event.data.stream)
 
     # The loop's side: admission, the newest events, the sinks.
+
+    def _hand_over(self) -> None:
+        """Everything that was sent in one turn of the loop goes to the writer at once: one waking, one commit."""
+        if self._outgoing:
+            self._queue.put(self._outgoing)
+            self._outgoing = []
 
     async def _wait_for_room(self, send: _Send) -> None:
         """Waits until there is room for all of it, or for what the policy leaves. One caller at a time, in order."""
@@ -441,24 +451,27 @@ class Spool:
         self._refuse_rest()
         store.close()
 
-    def _take(self, store: Store, item: _Send | _Call) -> _Send | _Call | None:
+    def _take(self, store: Store, item: list[_Send] | _Call) -> list[_Send] | _Call | None:
         """Stores all that waits behind the item too, as far as it fits one block; returns what comes next."""
         if isinstance(item, _Call):
             self._do(item)
             return None
-        sends = [item]
-        count, size = len(item.lines), item.size
-        following: _Send | _Call | None = None
+        sends = item
+        count, size = _measure(sends)
+        following: list[_Send] | _Call | None = None
         while count < _BLOCK_EVENTS and size < _BLOCK_BYTES:
             try:
                 following = self._queue.get_nowait()
             except queue.Empty:
                 break
-            if not isinstance(following, _Send):
+            if following is None:
+                self._queue.put(None)  # the end: for `_write_all`
+            if not isinstance(following, list):
                 break
-            sends.append(following)
-            count += len(following.lines)
-            size += following.size
+            sends += following
+            more_count, more_size = _measure(following)
+            count += more_count
+            size += more_size
             following = None
         self._append(store, sends)
         return following
@@ -532,13 +545,19 @@ class Spool:
         with contextlib.suppress(queue.Empty):
             while True:
                 item = self._queue.get_nowait()
-                if item is not None:
-                    self._tell(_fail, item.future, error)
+                for one in item if isinstance(item, list) else [item]:
+                    if one is not None:
+                        self._tell(_fail, one.future, error)
 
     def _tell(self, function: Callable[..., object], *values: object) -> None:
         """Calls the function in the event loop, which may be gone already."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *values)
+
+
+def _measure(sends: list[_Send]) -> tuple[int, int]:
+    """How many events, and bytes."""
+    return sum([len(send.lines) for send in sends]), sum([send.size for send in sends])
 
 
 def _nothing() -> None:

@@ -344,6 +344,16 @@ async def test_a_closed_spool_takes_nothing_more(path: Path) -> None:
         await spool.send(event(0))
 
 
+async def test_closing_while_many_send_ends_and_tells_those_that_were_too_late(path: Path) -> None:
+    spool = await Spool.open(path, {})
+    senders = [asyncio.create_task(send_all(spool, 2000)) for _ in range(8)]
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(10):
+        await spool.aclose()
+        told = await asyncio.gather(*senders, return_exceptions=True)
+    assert {type(one) for one in told} == {SpoolClosed}
+
+
 async def test_a_memory_spool_counts_what_it_never_delivered() -> None:
     gate = asyncio.Event()
     spool = await Spool.open(None, {"sink": Recorder(lambda _: gate.wait())})
