@@ -4,13 +4,15 @@
 
 A writer process sends events of several streams through a spool to a real broker behind a proxy, and notes what was
 confirmed. It is killed (kill -9) at random moments and started again, while the proxy is cut or frozen for random
-times. In the end everything is read back from the broker and compared. Writes benchmarks/results/events-soak.md.
+times. In the end everything is read back from the broker and compared. The memory and the open files of the last
+writer, which is not killed, and the spool's size are watched all the time. Writes benchmarks/results/events-soak.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import json
@@ -24,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +61,9 @@ class Report:
     altered: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
-    rss_mb: tuple[float, float] = (0.0, 0.0)  # of the last writer: after a second, and at its end
-    files: tuple[int, int] = (0, 0)  # open ones, likewise
-    spool_bytes: int = 0  # on the disk at the end
+    last_writer: list[tuple[float, int]] = field(default_factory=list)  # memory in MB and open files, every second
+    spool_most: int = 0  # bytes on the disk
+    spool_end: int = 0
 
 
 def soak(folder: Path, *, events: int, kills: int, outages: int, seed: int = 0) -> Report:
@@ -84,27 +86,41 @@ def soak(folder: Path, *, events: int, kills: int, outages: int, seed: int = 0) 
         stop = threading.Event()
         trouble = threading.Thread(target=_make_trouble, args=(proxy, outages, dice.random(), stop, report))
         trouble.start()
-        for _ in range(kills):
-            _live_and_die(command, log, dice.uniform(0.0, 1.2))
-        # the last one sends what is missing, is not killed, and waits until the broker has everything
-        sent = sum(_confirmed(log).values()) if log.exists() else 0
-        last = subprocess.Popen(
-            [*command, str(max(STREAMS, events - sent))], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        while last.poll() is None and trouble.is_alive():
-            time.sleep(0.1)
-        stop.set()
-        trouble.join()
-        told, _ = last.communicate(timeout=600)
+        watch = threading.Thread(target=_watch_spool, args=(folder, stop, report))
+        watch.start()
+        try:
+            for _ in range(kills):
+                _live_and_die(command, log, dice.uniform(0.0, 1.2))
+            # the last one sends what is missing, is not killed, and waits until the broker has everything
+            sent = sum(_confirmed(log).values()) if log.exists() else 0
+            command.append(str(max(STREAMS, events - sent)))
+            last = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=900)
+        finally:
+            stop.set()
+            trouble.join()
+            watch.join()
         if last.returncode != 0:
             raise RuntimeError(f"the last writer failed with {last.returncode}")
-        for name, value in json.loads(told).items():
+        for name, value in json.loads(last.stdout).items():
             setattr(report, name, value)
+        report.spool_end = _spool_bytes(folder)
         _compare(report, _confirmed(log), _read_back(proxy))
     report.seconds = round(time.monotonic() - begun, 1)
     report.outage_s = round(report.outage_s, 1)
-    report.spool_bytes = sum(path.stat().st_size for path in folder.glob("spool.sqlite*"))
     return report
+
+
+def _spool_bytes(folder: Path) -> int:
+    sizes = []
+    for path in folder.glob("spool.sqlite*"):
+        with contextlib.suppress(FileNotFoundError):  # the log goes with its last connection
+            sizes.append(path.stat().st_size)
+    return sum(sizes)
+
+
+def _watch_spool(folder: Path, stop: threading.Event, report: Report) -> None:
+    while not stop.wait(0.1):
+        report.spool_most = max(report.spool_most, _spool_bytes(folder))
 
 
 def _make_trouble(proxy: Proxy, outages: int, seed: float, stop: threading.Event, report: Report) -> None:
@@ -191,7 +207,6 @@ async def _write(spool_path: str, proxy_address: str, log_path: str, limit: int 
     me = psutil.Process()
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     address = f"kafka://{proxy_address}/soak?partitions=3&state=none&detections=none&timeout=3"
-    first: tuple[float, int] | None = None
     async with await Spool.open(spool_path, open_sinks([address])) as spool:
         run = await spool.begin_run(time.time_ns())
         dice = random.Random(run)
@@ -207,18 +222,20 @@ async def _write(spool_path: str, proxy_address: str, log_path: str, limit: int 
                 sequence += count
                 os.write(log, f"{run} {stream} {sequence - 1}\n".encode())
 
-        tasks = [asyncio.create_task(camera(f"camera-{number}")) for number in range(STREAMS)]
-        await asyncio.wait(tasks, timeout=1)
-        first = (me.memory_info().rss / 1e6, me.num_fds())
-        await asyncio.gather(*tasks)
+        seen: list[tuple[float, int]] = []
+
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(1)
+                seen.append((round(me.memory_info().rss / 1e6, 1), me.num_fds()))
+
+        watching = asyncio.create_task(watch())
+        await asyncio.gather(*(camera(f"camera-{number}") for number in range(STREAMS)))
         while not await spool.drain(5):
             pass
         await asyncio.sleep(3)  # the spool gives its pages back
-        told = {
-            "rss_mb": (round(first[0], 1), round(me.memory_info().rss / 1e6, 1)),
-            "files": (first[1], me.num_fds()),
-            "dropped": spool.dropped(),
-        }
+        watching.cancel()
+        told = {"last_writer": seen, "dropped": spool.dropped()}
     print(json.dumps(told))
 
 
@@ -235,14 +252,35 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         report = soak(Path(folder), **vars(options))
-    rows = "\n".join(f"| {name} | {value} |" for name, value in asdict(report).items())
     asked = " ".join(f"--{name} {value}" for name, value in vars(options).items())
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(
-        f"# Events: kills and outages\n\n`python -m benchmarks.soak {asked}`\n\n| | |\n| --- | --- |\n{rows}\n"
-    )
+    RESULTS.write_text(tell(report, asked))
     print(RESULTS.read_text())
     sys.exit(bool(report.lost or report.disordered or report.altered))
+
+
+def tell(report: Report, asked: str) -> str:
+    tenths = [report.last_writer[len(report.last_writer) * part // 10] for part in range(10)] + report.last_writer[-1:]
+    memory, files = zip(*tenths, strict=True)
+    rows = {
+        "kills (kill -9)": report.kills,
+        "outages (connections cut or frozen)": f"{report.outages}, {report.outage_s:.0f} s in all",
+        "`send` returned for": f"{report.confirmed:,} events",
+        "arrived, each counted once": f"{report.received:,}",
+        "lost": report.lost,
+        "out of order": report.disordered,
+        "arrived again with the same id": f"{report.duplicates:,}",
+        "arrived again with other contents": report.altered,
+        "dropped": report.dropped or 0,
+        "memory of the last writer, at each tenth of its life": f"{', '.join(f'{one:.0f}' for one in memory)} MB",
+        "its open files": ", ".join(map(str, files)),
+        "the spool on the disk, at most and at the end": (
+            f"{report.spool_most / 1e6:.1f} MB, {report.spool_end / 1e6:.1f} MB"
+        ),
+        "took": f"{report.seconds:.0f} s",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"# Events: kills and outages\n\n`python -m benchmarks.soak {asked}`\n\n| | |\n| --- | --- |\n{table}\n"
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ class KafkaSink:
             for index, event in enumerate(events):
                 if event.id not in self._refused:
                     pending += [(index, future) for future in self._send_one(event)]
-            with contextlib.suppress(errors.KafkaTimeoutError):  # `_wait` tells which are missing
+            with contextlib.suppress(errors.KafkaError):  # `_wait` tells what failed, and waits for what was split
                 self._producer.flush(self._broker.timeout_s)
         except (errors.KafkaError, ValueError) as error:
             sentence = self._sentence(error)

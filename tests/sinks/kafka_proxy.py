@@ -42,6 +42,7 @@ from tests.sinks.broker import Broker, Proxy, free_port
 AUTHENTICATION_FAILED = 58
 UNSUPPORTED_MECHANISM = 33
 UNKNOWN_TOPIC = 3
+MESSAGE_TOO_LARGE = 10
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 _MESSAGES: dict[int, tuple[type[ApiMessage], type[ApiMessage]]] = {
@@ -81,6 +82,12 @@ class KafkaProxy(Proxy):
     def refuse_writes(self, topic: str, error: int) -> None:
         """What is produced to the topic does not reach the broker; `error` is answered."""
         self.answer[ApiKey.Produce] = lambda request: _refused_produce(request, topic, error)
+
+    def limit_messages(self, topic: str, limit: int) -> None:
+        """As the topic's `max.message.bytes`: what is larger, as it is sent, is refused."""
+        self.answer[ApiKey.Produce] = lambda request: (
+            _refused_produce(request, topic, MESSAGE_TOO_LARGE) if _largest(request) > limit else None
+        )
 
     def refuse_topic(self, topic: str, error: int) -> None:
         """Whoever asks about the topic is told `error`."""
@@ -294,6 +301,10 @@ def _refused_produce(request: Any, topic: str, error: int) -> Any:
             for one in request.topic_data
         ],
     )
+
+
+def _largest(request: Any) -> int:
+    return max(len(part.records) for topic in request.topic_data for part in topic.partition_data)
 
 
 def _refused_metadata(response: Any, topic: str, error: int) -> None:

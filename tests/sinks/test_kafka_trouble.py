@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +147,20 @@ async def test_a_leader_that_refuses_for_long_is_told_once_and_nothing_is_lost(
         assert spool.dropped() == {}
     assert await read(proxy) == ids(events(40))
     assert len(told_down(caplog)) == 1
+
+
+async def test_what_is_too_large_for_the_topic_is_a_dead_letter_and_the_rest_arrives(
+    proxy: KafkaProxy, tmp_path: Path
+) -> None:
+    sent = [event(number, padding=30_000 * (number == 20)) for number in range(40)]
+    proxy.limit_messages("t", 10_000)
+    options = "&compression_type=none&partitions=1"
+    async with await Spool.open(tmp_path / "spool.sqlite", open_sinks([to(proxy, options)])) as spool:
+        await spool.send_batch(sent)
+        assert await spool.drain(20)
+        assert spool.dropped() == {"dead_letter": 1}
+    assert await read(proxy) == ids(one for one in sent if one is not sent[20])
+    assert "topic t refuses it" in (tmp_path / "spool.sqlite.dead.jsonl").read_text()
 
 
 async def test_a_right_that_is_taken_away_is_told_and_nothing_is_lost(proxy: KafkaProxy) -> None:
