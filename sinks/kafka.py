@@ -20,7 +20,7 @@ from typing import Any
 from sinks.address import Address
 from sinks.event import Event, EventType
 from sinks.formats import Encode, open_format
-from sinks.kafka_client import Broker, errors, kafka, murmur2, open_admin, parse_broker, quieten, told
+from sinks.kafka_client import Broker, close_sockets, errors, kafka, murmur2, open_admin, parse_broker, quieten, told
 from sinks.sink import PoisonError, SinkError
 from sinks.worker import Worker
 
@@ -33,6 +33,7 @@ _CHECK_S = 8.0
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _STATE_TYPES = frozenset({EventType.STREAM_ONLINE, EventType.STREAM_OFFLINE, EventType.COVERAGE})
 _POISON = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError, errors.InvalidRecordError)
+_CANNOT_BUILD = (errors.KafkaError, ssl.SSLError, ValueError, RuntimeError, AssertionError)
 _MAY_WRITE = frozenset({"ALL", "WRITE"})
 
 
@@ -118,13 +119,14 @@ class KafkaSink:
             for index, event in enumerate(events):
                 if event.id not in self._refused:
                     pending += [(index, future) for future in self._send_one(event)]
+            deadline = time.monotonic() + self._broker.timeout_s
             with contextlib.suppress(errors.KafkaError):  # `_wait` tells what failed, and waits for what was split
                 self._producer.flush(self._broker.timeout_s)
         except (errors.KafkaError, ValueError) as error:
             sentence = self._sentence(error)
             self._abandon()
             raise SinkError(sentence) from None
-        self._wait(events, pending)
+        self._wait(events, pending, deadline)
         if refused := {event.id: self._refused.pop(event.id) for event in events if event.id in self._refused}:
             raise PoisonError(f"Kafka refuses {len(refused)} events for good", refused)
 
@@ -148,13 +150,12 @@ class KafkaSink:
         return futures
 
     def _partition_of(self, topic: str, key: bytes) -> int:
-        """As the library chooses it, which every event anew would cost as much as the rest of sending it."""
+        """As the library chooses it, which is slow. What was chosen stays, also when partitions are added."""
         numbers = sorted(self._producer.partitions_for(topic))
         return int(numbers[(murmur2(key) & 0x7FFFFFFF) % len(numbers)])
 
-    def _wait(self, events: Sequence[Event], pending: list[tuple[int, Any]]) -> None:
+    def _wait(self, events: Sequence[Event], pending: list[tuple[int, Any]], deadline: float) -> None:
         """Returns when everything is acknowledged; raises `SinkError` for what has to be sent again."""
-        deadline = time.monotonic() + self._broker.timeout_s
         failed: tuple[int, Exception] | None = None
         for index, future in pending:
             if future.is_done and future.exception is None:
@@ -206,7 +207,7 @@ class KafkaSink:
         try:
             self._make_topics()
             return broker.build(kafka.KafkaProducer, **settings)
-        except (errors.KafkaError, ssl.SSLError, ValueError, RuntimeError, AssertionError) as error:
+        except _CANNOT_BUILD as error:
             raise SinkError(self._sentence(error)) from None
 
     def _make_topics(self) -> None:
@@ -240,7 +241,7 @@ class KafkaSink:
         try:
             with open_admin(broker) as admin:
                 found = {one["name"]: one for one in admin.describe_topics(names)}
-        except errors.KafkaError as error:
+        except _CANNOT_BUILD as error:
             raise SinkError(broker.sentence(broker.cause(error, self._since))) from None
         missing = []
         for name in names:
@@ -263,6 +264,7 @@ class KafkaSink:
         producer._sender.join(5)
         with contextlib.suppress(errors.KafkaError):
             producer.close(timeout=0)
+        close_sockets(producer._sender._client)
         self._broker.forget()
         self._partitions.clear()
 

@@ -12,7 +12,8 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary, WeakSet
 
 from sinks.address import Address
 from sinks.sink import SinkAddressError, SinkError
@@ -25,7 +26,7 @@ with warnings.catch_warnings():
     from kafka.net.inet import KafkaNetSocket
     from kafka.partitioner.default import murmur2
 
-__all__ = ["Broker", "errors", "kafka", "murmur2", "open_admin", "parse_broker", "quieten", "told"]
+__all__ = ["Broker", "close_sockets", "errors", "kafka", "murmur2", "open_admin", "parse_broker", "quieten", "told"]
 
 log = logging.getLogger("sinks.kafka")
 
@@ -42,16 +43,29 @@ _LEADERLESS = (errors.LeaderNotAvailableError, errors.NotLeaderForPartitionError
 
 
 class _Direct(KafkaNetSocket):  # type: ignore[misc]  # the library has no types
-    """Connects as the library does, and closes a socket that could not be connected, which 3.0.12 forgets to do."""
+    """Connects as the library does, and remembers the sockets, of which 3.0.12 forgets some.
+
+    Those that could not be connected, and those to which something was still to be written when a client was closed.
+    """
 
     SCHEMES = ("direct",)
+    opened: ClassVar[WeakKeyDictionary[Any, WeakSet[socket.socket]]] = (
+        WeakKeyDictionary()
+    )  # by the loop of their client
 
     async def sock_connect(self, net: Any, sock: socket.socket, sockaddr: Any, timeout_at: float | None = None) -> Any:
+        self.opened.setdefault(net, WeakSet()).add(sock)
         try:
             return await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
         except BaseException:
             sock.close()
             raise
+
+
+def close_sockets(client: Any) -> None:
+    """Of a client of kafka-python that was closed."""
+    for sock in _Direct.opened.pop(client._net, ()):
+        sock.close()
 
 
 @dataclass
@@ -106,6 +120,7 @@ class Broker:
             self._remember_threads(made)
             for one in made:
                 one.close()
+                close_sockets(one)
             raise
         self._remember_threads([*made, built])
         return built
@@ -174,6 +189,7 @@ def open_admin(broker: Broker) -> Iterator[Any]:
         yield admin
     finally:
         admin.close()
+        close_sockets(admin)
 
 
 def parse_broker(address: Address, defaults: dict[str, Any]) -> Broker:

@@ -11,7 +11,7 @@ from sinks.address import Address
 from sinks.event import Event
 from sinks.formats import Decode, open_decoder
 from sinks.kafka import DEFAULT_TOPIC
-from sinks.kafka_client import Broker, errors, kafka, parse_broker, quieten
+from sinks.kafka_client import Broker, close_sockets, errors, kafka, parse_broker, quieten
 from sinks.sink import SinkAddressError, SinkError
 from sinks.subscribe import Reader, Start, Unreadable
 from sinks.worker import Worker
@@ -174,3 +174,4 @@ class _Consumer:
                 self.commit()
             finally:
                 self._consumer.close(autocommit=False)
+                close_sockets(self._consumer)
