@@ -181,6 +181,7 @@ class KafkaSink:
 
     def _connect(self) -> Any:
         broker = self._broker
+        broker.forget()
         broker.probe()
         timeout_ms = int(broker.timeout_s * 1000)
         settings = {
@@ -265,7 +266,6 @@ class KafkaSink:
         with contextlib.suppress(errors.KafkaError):
             producer.close(timeout=0)
         close_sockets(producer._sender._client)
-        self._broker.forget()
         self._partitions.clear()
 
     def _sentence(self, error: Exception) -> str:

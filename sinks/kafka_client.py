@@ -12,7 +12,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from sinks.address import Address
@@ -42,6 +42,10 @@ _LEADERLESS = (errors.LeaderNotAvailableError, errors.NotLeaderForPartitionError
                errors.BrokerNotAvailableError, errors.KafkaStorageError)  # fmt: skip
 
 
+_opened: WeakKeyDictionary[Any, WeakSet[socket.socket]] = WeakKeyDictionary()
+"""Sockets by the loop of their client."""
+
+
 class _Direct(KafkaNetSocket):  # type: ignore[misc]  # the library has no types
     """Connects as the library does, and remembers the sockets, of which 3.0.12 forgets some.
 
@@ -49,12 +53,9 @@ class _Direct(KafkaNetSocket):  # type: ignore[misc]  # the library has no types
     """
 
     SCHEMES = ("direct",)
-    opened: ClassVar[WeakKeyDictionary[Any, WeakSet[socket.socket]]] = (
-        WeakKeyDictionary()
-    )  # by the loop of their client
 
     async def sock_connect(self, net: Any, sock: socket.socket, sockaddr: Any, timeout_at: float | None = None) -> Any:
-        self.opened.setdefault(net, WeakSet()).add(sock)
+        _opened.setdefault(net, WeakSet()).add(sock)
         try:
             return await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
         except BaseException:
@@ -64,7 +65,7 @@ class _Direct(KafkaNetSocket):  # type: ignore[misc]  # the library has no types
 
 def close_sockets(client: Any) -> None:
     """Of a client of kafka-python that was closed."""
-    for sock in _Direct.opened.pop(client._net, ()):
+    for sock in _opened.pop(client._net, ()):
         sock.close()
 
 
@@ -139,6 +140,7 @@ class Broker:
 
     def forget(self) -> None:
         """The clients are gone: what other threads of the same number tell is not about them."""
+        _notes.forget(self._threads)
         self._threads.clear()
 
     def sentence(self, error: Exception) -> str:
@@ -264,6 +266,11 @@ class _Notes(logging.Handler):
             while len(self._newest) > _MOST_NOTES:
                 self._newest.popitem(last=False)
         log.debug("%s: %s", record.name, record.getMessage())
+
+    def forget(self, threads: set[int]) -> None:
+        for thread in threads:
+            self._newest.pop((thread, False), None)
+            self._newest.pop((thread, True), None)
 
     def newest(self, threads: set[int], since: float) -> Exception | None:
         """A broken connection often follows what is really the matter, so it counts only where nothing else is told."""
