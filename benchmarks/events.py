@@ -33,7 +33,7 @@ from sinks.spool import Spool
 from streamer.benchmark import draw_street
 from streamer.build import open_pipeline
 from streamer.config import parse_config
-from tests.sinks.broker import Proxy, broker_behind_proxy
+from tests.sinks.broker import broker_behind_proxy
 from tests.sinks.makes import event
 
 STREAMS = 32
@@ -96,15 +96,16 @@ async def through_spool(port: int, count: int, folder: str) -> float:
         return sum(map(len, streams)) / (time.perf_counter() - begun)
 
 
-async def send_latency(proxy: Proxy, state: str, count: int, rate: float, folder: str) -> dict[str, float]:
-    """How long `send` takes (ms) at a steady rate while the broker is up, down or frozen."""
+async def send_latency(
+    address: str, begin: Callable[[], None], end: Callable[[], None], count: int, rate: float, path: Path
+) -> dict[str, float]:
+    """How long `send` takes (ms) at a steady rate between the `begin` and the `end` of a trouble of the broker."""
     streams = make_events(count)
     took: list[float] = []
-    sink = open_sinks([f"kafka://{proxy.address}/paced?timeout=5"])
-    async with await Spool.open(Path(folder) / f"{state}.sqlite", sink) as spool:
+    async with await Spool.open(path, open_sinks([f"kafka://{address}/paced?timeout=5"])) as spool:
         await spool.send(event(0, stream="warm-up"))
         await spool.drain(10)
-        {"up": lambda: None, "down": proxy.cut, "frozen": proxy.freeze}[state]()
+        begin()
         begun = time.perf_counter()
 
         async def camera(number: int, events: list[Event]) -> None:
@@ -118,7 +119,7 @@ async def send_latency(proxy: Proxy, state: str, count: int, rate: float, folder
 
         await asyncio.gather(*(camera(number, events) for number, events in enumerate(streams)))
         reached = len(took) / (time.perf_counter() - begun)
-        {"up": lambda: None, "down": proxy.restore, "frozen": proxy.thaw}[state]()
+        end()
         begun = time.perf_counter()
         if not await spool.drain(60):
             raise TimeoutError("the broker did not take everything")
@@ -239,6 +240,10 @@ def main() -> None:
     print(RESULTS.read_text())
 
 
+def _nothing() -> None:
+    """What happens to a broker that is up."""
+
+
 def heading(options: argparse.Namespace) -> list[str]:
     return [
         "# Events: throughput and latency",
@@ -264,10 +269,13 @@ def broker_report(options: argparse.Namespace, folder: str) -> list[str]:
             bares.append(bare(broker.port, lines))
             fulls.append(asyncio.run(through_spool(broker.port, options.events, f"{folder}/{number}")))
             print(f"round {number + 1}: bare {bares[-1]:.0f}/s, through the spool {fulls[-1]:.0f}/s", flush=True)
-        broker.restart(advertised=proxy.port)
-        for state, rate in itertools.product(("up", "down", "frozen"), (2000.0, options.rate)):
+        states = {"up": (_nothing, _nothing), "down": (proxy.cut, proxy.restore), "frozen": (proxy.freeze, proxy.thaw)}
+        for state, rate in itertools.product(states, (2000.0, options.rate)):
+            port = broker.port if state == "up" else proxy.port
+            broker.restart(advertised=port)
             count = int(min(options.events, 2.5 * rate))
-            found = asyncio.run(send_latency(proxy, state, count, rate, f"{folder}/{rate:.0f}"))
+            path = Path(folder) / f"{state}-{rate:.0f}.sqlite"
+            found = asyncio.run(send_latency(f"127.0.0.1:{port}", *states[state], count, rate, path))
             print(state, {name: round(value, 2) for name, value in found.items()}, flush=True)
             table.append(
                 f"| {state} | {found['rate']:,.0f} | {found['p50']:.2f} | {found['p99']:.2f} | {found['max']:.1f} "
