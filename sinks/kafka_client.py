@@ -40,7 +40,8 @@ _VAGUE = (*_UNANSWERED, errors.Cancelled, errors.IllegalStateError)
 _SAYS_NOTHING = tuple(kind for kind in _VAGUE if kind is not OSError)
 _LEADERLESS = (errors.LeaderNotAvailableError, errors.NotLeaderForPartitionError, errors.ReplicaNotAvailableError,
                errors.BrokerNotAvailableError, errors.KafkaStorageError)  # fmt: skip
-
+_FORGOTTEN = (errors.UnknownProducerIdError, errors.OutOfOrderSequenceNumberError, errors.InvalidProducerEpochError,
+              errors.InvalidProducerIdMappingError)  # fmt: skip
 
 _opened: WeakKeyDictionary[Any, WeakSet[socket.socket]] = WeakKeyDictionary()
 """Sockets by the loop of their client."""
@@ -165,6 +166,8 @@ class Broker:
             return f"{where} has too few copies of topic {_topic_of(error)} in sync to promise anything"
         if isinstance(error, _LEADERLESS):
             return f"{where} has nobody who leads topic {_topic_of(error)} at present: is one of its brokers down?"
+        if isinstance(error, _FORGOTTEN):
+            return f"{where} has forgotten what it was sent (did it lose its disk?): what waits is sent anew"
         if isinstance(error, _UNANSWERED):
             hint = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
             return f"{where} does not answer within {self.timeout_s:g} s{hint}: is it up, does it ask for a user?"
