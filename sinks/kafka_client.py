@@ -45,6 +45,8 @@ _FORGOTTEN = (errors.UnknownProducerIdError, errors.OutOfOrderSequenceNumberErro
 
 _opened: WeakKeyDictionary[Any, WeakSet[socket.socket]] = WeakKeyDictionary()
 """Sockets by the loop of their client."""
+_here = threading.local()
+"""The `loop` that connected last in this thread."""
 
 
 class _Direct(KafkaNetSocket):  # type: ignore[misc]  # the library has no types
@@ -58,10 +60,37 @@ class _Direct(KafkaNetSocket):  # type: ignore[misc]  # the library has no types
     async def sock_connect(self, net: Any, sock: socket.socket, sockaddr: Any, timeout_at: float | None = None) -> Any:
         _opened.setdefault(net, WeakSet()).add(sock)
         try:
-            return await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
+            connected = await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
         except BaseException:
             sock.close()
             raise
+        _here.loop = net
+        return connected
+
+
+class _Guarded(ssl.SSLSocket):
+    """Is closed where it finds no trust."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError:
+            self.close()
+            raise
+
+
+class _Trust(ssl.SSLContext):
+    """The socket that speaks TLS takes the place of the one that was connected: it is remembered too."""
+
+    sslsocket_class = _Guarded
+
+    def wrap_socket(self, *arguments: Any, **options: Any) -> ssl.SSLSocket:
+        wrapped = super().wrap_socket(*arguments, **options)
+        if (loop := getattr(_here, "loop", None)) is not None:
+            _opened.setdefault(loop, WeakSet()).add(wrapped)
+        return wrapped
 
 
 def close_sockets(client: Any) -> None:
@@ -92,7 +121,7 @@ class Broker:
             host, _, port = server.rpartition(":")
             try:
                 with socket.create_connection((host.strip("[]"), int(port)), timeout=self.timeout_s / 4) as connection:
-                    if "SSL" in self.settings.get("security_protocol", ""):
+                    if self._speaks_tls:
                         self._tls().wrap_socket(connection, server_hostname=host.strip("[]")).close()
                 return
             except ssl.SSLCertVerificationError as error:
@@ -117,6 +146,8 @@ class Broker:
 
         try:
             settings.setdefault("proxy_url", "direct://")
+            if self._speaks_tls:
+                settings["ssl_context"] = self._tls()
             built = factory(bootstrap_servers=self.servers, kafka_client=client, **settings)
         except BaseException:
             self._remember_threads(made)
@@ -173,12 +204,23 @@ class Broker:
             return f"{where} does not answer within {self.timeout_s:g} s{hint}: is it up, does it ask for a user?"
         return f"{where} failed ({told(error)})"
 
+    @property
+    def _speaks_tls(self) -> bool:
+        return str(self.settings.get("security_protocol", "")).endswith("SSL")
+
     def _tls(self) -> ssl.SSLContext:
         settings = self.settings
-        context = ssl.create_default_context(cafile=settings.get("ssl_cafile"))
+        context = _Trust(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = settings.get("ssl_check_hostname", True)
+        if settings.get("ssl_cafile"):
+            context.load_verify_locations(settings["ssl_cafile"])
+        else:
+            context.load_default_certs()
         if settings.get("ssl_certfile"):
             context.load_cert_chain(settings["ssl_certfile"], settings.get("ssl_keyfile"), settings.get("ssl_password"))
+        if settings.get("ssl_crlfile"):
+            context.load_verify_locations(settings["ssl_crlfile"])
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
         return context
 
 

@@ -58,7 +58,7 @@ class Proxy:
 
     def __init__(self, target: int, *, tls: ssl.SSLContext | None = None) -> None:
         self._target = target
-        self._tls = tls
+        self.tls = tls
         self._frozen = threading.Event()
         self._closing = threading.Event()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -123,9 +123,9 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         try:
-            if self._tls is not None:
+            if self.tls is not None:
                 client.settimeout(5)
-                client = self._tls.wrap_socket(client, server_side=True)
+                client = self.tls.wrap_socket(client, server_side=True)
             server = socket.create_connection(("127.0.0.1", self._target), timeout=5)
         except OSError:
             client.close()

@@ -173,6 +173,22 @@ def test_tls_is_checked_and_works(tmp_path: Path) -> None:
         assert "Hostname mismatch" in await refusal(f"kafkas://localhost:{wrong.port}/t?{elsewhere}")
         said = await refusal(f"kafkas://127.0.0.1:{broker.port}/t?timeout=2")
         assert "does not speak TLS" in said or "does not answer" in said
+        await while_running(trusted)
+
+    async def while_running(trusted: str) -> None:
+        address = f"kafkas://localhost:{right.port}/running?{trusted}&timeout=1"
+        async with await Spool.open(None, open_sinks([address.replace("&timeout=5", "")])) as spool:
+            await spool.send_batch(events(20))
+            assert await spool.drain(10)
+            right.tls = bad
+            right.cut()
+            right.restore()
+            await spool.send_batch(events(20, first=20))
+            await until(lambda: "shows a certificate that is not trusted" in spool.status()[0].error)
+            right.tls = good
+            assert await spool.drain(20)
+        seen = [one async for one in subscribe(f"kafkas://localhost:{right.port}/running?{trusted}")]
+        assert list(dict.fromkeys(ids(seen))) == ids(events(40))
 
     try:
         asyncio.run(story())
