@@ -19,7 +19,7 @@ from detectors.glip.caption import Tokenizer, category_caption
 from detectors.glip.loss import Truth
 from detectors.glip.training import Batch
 from detectors.images import collate, normalise
-from streamer.street import Scenario, Seen, Street
+from streamer.street import Scenario, Seen, Street, words
 from streamer.street.dice import Dice, mix
 from streamer.street.words import KINDS, Grounding, ground
 
@@ -27,6 +27,7 @@ SIZE = 640, 384  # of the whole picture: width, height
 CROP = 320, 192
 CROPS = 2  # of a picture: painting costs a fifth of what learning does
 LEAST_VISIBILITY, LEAST_AREA = 0.2, 24  # what shows less than this is neither asked for nor taught
+CONTRASTS_FROM, CONTRASTS = 4000, 0.5  # the first batch, and the share of pictures, in which phrases differ in one word
 LONGEST = 126  # tokens of a caption, without [CLS] and [SEP]
 
 
@@ -46,7 +47,11 @@ def is_evident(one: Seen) -> bool:
 
 @dataclass(frozen=True)
 class Lessons:
-    """Batches by number. Three in four hold `batch` crops, the fourth as many pixels in whole pictures."""
+    """Batches by number. Three in four hold `batch` crops, the fourth as many pixels in whole pictures.
+
+    What a thing is comes first. Only then is half of the pictures asked about in phrases that differ in one word: a
+    model that was never asked for every colour of the cars before it gives each colour to all of them.
+    """
 
     tokenizer: Tokenizer
     seed: int = 0
@@ -60,23 +65,25 @@ class Lessons:
     def lessons(self, number: int) -> list[Lesson]:
         """Batch `number`, as pictures and words."""
         dice = Dice(self.seed, 71, number)
+        share = CONTRASTS if number >= CONTRASTS_FROM else 0.0
         if number % 4 == 3:
-            return [self._look(self._street(number, index), dice, whole=True)[0] for index in range(self.batch // 4)]
+            streets = [self._street(number, index) for index in range(self.batch // 4)]
+            return [self._look(street, dice, share, whole=True)[0] for street in streets]
         pictures = -(-self.batch // CROPS)
-        found = [lesson for index in range(pictures) for lesson in self._look(self._street(number, index), dice)]
+        found = [lesson for index in range(pictures) for lesson in self._look(self._street(number, index), dice, share)]
         return found[: self.batch]
 
     def _street(self, number: int, index: int) -> Street:
         return Street(mix(self.seed, 72, number, index), SIZE, fps=1000.0, scenario=self.scenario or Scenario())
 
-    def _look(self, street: Street, dice: Dice, whole: bool = False) -> list[Lesson]:
+    def _look(self, street: Street, dice: Dice, contrasts: float, whole: bool = False) -> list[Lesson]:
         picture = street.picture(dice.whole(0, 600_000))
         image, seen, hidden = picture.image, picture.truth.seen, picture.truth.hidden
         if whole:
             window, size = np.array([0, 0, *SIZE]), SIZE
-            return [_lesson(image, seen, hidden, window, size, dice, self.kinds)]
+            return [_lesson(image, seen, hidden, window, size, dice, self.kinds, contrasts)]
         windows = [_window(seen, dice) for _ in range(CROPS)]
-        return [_lesson(image, seen, hidden, window, CROP, dice, self.kinds) for window in windows]
+        return [_lesson(image, seen, hidden, window, CROP, dice, self.kinds, contrasts) for window in windows]
 
 
 def _window(seen: Sequence[Seen], dice: Dice) -> npt.NDArray[np.int64]:
@@ -103,6 +110,7 @@ def _lesson(
     size: tuple[int, int],
     dice: Dice,
     kinds: Sequence[str],
+    contrasts: float,
 ) -> Lesson:
     """The window of a picture at `size`, mirrored half of the time: no phrase that is taught knows left from right."""
     left, top, right, bottom = (int(edge) for edge in window)
@@ -121,16 +129,26 @@ def _lesson(
         boxes = np.stack([size[0] - boxes[:, 2], boxes[:, 1], size[0] - boxes[:, 0], boxes[:, 3]], axis=1)
     there = [one for one, yes in zip(seen, clear, strict=True) if yes]
     unclear = [one for one, yes, part in zip(seen, clear, share, strict=True) if part > 0 and not yes]
-    said = _say(there, [*unclear, *hidden], dice, kinds)
+    said = _say(there, [*unclear, *hidden], dice, kinds, contrasts)
     return Lesson(np.ascontiguousarray(piece), tuple(there), boxes.astype(np.float32), tuple(said))
 
 
-def _say(there: Sequence[Seen], unclear: Sequence[Seen], dice: Dice, kinds: Sequence[str]) -> list[Grounding]:
+def _say(
+    there: Sequence[Seen], unclear: Sequence[Seen], dice: Dice, kinds: Sequence[str], contrasts: float
+) -> list[Grounding]:
     """Phrases in random order, rare kinds named about as often as common ones."""
     counts = Counter(one.thing.kind for one in there)
     most = max(counts.values(), default=0)
     evened = [one for one in there for _ in range(round(most / counts[one.thing.kind]))]
-    said = ground(evened, dice, present=dice.whole(2, 6), absent=dice.whole(2, 6), hidden=unclear, kinds=kinds)
+    said: list[Grounding] = []
+    most_said = 6
+    if evened and dice.chance(contrasts):
+        said, most_said = words.contrasts(evened, dice, unclear), 3
+    texts = {one.text for one in said}
+    others = ground(
+        evened, dice, present=dice.whole(2, most_said), absent=dice.whole(2, most_said), hidden=unclear, kinds=kinds
+    )
+    said += [one for one in others if one.text not in texts]
     order = sorted(range(len(said)), key=lambda index: (dice.word(), index))
     return [said[index] for index in order]
 

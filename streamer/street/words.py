@@ -342,6 +342,43 @@ def ground(
     return said
 
 
+def contrasts(seen: Sequence[Seen], dice: Dice, hidden: Sequence[Seen] = ()) -> list[Grounding]:
+    """What is true of one thing, and everything that differs from it in one word: each colour, or man, woman, child.
+
+    In random words, in the order of that word; none is unclear of anything in the picture.
+    """
+    everything = [*seen, *hidden]
+    one = dice.pick(seen)
+    families = [family for meaning in true_meanings(one.thing) for family in _families(meaning)]
+    if not families:
+        return []
+    said = []
+    for meaning in dice.pick(families):
+        verdicts = [holds(meaning, other.thing, other.middle) for other in everything]
+        if None in verdicts:
+            continue
+        identities = frozenset(other.thing.identity for other, yes in zip(everything, verdicts, strict=True) if yes)
+        said.append(Grounding(say_freely(meaning, dice), identities & {other.thing.identity for other in seen}))
+    return said
+
+
+def _families(meaning: Meaning) -> list[list[Meaning]]:
+    """For each particular of a meaning about one kind: the meaning with every other value of it."""
+    if len(meaning.kinds) != 1:
+        return []
+    (kind,) = meaning.kinds
+    found = []
+    if meaning.colour:
+        found.append([replace(meaning, colour=colour) for colour in COLOURS[kind]])
+    if meaning.sex:
+        found.append([replace(meaning, sex=sex) for sex in ("man", "woman", "child")])
+    if meaning.size:
+        found.append([replace(meaning, size=size) for size in _SIZES])
+    if meaning.attributes:
+        found.append([replace(meaning, attributes=frozenset({one})) for one in sorted(_spoken(kind))])
+    return found
+
+
 def say_freely(meaning: Meaning, dice: Dice) -> str:
     """One of the ways to say it."""
     return say(

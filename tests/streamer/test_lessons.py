@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import supervision as sv
@@ -11,7 +13,7 @@ from detectors.detector import detections
 from detectors.glip.caption import Tokenizer
 from detectors.glip.source import PACKAGED, VOCABULARY
 from streamer.demo.examination import examine, is_clear, questions
-from streamer.demo.lessons import CROP, SIZE, Lessons, to_batch
+from streamer.demo.lessons import CONTRASTS_FROM, CROP, SIZE, Lessons, to_batch
 from streamer.demo.vocabulary import street_words, vocabulary
 from streamer.street import Picture, sample
 from streamer.street.dice import Dice
@@ -71,6 +73,21 @@ def test_every_box_lies_in_its_picture_and_carries_the_words_that_are_true_of_it
         boxes += len(lesson.boxes)
     assert boxes > 20
     assert any(not phrase.identities for lesson in taught for phrase in lesson.said), "absent things are asked for"
+
+
+def test_later_lessons_ask_for_what_differs_in_one_word(lessons: Lessons) -> None:
+    def colours(number: int) -> int:
+        """The most colours that one kind is asked for in, in any picture of the batch."""
+        most = 0
+        for lesson in lessons.lessons(number):
+            meanings = [parse(phrase.text) for phrase in lesson.said]
+            asked = Counter(meaning.kinds for meaning in set(meanings) if meaning is not None and meaning.colour)
+            most = max([most, *asked.values()])
+        return most
+
+    early, late = ([colours(first + number) for number in range(12)] for first in (0, CONTRASTS_FROM))
+    assert sum(late) > 1.2 * sum(early)
+    assert max(late) >= 7
 
 
 def test_tokens_point_at_the_phrases_of_each_box(lessons: Lessons, tokenizer: Tokenizer) -> None:

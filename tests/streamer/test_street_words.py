@@ -7,7 +7,7 @@ import pytest
 from streamer.street import sample
 from streamer.street import words as street_words
 from streamer.street.dice import Dice
-from streamer.street.words import Meaning, absent, ground, holds, matches, parse, phrases, say, variants
+from streamer.street.words import Meaning, absent, contrasts, ground, holds, matches, parse, phrases, say, variants
 
 SIZE = (320, 192)
 
@@ -106,3 +106,21 @@ def test_a_text_outside_the_language_has_no_variants():
 
 def test_every_kind_has_a_plain_name():
     assert {say(Meaning(frozenset({kind})), article="") for kind in street_words.KINDS} == set(street_words.KINDS)
+
+
+def test_contrasts_differ_in_one_word_and_are_true_of_whom_they_name(truths):
+    fields = ("kinds", "sex", "colour", "size", "attributes", "excluded")
+    families = 0
+    for index, truth in enumerate(truths):
+        seen, hidden = truth.seen, truth.hidden
+        said = contrasts(seen, Dice(5, index), hidden) if seen else []
+        families += len(said) > 1
+        meanings = [parse(one.text) for one in said]
+        assert None not in meanings
+        differing = {name for name in fields if len({getattr(meaning, name) for meaning in meanings}) > 1}
+        assert len(differing) <= 1
+        assert len(set(meanings)) == len(meanings)
+        for one, meaning in zip(said, meanings, strict=True):
+            true = {other.thing.identity for other in seen if holds(meaning, other.thing, other.middle)}
+            assert true == one.identities
+    assert families > 6
