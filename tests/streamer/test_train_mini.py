@@ -34,7 +34,7 @@ def test_a_run_writes_a_model_that_the_detector_reads(tmp_path: Path) -> None:
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert (tmp_path / "model" / "weights.safetensors").stat().st_size < 20_000_000
     assert "2 steps, 8 crops" in (tmp_path / "model" / "README.md").read_text()
-    assert cv2.imread(str(tmp_path / "model" / "sheet.png")) is not None
+    assert cv2.imread(str(tmp_path / "model" / "sheet.jpg")) is not None
 
     detector = create_detector("glip-mini", weights=tmp_path / "model")
     picture = np.zeros((384, 640, 3), np.uint8)
