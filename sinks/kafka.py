@@ -12,14 +12,14 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from sinks.address import Address
 from sinks.event import Event, EventType
 from sinks.formats import Encode, open_format
+from sinks.kafka_batches import Batches
 from sinks.kafka_client import Broker, close_sockets, errors, kafka, murmur2, open_admin, parse_broker, quieten, told
 from sinks.sink import PoisonError, SinkError
 from sinks.worker import Worker
@@ -86,7 +86,6 @@ class KafkaSink:
         self._producer: Any = None
         self._refused: dict[str, str] = {}
         self._forbidden: set[str] = set()  # topics that are missing and that the user may not make
-        self._stop: Callable[[Exception], None]
         self._partitions: dict[tuple[str, bytes], int] = {}  # by topic and key
         self._since = 0.0  # when the present attempt began, monotonic
         self._closing = False
@@ -113,71 +112,53 @@ class KafkaSink:
         self._since = time.monotonic()
         if self._producer is None:
             self._producer = self._connect()
-            self._stop = partial(_stop, self._producer._sender)
-        pending: list[tuple[int, Any]] = []
+        batches = Batches(self._producer)
         try:
             for index, event in enumerate(events):
                 if event.id not in self._refused:
-                    pending += [(index, future) for future in self._send_one(event)]
-            deadline = time.monotonic() + self._broker.timeout_s
-            with contextlib.suppress(errors.KafkaError):  # `_wait` tells what failed, and waits for what was split
-                self._producer.flush(self._broker.timeout_s)
-        except (errors.KafkaError, ValueError) as error:
+                    self._put(batches, index, event)
+        except errors.KafkaError as error:
             sentence = self._sentence(error)
             self._abandon()
             raise SinkError(sentence) from None
-        self._wait(events, pending, deadline)
+        deadline = time.monotonic() + self._broker.timeout_s
+        batches.send(self._broker.timeout_s)
+        self._judge(events, dict(batches.failures(deadline)))
         if refused := {event.id: self._refused.pop(event.id) for event in events if event.id in self._refused}:
             raise PoisonError(f"Kafka refuses {len(refused)} events for good", refused)
 
-    def _send_one(self, event: Event) -> list[Any]:
+    def _put(self, batches: Batches, index: int, event: Event) -> None:
         key = event.data.stream.encode()
         value, headers = self._encode(event)
-        timestamp_ms = event.data.clock.captured_ns // 1_000_000
-        futures = []
-        stop = self._stop
+        message = event.data.clock.captured_ns // 1_000_000, key, value, headers
         for topic in self._topics_of[event.type]:
             place = self._partitions.get((topic, key))
             if place is None:
                 place = self._partitions[topic, key] = self._partition_of(topic, key)
             try:
-                future = self._producer.send(topic, value, key, headers, place, timestamp_ms)
+                batches.put(index, topic, place, message)
             except errors.MessageSizeTooLargeError as error:
                 self._refused[event.id] = f"{told(error)}: raise max_request_size, and the topic's max.message.bytes"
-                continue
-            future.add_errback(stop)
-            futures.append(future)
-        return futures
 
     def _partition_of(self, topic: str, key: bytes) -> int:
         """As the library chooses it, which is slow. What was chosen stays, also when partitions are added."""
         numbers = sorted(self._producer.partitions_for(topic))
         return int(numbers[(murmur2(key) & 0x7FFFFFFF) % len(numbers)])
 
-    def _wait(self, events: Sequence[Event], pending: list[tuple[int, Any]], deadline: float) -> None:
-        """Returns when everything is acknowledged; raises `SinkError` for what has to be sent again."""
-        failed: tuple[int, Exception] | None = None
-        for index, future in pending:
-            if future.is_done and future.exception is None:
-                continue
-            try:
-                future.get(max(0.0, deadline - time.monotonic()))
-            except errors.KafkaError as error:
-                if failed is None:
-                    failed = index, error
-                elif isinstance(failed[1], errors.IllegalStateError):
-                    failed = failed[0], error  # the first ones were only given up because of a later one
-                if isinstance(error, _POISON):
-                    topics = ", ".join(self._topics_of[events[index].type])
-                    self._refused[events[index].id] = f"topic {topics} refuses it ({told(error)})"
-                    failed = min(failed[0], index), error
-                elif not future.is_done:
-                    break
-        if failed is not None:
-            index, cause = failed
-            sentence = self._sentence(cause)
-            self._abandon()
-            raise SinkError(sentence, delivered=index)
+    def _judge(self, events: Sequence[Event], failures: dict[int, Exception]) -> None:
+        """Raises `SinkError` when something has to be sent again; what will never be taken is left out then."""
+        if not failures:
+            return
+        for index, error in failures.items():
+            if isinstance(error, _POISON):
+                topics = ", ".join(self._topics_of[events[index].type])
+                self._refused[events[index].id] = f"topic {topics} refuses it ({told(error)})"
+        causes = [failures[index] for index in sorted(failures)]
+        # others were only given up because of it
+        cause = next((one for one in causes if not isinstance(one, errors.IllegalStateError)), causes[0])
+        sentence = self._sentence(cause)
+        self._abandon()
+        raise SinkError(sentence, delivered=min(failures))
 
     def _connect(self) -> Any:
         broker = self._broker
@@ -326,8 +307,3 @@ def open_kafka(address: Address) -> KafkaSink:
 
 def _topic(text: str | None, default: str) -> str:
     return default if text is None else "" if text == "none" else text
-
-
-def _stop(sender: Any, _error: Exception) -> None:
-    """Called in the producer's own thread at the first failure, before it can send what comes after."""
-    sender.force_close()
