@@ -108,6 +108,7 @@ class Spool:
         self._outgoing: list[_Send] = []  # since the loop last turned
         self._queue: queue.SimpleQueue[list[_Send] | _Call | None] = queue.SimpleQueue()
         self._nudged = False
+        self._releasable = 0  # every event up to this number may be forgotten
         self._open_tracks: dict[str, Event] = {}
         self._changed_tracks: dict[str, Event | None] = {}
         self._deliveries = [
@@ -433,21 +434,26 @@ class Spool:
         tidy_at = time.monotonic()
         tidy = False
         while True:
+            wait_s = 0.0 if self._can_release(store) else max(0.0, tidy_at - time.monotonic())
             try:
-                item = self._queue.get(timeout=None if tidy else max(0.0, tidy_at - time.monotonic()))
+                item = self._queue.get(timeout=None if tidy else wait_s)
             except queue.Empty:
-                tidy = self._tidy(store)
-                tidy_at = time.monotonic() + _HOUSEKEEPING_S
+                if not self._release(store) and time.monotonic() >= tidy_at:
+                    tidy = self._tidy(store)
+                    tidy_at = time.monotonic() + _HOUSEKEEPING_S
                 continue
             if item is None:
                 break
             tidy = False
             while item is not None:
                 item = self._take(store, item)
+            self._release(store)
             if time.monotonic() > tidy_at:
                 self._tidy(store)
                 tidy_at = time.monotonic() + _HOUSEKEEPING_S
         self._tidy(store)
+        while self._release(store):
+            pass
         self._refuse_rest()
         store.close()
 
@@ -523,16 +529,39 @@ class Spool:
         try:
             if changed or cursors != store.cursors:
                 store.remember(cursors=cursors, tracks=lines, meta={"tracks_upto": store.next - 1})
-            low = min(cursors.values(), default=store.next - 1)
-            if low >= store.first:
-                self._tell(self._released, store.release(low))
-            return self._queue.empty() and not store.shrink()
+            # only now: the cursors and the tracks that these events tell of are stored
+            self._releasable = min(cursors.values(), default=store.next - 1)
+            return not self._release(store) and self._queue.empty() and not store.shrink()
         except StoreDamaged:
             store.reopen()
         except SinkError as error:
             log.debug("%s", error)
         self._changed_tracks = {**changed, **self._changed_tracks}
         return False
+
+    def _can_release(self, store: Store) -> bool:
+        return self._releasable >= store.first
+
+    def _release(self, store: Store) -> bool:
+        """Forget some of what every sink has; True when something was forgotten."""
+        if not self._can_release(store):
+            return False
+        first = store.first
+        try:
+            freed = store.release(self._releasable)
+        except StoreDamaged:
+            store.reopen()
+            self._releasable = 0
+            return False
+        except SinkError as error:
+            log.debug("%s", error)
+            self._releasable = 0  # until the next tidying
+            return False
+        if store.first == first:  # what is left belongs to a block of which a part is still wanted
+            self._releasable = 0
+            return False
+        self._tell(self._released, freed)
+        return True
 
     def _released(self, size: int) -> None:
         self._used -= size

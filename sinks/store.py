@@ -29,6 +29,7 @@ _APPLICATION_ID = 0x67737472  # "gstr"
 _CHECKPOINT_BYTES = 8 << 20
 _RESTART_BYTES = 64 << 20
 _IDLE_S = 1.0
+_RELEASE_BYTES = 256 << 10
 _SLACK_PAGES = 2048
 _VACUUM_PAGES = 512
 _SALVAGE_FAILURES = 50_000
@@ -192,15 +193,21 @@ class Store:
         return Block(first, lines)
 
     def release(self, upto: int) -> int:
-        """Forget every block that ends at or before `upto`; returns the bytes that this gives back."""
+        """Forget blocks that end at or before `upto`, some of them; returns the bytes that this gives back.
+
+        Not all at once: every page has to be put on a list, and whoever wants to store something waits for it.
+        """
+        freed = last = 0
         with self._errors():
-            # `first` is what the blocks are sorted by: without it every block that waits would be looked at
-            which = "FROM blocks WHERE first <= ?1 AND last <= ?1"
-            freed, last = self._db.execute(f"SELECT coalesce(sum(size), 0), max(last) {which}", (upto,)).fetchone()
-            if last is not None:
-                self._db.execute(f"DELETE {which}", (upto,))
-                self.first = last + 1
-        return int(freed)
+            rows = self._db.execute("SELECT last, size FROM blocks WHERE first <= ? ORDER BY first", (upto,))
+            for end, size in rows:
+                if end > upto or freed >= _RELEASE_BYTES:
+                    break
+                last, freed = end, freed + size
+            rows.close()
+            self._db.execute("DELETE FROM blocks WHERE first <= ?", (last,))
+        self.first = max(self.first, last + 1)
+        return freed
 
     def drop_oldest(self, wanted: int) -> list[Dropped]:
         """Empty the oldest lines that may be dropped until `wanted` bytes are free, or none of them is left."""

@@ -336,6 +336,30 @@ async def test_used_bytes_return_to_zero_and_the_file_shrinks(path: Path) -> Non
         await until(lambda: sum(file.stat().st_size for file in path.parent.iterdir()) < grown / 3, seconds=20)
 
 
+async def test_a_spool_whose_sink_stopped_in_the_middle_of_a_block_rests(path: Path) -> None:
+    def half(batch: list[object]) -> None:
+        if len(batch) > 6:
+            raise SinkError("cut off", delivered=6)
+        raise SinkError("down")
+
+    async with await Spool.open(path, {"sink": Recorder(half)}) as spool:  # type: ignore[arg-type]
+        await spool.send_batch(events(10))
+        await until(lambda: spool.status()[0].failures == 1)
+        await asyncio.sleep(1.0)
+        looks = 0
+        release = spool._store.release
+
+        def count(upto: int) -> int:
+            nonlocal looks
+            looks += 1
+            return release(upto)
+
+        spool._store.release = count
+        await asyncio.sleep(1.0)
+        assert looks < 10
+        assert spool.used_bytes > 0
+
+
 async def test_a_closed_spool_takes_nothing_more(path: Path) -> None:
     spool = await Spool.open(path, {})
     await spool.aclose()
