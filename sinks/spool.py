@@ -109,6 +109,7 @@ class Spool:
         self._queue: queue.SimpleQueue[list[_Send] | _Call | None] = queue.SimpleQueue()
         self._nudged = False
         self._releasable = 0  # every event up to this number may be forgotten
+        self._shrinking = False  # whether the file may have pages to give back
         self._open_tracks: dict[str, Event] = {}
         self._changed_tracks: dict[str, Event | None] = {}
         self._deliveries = [
@@ -432,24 +433,26 @@ class Spool:
         store = self._store
         assert store is not None
         tidy_at = time.monotonic()
-        tidy = False
+        tidied = False
         while True:
-            wait_s = 0.0 if self._can_release(store) else max(0.0, tidy_at - time.monotonic())
+            is_busy = self._can_release(store) or self._shrinking
+            wait_s = 0.0 if is_busy else None if tidied else max(0.0, tidy_at - time.monotonic())
             try:
-                item = self._queue.get(timeout=None if tidy else wait_s)
+                item = self._queue.get(timeout=wait_s)
             except queue.Empty:
-                if not self._release(store) and time.monotonic() >= tidy_at:
-                    tidy = self._tidy(store)
+                if not self._release(store) and not self._shrink(store) and time.monotonic() >= tidy_at:
+                    tidied = self._tidy(store)
                     tidy_at = time.monotonic() + _HOUSEKEEPING_S
                 continue
             if item is None:
                 break
-            tidy = False
+            tidied = False
             while item is not None:
                 item = self._take(store, item)
             self._release(store)
             if time.monotonic() > tidy_at:
                 self._tidy(store)
+                self._shrink(store)
                 tidy_at = time.monotonic() + _HOUSEKEEPING_S
         self._tidy(store)
         while self._release(store):
@@ -521,7 +524,7 @@ class Spool:
             self._tell(_resolve, call.future, result)
 
     def _tidy(self, store: Store) -> bool:
-        """Store the cursors, forget what every sink has, give pages back; True when nothing is left to do."""
+        """Store the cursors and the open tracks, and find out what may be forgotten; False where it failed."""
         self._nudged = False
         cursors = {delivery.name: delivery.cursor for delivery in self._deliveries}
         changed, self._changed_tracks = self._changed_tracks, {}
@@ -531,7 +534,8 @@ class Spool:
                 store.remember(cursors=cursors, tracks=lines, meta={"tracks_upto": store.next - 1})
             # only now: the cursors and the tracks that these events tell of are stored
             self._releasable = min(cursors.values(), default=store.next - 1)
-            return not self._release(store) and self._queue.empty() and not store.shrink()
+            self._shrinking = True
+            return True
         except StoreDamaged:
             store.reopen()
         except SinkError as error:
@@ -543,25 +547,31 @@ class Spool:
         return self._releasable >= store.first
 
     def _release(self, store: Store) -> bool:
-        """Forget some of what every sink has; True when something was forgotten."""
+        """Forget some of what every sink has; False when there is no more."""
         if not self._can_release(store):
             return False
         first = store.first
-        try:
-            freed = store.release(self._releasable)
-        except StoreDamaged:
-            store.reopen()
-            self._releasable = 0
-            return False
-        except SinkError as error:
-            log.debug("%s", error)
-            self._releasable = 0  # until the next tidying
-            return False
-        if store.first == first:  # what is left belongs to a block of which a part is still wanted
+        freed = self._step(store, lambda: store.release(self._releasable))
+        if freed is None or store.first == first:  # the rest is part of a block of which something is still wanted
             self._releasable = 0
             return False
         self._tell(self._released, freed)
         return True
+
+    def _shrink(self, store: Store) -> bool:
+        """Give some free pages back to the file system; False when there are no more."""
+        self._shrinking = self._shrinking and bool(self._step(store, store.shrink))
+        return self._shrinking
+
+    def _step(self, store: Store, step: Callable[[], R]) -> R | None:
+        """None where it failed: it is tried again after the next tidying."""
+        try:
+            return step()
+        except StoreDamaged:
+            store.reopen()
+        except SinkError as error:
+            log.debug("%s", error)
+        return None
 
     def _released(self, size: int) -> None:
         self._used -= size
