@@ -15,7 +15,7 @@ _FPS = 12
 _ZONES = ("crossing:0.35,0.55 0.65,0.55 0.75,0.98 0.25,0.98",)
 _LINES = ("middle:0.5,0.3 0.5,1",)
 _SHOWN = 12
-QUERIES = ("a person", "a red car", "a bus", "a bicycle", "a dog")
+QUERIES = ("a person", "a car", "a bus", "a bicycle", "a dog")
 
 
 def show_street(queries: Sequence[str], out: Path, seed: int, seconds: float) -> bool:

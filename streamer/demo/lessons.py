@@ -27,7 +27,7 @@ SIZE = 640, 384  # of the whole picture: width, height
 CROP = 320, 192
 CROPS = 2  # of a picture: painting costs a fifth of what learning does
 LEAST_VISIBILITY, LEAST_AREA = 0.2, 24  # what shows less than this is neither asked for nor taught
-CONTRASTS_FROM, CONTRASTS = 4000, 0.5  # the first batch, and the share of pictures, in which phrases differ in one word
+CONTRASTS_FROM, CONTRASTS = 2000, 0.5  # the first batch, and the share of pictures, in which phrases differ in one word
 LONGEST = 126  # tokens of a caption, without [CLS] and [SEP]
 
 
