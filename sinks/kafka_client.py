@@ -199,6 +199,8 @@ class Broker:
             return f"{where} has nobody who leads topic {_topic_of(error)} at present: is one of its brokers down?"
         if isinstance(error, _FORGOTTEN):
             return f"{where} has forgotten what it was sent (did it lose its disk?): what waits is sent anew"
+        if isinstance(error, errors.KafkaConnectionError):
+            return f"{where} broke off the connection: is it up, does it ask for a user?"
         if isinstance(error, _UNANSWERED):
             hint = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
             return f"{where} does not answer within {self.timeout_s:g} s{hint}: is it up, does it ask for a user?"

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.anyio
 LEADER_NOT_AVAILABLE, NOT_LEADER, NOT_ENOUGH_REPLICAS = 5, 6, 19
 TOPIC_AUTHORIZATION_FAILED, CLUSTER_AUTHORIZATION_FAILED = 29, 31
 INVALID_PARTITIONS = 37
+UNKNOWN_PRODUCER_ID = 59
 
 
 @pytest.fixture
@@ -161,6 +162,20 @@ async def test_what_is_too_large_for_the_topic_is_a_dead_letter_and_the_rest_arr
         assert spool.dropped() == {"dead_letter": 1}
     assert await read(proxy) == ids(one for one in sent if one is not sent[20])
     assert "topic t refuses it" in (tmp_path / "spool.sqlite.dead.jsonl").read_text()
+
+
+async def test_a_broker_that_forgot_its_producers_is_told_as_that_and_nothing_is_lost(proxy: KafkaProxy) -> None:
+    async with await Spool.open(None, open_sinks([to(proxy)])) as spool:
+        await spool.send_batch(events(20))
+        assert await spool.drain(10)
+        proxy.refuse_writes("t", UNKNOWN_PRODUCER_ID)
+        await spool.send_batch(events(20, first=20))
+        assert await down(spool) == (
+            f"Kafka at {proxy.address} has forgotten what it was sent (did it lose its disk?): what waits is sent anew"
+        )
+        proxy.be_well()
+        assert await spool.drain(20)
+    assert await read(proxy) == ids(events(40))
 
 
 async def test_a_right_that_is_taken_away_is_told_and_nothing_is_lost(proxy: KafkaProxy) -> None:
