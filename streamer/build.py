@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
@@ -44,6 +45,12 @@ PATIENCE_S = 10.0
 
 Outputs = Callable[[Source, Analysis], Sequence[Recorder]]
 """What to keep of the frames of one stream."""
+
+
+def settle() -> None:
+    """What set-up has made stays to the end: Python's collector need not walk a model's objects amid a stream."""
+    gc.collect()
+    gc.freeze()
 
 
 @asynccontextmanager

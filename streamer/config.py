@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from sinks.address import redact as redact_sink
 from streamer.errors import ConfigError
 from streamer.prompts import slug
 from streamer.sources.address import redact
@@ -238,7 +239,8 @@ def _sentence(origin: str, mistake: Mapping[str, Any]) -> str:
         return f"{origin}: {place} is missing"
     if mistake["type"] == "value_error":
         return f"{origin}: {place + ' ' if place else ''}{mistake['ctx']['error']}"
-    return redact(f"{origin}: {place} is {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}")
+    told = redact(f"{origin}: {place} is {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}")
+    return redact_sink(told) if location[:1] == ("sinks",) else told  # a webhook's path may be its secret
 
 
 def _allowed_keys(location: Sequence[str | int]) -> list[str]:

@@ -23,7 +23,7 @@ from sinks.files import JsonlSink
 from sinks.sink import Sink, SinkError
 from sinks.sqlite import SqliteSink
 from streamer.analysis import Analysis
-from streamer.build import VIDEO, annotated_video, open_pipeline
+from streamer.build import VIDEO, annotated_video, open_pipeline, settle
 from streamer.config import Config, parse_config
 from streamer.errors import ConfigError
 from streamer.outputs import CocoJson, MotText, OutputError, open_output
@@ -142,6 +142,7 @@ async def _run(job: Job, tell: Callable[[Pipeline], Callable[[str], None]]) -> t
             on_frame=lambda stream: advance[0](stream),
             open_results=lambda: _open_results(job, config),
         ) as pipeline:
+            settle()
             advance.append(tell(pipeline))
             with stopping_on_signals(pipeline):
                 await pipeline.run()

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from detectors import DetectorError
-from streamer.build import make_queries, open_pipeline, origin, state_folder
+from streamer.build import make_queries, open_pipeline, origin, settle, state_folder
 from streamer.config import Config, load_config, parse_config
 from streamer.errors import ConfigError, StreamerError
 from streamer.jobs import stopping_on_signals
@@ -100,6 +100,7 @@ async def _monitor(
 ) -> bool:
     # An address that was just typed is told to be wrong at once; cameras of a file may be away and come back.
     async with open_pipeline(config, spool_path=spool, strict=config_file is None) as pipeline:
+        settle()
         with stopping_on_signals(pipeline), _metrics(pipeline, config):
             async with _side_tasks(pipeline, config, config_file, duration_s, quiet=quiet):
                 await pipeline.run()

@@ -95,6 +95,10 @@ def test_the_configuration_of_the_compose_file_is_one():
             "streams[0].zones[0].polygon[0][0] is 2",
         ),
         ("{streams: [{source: a.mp4}], queries: [p], sinks: 'kafka://u:pw@host/t'}", "sinks is 'kafka://host/t'"),
+        (
+            "{streams: [{source: a.mp4}], queries: [p], sinks: 'https://host/hook/secret'}",
+            "sinks is 'https://host/***#",
+        ),
     ],
 )
 def test_a_mistake_names_itself_its_place_and_what_is_allowed(text, sentence):
