@@ -69,7 +69,10 @@ class _Direct(KafkaNetSocket):  # type: ignore[misc]  # the library has no types
 
 
 class _Guarded(ssl.SSLSocket):
-    """Is closed where it finds no trust."""
+    """Is closed where it finds no trust, and where the library lets go of it amid a handshake."""
+
+    def __del__(self) -> None:
+        self.close()
 
     def do_handshake(self, block: bool = False) -> None:
         try:
