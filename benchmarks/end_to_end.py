@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detectors.evaluation import DetectionScore, coco_score
+from detectors.overlap import ious
 from streamer.build import open_pipeline
 from streamer.config import parse_config
-from streamer.demo.examination import is_clear
+from streamer.demo.examination import is_clear, truth_row
 from streamer.event_scores import EventScore, Happening, read_happenings, score_events, shifted
 from streamer.jobs import Job, process_videos
 from streamer.street import Street
@@ -84,14 +85,6 @@ def delays(score: EventScore) -> list[str]:
     ]
 
 
-def ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N, 4), (M, 4) corners -> (N, M)."""
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = (high - low).clip(min=0).prod(-1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (a, b)]
-    return shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9)
-
-
 def truth_rows(truths: list[Truth]) -> np.ndarray:
     """(N, 9) rows as in MOT Challenge's gt.txt, of the visible boxes of what is clear."""
     rows = [
@@ -123,14 +116,11 @@ def coco_of(videos: list[tuple[str, list[Truth]]], out: Path) -> DetectionScore:
     for stream, truths in videos:
         start = len(images)
         images += [{"id": start + truth.index + 1} for truth in truths]
-        for truth in truths:
-            for one in truth.seen:
-                x1, y1, x2, y2 = one.box
-                box = [x1, y1, x2 - x1, y2 - y1]
-                category, image = KINDS.index(one.thing.kind) + 1, start + truth.index + 1
-                boxes.append(
-                    {"image_id": image, "category_id": category, "bbox": box, "iscrowd": int(not is_clear(one))}
-                )
+        boxes += [
+            truth_row(one, start + truth.index + 1, KINDS.index(one.thing.kind) + 1)
+            for truth in truths
+            for one in truth.seen
+        ]
         written = json.loads((out / stream / "coco.json").read_text())
         numbers = {category["id"]: KINDS.index(category["name"]) + 1 for category in written["categories"]}
         found += [

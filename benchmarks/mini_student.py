@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from streamer.demo.examination import is_clear
+from streamer.demo.examination import truth_row
 from streamer.street import sample
 from streamer.street.words import KINDS
 
@@ -47,16 +47,7 @@ def marks(weights: Path | None, short_side: int | None, pictures: list[Any]) -> 
     found: list[dict[str, Any]] = []
     spent = 0.0
     for number, picture in enumerate(pictures, 1):
-        for one in picture.truth.seen:
-            x1, y1, x2, y2 = one.box
-            boxes.append(
-                {
-                    "image_id": number,
-                    "category_id": KINDS.index(one.thing.kind) + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "iscrowd": int(not is_clear(one)),
-                }
-            )
+        boxes += [truth_row(one, number, KINDS.index(one.thing.kind) + 1) for one in picture.truth.seen]
         started = time.perf_counter()
         (seen,) = detector.detect([Request(picture.image, prompt)])
         spent += time.perf_counter() - started

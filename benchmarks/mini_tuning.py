@@ -47,12 +47,12 @@ def paint(folder: Path) -> None:
     """The three sets, as COCO data sets of their own."""
     import cv2
 
-    from streamer.demo.examination import is_clear
+    from streamer.demo.examination import truth_row
     from streamer.street import sample
+    from streamer.street.export import CATEGORIES
     from streamer.street.source import SCENARIOS
 
     categories = [{"id": number, "name": name} for number, name in enumerate(NAMES, 1)]
-    kinds = ("person", "car", "bus", "bicycle", "dog", "robot")
     for name, (seed, count) in SETS.items():
         (folder / name).mkdir()
         images: list[dict[str, Any]] = []
@@ -61,18 +61,7 @@ def paint(folder: Path) -> None:
             picture = sample(seed, index, scenario=SCENARIOS["courier"])
             images.append({"id": index + 1, "file_name": f"{index}.png", "width": 640, "height": 384})
             cv2.imwrite(str(folder / name / f"{index}.png"), picture.image)
-            for one in picture.truth.seen:
-                x1, y1, x2, y2 = one.box
-                boxes.append(
-                    {
-                        "id": len(boxes) + 1,
-                        "image_id": index + 1,
-                        "category_id": kinds.index(one.thing.kind) + 1,
-                        "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "area": one.area,
-                        "iscrowd": int(not is_clear(one)),
-                    }
-                )
+            boxes += [truth_row(one, index + 1, CATEGORIES[one.thing.kind]) for one in picture.truth.seen]
         data = {"images": images, "annotations": boxes, "categories": categories}
         (folder / name / "truth.json").write_text(json.dumps(data))
 

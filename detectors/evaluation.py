@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detectors.detector import DetectorError
+from detectors.overlap import ious
 
 Floats = npt.NDArray[np.float64]
 FIXED_LIMIT = 10_000  # detections of a class over the whole data set that fixed AP looks at
@@ -223,7 +224,7 @@ def recall_of_phrases(phrases: Iterable[Phrase], protocol: str = "any", least_io
         boxes = phrase.boxes
         if protocol == "merged":
             boxes = np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])[None]
-        best = _ious(phrase.found, boxes).max(axis=1)
+        best = ious(phrase.found, boxes).max(axis=1)
         hits += [bool((best[:k] >= least_iou).any()) for k in (1, 5, 10)]
         count += 1
     shares = hits / count if count else np.full(3, np.nan)
@@ -267,12 +268,3 @@ def _corners(boxes: Sequence[Sequence[float]]) -> Floats:
     corners = np.array(boxes, np.float64).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
     return corners
-
-
-def _ious(a: Floats, b: Floats) -> Floats:
-    """(N, 4), (M, 4) -> (N, M)."""
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = (high - low).clip(min=0).prod(-1)
-    size_a, size_b = ((boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (a, b))
-    both: Floats = shared / np.maximum(size_a[:, None] + size_b[None] - shared, 1e-12)
-    return both

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detectors.detector import DetectorError, Prompt, PromptError, Request, clean_queries, detections
+from detectors.overlap import ious
 from detectors.registry import ANYTHING_THAT_MOVES
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class _Scene:
     def _judge(self, mask: Bytes, blobs: list[Box]) -> tuple[Floats, Floats]:
         """Boxes (N, 4) of the blobs and how sure each is: solid, of usual size, seen before, stirring."""
         boxes = np.array(blobs, np.float32).reshape(-1, 4)
-        overlap = _ious(boxes, self._known[:, :4])
+        overlap = ious(boxes, self._known[:, :4])
         confidence = np.zeros(len(boxes), np.float32)
         seen = np.ones(len(boxes), np.float32)
         for index, (x1, y1, x2, y2) in enumerate(blobs):
@@ -288,15 +289,6 @@ def _unite(boxes: list[Box], sizes: _Sizes) -> list[Box]:
 
 def _area(box: Box) -> int:
     return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _ious(a: Floats, b: Floats) -> Floats:
-    """Intersection over union of every pair: (N, 4), (M, 4) -> (N, M)."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(2)
-    total = (a[:, 2:] - a[:, :2]).prod(1)[:, None] + (b[:, 2:] - b[:, :2]).prod(1)[None]
-    return cast(Floats, shared / np.maximum(total - shared, 1e-9))
 
 
 def create(name: str, *, threshold: float | None = None, memory: int = 500) -> Motion:

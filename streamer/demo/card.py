@@ -55,7 +55,7 @@ def finish(folder: Path, run: Run, pictures: int = 200) -> Report:
     around = sorted({*THRESHOLDS[4::4], threshold})
     reports = examine_at(answer_of(detector), pictures, around)
     (folder / CARD).write_text("\n".join(card(run, reports, threshold)) + "\n")
-    write_sheet(create_detector("glip-mini", weights=folder), folder / SHEET)
+    write_sheet(detector, threshold, folder / SHEET)
     return next(report for report in reports if report.threshold == threshold)
 
 
@@ -116,7 +116,7 @@ def tables(reports: Sequence[Report]) -> list[str]:
     ]
 
 
-def write_sheet(detector: Detector, path: Path, rows: int = 4, columns: int = 3) -> None:
+def write_sheet(detector: Detector, threshold: float, path: Path, rows: int = 4, columns: int = 3) -> None:
     """A picture of pictures, each with what was asked and what was found."""
     import cv2
 
@@ -127,7 +127,7 @@ def write_sheet(detector: Detector, path: Path, rows: int = 4, columns: int = 3)
         found = answer(picture.image, texts)
         assert found.confidence is not None
         assert found.class_id is not None
-        sure = found.confidence >= detector.threshold
+        sure = found.confidence >= threshold
         image = cv2.resize(picture.image, None, fx=_SHRUNK, fy=_SHRUNK, interpolation=cv2.INTER_AREA)
         for box, label in zip(found.xyxy[sure] * _SHRUNK, found.class_id[sure], strict=True):
             x1, y1, x2, y2 = (round(float(edge)) for edge in box)

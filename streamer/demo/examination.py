@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from detectors.overlap import ious
 from streamer.street import Picture, Scenario, Seen, sample
 from streamer.street.dice import Dice
 from streamer.street.words import KINDS, ground, holds, parse
@@ -57,6 +58,18 @@ class Report:
 def is_clear(one: Seen) -> bool:
     """Whether a thing is asked for."""
     return one.visibility >= 0.25 and one.area >= 60 and one.box[3] - one.box[1] >= 8
+
+
+def truth_row(one: Seen, image: int, category: int) -> dict[str, Any]:
+    """A thing as an annotation of a COCO data set; one that is not asked for is a crowd: it swallows what finds it."""
+    x1, y1, x2, y2 = one.box
+    return {
+        "image_id": image,
+        "category_id": category,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": one.area,
+        "iscrowd": int(not is_clear(one)),
+    }
 
 
 def answer_of(detector: Detector) -> Answer:
@@ -186,8 +199,8 @@ class _Counts:
     def present(self, true: Sequence[Seen], sure: npt.NDArray[Any]) -> None:
         clear = [one for one in true if is_clear(one)]
         wanted = np.array([one.box for one in clear], np.float64).reshape(-1, 4)
-        hit = int((_ious(sure, wanted) >= 0.5).any(axis=0).sum())
-        near_any = (_ious(sure, np.array([one.box for one in true], np.float64).reshape(-1, 4)) >= 0.3).any(axis=1)
+        hit = int((ious(sure, wanted) >= 0.5).any(axis=0).sum())
+        near_any = (ious(sure, np.array([one.box for one in true], np.float64).reshape(-1, 4)) >= 0.3).any(axis=1)
         self.right += hit
         self.missed += len(clear) - hit
         self.wrong += int((~near_any).sum())
@@ -203,7 +216,7 @@ class _Counts:
         same = [one for one in seen if one.thing.kind == kind and is_clear(one)]
         if not same:
             return
-        for row in _ious(sure, np.array([one.box for one in same], np.float64)):
+        for row in ious(sure, np.array([one.box for one in same], np.float64)):
             if row.max() >= 0.5:
                 self.told[same[int(row.argmax())].thing.colour == colour] += 1
 
@@ -225,16 +238,7 @@ class _Marks:
         self, image: int, category: int, true: Iterable[Seen], found: sv.Detections, label: int | None = None
     ) -> None:
         assert found.class_id is not None
-        for one in true:
-            x1, y1, x2, y2 = one.box
-            self._boxes.append(
-                {
-                    "image_id": image,
-                    "category_id": category + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "iscrowd": int(not is_clear(one)),  # swallows what is found there
-                }
-            )
+        self._boxes += [truth_row(one, image, category + 1) for one in true]
         for box, score, class_id in zip(found.xyxy, _confidence(found), found.class_id, strict=True):
             if class_id == (category if label is None else label):
                 left, top, right, bottom = (float(edge) for edge in box)
@@ -275,12 +279,3 @@ def _confidence(found: sv.Detections) -> npt.NDArray[np.float32]:
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else float("nan")
-
-
-def _ious(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """(N, 4), (M, 4) -> (N, M)."""
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = (high - low).clip(min=0).prod(-1)
-    size_a, size_b = ((boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (a, b))
-    both: npt.NDArray[np.float64] = shared / np.maximum(size_a[:, None] + size_b[None] - shared, 1e-12)
-    return both

@@ -164,28 +164,30 @@ async def test_what_is_too_large_for_the_topic_is_a_dead_letter_and_the_rest_arr
     assert "topic t refuses it" in (tmp_path / "spool.sqlite.dead.jsonl").read_text()
 
 
-async def test_a_broker_that_forgot_its_producers_is_told_as_that_and_nothing_is_lost(proxy: KafkaProxy) -> None:
+@pytest.mark.parametrize(
+    ("refusal", "sentence"),
+    [
+        pytest.param(
+            UNKNOWN_PRODUCER_ID,
+            "has forgotten what it was sent (did it lose its disk?): what waits is sent anew",
+            id="a broker that forgot its producers",
+        ),
+        pytest.param(
+            TOPIC_AUTHORIZATION_FAILED,
+            "does not let this user use topic t: ask for the right to",
+            id="a right that is taken away",
+        ),
+    ],
+)
+async def test_a_refusal_while_running_is_told_as_what_it_is_and_nothing_is_lost(
+    proxy: KafkaProxy, refusal: int, sentence: str
+) -> None:
     async with await Spool.open(None, open_sinks([to(proxy)])) as spool:
         await spool.send_batch(events(20))
         assert await spool.drain(10)
-        proxy.refuse_writes("t", UNKNOWN_PRODUCER_ID)
+        proxy.refuse_writes("t", refusal)
         await spool.send_batch(events(20, first=20))
-        assert await down(spool) == (
-            f"Kafka at {proxy.address} has forgotten what it was sent (did it lose its disk?): what waits is sent anew"
-        )
-        proxy.be_well()
-        assert await spool.drain(20)
-    assert await read(proxy) == ids(events(40))
-
-
-async def test_a_right_that_is_taken_away_is_told_and_nothing_is_lost(proxy: KafkaProxy) -> None:
-    async with await Spool.open(None, open_sinks([to(proxy)])) as spool:
-        await spool.send_batch(events(20))
-        assert await spool.drain(10)
-        proxy.refuse_writes("t", TOPIC_AUTHORIZATION_FAILED)
-        await spool.send_batch(events(20, first=20))
-        sentence = f"Kafka at {proxy.address} does not let this user use topic t: ask for the right to"
-        assert await down(spool) == sentence
+        assert await down(spool) == f"Kafka at {proxy.address} {sentence}"
         proxy.be_well()
         assert await spool.drain(20)
         assert spool.dropped() == {}
