@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# The suite runs several processes beside one another. Two threads of torch that share a core with them wait for each
+# other for seconds at every step, so each process, and every one that a test starts, has one. Torch reads this once,
+# when it is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -26,8 +26,11 @@ from streamer.street.words import KINDS, Grounding, ground
 SIZE = 640, 384  # of the whole picture: width, height
 CROP = 320, 192
 CROPS = 2  # of a picture: painting costs a fifth of what learning does
+NEAR = 96, 96  # one thing, seen closely
+NEARS, NEARS_OF_PICTURE = 5, 7  # in place of one crop; of a picture
+NEAR_UNTIL = 11_000  # crops: the first lessons show nothing else
 LEAST_VISIBILITY, LEAST_AREA = 0.2, 24  # what shows less than this is neither asked for nor taught
-CONTRASTS_FROM, CONTRASTS = 2000, 0.5  # the first batch, and the share of pictures, in which phrases differ in one word
+COLOURS, CONTRASTS = 0.45, 0.25  # shares of the pictures: asked for in all colours, and in what differs in one word
 LONGEST = 126  # tokens of a caption, without [CLS] and [SEP]
 
 
@@ -47,10 +50,11 @@ def is_evident(one: Seen) -> bool:
 
 @dataclass(frozen=True)
 class Lessons:
-    """Batches by number. Three in four hold `batch` crops, the fourth as many pixels in whole pictures.
+    """Batches by number. Of four, two hold `batch` crops, one as many pixels in whole pictures, one near looks.
 
-    What a thing is comes first. Only then is half of the pictures asked about in phrases that differ in one word: a
-    model that was never asked for every colour of the cars before it gives each colour to all of them.
+    The first `NEAR_UNTIL` crops' worth are near looks alone. Whatever is learned first shapes the features: a model
+    that meets whole streets first learns what a thing is, and then has no room for what colour it has. A thing that
+    fills the picture, with every kind and colour in one caption, teaches both in the first two hundred batches.
     """
 
     tokenizer: Tokenizer
@@ -64,38 +68,46 @@ class Lessons:
 
     def lessons(self, number: int) -> list[Lesson]:
         """Batch `number`, as pictures and words."""
-        dice = Dice(self.seed, 71, number)
-        share = CONTRASTS if number >= CONTRASTS_FROM else 0.0
+        if number % 4 == 0 or number * self.batch < NEAR_UNTIL:
+            return self._looks(number, NEAR, NEARS * self.batch, NEARS_OF_PICTURE)
         if number % 4 == 3:
-            streets = [self._street(number, index) for index in range(self.batch // 4)]
-            return [self._look(street, dice, share, whole=True)[0] for street in streets]
-        pictures = -(-self.batch // CROPS)
-        found = [lesson for index in range(pictures) for lesson in self._look(self._street(number, index), dice, share)]
-        return found[: self.batch]
+            return self._looks(number, SIZE, self.batch // 4, 1)
+        return self._looks(number, CROP, self.batch, CROPS)
 
-    def _street(self, number: int, index: int) -> Street:
-        return Street(mix(self.seed, 72, number, index), SIZE, fps=1000.0, scenario=self.scenario or Scenario())
-
-    def _look(self, street: Street, dice: Dice, contrasts: float, whole: bool = False) -> list[Lesson]:
-        picture = street.picture(dice.whole(0, 600_000))
-        image, seen, hidden = picture.image, picture.truth.seen, picture.truth.hidden
-        if whole:
-            window, size = np.array([0, 0, *SIZE]), SIZE
-            return [_lesson(image, seen, hidden, window, size, dice, self.kinds, contrasts)]
-        windows = [_window(seen, dice) for _ in range(CROPS)]
-        return [_lesson(image, seen, hidden, window, CROP, dice, self.kinds, contrasts) for window in windows]
+    def _looks(self, number: int, size: tuple[int, int], count: int, of_picture: int) -> list[Lesson]:
+        """`count` pieces of `size`, up to `of_picture` of each street."""
+        dice = Dice(self.seed, 71, number)
+        found: list[Lesson] = []
+        for index in range(-(-count // of_picture)):
+            street = Street(mix(self.seed, 72, number, index), SIZE, fps=1000.0, scenario=self.scenario or Scenario())
+            picture = street.picture(dice.whole(0, 600_000))
+            seen, hidden = picture.truth.seen, picture.truth.hidden
+            for _ in range(min(of_picture, count - len(found))):
+                window = _window(seen, size, dice)
+                found.append(_lesson(picture.image, seen, hidden, window, size, dice, self.kinds))
+        return found
 
 
-def _window(seen: Sequence[Seen], dice: Dice) -> npt.NDArray[np.int64]:
-    """x1, y1, x2, y2 of a piece in CROP's proportion, mostly around something that is seen."""
-    zoom = 1.0 if dice.chance(0.5) else dice.between(0.7, 1.35)
-    width, height = round(CROP[0] / zoom), round(CROP[1] / zoom)
+def _window(seen: Sequence[Seen], size: tuple[int, int], dice: Dice) -> npt.NDArray[np.int64]:
+    """x1, y1, x2, y2 of a piece in `size`'s proportion, mostly around something that is seen."""
+    if size == SIZE:
+        return np.array([0, 0, *SIZE])
     evident = [one for one in seen if is_evident(one)]
+    around = None
     if evident and dice.chance(0.85):
         kind = dice.pick(sorted({one.thing.kind for one in evident}))
-        x1, y1, x2, y2 = dice.pick([one for one in evident if one.thing.kind == kind]).box
-        left = round((x1 + x2) / 2 - width * dice.between(0.15, 0.85))
-        top = round((y1 + y2) / 2 - height * dice.between(0.15, 0.85))
+        around = dice.pick([one for one in evident if one.thing.kind == kind]).box
+    if size == NEAR:
+        margin = 0.35
+        longer = 32.0 if around is None else max(around[2] - around[0], around[3] - around[1], 12.0)
+        zoom = size[1] / min(longer / dice.between(0.35, 0.85), SIZE[1])
+    else:
+        margin = 0.15
+        zoom = 1.0 if dice.chance(0.5) else dice.between(0.7, 1.35)
+    width, height = round(size[0] / zoom), round(size[1] / zoom)
+    if around is not None:
+        left = round((around[0] + around[2]) / 2 - width * dice.between(margin, 1 - margin))
+        top = round((around[1] + around[3]) / 2 - height * dice.between(margin, 1 - margin))
     else:
         left, top = dice.whole(0, SIZE[0] - width), dice.whole(0, SIZE[1] - height)
     left, top = min(max(left, 0), SIZE[0] - width), min(max(top, 0), SIZE[1] - height)
@@ -110,7 +122,6 @@ def _lesson(
     size: tuple[int, int],
     dice: Dice,
     kinds: Sequence[str],
-    contrasts: float,
 ) -> Lesson:
     """The window of a picture at `size`, mirrored half of the time: no phrase that is taught knows left from right."""
     left, top, right, bottom = (int(edge) for edge in window)
@@ -129,26 +140,28 @@ def _lesson(
         boxes = np.stack([size[0] - boxes[:, 2], boxes[:, 1], size[0] - boxes[:, 0], boxes[:, 3]], axis=1)
     there = [one for one, yes in zip(seen, clear, strict=True) if yes]
     unclear = [one for one, yes, part in zip(seen, clear, share, strict=True) if part > 0 and not yes]
-    said = _say(there, [*unclear, *hidden], dice, kinds, contrasts)
+    said = _say(there, [*unclear, *hidden], dice, kinds)
     return Lesson(np.ascontiguousarray(piece), tuple(there), boxes.astype(np.float32), tuple(said))
 
 
-def _say(
-    there: Sequence[Seen], unclear: Sequence[Seen], dice: Dice, kinds: Sequence[str], contrasts: float
-) -> list[Grounding]:
-    """Phrases in random order, rare kinds named about as often as common ones."""
+def _say(there: Sequence[Seen], unclear: Sequence[Seen], dice: Dice, kinds: Sequence[str]) -> list[Grounding]:
+    """Phrases in random order, rare kinds named about as often as common ones.
+
+    Captions are long: a phrase more costs little, and every pair of a region and a phrase is something to learn.
+    """
     counts = Counter(one.thing.kind for one in there)
     most = max(counts.values(), default=0)
     evened = [one for one in there for _ in range(round(most / counts[one.thing.kind]))]
     said: list[Grounding] = []
-    most_said = 6
-    if evened and dice.chance(contrasts):
-        said, most_said = words.contrasts(evened, dice, unclear), 3
-    texts = {one.text for one in said}
-    others = ground(
-        evened, dice, present=dice.whole(2, most_said), absent=dice.whole(2, most_said), hidden=unclear, kinds=kinds
-    )
-    said += [one for one in others if one.text not in texts]
+    about = dice.between(0, 1)
+    if about < COLOURS:
+        said = words.colours(there, dice, unclear, kinds)
+    elif about < COLOURS + CONTRASTS and evened:
+        said = words.contrasts(evened, dice, unclear)
+    if about >= COLOURS:
+        texts = {one.text for one in said}
+        others = ground(evened, dice, present=dice.whole(1, 9), absent=dice.whole(1, 9), hidden=unclear, kinds=kinds)
+        said += [one for one in others if one.text not in texts]
     order = sorted(range(len(said)), key=lambda index: (dice.word(), index))
     return [said[index] for index in order]
 

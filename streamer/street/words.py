@@ -347,18 +347,27 @@ def contrasts(seen: Sequence[Seen], dice: Dice, hidden: Sequence[Seen] = ()) -> 
 
     In random words, in the order of that word; none is unclear of anything in the picture.
     """
-    everything = [*seen, *hidden]
     one = dice.pick(seen)
     families = [family for meaning in true_meanings(one.thing) for family in _families(meaning)]
-    if not families:
-        return []
+    return _grounded(dice.pick(families), seen, hidden, dice) if families else []
+
+
+def colours(
+    seen: Sequence[Seen], dice: Dice, hidden: Sequence[Seen] = (), kinds: Sequence[str] = KINDS
+) -> list[Grounding]:
+    """Every kind in every colour that it comes in, in random words; none is unclear of anything in the picture."""
+    meanings = [Meaning(frozenset({kind}), colour=colour) for kind in kinds for colour in COLOURS.get(kind, ())]
+    return _grounded(meanings, seen, hidden, dice)
+
+
+def _grounded(meanings: Iterable[Meaning], seen: Sequence[Seen], hidden: Sequence[Seen], dice: Dice) -> list[Grounding]:
+    """Each meaning in random words with those of `seen` it is true of; without what is unclear or only `hidden`."""
     said = []
-    for meaning in dice.pick(families):
-        verdicts = [holds(meaning, other.thing, other.middle) for other in everything]
-        if None in verdicts:
-            continue
-        identities = frozenset(other.thing.identity for other, yes in zip(everything, verdicts, strict=True) if yes)
-        said.append(Grounding(say_freely(meaning, dice), identities & {other.thing.identity for other in seen}))
+    for meaning in meanings:
+        verdicts = [holds(meaning, one.thing, one.middle) for one in (*seen, *hidden)]
+        identities = frozenset(one.thing.identity for one, yes in zip(seen, verdicts, strict=False) if yes)
+        if None not in verdicts and (identities or True not in verdicts):
+            said.append(Grounding(say_freely(meaning, dice), identities))
     return said
 
 

@@ -20,6 +20,7 @@ def mini() -> Detector:
     return create_detector("glip-mini", device="cpu")
 
 
+@pytest.mark.timeout(300)
 def test_it_finds_what_is_asked_for_and_little_else_on_streets_it_has_not_seen(mini: Detector) -> None:
     report = examine(answer_of(mini), PICTURES, mini.threshold, seed=HELD_OUT + 1)
     assert report.phrases > 0.7

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -25,6 +26,7 @@ def lasting(work: Path, write: Path | None, minutes: float | None = None, steps:
     train_mini(minutes, steps, work, write, seed=3, batch=4, rate=1e-3, device="cpu", workers=0, **short)
 
 
+@pytest.mark.timeout(300)
 def test_a_run_writes_a_model_that_the_detector_reads(tmp_path: Path) -> None:
     run(tmp_path / "whole", 2, tmp_path / "model")
     state = torch.load(tmp_path / "whole" / "checkpoint.pt", weights_only=True)

@@ -10,7 +10,17 @@ import torch
 
 from detectors.glip.loss import Truth
 from detectors.glip.model import GlipModel
-from detectors.glip.training import Batch, Progress, Recipe, Trainer, TrainingError, numbered, parameter_groups, start
+from detectors.glip.training import (
+    Batch,
+    Progress,
+    Recipe,
+    Trainer,
+    TrainingError,
+    frequencies,
+    numbered,
+    parameter_groups,
+    start,
+)
 from tests.detectors.glip.conftest import CONFIG
 
 SMALL = CONFIG
@@ -133,3 +143,26 @@ def test_frozen_parts_stay_in_evaluation_mode() -> None:
     one.training()
     assert not any(module.training for module in one.model.backbone.modules())
     assert one.model.rpn.head.dot_product_projection_text.training
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_picture_shows_at_a_place_is_on_the_features_there_before_anything_is_learned(seed: int) -> None:
+    """A spot that is red here and blue there changes its own place on the finest map more than any other."""
+    torch.manual_seed(seed)
+    model = start(GlipModel(SMALL)).eval()
+    red, blue = torch.zeros(2, 1, 3, 64, 64)
+    red[0, 0, 24:32, 40:48], blue[0, 2, 24:32, 40:48] = 1.0, 1.0
+    with torch.inference_mode():
+        change = (model.backbone(red)[0] - model.backbone(blue)[0]).norm(dim=1)[0]
+    assert divmod(int(change.argmax()), change.shape[1]) == (3, 5)
+
+
+def test_a_patch_embedding_begins_with_frequencies_of_brightness_and_colours() -> None:
+    conv = torch.nn.Conv2d(3, 32, 4, stride=4)
+    frequencies(conv)
+    filters = conv.weight.detach().flatten(1)
+    product = filters @ filters.T
+    torch.testing.assert_close(product, torch.diag(torch.tensor([1.0] * 16 + [4.0] * 16)))
+    assert conv.weight[0].std() < 1e-6, "the first is the mean brightness"
+    grey = torch.ones(1, 3, 4, 4)
+    assert conv.weight[16:].flatten(1).matmul(grey.flatten()).abs().max() < 1e-5, "grey has no colour"
