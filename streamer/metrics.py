@@ -34,6 +34,9 @@ class PipelineMetrics(Collector):
         age = GaugeMetricFamily("groundstream_frame_age_seconds", "From capture to events.", labels=["stream"])
         tracks = GaugeMetricFamily("groundstream_tracks", "Tracks that live now.", labels=["stream"])
         online = GaugeMetricFamily("groundstream_stream_live", "1 while the stream gives frames.", labels=["stream"])
+        lost = CounterMetricFamily(
+            "groundstream_events_dropped", "Events that were given up.", labels=["stream", "reason"]
+        )
         for report in self._pipeline.report():
             stream = report.stream
             received.add_metric([stream], report.tally.received)
@@ -42,13 +45,21 @@ class PipelineMetrics(Collector):
                 dropped.add_metric([stream, reason], count)
             for kind, count in self._pipeline.event_counts[stream].items():
                 events.add_metric([stream, kind], count)
+            for reason, count in self._pipeline.dropped_events(stream).items():
+                lost.add_metric([stream, reason], count)
             if report.age_s is not None:
                 age.add_metric([stream], report.age_s)
             tracks.add_metric([stream], report.tracks)
             online.add_metric([stream], float(report.state is SourceState.LIVE))
         backlog = GaugeMetricFamily("groundstream_sink_backlog", "Events a sink has not taken.", labels=["sink"])
         up = GaugeMetricFamily("groundstream_sink_up", "1 while a sink takes events.", labels=["sink"])
+        delivered = CounterMetricFamily("groundstream_sink_delivered", "Events a sink has taken.", labels=["sink"])
+        dead = CounterMetricFamily("groundstream_sink_dead_letters", "Events it will never take.", labels=["sink"])
+        failures = CounterMetricFamily("groundstream_sink_failures", "Attempts that failed.", labels=["sink"])
         for sink in self._pipeline.sinks():
+            delivered.add_metric([sink.name], sink.delivered)
+            dead.add_metric([sink.name], sink.dead)
+            failures.add_metric([sink.name], sink.failures)
             backlog.add_metric([sink.name], sink.backlog)
             up.add_metric([sink.name], float(sink.state == "up"))
         enriched = CounterMetricFamily(
@@ -57,7 +68,8 @@ class PipelineMetrics(Collector):
         if (tally := self._pipeline.enrichment()) is not None:
             for outcome, count in {"answered": tally.answered, "cached": tally.cached, **tally.dropped}.items():
                 enriched.add_metric([outcome], count)
-        return [received, analysed, dropped, events, age, tracks, online, backlog, up, enriched]
+        frames = [received, analysed, dropped, age, tracks, online]
+        return [*frames, events, lost, delivered, dead, failures, backlog, up, enriched]
 
 
 def serve_metrics(pipeline: Pipeline, port: int, host: str) -> tuple[WSGIServer, Thread]:

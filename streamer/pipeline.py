@@ -268,6 +268,10 @@ class Pipeline:
         """Where every sink stands."""
         return self._spool.status()
 
+    def dropped_events(self, stream: str) -> dict[str, int]:
+        """A stream's events that were given up, by reason."""
+        return self._spool.dropped(stream)
+
     def enrichment(self) -> EnrichTally | None:
         """What became of the requests for descriptions; None where nobody describes."""
         return None if self._enricher is None else self._enricher.tally()

@@ -79,8 +79,8 @@ def card(run: Run, reports: Sequence[Report], threshold: float) -> list[str]:
         "are true of something in them and phrases that are not (`streamer/demo/lessons.py`). No footage, no other "
         "data.",
         f"* **Recipe:** `{run.command}`; AdamW, cosine, bf16, average of the weights (`streamer/demo/train_mini.py`).",
-        f"* **Length:** {run.steps} steps, {run.crops} crops of 320x192 or their worth in whole pictures, "
-        f"{run.minutes:.0f} minutes.",
+        f"* **Length:** {run.steps} steps, {run.crops} crops of 320x192, or in their place whole pictures and near "
+        f"looks at single things, {run.minutes:.0f} minutes.",
         f"* **Threshold:** {threshold}, the lowest at which absent phrases were found in at most "
         f"{_MOST_ALARMS:.0%} of {-(-reports[0].pictures // 2)} other pictures.",
         "",
