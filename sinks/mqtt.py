@@ -61,6 +61,10 @@ class MqttSink:
     async def send_batch(self, events: Sequence[Event]) -> None:
         await self._worker.call(self._send, events)
 
+    async def check(self) -> str:
+        """Whether the broker lets us in; nothing is told there. Raises `SinkError`."""
+        return await self._worker.call(self._look)
+
     async def aclose(self) -> None:
         with self._changed:
             self._lost = "the sink was closed"
@@ -68,6 +72,12 @@ class MqttSink:
         await self._worker.aclose(last=self._goodbye)
 
     # The worker's thread; callbacks come from paho's.
+
+    def _look(self) -> str:
+        if self._client is None:
+            self._connect(in_silence=True)
+            self._goodbye(in_silence=True)
+        return "the broker lets us in; what may be written there, only an event would tell"
 
     def _send(self, events: Sequence[Event]) -> None:
         if self._client is None:
@@ -94,18 +104,21 @@ class MqttSink:
         if refused:
             raise PoisonError(f"{self._where} refuses {len(refused)} events for good", refused)
 
-    def _connect(self) -> None:
+    def _connect(self, *, in_silence: bool = False) -> None:
+        """In silence: without a word to subscribers, and beside a client of our name that is connected."""
         from paho.mqtt.client import Client, MQTTv5
         from paho.mqtt.enums import CallbackAPIVersion
 
         self._connected, self._answers, self._lost, self._largest = None, {}, "", 0
-        client = Client(CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=MQTTv5)
+        client_id = "" if in_silence else self._client_id
+        client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTv5)
         client.max_inflight_messages_set(200)
         client.connect_timeout = self._timeout_s
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
-        client.will_set(f"{self._prefix}/status", b"offline", qos=1, retain=True)
+        if not in_silence:
+            client.will_set(f"{self._prefix}/status", b"offline", qos=1, retain=True)
         if self._user is not None:
             client.username_pw_set(self._user, self._password)
         if self._tls is not None:
@@ -126,7 +139,8 @@ class MqttSink:
             self._give_up()
             said = f"refuses the connection ({code})" if code is not None else "does not answer as MQTT 5 should"
             raise SinkError(f"{self._where} {said}: check user, password and that it speaks MQTT 5")
-        self._publish("status", b"online", retain=True)
+        if not in_silence:
+            self._publish("status", b"online", retain=True)
 
     def _publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int:
         from paho.mqtt.packettypes import PacketTypes
@@ -159,12 +173,13 @@ class MqttSink:
         client.disconnect()
         client.loop_stop()
 
-    def _goodbye(self) -> None:
+    def _goodbye(self, *, in_silence: bool = False) -> None:
         client = self._client
         if client is None:
             return
-        with contextlib.suppress(ValueError, RuntimeError):
-            client.publish(f"{self._prefix}/status", b"offline", qos=1, retain=True).wait_for_publish(1.0)
+        if not in_silence:
+            with contextlib.suppress(ValueError, RuntimeError):
+                client.publish(f"{self._prefix}/status", b"offline", qos=1, retain=True).wait_for_publish(1.0)
         client.on_disconnect = None
         client.disconnect()
         client.loop_stop()

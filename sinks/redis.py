@@ -31,8 +31,25 @@ class RedisSink:
     async def send_batch(self, events: Sequence[Event]) -> None:
         await self._worker.call(self._add, events)
 
+    async def check(self) -> str:
+        """How things stand, without writing. Raises `SinkError` where events could not go there."""
+        return await self._worker.call(self._look)
+
     async def aclose(self) -> None:
         await self._worker.aclose(last=self._client.close)
+
+    def _look(self) -> str:
+        import redis
+
+        try:
+            kind = self._client.type(self._key)
+            if kind == b"stream":
+                return f"answers; {self._key} holds {self._client.xlen(self._key)} entries"
+        except redis.RedisError as error:
+            raise self._unreachable(error) from None
+        if kind != b"none":
+            raise self._no_stream()
+        return f"answers; {self._key} begins with the first event"
 
     def _add(self, events: Sequence[Event]) -> None:
         import redis
@@ -43,21 +60,29 @@ class RedisSink:
             pipeline.xadd(self._key, {**fields, "event": event.to_json()}, maxlen=self._keep, approximate=True)
         try:
             answers = pipeline.execute(raise_on_error=False)
-        except redis.AuthenticationError:
-            raise SinkError(f"Redis at {self._where} refuses the user or the password") from None
         except redis.RedisError as error:
-            raise SinkError(f"Redis at {self._where} does not answer ({error})") from None
+            raise self._unreachable(error) from None
         failed = [(index, answer) for index, answer in enumerate(answers) if isinstance(answer, Exception)]
         if not failed:
             return
         index, reason = failed[0]
         if "WRONGTYPE" in str(reason):
-            raise SinkError(f"Redis at {self._where}: {self._key} is no stream: give the sink another key")
+            raise self._no_stream()
         if "string exceeds" in str(reason):
             reasons = {events[number].id: str(why) for number, why in failed}
             raise PoisonError(f"Redis at {self._where} refuses {len(reasons)} events for good", reasons)
         # a full memory refuses some and takes later ones: all from the first one on are sent again, in order
         raise SinkError(f"Redis at {self._where} refuses ({reason})", delivered=index)
+
+    def _unreachable(self, error: Exception) -> SinkError:
+        import redis
+
+        if isinstance(error, redis.AuthenticationError):
+            return SinkError(f"Redis at {self._where} refuses the user or the password")
+        return SinkError(f"Redis at {self._where} does not answer ({error})")
+
+    def _no_stream(self) -> SinkError:
+        return SinkError(f"Redis at {self._where}: {self._key} is no stream: give the sink another key")
 
 
 def open_redis(address: Address) -> RedisSink:

@@ -69,9 +69,23 @@ class WebhookSink:
     async def send_batch(self, events: Sequence[Event]) -> None:
         await self._worker.call(self._send, events)
 
+    async def check(self) -> str:
+        """Whether somebody answers, with TLS where it is asked for: what the path is for, only an event would tell."""
+        return await self._worker.call(self._look)
+
     async def aclose(self) -> None:
         self._closing = True
         await self._worker.aclose(last=self._connection.close)
+
+    def _look(self) -> str:
+        try:
+            self._connection.connect()
+        except OSError as error:
+            raise self._unreachable(error) from None
+        finally:
+            self._connection.close()
+        is_secure = isinstance(self._connection, http.client.HTTPSConnection)
+        return "somebody answers there" + (", with a certificate that is trusted" if is_secure else "")
 
     def _send(self, events: Sequence[Event]) -> None:
         refused: dict[str, str] = {}
@@ -121,14 +135,16 @@ class WebhookSink:
             response = self._request(body, headers)
             answer = self._conceal(response.read(200).decode("utf-8", "replace").strip())
             response.read()
-        except ssl.SSLCertVerificationError as error:
-            self._connection.close()
-            raise SinkError(f"{self._where} shows a certificate that is not trusted ({error.verify_message})") from None
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise SinkError(f"{self._where} does not answer ({self._conceal(reason)})") from None
+            raise self._unreachable(error) from None
         self._judge(response, answer)
+
+    def _unreachable(self, error: OSError | http.client.HTTPException) -> SinkError:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return SinkError(f"{self._where} shows a certificate that is not trusted ({error.verify_message})")
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return SinkError(f"{self._where} does not answer ({self._conceal(reason)})")
 
     def _request(self, body: bytes, headers: dict[str, str]) -> http.client.HTTPResponse:
         """Once more on a new connection where the peer has closed the old one between two requests."""

@@ -32,9 +32,7 @@ _OPTIONAL = {
 }
 _LEAST_DISK = 2 * 1024**3
 _SOURCE_WAIT_S = 15.0
-_SINK_WAIT_S = 5.0
 _FILE_SINKS = ("jsonl", "sqlite", "parquet")
-_DEFAULT_PORTS = {"kafka": 9092, "kafkas": 9093, "mqtt": 1883, "mqtts": 8883, "redis": 6379, "rediss": 6379, "http": 80}
 
 State = Literal["works", "missing", "broken"]
 
@@ -146,25 +144,13 @@ def _sink(text: str) -> Finding:
             told = await check() if check is not None else ""
         finally:
             await sink.aclose()
-        if told:
-            return str(told)
-        if not address.host:
-            return "can be written"
-        for place in address.hosts.split(","):
-            host, _, port = place.rpartition(":") if ":" in place else (place, "", "")
-            _, writer = await asyncio.wait_for(
-                asyncio.open_connection(host, int(port or _DEFAULT_PORTS.get(address.scheme, 443))), _SINK_WAIT_S
-            )
-            writer.close()
-        return "somebody answers there"
+        return str(told) or "can be opened"
 
     name = f"sink {redact(text)}"
     try:
         return Finding(name, "works", asyncio.run(try_it()))
     except SinkError as error:
         return Finding(name, "broken", str(error))
-    except TimeoutError:
-        return Finding(name, "broken", f"no answer within {_SINK_WAIT_S:.0f} s")
     except OSError as error:
         return Finding(name, "broken", f"cannot be reached: {error.strerror or error}")
 

@@ -22,6 +22,7 @@ class Peer:
         self.events: list[Event] = []
         self.requests: list[Any] = []
         self.answers: list[Any] = []  # used up one by one; empty: all is well
+        self.welcome = 0  # how an MQTT broker answers a client that connects
         self.repeats_path = False  # a web server that says what it did not find, as many do
         self.lock = threading.Lock()
 
@@ -111,7 +112,9 @@ def _tcp_server(talk: Any) -> Iterator[Peer]:
 
 
 def mqtt_broker() -> Any:
-    """MQTT 5: CONNECT, PUBLISH with QoS 1, PINGREQ, DISCONNECT. An answer is the reason code of a PUBACK."""
+    """MQTT 5: CONNECT, PUBLISH with QoS 1, PINGREQ, DISCONNECT. An answer is the reason code of a PUBACK, `welcome`
+    that of a CONNACK.
+    """
     return _tcp_server(_talk_mqtt)
 
 
@@ -123,7 +126,7 @@ def _talk_mqtt(reader: Any, writer: Any, peer: Peer) -> None:
         kind = head >> 4
         if kind == 1:
             peer.requests.append(body)
-            writer.write(bytes([0x20, 3, 0, 0, 0]))
+            writer.write(bytes([0x20, 3, 0, peer.welcome, 0]))
         elif kind == 3:
             length = struct.unpack(">H", body[:2])[0]
             topic = body[2 : 2 + length].decode()
@@ -160,7 +163,7 @@ def _exactly(reader: Any, count: int) -> bytes:
 
 
 def redis_server() -> Any:
-    """RESP: XADD, and whatever a client says to introduce itself. An answer is the text of an error."""
+    """RESP: XADD, XLEN, TYPE, and whatever a client says to introduce itself. An answer is the text of an error."""
     return _tcp_server(_talk_redis)
 
 
@@ -179,6 +182,10 @@ def _talk_redis(reader: Any, writer: Any, peer: Peer) -> None:
             else:
                 peer.take(words[-1])
                 writer.write(b"$3\r\n1-1\r\n")
+        elif name == b"TYPE":
+            writer.write(b"+string\r\n" if words[1] == b"text" else b"+stream\r\n" if peer.events else b"+none\r\n")
+        elif name == b"XLEN":
+            writer.write(f":{len(peer.events)}\r\n".encode())
         elif name == b"HELLO":
             writer.write(b"-ERR unknown command\r\n")
         else:

@@ -18,6 +18,7 @@ from sinks import PoisonError, SinkError, open_sink, open_sinks
 from sinks.event import EventType
 from sinks.spool import Spool
 from streamer.health import _sink
+from tests.sinks.broker import free_port
 from tests.sinks.makes import event, events, ids
 from tests.sinks.peers import Peer, mqtt_broker, redis_server, web_server
 
@@ -178,6 +179,45 @@ async def test_redis_refusals(redis: Peer) -> None:
     redis.answers = ["WRONGTYPE Operation against a key holding the wrong kind of value"]
     with pytest.raises(SinkError, match="place is no stream"):
         await send(address, events(1))
+
+
+async def look(address: str) -> str:
+    sink = open_sink(address)
+    try:
+        return await sink.check()  # type: ignore[attr-defined]
+    finally:
+        await sink.aclose()
+
+
+async def test_looking_at_a_webhook_sends_nothing(web: Peer) -> None:
+    assert await look(f"http://127.0.0.1:{web.port}/in") == "somebody answers there"
+    assert web.requests == []
+    with pytest.raises(SinkError, match=r"does not answer \(Connection refused\)"):
+        await look(f"http://127.0.0.1:{free_port()}/in")
+    with pytest.raises(SinkError, match="does not answer"):  # there is no TLS
+        await look(f"https://127.0.0.1:{web.port}/in")
+
+
+async def test_looking_at_mqtt_tells_nobody(mqtt: Peer) -> None:
+    address = f"mqtt://me:pw@127.0.0.1:{mqtt.port}/site?client_id=gate"
+    assert "the broker lets us in" in await look(address)
+    (connect,) = mqtt.requests
+    assert b"me" in connect
+    assert b"gate" not in connect, "a client of that name may be at work"
+    assert b"offline" not in connect
+    mqtt.welcome = 0x86
+    with pytest.raises(SinkError, match="check user, password"):
+        await look(address)
+
+
+async def test_looking_at_redis_writes_nothing(redis: Peer) -> None:
+    address = f"redis://127.0.0.1:{redis.port}/"
+    assert await look(address + "place") == "answers; place begins with the first event"
+    await send(address + "place", events(3))
+    assert await look(address + "place") == "answers; place holds 3 entries"
+    with pytest.raises(SinkError, match="text is no stream"):
+        await look(address + "text")
+    assert ids(redis.events) == ids(events(3))
 
 
 async def test_a_parquet_file_waits_for_company_unless_the_spool_is_drained(
