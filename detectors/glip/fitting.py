@@ -102,6 +102,13 @@ def caption_of(
     return tokens
 
 
+def folder_of(truth: Path, data: Mapping[str, Any]) -> Path:
+    """Where a data set's pictures are: beside its file or, as `annotate` puts them, in `images` there."""
+    inside = truth.parent / "images"
+    names = [image["file_name"] for image in data["images"]]
+    return inside if names and not (truth.parent / names[0]).is_file() and inside.is_dir() else truth.parent
+
+
 @dataclass(frozen=True)
 class Examples:
     """Labelled pictures of a data set in COCO's format, as batches by number."""

@@ -22,7 +22,9 @@ class Mode(StrEnum):
 def tune(
     truth: Annotated[Path, typer.Argument(help="Labelled pictures to learn from, in COCO's format.")],
     out: Annotated[Path, typer.Option(help="prompt: a file for --tuned; other modes: a folder for --weights.")],
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures; beside TRUTH when absent.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures; TRUTH's or images there, when absent.")
+    ] = None,
     val: Annotated[Path | None, typer.Option(help="Labelled pictures to stop by; TRUTH itself when absent.")] = None,
     val_images: Annotated[Path | None, typer.Option(help="Their folder.")] = None,
     mode: Annotated[Mode, typer.Option(help="What learns: everything, the head, its last layer, or the words.")] = (
@@ -76,11 +78,11 @@ def tune(
     tokens = fitting.caption_of(names, tokenizer, network.config.text.max_length, _descriptions(describe or []))
     size = network.config.image.resized(short_side)
     chosen = [image["id"] for image in data["images"]] if shots is None else fitting.few_shots(data, shots, seed)
-    learning = fitting.Examples(data, images or truth.parent, chosen, tokens, size, batch, seed)
+    learning = fitting.Examples(data, images or fitting.folder_of(truth, data), chosen, tokens, size, batch, seed)
     everything = [image["id"] for image in other["images"]]
     checking = fitting.Examples(
         other,
-        val_images or (images if val is None else None) or (val or truth).parent,
+        val_images or (images if val is None else None) or fitting.folder_of(val or truth, other),
         everything,
         tokens,
         size,

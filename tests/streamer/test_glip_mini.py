@@ -7,8 +7,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from detectors import Detector, create_detector
+from streamer.cli import app
 from streamer.demo.examination import HELD_OUT, answer_of, examine
 from streamer.showcase import show_street
 
@@ -46,3 +48,19 @@ def test_the_demo_finds_what_the_user_asks_for(tmp_path: Path, capsys: pytest.Ca
     assert told == set(queries)
     assert "events.sqlite" in capsys.readouterr().out
     assert next(tmp_path.glob("*/video.mp4")).stat().st_size > 10_000
+
+
+def test_what_it_labels_teaches_a_smaller_one(tmp_path: Path) -> None:
+    """As a user does it: `annotate`, then `tune` with the file that it wrote."""
+    street = "synthetic:street?seed=5&size=320x192&fps=1&duration=3"
+    labels = tmp_path / "data" / "annotations.json"
+    command = CliRunner()
+    asked = ["--query", "car", "--detector", "glip-mini"]
+    labelled = command.invoke(app, ["annotate", street, *asked, "--fps", "1", "--out", str(labels.parent)])
+    assert labelled.exit_code == 0, labelled.output
+    assert len(json.loads(labels.read_text())["images"]) == 3
+    short = ["--mode", "head", "--short-side", "96", "--epochs", "1"]
+    out = tmp_path / "student"
+    taught = command.invoke(app, ["tune", str(labels), "--model", "glip-mini", *short, "--out", str(out)])
+    assert taught.exit_code == 0, taught.output
+    assert create_detector("glip-mini", weights=out).prepare(["car"])
