@@ -62,6 +62,9 @@ class Watch:
     async def __aexit__(self, *_: object) -> None:
         await self.source.aclose()
         await self._task
+        # Closing waits two seconds for the source's thread; on a machine that is busy elsewhere it may need more.
+        if "live" in self.states:
+            await self.until(lambda: "closed" in self.states)
 
     async def _read(self) -> None:
         try:
