@@ -319,7 +319,7 @@ def start(model: GlipModel) -> GlipModel:
 
     The papers start from encoders that were trained before. From random ones the colour of a small thing can be read
     off the first maps (by a linear probe, for 0.68 of the street's persons), but no more off the tower's last (0.19, of
-    0.16 by chance), and what does not arrive is not learned. Here it is 0.46: patches begin as their lowest
+    0.16 by chance), and what does not arrive is not learned. Here it is 0.44: patches begin as their lowest
     frequencies, convolutions as near-identities (DiracNets, arXiv:1706.00388), and coarse levels add little to finer
     ones. Words are of length one and scores begin near zero: a tenfold scale lets them move as fast as the rest.
 
