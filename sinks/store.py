@@ -27,7 +27,8 @@ log = logging.getLogger("sinks.spool")
 SYNC_WINDOW_S = 0.2
 _APPLICATION_ID = 0x67737472  # "gstr"
 _CHECKPOINT_BYTES = 8 << 20
-_RESTART_BYTES = 64 << 20
+_CHECKPOINT_S = 1.0
+_RESTART_BYTES = 128 << 20
 _IDLE_S = 1.0
 _RELEASE_BYTES = 256 << 10
 _SLACK_PAGES = 2048
@@ -309,7 +310,9 @@ class Store:
 class _Keeper:
     """Brings commits to the disk in the background: at most `SYNC_WINDOW_S` of them are lost in a power cut.
 
-    Checkpoints happen here too, on a connection of their own, so that no commit waits for one.
+    Checkpoints happen here too, on a connection of their own, so that no commit waits for one. Only where events come
+    so fast that the log never ends before the next commit must it be begun anew while commits wait, tens of
+    milliseconds: as rarely as its size allows. (The file does not tell: it stays as large as the log once was.)
     """
 
     def __init__(self, path: Path, *, sync: bool) -> None:
@@ -317,6 +320,7 @@ class _Keeper:
         self._sync = sync
         self._file = -1  # the write-ahead log: the same file for as long as anybody has the database open
         self._warned = False
+        self._checkpoint_at = 0.0
         self._dirty = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool-keeper", daemon=True)
@@ -333,10 +337,11 @@ class _Keeper:
 
     def _run(self) -> None:
         db = _connect(self._path)
+        self._page_bytes = int(db.execute("PRAGMA page_size").fetchone()[0])
         checkpointed = True
         while not self._closing.is_set():
             if not self._dirty.wait(None if checkpointed else _IDLE_S):
-                checkpointed = self._checkpoint(db, "TRUNCATE")
+                checkpointed, _ = self._checkpoint(db, "TRUNCATE")
                 continue
             self._dirty.clear()
             checkpointed = False
@@ -356,18 +361,20 @@ class _Keeper:
             self._file = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
         if self._sync:
             os.fdatasync(self._file)
-        size = os.fstat(self._file).st_size
-        if size > _RESTART_BYTES:
-            self._checkpoint(db, "RESTART")
-        elif size > _CHECKPOINT_BYTES:
-            self._checkpoint(db, "PASSIVE")
+        if os.fstat(self._file).st_size > _CHECKPOINT_BYTES and time.monotonic() >= self._checkpoint_at:
+            _, size = self._checkpoint(db, "PASSIVE")
+            if size > _RESTART_BYTES:
+                self._checkpoint(db, "RESTART")
+            self._checkpoint_at = time.monotonic() + _CHECKPOINT_S
 
-    def _checkpoint(self, db: sqlite3.Connection, mode: str) -> bool:
+    def _checkpoint(self, db: sqlite3.Connection, mode: str) -> tuple[bool, int]:
+        """Whether it was not hindered, and the size of the log in bytes."""
         try:
-            return not db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()[0]
+            hindered, pages, _ = db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+            return not hindered, pages * self._page_bytes
         except sqlite3.Error as error:  # a full disk: the log is longer for a while
             log.debug("spool %s: checkpoint put off (%s)", self._path, error)
-            return False
+            return False, 0
 
 
 def is_droppable(line: bytes) -> bool:

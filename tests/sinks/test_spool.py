@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from sinks import store
 from sinks.event import Event, EventType
 from sinks.files import JsonlSink
 from sinks.sink import PoisonError, SinkError
@@ -334,6 +335,27 @@ async def test_used_bytes_return_to_zero_and_the_file_shrinks(path: Path) -> Non
         assert await spool.drain(30)
         await until(lambda: spool.used_bytes == 0)
         await until(lambda: sum(file.stat().st_size for file in path.parent.iterdir()) < grown / 3, seconds=20)
+
+
+async def test_the_log_is_begun_anew_though_events_never_pause(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_CHECKPOINT_S": 0.0, "_CHECKPOINT_BYTES": 1 << 18, "_RESTART_BYTES": 1 << 20}.items():
+        monkeypatch.setattr(store, name, value)
+    monkeypatch.setattr(store, "SYNC_WINDOW_S", 0.01)
+    gate = asyncio.Event()
+    async with await Spool.open(path, {"sink": Recorder(lambda _: gate.wait())}) as spool:
+
+        async def send_some(sent: list[Event]) -> None:
+            for _ in range(300):
+                await spool.send_batch(sent)
+
+        def log_number() -> int:
+            """https://sqlite.org/fileformat.html#the_write_ahead_log: rises whenever the log is begun anew."""
+            return int.from_bytes(path.with_name(path.name + "-wal").read_bytes()[12:16], "big")
+
+        await spool.send(event(0))
+        first = log_number()
+        await asyncio.gather(*(send_some([event(8 * n + i, padding=1000) for n in range(20)]) for i in range(8)))
+        assert log_number() > first
 
 
 async def test_a_spool_whose_sink_stopped_in_the_middle_of_a_block_rests(path: Path) -> None:
