@@ -50,11 +50,13 @@ class Recipe:
 
     A run ends after `steps` batches or `minutes` of training, whichever is given; the rate follows the share of it that
     is done: up linearly over the first `warm_up` of it, then down, by half a cosine ("cosine") or to a tenth at 67 %
-    and at 89 % ("steps").
+    and at 89 % ("steps"). AdamW, and for matrices that learn from nothing, Muon (arXiv:2502.16982), whose steps are a
+    fifth of AdamW's at the same rate.
     """
 
     rate: float = 1e-4
     text_rate: float = 1e-5
+    matrix_rate: float | None = None  # of hidden weight matrices, which then learn by Muon; None: as all others
     weight_decay: float = 1e-4
     warm_up: float = 0.03
     decay: str = "steps"
@@ -104,20 +106,42 @@ class Progress(NamedTuple):
         return self.token + self.box + self.centerness
 
 
-def parameter_groups(model: nn.Module, rate: float, text_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(named: Iterable[tuple[str, Tensor]], recipe: Recipe) -> list[dict[str, Any]]:
     """What learns, by rate and decay: the text encoder slower, whatever is called a bias at double rate, undecayed."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         if parameter.requires_grad:
-            groups.setdefault(("language_backbone" in name, "bias" in name), []).append(parameter)
+            groups.setdefault((_is_of_text(name), "bias" in name), []).append(parameter)
     return [
         {
             "params": parameters,
-            "rate": (text_rate if is_text else rate) * (2 if is_bias else 1),
-            "weight_decay": 0.0 if is_bias else weight_decay,
+            "rate": (recipe.text_rate if is_text else recipe.rate) * (2 if is_bias else 1),
+            "weight_decay": 0.0 if is_bias else recipe.weight_decay,
         }
         for (is_text, is_bias), parameters in groups.items()
     ]
+
+
+def matrix_groups(named: Iterable[tuple[str, Tensor]], recipe: Recipe) -> list[dict[str, Any]]:
+    """Hidden weights for Muon, the text encoder's slower in the proportion of the other rates."""
+    rate = recipe.matrix_rate or 0.0
+    groups: dict[bool, list[Tensor]] = {}
+    for name, matrix in named:
+        groups.setdefault(_is_of_text(name), []).append(matrix)
+    return [
+        {"params": matrices, "rate": rate * (recipe.text_rate / recipe.rate if is_text else 1)}
+        for is_text, matrices in groups.items()
+    ]
+
+
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether a weight maps many features to many: no table, no filter of pixels, nothing that moves or makes boxes."""
+    other = any(part in name for part in ("embed", "relative_position", "offset"))
+    return parameter.ndim >= 2 and not other and min(parameter.shape[0], parameter[0].numel()) >= 16
+
+
+def _is_of_text(name: str) -> bool:
+    return "language_backbone" in name
 
 
 class Average:
@@ -146,8 +170,20 @@ class Trainer:
         self.model = model.to(self.device)
         self.recipe = recipe
         self.average = Average(model, recipe.average)
-        groups = parameter_groups(model, recipe.rate, recipe.text_rate, recipe.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0)
+        named = list(model.named_parameters())
+        of_muon = [(name, p) for name, p in named if recipe.matrix_rate and p.requires_grad and is_matrix(name, p)]
+        # Muon takes what is two-dimensional: the same memory, with the kernels of convolutions laid out in rows.
+        self._matrices = [(p, nn.Parameter(p.detach().view(len(p), -1))) for _, p in of_muon]
+        chosen = {name for name, _ in of_muon}
+        others = [(name, p) for name, p in named if name not in chosen]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(parameter_groups(others, recipe), lr=0.0),
+        ]
+        if of_muon:
+            rows = zip(of_muon, self._matrices, strict=True)
+            groups = matrix_groups([(name, matrix) for (name, _), (_, matrix) in rows], recipe)
+            muon = torch.optim.Muon(groups, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
+            self.optimizers.append(muon)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.mixed_precision and self._half)
         self.step, self.seconds = 0, 0.0
 
@@ -183,18 +219,23 @@ class Trainer:
         """One step. Raises `TrainingError` when the loss is no number."""
         done = self.recipe.done(self.step, self.seconds)
         factor = self.recipe.factor(done)
-        for group in self.optimizer.param_groups:
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group in groups:
             group["lr"] = group["rate"] * factor
         found = self.losses(batch)
         if not torch.isfinite(found.total):
             raise TrainingError(f"the loss of step {self.step} is {float(found.total.detach())}: lower the rate")
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(found.total))
-        self.scaler.unscale_(self.optimizer)
-        learning = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        share_gradients(learning)
+        for parameter, matrix in self._matrices:
+            matrix.grad = None if parameter.grad is None else parameter.grad.reshape(matrix.shape)
+        learning = [parameter for group in groups for parameter in group["params"]]
+        share_gradients(learning)  # before unscaling: an overflow anywhere is then seen, and skipped, by all
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(learning, self.recipe.clip)
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
         self.scaler.update()
         self.step += 1
         self.average.update(self.model, self.step)
@@ -216,7 +257,7 @@ class Trainer:
         state = {
             "model": self.model.state_dict(),
             "average": self.average.tensors,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
@@ -230,9 +271,12 @@ class Trainer:
     def resume(self, path: Path) -> None:
         """Go on where `save` left off. Raises `TrainingError` when the file is none of this model's."""
         state = read_checkpoint(path)
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        settings = [(group["rate"], group["weight_decay"]) for group in groups]
         try:
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
             self.scaler.load_state_dict(state["scaler"])
             for key, value in self.average.tensors.items():
                 value.copy_(state["average"][key])
@@ -241,9 +285,9 @@ class Trainer:
         except (KeyError, RuntimeError, ValueError) as error:
             raise TrainingError(f"{path} is not a checkpoint of this model's training: {error}") from error
         # The recipe decides, not the checkpoint: a run may be taken up again with another rate.
-        fresh = parameter_groups(self.model, self.recipe.rate, self.recipe.text_rate, self.recipe.weight_decay)
-        for group, new in zip(self.optimizer.param_groups, fresh, strict=True):
-            group["rate"], group["weight_decay"] = new["rate"], new["weight_decay"]
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group, (rate, weight_decay) in zip(groups, settings, strict=True):
+            group["rate"], group["weight_decay"] = rate, weight_decay
 
 
 def share_gradients(parameters: Sequence[Tensor]) -> None:
@@ -321,7 +365,8 @@ def start(model: GlipModel) -> GlipModel:
     off the first maps (by a linear probe, for 0.68 of the street's persons), but no more off the tower's last (0.19, of
     0.16 by chance), and what does not arrive is not learned. Here it is 0.44: patches begin as their lowest
     frequencies, convolutions as near-identities (DiracNets, arXiv:1706.00388), and coarse levels add little to finer
-    ones. Words are of length one and scores begin near zero: a tenfold scale lets them move as fast as the rest.
+    ones. Words are of length one and scores begin near zero, as do boxes: a tenfold scale
+    lets them move as fast as the rest.
 
     Linear layers start with the papers' deviation of 0.02. 1/√inputs was tried for the narrow layers of glip-mini: a
     token loss of 2.06 instead of 1.93 after 300 steps.
@@ -347,6 +392,8 @@ def start(model: GlipModel) -> GlipModel:
         nn.init.orthogonal_(fpn.get_parameter(f"fpn_inner{level}.weight"), gain=1.0 if level == 2 else 0.15)
         pass_on(cast(nn.Conv2d, fpn.get_submodule(f"fpn_layer{level}")))
     nn.init.constant_(model.rpn.head.log_scale, -math.log(10))
+    for scale in model.rpn.head.scales:
+        nn.init.constant_(cast(Tensor, scale.scale), 10.0)
     return model
 
 

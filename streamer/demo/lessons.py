@@ -28,7 +28,7 @@ CROP = 320, 192
 CROPS = 2  # of a picture: painting costs a fifth of what learning does
 NEAR = 96, 96  # one thing, seen closely
 NEARS, NEARS_OF_PICTURE = 5, 7  # in place of one crop; of a picture
-NEAR_UNTIL = 8_000  # crops: the first lessons show nothing else
+NEAR_UNTIL = 6_000  # crops: the first lessons show nothing else
 LEAST_VISIBILITY, LEAST_AREA = 0.2, 24  # what shows less than this is neither asked for nor taught
 COLOURS, CONTRASTS = 0.45, 0.25  # shares of the pictures: asked for in all colours, and in what differs in one word
 LONGEST = 126  # tokens of a caption, without [CLS] and [SEP]
@@ -50,7 +50,7 @@ def is_evident(one: Seen) -> bool:
 
 @dataclass(frozen=True)
 class Lessons:
-    """Batches by number. Of four, two hold `batch` crops, one as many pixels in whole pictures, one near looks.
+    """Batches by number. Of eight, five hold `batch` crops, two as many pixels in whole pictures, one near looks.
 
     The first `NEAR_UNTIL` crops' worth are near looks alone. Whatever is learned first shapes the features: a model
     that meets whole streets first learns what a thing is, and then has no room for what colour it has. A thing that
@@ -68,7 +68,7 @@ class Lessons:
 
     def lessons(self, number: int) -> list[Lesson]:
         """Batch `number`, as pictures and words."""
-        if number % 4 == 0 or number * self.batch < NEAR_UNTIL:
+        if number % 8 == 0 or number * self.batch < NEAR_UNTIL:
             return self._looks(number, NEAR, NEARS * self.batch, NEARS_OF_PICTURE)
         if number % 4 == 3:
             return self._looks(number, SIZE, self.batch // 4, 1)

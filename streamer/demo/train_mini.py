@@ -52,6 +52,7 @@ def train_mini(
     recipe = Recipe(
         rate=rate,
         text_rate=rate / 2,
+        matrix_rate=rate * 10,
         weight_decay=0.02,
         decay="cosine",
         average=0.998,

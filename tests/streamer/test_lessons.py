@@ -50,10 +50,11 @@ def test_a_batch_is_known_by_its_number(lessons: Lessons) -> None:
 
 
 def test_first_come_near_looks_then_also_crops_and_whole_pictures(lessons: Lessons) -> None:
-    near, later = (20, 3, NEAR[1], NEAR[0]), -(-NEAR_UNTIL // 16) * 4
+    near, crops, whole = (20, 3, NEAR[1], NEAR[0]), (4, 3, CROP[1], CROP[0]), (1, 3, SIZE[1], SIZE[0])
+    later = -(-NEAR_UNTIL // 32) * 8
     assert [tuple(lessons(number).images.shape) for number in range(4)] == [near] * 4
-    shapes = [tuple(lessons(later + number).images.shape) for number in range(4)]
-    assert shapes == [near, *[(4, 3, CROP[1], CROP[0])] * 2, (1, 3, SIZE[1], SIZE[0])]
+    shapes = [tuple(lessons(later + number).images.shape) for number in range(8)]
+    assert shapes == [near, crops, crops, whole, crops, crops, crops, whole]
 
 
 def test_a_near_look_shows_something_large(lessons: Lessons) -> None:

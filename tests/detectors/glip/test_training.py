@@ -69,7 +69,8 @@ def test_a_run_has_exactly_one_length() -> None:
 
 def test_biases_learn_twice_as_fast_without_decay_and_the_text_encoder_slower() -> None:
     model = GlipModel(SMALL)
-    groups = parameter_groups(model, 1e-4, 1e-5, 0.01)
+    recipe = Recipe(rate=1e-4, text_rate=1e-5, weight_decay=0.01, steps=1)
+    groups = parameter_groups(model.named_parameters(), recipe)
     of = {id(p): group for group in groups for p in group["params"]}
     head = model.rpn.head
     encoder = dict(model.language_backbone.named_parameters())
@@ -80,21 +81,47 @@ def test_biases_learn_twice_as_fast_without_decay_and_the_text_encoder_slower() 
     assert id(head.cls_logits.weight) not in of, "what nothing reads is not trained"
 
 
-def test_the_loss_falls_on_what_is_seen_again_and_again() -> None:
+def test_muon_takes_every_hidden_matrix_and_nothing_else() -> None:
+    one = trainer(matrix_rate=1e-3)
+    adam, muon = one.optimizers
+    names = {p.data_ptr(): name for name, p in one.model.named_parameters()}
+    by_muon = {names[p.data_ptr()] for group in muon.param_groups for p in group["params"]}
+    by_adam = {names[p.data_ptr()] for group in adam.param_groups for p in group["params"]}
+    learning = {name for name, p in one.model.named_parameters() if p.requires_grad}
+    assert by_muon | by_adam == learning
+    assert not by_muon & by_adam
+    for part in ("embeddings", "patch_embed", "bias", "norm", "offset", "bbox_pred", "centerness", "scale"):
+        assert not [name for name in by_muon if part in name]
+    assert any(".qkv." in name for name in by_muon)
+    assert any("fpn_layer" in name for name in by_muon), "convolutions too"
+
+
+def test_muon_and_adamw_change_the_model_itself() -> None:
+    one = trainer(matrix_rate=1e-2)
+    before = {name: p.detach().clone() for name, p in one.model.named_parameters() if p.requires_grad}
+    for number in range(3):
+        one.learn(batch(number))
+    still = {name for name, p in one.model.named_parameters() if name in before and torch.equal(p, before[name])}
+    assert not {name for name in still if name.endswith(("fpn_layer2.weight", "qkv.weight", "norm.weight"))}
+
+
+@pytest.mark.parametrize("matrix_rate", [None, 2e-2])
+def test_the_loss_falls_on_what_is_seen_again_and_again(matrix_rate: float | None) -> None:
     seen: list[Progress] = []
-    trainer(60, decay="cosine").run((batch(number % 2) for number in range(60)), seen.append)
+    trainer(60, decay="cosine", matrix_rate=matrix_rate).run((batch(number % 2) for number in range(60)), seen.append)
     assert len(seen) == 60
     assert seen[-1].total < 0.5 * seen[0].total
 
 
-def test_a_stopped_run_goes_on_exactly(tmp_path: Path) -> None:
-    whole = trainer()
+@pytest.mark.parametrize("matrix_rate", [None, 2e-2])
+def test_a_stopped_run_goes_on_exactly(tmp_path: Path, matrix_rate: float | None) -> None:
+    whole = trainer(matrix_rate=matrix_rate)
     whole.run(numbered(batch, 0, workers=0))
 
-    first = trainer()
+    first = trainer(matrix_rate=matrix_rate)
     first.run(batch(number) for number in range(5))
     first.save(tmp_path / "checkpoint.pt")
-    second = trainer()
+    second = trainer(matrix_rate=matrix_rate)
     second.resume(tmp_path / "checkpoint.pt")
     assert second.step == 5
     second.run(numbered(batch, second.step, workers=0))
