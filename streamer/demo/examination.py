@@ -36,8 +36,8 @@ class Report:
     `phrases`: AP over all present phrases together, each in its picture; `kinds`: mean AP of the plain kinds;
     `false_alarms`: pictures in which an absent phrase was found, of all pairs of picture and absent phrase;
     `alarmed_pictures`: those in which any of the absent phrases asked about, six as a rule, was found, of all pictures;
-    `right_colour`: of all things found for a phrase of kind and colour, those that have the colour, among those of
-    the kind.
+    `refused_colours`: of all things of a kind that was asked for in another colour, those not found for the phrase;
+    `right_colour`: of all things of the kind that were found for such a phrase, those that have the colour.
     """
 
     pictures: int
@@ -48,6 +48,7 @@ class Report:
     precision: float
     false_alarms: float
     alarmed_pictures: float
+    refused_colours: float
     right_colour: float
     threshold: float
 
@@ -179,6 +180,7 @@ class _Sheet:
                 precision=_share(counts.right, counts.right + counts.wrong),
                 false_alarms=_share(counts.alarms, counts.absent),
                 alarmed_pictures=_share(len(counts.alarmed), pictures),
+                refused_colours=_share(counts.refused[True], counts.refused[True] + counts.refused[False]),
                 right_colour=_share(counts.told[True], counts.told[True] + counts.told[False]),
                 threshold=counts.threshold,
             )
@@ -194,7 +196,8 @@ class _Counts:
         self.right = self.wrong = self.missed = 0
         self.absent = self.alarms = 0
         self.alarmed: set[int] = set()  # pictures
-        self.told: Counter[bool] = Counter()  # whether the colour was right
+        self.refused: Counter[bool] = Counter()  # whether one of another colour was not found
+        self.told: Counter[bool] = Counter()  # whether the colour of one that was found was right
 
     def present(self, true: Sequence[Seen], sure: npt.NDArray[Any]) -> None:
         clear = [one for one in true if is_clear(one)]
@@ -216,9 +219,10 @@ class _Counts:
         same = [one for one in seen if one.thing.kind == kind and is_clear(one)]
         if not same:
             return
-        for row in ious(sure, np.array([one.box for one in same], np.float64)):
-            if row.max() >= 0.5:
-                self.told[same[int(row.argmax())].thing.colour == colour] += 1
+        overlap = ious(sure, np.array([one.box for one in same], np.float64))
+        found = [int(row.argmax()) for row in overlap if row.max() >= 0.5]
+        self.told.update(same[index].thing.colour == colour for index in found)
+        self.refused.update(index not in found for index, one in enumerate(same) if one.thing.colour != colour)
 
 
 class _Marks:

@@ -136,7 +136,7 @@ def test_who_knows_the_street_passes_with_full_marks() -> None:
     report = examine(answers(colour_blind=False), 4, 0.5, seed=11)
     assert report.phrases == report.kinds == report.recall == report.precision == pytest.approx(1)
     assert report.false_alarms == 0
-    assert report.right_colour == 1
+    assert report.right_colour == report.refused_colours == 1
 
 
 def test_the_colour_blind_pass_in_kinds_alone() -> None:
@@ -145,6 +145,7 @@ def test_the_colour_blind_pass_in_kinds_alone() -> None:
     assert report.phrases < 0.9
     assert report.false_alarms > 0.3
     assert report.right_colour < 0.8
+    assert report.refused_colours == 0
 
 
 def test_who_finds_nothing_fails() -> None:

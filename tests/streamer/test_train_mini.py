@@ -48,10 +48,10 @@ def test_no_minutes_left_means_nothing_is_trained(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "weights.safetensors").is_file()
 
 
-def test_the_threshold_is_the_lowest_with_few_false_alarms() -> None:
-    def report(threshold: float, false_alarms: float) -> Report:
-        return Report(10, 0.9, 0.9, {}, 0.9, 0.9, false_alarms, 0.2, 0.9, threshold)
+def test_the_threshold_is_the_lowest_with_few_false_alarms_and_few_wrong_colours() -> None:
+    def report(threshold: float, false_alarms: float, refused_colours: float) -> Report:
+        return Report(10, 0.9, 0.9, {}, 0.9, 0.9, false_alarms, 0.2, refused_colours, 0.8, threshold)
 
-    reports = [report(0.3, 0.2), report(0.4, 0.04), report(0.5, 0.01)]
-    assert choose_threshold(reports) == 0.4
-    assert choose_threshold(reports[:1]) == 0.3
+    reports = [report(0.3, 0.2, 0.5), report(0.4, 0.04, 0.94), report(0.5, 0.02, 0.97), report(0.6, 0.01, 0.99)]
+    assert choose_threshold(reports) == 0.5
+    assert choose_threshold(reports[:2]) == 0.4
