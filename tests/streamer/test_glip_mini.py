@@ -74,11 +74,11 @@ def test_what_it_labels_teaches_a_smaller_one(tmp_path: Path) -> None:
     [
         ([], KINDS_THRESHOLD),
         (["a dog", "automobile"], KINDS_THRESHOLD),
-        (["a dog", "a red car"], None),
-        (["something else"], None),
+        (["a dog", "a red car"], 0.5),
+        (["a dog", "something else"], None),
     ],
 )
-def test_kinds_alone_are_shown_from_a_lower_score_on(
+def test_what_the_street_knows_is_shown_from_a_lower_score_on(
     queries: list[str], threshold: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Job] = []
