@@ -304,9 +304,8 @@ class _Plateau:
         self._still += 1
         if self._waited > self._patience:
             self._waited = 0
-            for optimizer in self._trainer.optimizers:
-                for group in optimizer.param_groups:
-                    group["rate"] = max(group["rate"] / 10, self._least)
+            for group in self._trainer.groups:
+                group["rate"] = max(group["rate"] / 10, self._least)
         return self._still >= self._end
 
 

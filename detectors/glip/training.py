@@ -106,31 +106,21 @@ class Progress(NamedTuple):
         return self.token + self.box + self.centerness
 
 
-def parameter_groups(named: Iterable[tuple[str, Tensor]], recipe: Recipe) -> list[dict[str, Any]]:
+def parameter_groups(
+    named: Iterable[tuple[str, Tensor]], rate: float, text_rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
     """What learns, by rate and decay: the text encoder slower, whatever is called a bias at double rate, undecayed."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, parameter in named:
         if parameter.requires_grad:
-            groups.setdefault((_is_of_text(name), "bias" in name), []).append(parameter)
+            groups.setdefault(("language_backbone" in name, "bias" in name), []).append(parameter)
     return [
         {
             "params": parameters,
-            "rate": (recipe.text_rate if is_text else recipe.rate) * (2 if is_bias else 1),
-            "weight_decay": 0.0 if is_bias else recipe.weight_decay,
+            "rate": (text_rate if is_text else rate) * (2 if is_bias else 1),
+            "weight_decay": 0.0 if is_bias else weight_decay,
         }
         for (is_text, is_bias), parameters in groups.items()
-    ]
-
-
-def matrix_groups(named: Iterable[tuple[str, Tensor]], recipe: Recipe) -> list[dict[str, Any]]:
-    """Hidden weights for Muon, the text encoder's slower in the proportion of the other rates."""
-    rate = recipe.matrix_rate or 0.0
-    groups: dict[bool, list[Tensor]] = {}
-    for name, matrix in named:
-        groups.setdefault(_is_of_text(name), []).append(matrix)
-    return [
-        {"params": matrices, "rate": rate * (recipe.text_rate / recipe.rate if is_text else 1)}
-        for is_text, matrices in groups.items()
     ]
 
 
@@ -138,10 +128,6 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
     """Whether a weight maps many features to many: no table, no filter of pixels, nothing that moves or makes boxes."""
     other = any(part in name for part in ("embed", "relative_position", "offset"))
     return parameter.ndim >= 2 and not other and min(parameter.shape[0], parameter[0].numel()) >= 16
-
-
-def _is_of_text(name: str) -> bool:
-    return "language_backbone" in name
 
 
 class Average:
@@ -170,20 +156,17 @@ class Trainer:
         self.model = model.to(self.device)
         self.recipe = recipe
         self.average = Average(model, recipe.average)
-        named = list(model.named_parameters())
-        of_muon = [(name, p) for name, p in named if recipe.matrix_rate and p.requires_grad and is_matrix(name, p)]
+        named = dict(model.named_parameters())
+        rate, text_rate, decay = recipe.matrix_rate, recipe.text_rate, recipe.weight_decay
+        hidden = [name for name, p in named.items() if rate and p.requires_grad and is_matrix(name, p)]
         # Muon takes what is two-dimensional: the same memory, with the kernels of convolutions laid out in rows.
-        self._matrices = [(p, nn.Parameter(p.detach().view(len(p), -1))) for _, p in of_muon]
-        chosen = {name for name, _ in of_muon}
-        others = [(name, p) for name, p in named if name not in chosen]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(parameter_groups(others, recipe), lr=0.0),
-        ]
-        if of_muon:
-            rows = zip(of_muon, self._matrices, strict=True)
-            groups = matrix_groups([(name, matrix) for (name, _), (_, matrix) in rows], recipe)
-            muon = torch.optim.Muon(groups, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
-            self.optimizers.append(muon)
+        rows = {name: nn.Parameter(named[name].detach().view(len(named[name]), -1)) for name in hidden}
+        self._matrices = [(named.pop(name), matrix) for name, matrix in rows.items()]
+        adam = torch.optim.AdamW(parameter_groups(named.items(), recipe.rate, text_rate, decay), lr=0.0)
+        self.optimizers: list[torch.optim.Optimizer] = [adam]
+        if rate and rows:
+            groups = parameter_groups(rows.items(), rate, rate * (text_rate / recipe.rate), decay)
+            self.optimizers.append(torch.optim.Muon(groups, adjust_lr_fn="match_rms_adamw"))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.mixed_precision and self._half)
         self.step, self.seconds = 0, 0.0
 
@@ -191,6 +174,11 @@ class Trainer:
     def _half(self) -> bool:
         """Whether mixed precision means fp16, which needs its losses scaled up."""
         return self.device.type == "cuda" and not torch.cuda.is_bf16_supported()
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of all optimizers; `rate` is what the recipe's factor multiplies."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def run(self, batches: Iterable[Batch], after: Callable[[Progress], None] = lambda progress: None) -> None:
         """Step through `batches`, the first being number `self.step`, until they or the recipe's length end."""
@@ -219,8 +207,7 @@ class Trainer:
         """One step. Raises `TrainingError` when the loss is no number."""
         done = self.recipe.done(self.step, self.seconds)
         factor = self.recipe.factor(done)
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        for group in groups:
+        for group in self.groups:
             group["lr"] = group["rate"] * factor
         found = self.losses(batch)
         if not torch.isfinite(found.total):
@@ -229,7 +216,7 @@ class Trainer:
         torch.autograd.backward(self.scaler.scale(found.total))
         for parameter, matrix in self._matrices:
             matrix.grad = None if parameter.grad is None else parameter.grad.reshape(matrix.shape)
-        learning = [parameter for group in groups for parameter in group["params"]]
+        learning = [parameter for group in self.groups for parameter in group["params"]]
         share_gradients(learning)  # before unscaling: an overflow anywhere is then seen, and skipped, by all
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
@@ -271,8 +258,7 @@ class Trainer:
     def resume(self, path: Path) -> None:
         """Go on where `save` left off. Raises `TrainingError` when the file is none of this model's."""
         state = read_checkpoint(path)
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        settings = [(group["rate"], group["weight_decay"]) for group in groups]
+        settings = [(group["rate"], group["weight_decay"]) for group in self.groups]
         try:
             self.model.load_state_dict(state["model"])
             for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
@@ -285,8 +271,7 @@ class Trainer:
         except (KeyError, RuntimeError, ValueError) as error:
             raise TrainingError(f"{path} is not a checkpoint of this model's training: {error}") from error
         # The recipe decides, not the checkpoint: a run may be taken up again with another rate.
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        for group, (rate, weight_decay) in zip(groups, settings, strict=True):
+        for group, (rate, weight_decay) in zip(self.groups, settings, strict=True):
             group["rate"], group["weight_decay"] = rate, weight_decay
 
 
@@ -365,8 +350,8 @@ def start(model: GlipModel) -> GlipModel:
     off the first maps (by a linear probe, for 0.68 of the street's persons), but no more off the tower's last (0.19, of
     0.16 by chance), and what does not arrive is not learned. Here it is 0.44: patches begin as their lowest
     frequencies, convolutions as near-identities (DiracNets, arXiv:1706.00388), and coarse levels add little to finer
-    ones. Words are of length one and scores begin near zero, as do boxes: a tenfold scale
-    lets them move as fast as the rest.
+    ones. Words are of length one and scores begin near zero, as do boxes: a tenfold scale lets them move as fast as the
+    rest.
 
     Linear layers start with the papers' deviation of 0.02. 1/√inputs was tried for the narrow layers of glip-mini: a
     token loss of 2.06 instead of 1.93 after 300 steps.

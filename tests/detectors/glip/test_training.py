@@ -69,8 +69,7 @@ def test_a_run_has_exactly_one_length() -> None:
 
 def test_biases_learn_twice_as_fast_without_decay_and_the_text_encoder_slower() -> None:
     model = GlipModel(SMALL)
-    recipe = Recipe(rate=1e-4, text_rate=1e-5, weight_decay=0.01, steps=1)
-    groups = parameter_groups(model.named_parameters(), recipe)
+    groups = parameter_groups(model.named_parameters(), 1e-4, 1e-5, 0.01)
     of = {id(p): group for group in groups for p in group["params"]}
     head = model.rpn.head
     encoder = dict(model.language_backbone.named_parameters())
