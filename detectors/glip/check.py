@@ -242,9 +242,7 @@ class ModelCheck:
             self.model.anchors(predictions.shapes),
             self.token_maps(self.labels),
             self.golden["in.image_sizes"],
-            rule.score_threshold,
-            rule.pre_nms_top_n_per_level,
-            rule.aggregate,
+            rule,
         )
         everything = found.scores.shape[1]
         survivors, _ = select(found, rule.nms_iou, rule.detections_per_image, look_at=everything)

@@ -96,6 +96,7 @@ class PostprocessConfig:
     nms_iou: float = 0.6
     detections_per_image: int = 100  # no limit when <= 0
     aggregate: str = "MEAN"  # of a label's token probabilities; see `postprocess.aggregate`
+    centerness_weight: float = 1.0  # beside a label's probability, which weighs 1: the score is their geometric mean
 
 
 @dataclass(frozen=True)

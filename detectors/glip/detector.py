@@ -227,16 +227,7 @@ class Glip:
         rule = self.model.config.postprocess
         return Found(
             views,
-            candidates(
-                predictions,
-                self._anchors[predictions.shapes],
-                tokens,
-                sizes,
-                rule.score_threshold,
-                rule.pre_nms_top_n_per_level,
-                rule.aggregate,
-                least,
-            ),
+            candidates(predictions, self._anchors[predictions.shapes], tokens, sizes, rule, least),
             rule,
         )
 

@@ -195,15 +195,8 @@ def scored(model: GlipModel, examples: Examples) -> DetectionScore:
         height, width = pixels.shape[:2]
         size = target_size(height, width, examples.size.min_side, examples.size.max_side)
         predictions = model(collate([normalise(resize(pixels, size))]).to(device), text)
-        found = candidates(
-            predictions,
-            model.anchors(predictions.shapes),
-            tokens,
-            torch.tensor([size], device=device),
-            rule.score_threshold,
-            rule.pre_nms_top_n_per_level,
-            rule.aggregate,
-        )
+        sizes = torch.tensor([size], device=device)
+        found = candidates(predictions, model.anchors(predictions.shapes), tokens, sizes, rule)
         kept, _ = select(found, rule.nms_iou, rule.detections_per_image, found.scores.shape[1])
         valid = kept.valid[0]
         scale = torch.tensor([width / size[1], height / size[0]] * 2)

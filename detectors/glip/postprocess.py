@@ -10,6 +10,7 @@ from torch import Tensor
 
 from detectors.boxes import clip, suppress
 from detectors.glip.anchors import decode
+from detectors.glip.config import PostprocessConfig
 from detectors.glip.model import Predictions
 
 AGGREGATES = ("MEAN", "MAX", "ONEHOT", "POWER")
@@ -58,28 +59,27 @@ def candidates(
     anchors: Tensor,
     tokens: Tensor,
     sizes: Tensor,
-    threshold: float,
-    top_n: int = 1000,
-    how: str = "MEAN",
+    rule: PostprocessConfig,
     least: Tensor | None = None,
 ) -> Candidates:
-    """The best `top_n` pairs of region and label of each level whose score passes the threshold.
+    """The best pairs of region and label of each level, as many as the rule allows, that pass its score threshold.
 
     anchors (N, 4), tokens (B, L, K) 0/1, sizes (B, 2): each picture's unpadded (height, width). The threshold is on
-    the label's score alone, which is then weighed by the centerness and its root taken; `least` (B, K), the least
-    final score of each label, leaves out what nobody wants to see.
+    the label's probability alone; the score is then its geometric mean with the centerness, weighed as the rule says.
+    `least` (B, K), the least score of each label, leaves out what nobody wants to see.
     """
-    scores = aggregate(predictions.logits.float().sigmoid(), tokens, how)  # (B, N, K)
-    weighed = scores * predictions.centerness.float().sigmoid()[..., None]
-    passed = scores > threshold
+    weight = rule.centerness_weight
+    probabilities = aggregate(predictions.logits.float().sigmoid(), tokens, rule.aggregate)  # (B, N, K)
+    weighed = probabilities * predictions.centerness.float().sigmoid().pow(weight)[..., None]
+    passed = probabilities > rule.score_threshold
     if least is not None:
-        passed = passed & (weighed >= least.square()[:, None])
+        passed = passed & (weighed >= least.pow(1 + weight)[:, None])
     weighed = torch.where(passed, weighed, -1.0)
     labels = tokens.shape[-1]
     best, index, start = [], [], 0
     for level in torch.split(weighed, [height * width for height, width in predictions.shapes], dim=1):
         flat = level.flatten(1)
-        top = flat.topk(min(top_n, flat.shape[1]), dim=1)
+        top = flat.topk(min(rule.pre_nms_top_n_per_level, flat.shape[1]), dim=1)
         best.append(top.values)
         index.append(top.indices + start)
         start += flat.shape[1]
@@ -87,7 +87,7 @@ def candidates(
     region = chosen // labels
     deltas = predictions.deltas.float().gather(1, region[..., None].expand(-1, -1, 4))
     boxes = clip(decode(deltas, anchors[region]), sizes)
-    return Candidates(boxes, score.clamp(min=0).sqrt(), chosen % labels, score >= 0)
+    return Candidates(boxes, score.clamp(min=0).pow(1 / (1 + weight)), chosen % labels, score >= 0)
 
 
 def best_first(found: Candidates, limit: int) -> Candidates:

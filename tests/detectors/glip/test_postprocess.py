@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from detectors.boxes import suppress
-from detectors.glip.postprocess import Candidates, aggregate, select, token_map
+from detectors.glip.config import PostprocessConfig
+from detectors.glip.model import Predictions
+from detectors.glip.postprocess import Candidates, aggregate, candidates, select, token_map
 
 
 def crowd(count: int, seed: int = 0) -> Candidates:
@@ -79,3 +81,22 @@ def test_a_label_without_tokens_scores_nothing() -> None:
         assert aggregate(torch.full((1, 3, 2), 0.5), tokens, how)[..., 1].max() == 0
     with pytest.raises(ValueError, match="not by 'SUM'"):
         aggregate(torch.zeros(1, 1, 2), tokens, "SUM")
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_the_score_is_the_weighed_geometric_mean_of_probability_and_centerness(weight: float) -> None:
+    probability, centerness = torch.tensor([0.9, 0.4, 0.04, 0.7]), torch.tensor([0.2, 0.8, 1.0, 0.6])
+    predictions = Predictions(
+        logits=probability.logit()[None, :, None],
+        deltas=torch.zeros(1, 4, 4),
+        centerness=centerness.logit(eps=1e-7)[None],
+        shapes=[(2, 2)],
+    )
+    anchors = torch.tensor([[0.0, 0.0, 9.0, 9.0]]).repeat(4, 1)
+    rule = PostprocessConfig(centerness_weight=weight)
+    least = torch.full((1, 1), 0.5)
+    every = candidates(predictions, anchors, torch.ones(1, 1, 1), torch.tensor([[32, 32]]), rule)
+    wanted = candidates(predictions, anchors, torch.ones(1, 1, 1), torch.tensor([[32, 32]]), rule, least)
+    scores = (probability.log() + weight * centerness.log()).div(1 + weight).exp()[[0, 1, 3]]  # 0.04: below 0.05
+    assert every.scores[every.valid].numpy() == pytest.approx(scores.sort(descending=True).values.numpy(), rel=1e-5)
+    assert wanted.valid.sum() == (scores >= 0.5).sum()
