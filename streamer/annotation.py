@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
+import numpy as np
 from rich.console import Console
 
 from detectors import Detector, Request, create_detector
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from streamer.grand import Annotator
 
 _JPEG_QUALITY = 92
+_NO_TRACK = -1
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class DataSet:
             "phrase": self.queries[query],
             "tokens_positive": self.tokens_positive(query),
         }
-        if found.tracker_id is not None:
+        if found.tracker_id is not None and found.tracker_id[row] != _NO_TRACK:
             annotation["track_id"] = int(found.tracker_id[row])
         if found.mask is not None:
             mask = masks_of(found)[row]
@@ -137,9 +139,12 @@ class DataSet:
 
     def as_gligen(self) -> list[dict[str, Any]]:
         """What GLIGEN (arXiv:2301.07093) is fed: a caption, phrases in it, and their boxes as fractions."""
+        by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in self.images}
+        for annotation in self.annotations:
+            by_image[annotation["image_id"]].append(annotation)
         entries = []
         for image in self.images:
-            own = [annotation for annotation in self.annotations if annotation["image_id"] == image["id"]]
+            own = by_image[image["id"]]
             phrases = [annotation["phrase"] for annotation in own]
             entries.append(
                 {
@@ -234,7 +239,7 @@ class _Work:
             found = {name: rows[place] for name, rows in results.items()}
             first = self._task.detectors[0]
             if self._task.tracker is not None:
-                found[first] = self._track(frame, found[first])
+                self._track(frame, found[first])
             found = {name: self._above(name, rows) for name, rows in found.items()}
             file_name = f"{frame.stream}-{frame.index:06d}.jpg"
             _save_jpeg(self._task.out / "images" / file_name, frame)
@@ -249,10 +254,13 @@ class _Work:
         assert found.confidence is not None
         return found[found.confidence >= least]  # type: ignore[return-value]
 
-    def _track(self, frame: Frame, found: sv.Detections) -> sv.Detections:
+    def _track(self, frame: Frame, found: sv.Detections) -> None:
+        """Give what is on a track its identity; what is on none is a label all the same."""
         assert self._task.tracker is not None
         tracker = self._trackers.setdefault(frame.stream, create_tracker(self._task.tracker))
-        return tracker.update(found, frame.time_s)
+        tracked = tracker.update(found, frame.time_s)
+        found.tracker_id = np.full(len(found), _NO_TRACK)
+        found.tracker_id[tracked.data["detection_index"]] = tracked.tracker_id
 
     def _write(self) -> dict[str, Any]:
         from streamer.review import review_page

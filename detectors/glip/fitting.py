@@ -14,6 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -157,18 +158,27 @@ class Examples:
         """(H, W, 3) BGR. Raises `TrainingError` for a file that is no picture."""
         import cv2
 
-        path = self.folder / next(one["file_name"] for one in self.truth["images"] if one["id"] == image)
+        path = self.folder / self._files[image]
         read = cv2.imread(str(path))
         if read is None:
             raise TrainingError(f"{path} is missing or is no picture: the data set names it, relative to {self.folder}")
         return torch.from_numpy(read)
 
-    def rows(self, image: int) -> list[Mapping[str, Any]]:
-        return [
-            row
-            for row in self.truth["annotations"]
-            if row["image_id"] == image and not row.get("iscrowd") and min(row["bbox"][2:]) > 1
-        ]
+    def rows(self, image: int) -> Sequence[Mapping[str, Any]]:
+        return self._rows.get(image, [])
+
+    @cached_property
+    def _files(self) -> dict[int, str]:
+        return {image["id"]: image["file_name"] for image in self.truth["images"]}
+
+    @cached_property
+    def _rows(self) -> dict[int, list[Mapping[str, Any]]]:
+        """What can be learned, by picture: data sets have a hundred thousand of them."""
+        found: dict[int, list[Mapping[str, Any]]] = {}
+        for row in self.truth["annotations"]:
+            if not row.get("iscrowd") and min(row["bbox"][2:]) > 1:
+                found.setdefault(row["image_id"], []).append(row)
+        return found
 
     def _words(self, image: int) -> Tensor:
         """(boxes, L) bool."""
