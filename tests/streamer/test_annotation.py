@@ -76,7 +76,7 @@ def test_only_every_nth_frame_is_labelled(street: Path) -> None:
 def test_tracks_give_boxes_an_identity_and_take_none_away(street: Path) -> None:
     script = street.parent / "script.json"
     frames = json.loads(script.read_text())
-    frames[2].append(frames[0].pop())  # the man comes late and goes at once: no tracker confirms him
+    frames[3].append(frames[0].pop())  # the man comes last: nothing confirms him any more
     script.write_text(json.dumps(frames))
     plain = json.loads((make(street) / "annotations.json").read_text())["annotations"]
     tracked = json.loads((make(street, tracker="sort") / "annotations.json").read_text())["annotations"]
