@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from rich.console import Console
 from detectors import Detector, Request, create_detector
 from streamer.errors import StreamerError
 from streamer.frame import Frame
+from streamer.labels import calibrated
 from streamer.sampling import Sampling
 from streamer.sources import Source, open_sources
 from trackers import Tracker, create_tracker
@@ -239,7 +240,7 @@ class _Work:
             found = {name: rows[place] for name, rows in results.items()}
             first = self._task.detectors[0]
             if self._task.tracker is not None:
-                self._track(frame, found[first])
+                self._track(frame, found[first], self._least(first))
             found = {name: self._above(name, rows) for name, rows in found.items()}
             file_name = f"{frame.stream}-{frame.index:06d}.jpg"
             _save_jpeg(self._task.out / "images" / file_name, frame)
@@ -250,15 +251,19 @@ class _Work:
 
     def _above(self, name: str, found: sv.Detections) -> sv.Detections:
         """Scores from the threshold on; trackers have use for the others too, so this comes after them."""
-        least = self._task.threshold if self._task.threshold is not None else self._detectors[name].threshold
         assert found.confidence is not None
-        return found[found.confidence >= least]  # type: ignore[return-value]
+        return found[found.confidence >= self._least(name)]  # type: ignore[return-value]
 
-    def _track(self, frame: Frame, found: sv.Detections) -> None:
+    def _least(self, name: str) -> float:
+        return self._task.threshold if self._task.threshold is not None else self._detectors[name].threshold
+
+    def _track(self, frame: Frame, found: sv.Detections, least: float) -> None:
         """Give what is on a track its identity; what is on none is a label all the same."""
         assert self._task.tracker is not None
         tracker = self._trackers.setdefault(frame.stream, create_tracker(self._task.tracker))
-        tracked = tracker.update(found, frame.time_s)
+        assert found.confidence is not None
+        sure = calibrated(found.confidence[:, None], np.array([least]))
+        tracked = tracker.update(replace(found, confidence=sure), frame.time_s)
         found.tracker_id = np.full(len(found), _NO_TRACK)
         found.tracker_id[tracked.data["detection_index"]] = tracked.tracker_id
 

@@ -45,7 +45,7 @@ def _box(annotation: Mapping[str, Any]) -> str:
     return (
         f'<g data-id="{annotation["id"]}" stroke="{color}" fill="{color}">'
         f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill-opacity="0.1"/>'
-        f'<text x="{x}" y="{y - 4}" stroke="none">{label}</text></g>'
+        f'<text x="{x}" y="{y - 4}">{label}</text></g>'
     )
 
 
@@ -67,7 +67,7 @@ main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(26rem, 1f
 figure {{ margin: 0 }}
 svg {{ width: 100%; display: block; background: #eee }}
 g {{ cursor: pointer; stroke-width: 2; vector-effect: non-scaling-stroke }}
-g text {{ font-size: 16px; font-weight: 600; paint-order: stroke }}
+g text {{ font-size: 13px; font-weight: 600; stroke: #fff; stroke-width: 3px; paint-order: stroke }}
 g.wrong {{ opacity: .25; stroke-dasharray: 6 }}
 </style></head><body>
 <header><button id="save">Save what is left</button> <span id="count"></span></header>
