@@ -262,10 +262,12 @@ class _Work:
         assert self._task.tracker is not None
         tracker = self._trackers.setdefault(frame.stream, create_tracker(self._task.tracker))
         assert found.confidence is not None
-        sure = calibrated(found.confidence[:, None], np.array([least]))
+        sure = calibrated(found.confidence.astype(np.float64)[:, None], np.array([least]))
         tracked = tracker.update(replace(found, confidence=sure), frame.time_s)
-        found.tracker_id = np.full(len(found), _NO_TRACK)
-        found.tracker_id[tracked.data["detection_index"]] = tracked.tracker_id
+        assert tracked.tracker_id is not None
+        identities = np.full(len(found), _NO_TRACK)
+        identities[tracked.data["detection_index"]] = tracked.tracker_id
+        found.tracker_id = identities
 
     def _write(self) -> dict[str, Any]:
         from streamer.review import review_page
