@@ -37,10 +37,14 @@ class Trial(NamedTuple):
 
 
 class Outcome(NamedTuple):
+    """`aps`: of everything, then of each of `NAMES`."""
+
     trial: Trial
     pictures: int
-    ap: float
-    robots: float
+    aps: tuple[float, ...]
+
+
+Means = dict[tuple[str, int | None], tuple[float, ...]]  # pictures and APs by mode and examples
 
 
 def paint(folder: Path) -> None:
@@ -97,8 +101,9 @@ def attempt(trial: Trial, folder: Path, weights: Path | None, epochs: int) -> Ou
         course = fitting.Course(trial.mode, trial.shots, trial.seed, epochs)
         fitting.fit(model, examples("learn", chosen, 4), examples("stop", everything["stop"], 1), course)
     score = fitting.scored(model, examples("mark", everything["mark"], 1))
-    print(f"{trial}: AP {score.ap:.3f}, robots {score.categories['delivery robot']:.3f}", flush=True)
-    return Outcome(trial, len(chosen), score.ap, score.categories["delivery robot"])
+    aps = score.ap, *(score.categories[name] for name in NAMES)
+    print(f"{trial}: AP {' '.join(f'{ap:.3f}' for ap in aps)}", flush=True)
+    return Outcome(trial, len(chosen), aps)
 
 
 def main() -> None:
@@ -124,21 +129,18 @@ def main() -> None:
     draw(means, RESULTS / "mini_tuning.png")
 
 
-def averaged(outcomes: list[Outcome]) -> dict[tuple[str, int | None], tuple[float, float, float]]:
-    """Mean pictures, AP and AP of robots by mode and shots."""
-    groups: dict[tuple[str, int | None], list[Outcome]] = defaultdict(list)
+def averaged(outcomes: list[Outcome]) -> Means:
+    """Over the seeds."""
+    groups: dict[tuple[str, int | None], list[tuple[float, ...]]] = defaultdict(list)
     for outcome in outcomes:
-        groups[outcome.trial.mode, outcome.trial.shots].append(outcome)
-    return {
-        key: tuple(statistics.fmean(getattr(one, part) for one in some) for part in ("pictures", "ap", "robots"))
-        for key, some in groups.items()
-    }
+        groups[outcome.trial.mode, outcome.trial.shots].append((outcome.pictures, *outcome.aps))
+    return {key: tuple(map(statistics.fmean, zip(*some, strict=True))) for key, some in groups.items()}
 
 
-def report(means: dict[tuple[str, int | None], tuple[float, float, float]], options: argparse.Namespace) -> list[str]:
+def report(means: Means, options: argparse.Namespace) -> list[str]:
     rows = [
-        f"| {mode} | {'all' if shots is None else shots} | {pictures:.0f} | {ap:.3f} | {robots:.3f} |"
-        for (mode, shots), (pictures, ap, robots) in sorted(
+        f"| {mode} | {'all' if shots is None else shots} | {pictures:.0f} | {' | '.join(f'{ap:.3f}' for ap in aps)} |"
+        for (mode, shots), (pictures, *aps) in sorted(
             means.items(), key=lambda item: (item[0][0], item[0][1] is None, item[0][1] or 0)
         )
     ]
@@ -149,15 +151,15 @@ def report(means: dict[tuple[str, int | None], tuple[float, float, float]], opti
         f"{SETS['learn'][1]} pictures to learn from, {SETS['stop'][1]} to stop by, {SETS['mark'][1]} to be marked on. "
         f"AP is COCO's, 0.50 to 0.95. By hand: '{'delivery robot' + BY_HAND['delivery robot']}'.",
         "",
-        "| mode | examples of each | pictures | AP | AP of delivery robots |",
-        "| --- | --- | --- | --- | --- |",
+        f"| mode | examples of each | pictures | AP | {' | '.join(NAMES)} |",
+        f"| --- | --- | --- | --- |{' --- |' * len(NAMES)}",
         *rows,
         "",
         "![curve](mini_tuning.png)",
     ]
 
 
-def draw(means: dict[tuple[str, int | None], tuple[float, float, float]], path: Path) -> None:
+def draw(means: Means, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -165,7 +167,7 @@ def draw(means: dict[tuple[str, int | None], tuple[float, float, float]], path: 
 
     places = {0: 0, **{shots: place for place, shots in enumerate(SHOTS, 1)}}
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), sharex=True)
-    for axes, part, title in ((left, 1, "all six categories"), (right, 2, "delivery robots alone")):
+    for axes, part, title in ((left, 1, "all six categories"), (right, -1, "delivery robots alone")):
         start = means["none", 0][part]
         for mode, style in MODES.items():
             values = [start, *(means[mode, shots][part] for shots in SHOTS)]
