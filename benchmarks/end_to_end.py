@@ -29,7 +29,6 @@ from streamer.config import parse_config
 from streamer.demo.examination import is_clear, truth_row
 from streamer.event_scores import EventScore, Happening, read_happenings, score_events, shifted
 from streamer.jobs import Job, process_videos
-from streamer.showcase import KINDS_THRESHOLD
 from streamer.street import Street
 from streamer.street.words import KINDS
 from trackers import evaluation, mot
@@ -147,7 +146,6 @@ def recorded(options: argparse.Namespace, folder: Path) -> list[str]:
         out=folder,
         detector=options.detector,
         weights=options.weights,
-        threshold=KINDS_THRESHOLD,
         video=False,
         lines=places(LINES),
         zones=places(ZONES),
@@ -201,7 +199,7 @@ def live(options: argparse.Namespace, folder: Path) -> list[str]:
             }
         ],
         "queries": list(KINDS),
-        "detector": {"name": options.detector, "weights": options.weights, "threshold": KINDS_THRESHOLD},
+        "detector": {"name": options.detector, "weights": options.weights},
         "sinks": [f"jsonl:{told}", f"sqlite:{database}"],
     }
 
@@ -250,8 +248,8 @@ def main() -> None:
             "",
             f"`benchmarks/end_to_end.py --streets {options.streets} --seconds {options.seconds:g}`, "
             f"{options.detector}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}. "
-            f"Queries: {', '.join(KINDS)}, from a score of {KINDS_THRESHOLD} on. A line across the street and the "
-            f"crossing as a zone; an event counts within {TOLERANCE_S:g} s.",
+            f"Queries: {', '.join(KINDS)}. A line across the street and the crossing as a zone; an event counts within "
+            f"{TOLERANCE_S:g} s.",
             "",
             *recorded(options, Path(name) / "recorded"),
             *live(options, Path(name)),

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from streamer.demo.examination import truth_row
-from streamer.showcase import KINDS_THRESHOLD
 from streamer.street import sample
 from streamer.street.words import KINDS
 
@@ -73,9 +72,7 @@ def main() -> None:
     streets = [f"synthetic:street?seed={SEED + n}&fps=1&duration={SECONDS}" for n in range(STREETS)]
     with tempfile.TemporaryDirectory() as name:
         data, student = Path(name) / "data", Path(name) / "student"
-        sure = ("--threshold", KINDS_THRESHOLD)  # kinds are seldom mistaken; what is not labelled is taught as nothing
-        teacher = ("--detector", "glip-mini", *weights, *sure)
-        groundstream("annotate", *streets, *queries, *teacher, "--fps", 0.5, "--out", data)
+        groundstream("annotate", *streets, *queries, "--detector", "glip-mini", *weights, "--fps", 0.5, "--out", data)
         labels = data / "annotations.json"
         written = json.loads(labels.read_text())
         learning = ("--mode", "full", "--short-side", 192, "--epochs", options.epochs, "--rate", 3e-4)

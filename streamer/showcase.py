@@ -9,7 +9,6 @@ from pathlib import Path
 from rich.table import Table
 
 from streamer.jobs import Job, natural_detector, process_videos, wide_console
-from streamer.street.words import Meaning, parse
 
 _SIZE = "640x384"
 _FPS = 12
@@ -17,9 +16,6 @@ _ZONES = ("crossing:0.35,0.55 0.65,0.55 0.75,0.98 0.25,0.98",)
 _LINES = ("middle:0.5,0.3 0.5,1",)
 _SHOWN = 12
 QUERIES = ("a person", "a car", "a bus", "a bicycle", "a dog")
-KINDS_THRESHOLD, _PHRASES_THRESHOLD = 0.45, 0.5
-"""Where tracks may begin. glip-mini's own threshold keeps false alarms of single pictures down; a track has to be seen
-and to answer to the words for a while. For kinds alone less will do: hardly anything is mistaken for one."""
 
 
 def show_street(queries: Sequence[str], out: Path, seed: int, seconds: float) -> bool:
@@ -29,7 +25,6 @@ def show_street(queries: Sequence[str], out: Path, seed: int, seconds: float) ->
         videos=[f"synthetic:street?seed={seed}&size={_SIZE}&fps={_FPS}&duration={seconds:g}"],
         queries=chosen,
         detector=natural_detector(chosen, "glip-mini"),
-        threshold=_threshold(chosen),
         out=out,
         zones=_ZONES,
         lines=_LINES,
@@ -41,14 +36,6 @@ def show_street(queries: Sequence[str], out: Path, seed: int, seconds: float) ->
         query = "SELECT type, count(*) FROM events GROUP BY type"
         wide_console().print(f"\nask it    sqlite3 {database} '{query}'", highlight=False, soft_wrap=True)
     return failed
-
-
-def _threshold(queries: Sequence[str]) -> float | None:
-    """None for words that are not the street's: the detector's own."""
-    meanings = [meaning for meaning in map(parse, queries) if meaning is not None]
-    if len(meanings) < len(queries):
-        return None
-    return KINDS_THRESHOLD if all(one == Meaning(one.kinds) for one in meanings) else _PHRASES_THRESHOLD
 
 
 def _show_database(path: Path) -> None:

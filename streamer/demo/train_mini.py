@@ -1,4 +1,4 @@
-"""Train glip-mini from nothing on the synthetic street: `python -m streamer.demo.train_mini --minutes 90`.
+"""Train glip-mini from nothing on the synthetic street: `python -m streamer.demo.train_mini --minutes 110`.
 
 Checkpoints go to `--work`; a run that was stopped goes on from there. `--write FOLDER` makes a model folder of the
 averaged weights when the run is over: with the threshold, a model card and a sheet of pictures.
@@ -48,7 +48,7 @@ def train_mini(
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if steps is None and minutes is None:
-        minutes = 100.0
+        minutes = 110.0
     recipe = Recipe(
         rate=rate,
         text_rate=rate / 2,

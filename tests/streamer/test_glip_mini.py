@@ -10,11 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from detectors import Detector, create_detector
-from streamer import showcase
 from streamer.cli import app
 from streamer.demo.examination import HELD_OUT, answer_of, examine
-from streamer.jobs import Job
-from streamer.showcase import KINDS_THRESHOLD, show_street
+from streamer.showcase import show_street
 
 PICTURES = 16
 
@@ -27,11 +25,12 @@ def mini() -> Detector:
 @pytest.mark.timeout(300)
 def test_it_finds_what_is_asked_for_and_little_else_on_streets_it_has_not_seen(mini: Detector) -> None:
     report = examine(answer_of(mini), PICTURES, mini.threshold, seed=HELD_OUT + 1)
-    assert report.phrases > 0.75
-    assert report.kinds > 0.85
-    assert report.false_alarms < 0.1
-    assert report.refused_colours > 0.9
-    assert report.right_colour > 0.7
+    assert report.phrases > 0.8
+    assert report.kinds > 0.88
+    assert report.recall > 0.6
+    assert report.false_alarms < 0.08
+    assert report.refused_colours > 0.95
+    assert report.right_colour > 0.9
 
 
 def test_a_word_that_it_never_learned_is_told(mini: Detector, caplog: pytest.LogCaptureFixture) -> None:
@@ -67,26 +66,3 @@ def test_what_it_labels_teaches_a_smaller_one(tmp_path: Path) -> None:
     taught = command.invoke(app, ["tune", str(labels), "--model", "glip-mini", *short, "--out", str(out)])
     assert taught.exit_code == 0, taught.output
     assert create_detector("glip-mini", weights=out).prepare(["car"])
-
-
-@pytest.mark.parametrize(
-    ("queries", "threshold"),
-    [
-        ([], KINDS_THRESHOLD),
-        (["a dog", "automobile"], KINDS_THRESHOLD),
-        (["a dog", "a red car"], 0.5),
-        (["a dog", "something else"], None),
-    ],
-)
-def test_what_the_street_knows_is_shown_from_a_lower_score_on(
-    queries: list[str], threshold: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Job] = []
-
-    def fail(job: Job) -> bool:
-        asked.append(job)
-        return True
-
-    monkeypatch.setattr(showcase, "process_videos", fail)
-    assert show_street(queries, tmp_path, seed=5, seconds=2.0)
-    assert asked[0].threshold == threshold
