@@ -51,7 +51,7 @@ def paint(folder: Path) -> None:
     """The three sets, as COCO data sets of their own."""
     import cv2
 
-    from streamer.demo.examination import truth_row
+    from streamer.demo.examination import is_clear, truth_row
     from streamer.demo.lessons import is_evident
     from streamer.street import sample
     from streamer.street.export import CATEGORIES
@@ -66,11 +66,9 @@ def paint(folder: Path) -> None:
             picture = sample(seed, index, scenario=SCENARIOS["courier"])
             images.append({"id": index + 1, "file_name": f"{index}.png", "width": 640, "height": 384})
             cv2.imwrite(str(folder / name / f"{index}.png"), picture.image)
-            for one in picture.truth.seen:
-                row = truth_row(one, index + 1, CATEGORIES[one.thing.kind])
-                if name == "learn":  # whoever labels for training labels small things, too, as the street's lessons do
-                    row["iscrowd"] = int(not is_evident(one))
-                boxes.append(row)
+            # whoever labels for training labels small things, too, as the street's lessons do
+            is_known = is_evident if name == "learn" else is_clear
+            boxes += [truth_row(one, index + 1, CATEGORIES[one.thing.kind], is_known) for one in picture.truth.seen]
         data = {"images": images, "annotations": boxes, "categories": categories}
         (folder / name / "truth.json").write_text(json.dumps(data))
 

@@ -17,7 +17,8 @@ from rich.console import Console
 from detectors import Detector, Request, create_detector
 from streamer.errors import StreamerError
 from streamer.frame import Frame
-from streamer.labels import calibrated
+from streamer.labels import calibrated, sure
+from streamer.review import by_image, review_page
 from streamer.sampling import Sampling
 from streamer.sources import Source, open_sources
 from trackers import Tracker, create_tracker
@@ -140,12 +141,9 @@ class DataSet:
 
     def as_gligen(self) -> list[dict[str, Any]]:
         """What GLIGEN (arXiv:2301.07093) is fed: a caption, phrases in it, and their boxes as fractions."""
-        by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in self.images}
-        for annotation in self.annotations:
-            by_image[annotation["image_id"]].append(annotation)
-        entries = []
+        annotations, entries = by_image(self.annotations), []
         for image in self.images:
-            own = by_image[image["id"]]
+            own = annotations[image["id"]]
             phrases = [annotation["phrase"] for annotation in own]
             entries.append(
                 {
@@ -240,8 +238,9 @@ class _Work:
             found = {name: rows[place] for name, rows in results.items()}
             first = self._task.detectors[0]
             if self._task.tracker is not None:
-                self._track(frame, found[first], self._least(first))
-            found = {name: self._above(name, rows) for name, rows in found.items()}
+                self._track(frame, found[first], self._detectors[first].threshold)
+            # trackers have use for the doubtful ones, too, so they are left out after them
+            found = {name: sure(rows, self._detectors[name].threshold) for name, rows in found.items()}
             file_name = f"{frame.stream}-{frame.index:06d}.jpg"
             _save_jpeg(self._task.out / "images" / file_name, frame)
             self._data.add(file_name, frame, found[first])
@@ -249,29 +248,20 @@ class _Work:
                 record = self._describer.annotate(frame.image, found, frame.index, frame.time_s)
                 self._records[file_name] = record
 
-    def _above(self, name: str, found: sv.Detections) -> sv.Detections:
-        """Scores from the threshold on; trackers have use for the others too, so this comes after them."""
-        assert found.confidence is not None
-        return found[found.confidence >= self._least(name)]  # type: ignore[return-value]
-
-    def _least(self, name: str) -> float:
-        return self._task.threshold if self._task.threshold is not None else self._detectors[name].threshold
-
-    def _track(self, frame: Frame, found: sv.Detections, least: float) -> None:
+    def _track(self, frame: Frame, found: sv.Detections, threshold: float) -> None:
         """Give what is on a track its identity; what is on none is a label all the same."""
         assert self._task.tracker is not None
-        tracker = self._trackers.setdefault(frame.stream, create_tracker(self._task.tracker))
+        if frame.stream not in self._trackers:
+            self._trackers[frame.stream] = create_tracker(self._task.tracker)
         assert found.confidence is not None
-        sure = calibrated(found.confidence.astype(np.float64)[:, None], np.array([least]))
-        tracked = tracker.update(replace(found, confidence=sure), frame.time_s)
+        scores = calibrated(found.confidence.astype(np.float64)[:, None], np.array([threshold]))
+        tracked = self._trackers[frame.stream].update(replace(found, confidence=scores), frame.time_s)
         assert tracked.tracker_id is not None
         identities = np.full(len(found), _NO_TRACK)
         identities[tracked.data["detection_index"]] = tracked.tracker_id
         found.tracker_id = identities
 
     def _write(self) -> dict[str, Any]:
-        from streamer.review import review_page
-
         out, coco = self._task.out, self._data.as_coco()
         files = {"annotations.json": json.dumps(coco), "review.html": review_page(coco, "images")}
         if self._task.gligen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from detectors import Request, create_detector
 from streamer.errors import SourceError, StreamerError
+from streamer.labels import sure
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -48,10 +49,10 @@ def detect(
             found = model.detect(
                 [Request(picture, prompt, str(file)) for picture, file in zip(pictures, files, strict=True)]
             )
-            sure = [_sure(each, model.threshold) for each in found]
-            results.extend(sure)
+            found = [sure(each, model.threshold) for each in found]
+            results.extend(found)
             if out is not None:
-                for file, picture, each in zip(_names(images)[start:], pictures, sure, strict=False):
+                for file, picture, each in zip(_names(images)[start:], pictures, found, strict=False):
                     _write(out / file, draw(picture, each))
     if as_json:
         print(json.dumps([_plain(file, each) for file, each in zip(images, results, strict=True)], indent=2))  # noqa: T201 - the output asked for
@@ -78,12 +79,6 @@ def draw(image: Image, found: sv.Detections) -> Image:
     labels = [f"{name} {score:.2f}" for _, name, score in _rows(found)]
     boxed = sv.BoxAnnotator().annotate(image.copy(), found)
     return np.asarray(sv.LabelAnnotator().annotate(boxed, found, labels), np.uint8)
-
-
-def _sure(found: sv.Detections, threshold: float) -> sv.Detections:
-    """Without the doubtful ones, which only a tracker has a use for."""
-    assert found.confidence is not None
-    return cast("sv.Detections", found[found.confidence >= threshold])
 
 
 def _rows(found: sv.Detections) -> Iterator[tuple[list[float], str, float]]:

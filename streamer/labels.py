@@ -17,6 +17,12 @@ TRACKER_BIRTH = 0.7
 """The score from which on trackers take a detection for a new thing (ByteTrack, arXiv:2110.06864)."""
 
 
+def sure(found: sv.Detections, threshold: float) -> sv.Detections:
+    """Without the doubtful ones, which only a tracker has a use for."""
+    assert found.confidence is not None
+    return cast("sv.Detections", found[found.confidence >= threshold])
+
+
 def for_tracker(found: sv.Detections, numbers: Ints, thresholds: Floats) -> tuple[sv.Detections, Floats]:
     """Detections as trackers want them, and the scores (N,) that the detector gave them.
 

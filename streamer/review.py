@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#808000", "#000075")
 
 
+def by_image(annotations: Iterable[Mapping[str, Any]]) -> defaultdict[int, list[Mapping[str, Any]]]:
+    """A data set's annotations by the picture's id; none where there are none."""
+    found: defaultdict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for annotation in annotations:
+        found[annotation["image_id"]].append(annotation)
+    return found
+
+
 def review_page(coco: Mapping[str, Any], images: str, records: Mapping[str, Any] | None = None) -> str:
     """One HTML file beside the folder `images`. `records` are GranD records by file name."""
-    by_image: dict[int, list[Mapping[str, Any]]] = {}
-    for annotation in coco["annotations"]:
-        by_image.setdefault(annotation["image_id"], []).append(annotation)
+    own = by_image(coco["annotations"])
     figures = "".join(
-        _figure(image, by_image.get(image["id"], []), images, (records or {}).get(image["file_name"]))
-        for image in coco["images"]
+        _figure(image, own[image["id"]], images, (records or {}).get(image["file_name"])) for image in coco["images"]
     )
     # "</" would end the script that carries the data
     data = json.dumps(coco).replace("</", "<\\/")

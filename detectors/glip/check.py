@@ -32,7 +32,7 @@ from detectors.glip.deform import IMPLEMENTATIONS
 from detectors.glip.dyhead import DyConv, Shapes, as_map
 from detectors.glip.loss import Losses, Truth, losses, make_targets, token_targets
 from detectors.glip.model import Predictions
-from detectors.glip.postprocess import Candidates, aggregate, best_first, candidates, select, token_map
+from detectors.glip.postprocess import Candidates, aggregate, best_first, candidates, root, select, token_map, weigh
 from detectors.glip.runtime import DTYPES, Precision, choose_device, use_deform
 from detectors.glip.text import TextFeatures, TextLayer
 from detectors.images import collate, normalise, resize, target_size
@@ -414,8 +414,9 @@ def _measured(folder: Path, dtype: str, device: str) -> _Measured:
     with torch.no_grad(), subject.precision.autocast():
         found = subject.stages()
     tokens = subject.token_maps(subject.labels)
-    scores = aggregate(found.logits.float().sigmoid(), tokens, subject.config.postprocess.aggregate)
-    final = (scores * found.centerness.float().sigmoid()[..., None]).sqrt()
+    rule = subject.config.postprocess
+    scores = aggregate(found.logits.float().sigmoid(), tokens, rule.aggregate)
+    final = root(weigh(scores, found.centerness, rule), rule)
     boxes = decode(found.deltas.float(), subject.model.anchors(found.shapes))
     return _Measured(subject, found.logits.float(), boxes, scores, final)
 

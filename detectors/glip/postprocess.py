@@ -54,6 +54,16 @@ def aggregate(probabilities: Tensor, tokens: Tensor, how: str = "MEAN") -> Tenso
     raise ValueError(f"scores are aggregated by {', '.join(AGGREGATES)}, not by {how!r}")
 
 
+def weigh(probabilities: Tensor, centerness: Tensor, rule: PostprocessConfig) -> Tensor:
+    """Label probabilities (B, N, K) weighed by centerness logits (B, N): in the order of the scores, not yet rooted."""
+    return probabilities * centerness.float().sigmoid().pow(rule.centerness_weight)[..., None]
+
+
+def root(weighed: Tensor, rule: PostprocessConfig) -> Tensor:
+    """The scores, 0..1, of what `weigh` gives."""
+    return weighed.pow(1 / (1 + rule.centerness_weight))
+
+
 def candidates(
     predictions: Predictions,
     anchors: Tensor,
@@ -68,12 +78,11 @@ def candidates(
     the label's probability alone; the score is then its geometric mean with the centerness, weighed as the rule says.
     `least` (B, K), the least score of each label, leaves out what nobody wants to see.
     """
-    weight = rule.centerness_weight
     probabilities = aggregate(predictions.logits.float().sigmoid(), tokens, rule.aggregate)  # (B, N, K)
-    weighed = probabilities * predictions.centerness.float().sigmoid().pow(weight)[..., None]
+    weighed = weigh(probabilities, predictions.centerness, rule)
     passed = probabilities > rule.score_threshold
     if least is not None:
-        passed = passed & (weighed >= least.pow(1 + weight)[:, None])
+        passed = passed & (weighed >= least.pow(1 + rule.centerness_weight)[:, None])
     weighed = torch.where(passed, weighed, -1.0)
     labels = tokens.shape[-1]
     best, index, start = [], [], 0
@@ -87,7 +96,7 @@ def candidates(
     region = chosen // labels
     deltas = predictions.deltas.float().gather(1, region[..., None].expand(-1, -1, 4))
     boxes = clip(decode(deltas, anchors[region]), sizes)
-    return Candidates(boxes, score.clamp(min=0).pow(1 / (1 + weight)), chosen % labels, score >= 0)
+    return Candidates(boxes, root(score.clamp(min=0), rule), chosen % labels, score >= 0)
 
 
 def best_first(found: Candidates, limit: int) -> Candidates:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamer.demo.examination import HELD_OUT, Report, answer_of, examine_at, questions
+from streamer.labels import sure
 from streamer.street import sample
 from streamer.street.dice import Dice
 
@@ -131,12 +132,10 @@ def write_sheet(detector: Detector, threshold: float, path: Path, rows: int = 4,
     for index in range(rows * columns):
         picture = sample(HELD_OUT, 10_000 + index)
         texts = questions(picture, Dice(HELD_OUT, 91, index))
-        found = answer(picture.image, texts)
-        assert found.confidence is not None
+        found = sure(answer(picture.image, texts), threshold)
         assert found.class_id is not None
-        sure = found.confidence >= threshold
         image = cv2.resize(picture.image, None, fx=_SHRUNK, fy=_SHRUNK, interpolation=cv2.INTER_AREA)
-        for box, label in zip(found.xyxy[sure] * _SHRUNK, found.class_id[sure], strict=True):
+        for box, label in zip(found.xyxy * _SHRUNK, found.class_id, strict=True):
             x1, y1, x2, y2 = (round(float(edge)) for edge in box)
             cv2.rectangle(image, (x1, y1), (x2, y2), _COLOURS[label], 2)
         legend = np.full((16 * len(texts) + 6, image.shape[1], 3), 255, np.uint8)

@@ -61,15 +61,15 @@ def is_clear(one: Seen) -> bool:
     return one.visibility >= 0.25 and one.area >= 60 and one.box[3] - one.box[1] >= 8
 
 
-def truth_row(one: Seen, image: int, category: int) -> dict[str, Any]:
-    """A thing as an annotation of a COCO data set; one that is not asked for is a crowd: it swallows what finds it."""
+def truth_row(one: Seen, image: int, category: int, is_known: Callable[[Seen], bool] = is_clear) -> dict[str, Any]:
+    """A thing as an annotation of a COCO data set; one that is not known is a crowd: it swallows what finds it."""
     x1, y1, x2, y2 = one.box
     return {
         "image_id": image,
         "category_id": category,
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "area": one.area,
-        "iscrowd": int(not is_clear(one)),
+        "iscrowd": int(not is_known(one)),
     }
 
 
@@ -180,8 +180,8 @@ class _Sheet:
                 precision=_share(counts.right, counts.right + counts.wrong),
                 false_alarms=_share(counts.alarms, counts.absent),
                 alarmed_pictures=_share(len(counts.alarmed), pictures),
-                refused_colours=_share(counts.refused[True], counts.refused[True] + counts.refused[False]),
-                right_colour=_share(counts.told[True], counts.told[True] + counts.told[False]),
+                refused_colours=_share(counts.refused[True], counts.refused.total()),
+                right_colour=_share(counts.told[True], counts.told.total()),
                 threshold=counts.threshold,
             )
             for counts in self._counts
