@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.glip_mini.examination import is_clear, truth_row
 from detectors.evaluation import DetectionScore, coco_score
 from detectors.overlap import ious
 from streamer.build import open_pipeline
 from streamer.config import parse_config
-from streamer.demo.examination import is_clear, truth_row
-from streamer.event_scores import EventScore, Happening, read_happenings, score_events, shifted
-from streamer.jobs import Job, process_videos
 from streamer.street import Street
 from streamer.street.words import KINDS
+from streamer.tasks.evaluate_events import EventScore, Happening, read_happenings, score_events, shifted
+from streamer.tasks.process import Job, process_videos
 from trackers import evaluation, mot
 
 if TYPE_CHECKING:

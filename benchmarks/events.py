@@ -28,11 +28,11 @@ from pathlib import Path
 
 from sinks import open_sinks
 from sinks.event import Event
-from sinks.kafka import kafka
-from sinks.spool import Spool
-from streamer.benchmark import draw_street
+from sinks.kafka.sink import kafka
+from sinks.spool.spool import Spool
 from streamer.build import open_pipeline
 from streamer.config import parse_config
+from streamer.tasks.bench import draw_street
 from tests.sinks.broker import broker_behind_proxy
 from tests.sinks.makes import event
 

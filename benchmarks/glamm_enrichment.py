@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from sinks.event import Box, Clock, Description, Event, EventData, EventType, Producer, TrackInfo
-from streamer.enrich import Budget, Enricher, EnrichTally, Plan
+from streamer.enrichment.enricher import Budget, Enricher, EnrichTally, Plan
 from streamer.frame import Frame, FrameClock
 
 FRAMES, ROUNDS, CALL_S = 150, 20, 0.2

@@ -47,7 +47,7 @@ def run_glip(width: int, height: int, dtype: str) -> dict[str, Any]:
     import numpy as np
 
     from detectors.detector import Request
-    from detectors.glip.speed import measure, queries, random_glip
+    from detectors.glip.bench import measure, queries, random_glip
 
     glip = random_glip(
         "glip-tiny", device="cpu", dtype=dtype, short_side=min(width, height), long_side=max(width, height)
@@ -71,8 +71,8 @@ def run_plain(width: int, height: int) -> dict[str, Any]:
     import torch
 
     from detectors.glip.config import GLIP_T
-    from detectors.glip.model import GlipModel
-    from detectors.glip.text import TextFeatures
+    from detectors.glip.modeling.model import GlipModel
+    from detectors.glip.modeling.text import TextFeatures
 
     with plain_glip.installed(), torch.inference_mode():
         torch.manual_seed(0)
@@ -114,7 +114,7 @@ def contest(name: str, size: str) -> dict[str, Any]:
 
 def drift(folder: Path) -> list[str]:
     """What a half precision costs on reference tensors: rows of a table."""
-    from detectors.glip import check
+    from detectors.glip.check.model import model as check
 
     rows = []
     for dtype in ("bfloat16", "float16"):

@@ -23,9 +23,9 @@ SPEEDS = (
 
 
 def main() -> None:
+    from benchmarks.glip_mini.card import THRESHOLDS, tables
+    from benchmarks.glip_mini.examination import answer_of, examine_at
     from detectors import create_detector
-    from streamer.demo.card import THRESHOLDS, tables
-    from streamer.demo.examination import answer_of, examine_at
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=200)
@@ -55,7 +55,7 @@ def speed(weights: Path | None, rounds: int = 20) -> list[str]:
     import torch
 
     from detectors import create_detector
-    from detectors.glip.speed import measure
+    from detectors.glip.bench import measure
 
     rows = [
         f"{torch.get_num_threads()} threads, {rounds} pictures one by one, the detector alone.",

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from streamer.demo.examination import truth_row
+from benchmarks.glip_mini.examination import truth_row
 from streamer.street import sample
 from streamer.street.words import KINDS
 

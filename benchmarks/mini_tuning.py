@@ -51,11 +51,11 @@ def paint(folder: Path) -> None:
     """The three sets, as COCO data sets of their own."""
     import cv2
 
-    from streamer.demo.examination import is_clear, truth_row
-    from streamer.demo.lessons import is_evident
+    from benchmarks.glip_mini.examination import is_clear, truth_row
+    from benchmarks.glip_mini.lessons import is_evident
+    from streamer.sources.street import SCENARIOS
     from streamer.street import sample
     from streamer.street.export import CATEGORIES
-    from streamer.street.source import SCENARIOS
 
     categories = [{"id": number, "name": name} for number, name in enumerate(NAMES, 1)]
     for name, (seed, count) in SETS.items():
@@ -78,8 +78,8 @@ def attempt(trial: Trial, folder: Path, weights: Path | None, epochs: int) -> Ou
     import torch
 
     from detectors import evaluation
-    from detectors.glip import fitting
-    from detectors.glip.source import find
+    from detectors.glip.model_files import find
+    from detectors.glip.training import fitting
 
     torch.set_num_threads(1)
     model, tokenizer = find("glip-mini", weights).load()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from detectors.glip import deform, dyhead, fusion, linear, swin
-from detectors.glip.deform import TAPS, Grid
+from detectors.glip.modeling import deform, dyhead, fusion, linear, swin
+from detectors.glip.modeling.deform_grid import TAPS, Grid
 
 
 def deform_conv(regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

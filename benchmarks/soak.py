@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any
 
 from sinks import open_sinks
-from sinks.kafka import Broker as Cluster
-from sinks.kafka import kafka
-from sinks.spool import Spool
+from sinks.kafka.sink import Broker as Cluster
+from sinks.kafka.sink import kafka
+from sinks.spool.spool import Spool
 from tests.sinks.broker import Proxy, broker_behind_proxy
 from tests.sinks.makes import event
 

@@ -22,12 +22,12 @@ from pathlib import Path
 
 import psutil
 
-from sinks.video import VideoWriter
-from streamer.benchmark import Comparison, measure
 from streamer.build import open_pipeline
 from streamer.config import parse_config
-from streamer.jobs import Job, process_videos
+from streamer.recorders.video_writer import VideoWriter
 from streamer.sources import open_sources
+from streamer.tasks.bench import Comparison, measure
+from streamer.tasks.process import Job, process_videos
 
 RESULTS = Path(__file__).parent / "results" / "spine.md"
 SIZES = ("768x576", "1280x720")

@@ -15,8 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from streamer.sources.street import SCENARIOS
 from streamer.street import Picture, Scenario, Street, sample, words
-from streamer.street.source import SCENARIOS
 
 _INK = (255, 255, 255)
 

@@ -19,7 +19,7 @@ import numpy as np
 import supervision as sv
 
 from trackers import create_tracker, mot
-from trackers.motion import CameraMotion
+from trackers.camera_motion import CameraMotion
 
 SEQUENCE = Path(__file__).resolve().parents[2] / "shared" / "data" / "mot" / "PETS09-S2L1"
 

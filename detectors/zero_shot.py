@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detectors.cache import missing, model_folder
+from detectors.catalogue import ZERO_SHOT, UnknownModel
 from detectors.detector import DetectorError, Prompt, PromptError, Request, clean_queries, detections
 from detectors.images import resize, target_size
-from detectors.weights import ZERO_SHOT, UnknownModel, missing, model_folder
 
 if TYPE_CHECKING:
     import supervision as sv

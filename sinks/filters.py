@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from sinks.delivery import BATCH_EVENTS
 from sinks.sink import PoisonError, Sink, SinkAddressError, SinkError
+from sinks.spool.delivery import BATCH_EVENTS
 
 if TYPE_CHECKING:
     from sinks.event import Event

@@ -20,8 +20,8 @@ _READERS: dict[str, str] = {
     "jsonl": "sinks.readers:read_jsonl",
     "sqlite": "sinks.readers:read_sqlite",
     "parquet": "sinks.readers:read_parquet",
-    "kafka": "sinks.kafka_reader:read_kafka",
-    "kafkas": "sinks.kafka_reader:read_kafka",
+    "kafka": "sinks.kafka.reader:read_kafka",
+    "kafkas": "sinks.kafka.reader:read_kafka",
 }
 _ID = re.compile(r"\d+\..+\.\d+")
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")

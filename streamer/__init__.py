@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from streamer.api import watch as watch
+from streamer.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from streamer.api import watch
+
+__all__ = ["__version__", "watch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,23 +18,23 @@ from detectors import Detector, create_detector
 from sinks.event import Producer
 from sinks.registry import open_sinks
 from sinks.sink import Sink, SinkError
-from sinks.spool import Spool
-from streamer import __version__
-from streamer.analysis import Analysis, CountPlan, config_hash
+from sinks.spool.spool import Spool
+from streamer.analysis.event_writer import Identity, close_crashed
+from streamer.analysis.queries import Query, QueryBook, slug
+from streamer.analysis.stream_analysis import Analysis, CountPlan, config_hash
 from streamer.config import Config, DetectorConfig, EnrichConfig, StreamConfig
-from streamer.enrich import Budget, Describer, Enricher, GlammDescriber, MaskDescriber, Plan
+from streamer.enrichment.enricher import Budget, Describer, Enricher, GlammDescriber, MaskDescriber, Plan
 from streamer.errors import ConfigError
-from streamer.identity import derived_uids, fingerprint, random_uids
-from streamer.journal import Identity, close_crashed
-from streamer.outputs import AnnotatedVideo
-from streamer.pipeline import Camera, NewEnricher, Pipeline, Recorder, StateRelay
-from streamer.prompts import Query, QueryBook, slug
+from streamer.pipeline.pipeline import Camera, NewEnricher, Pipeline, Recorder, StateRelay
+from streamer.recorders.outputs import AnnotatedVideo
 from streamer.rules.places import Line, Zone
-from streamer.sampling import Sampling
+from streamer.rules.track_ids import derived_uids, fingerprint, random_uids
 from streamer.sources import Source, open_sources, redact
 from streamer.sources.address import natural
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names
+from streamer.sources.sampling import Sampling
+from streamer.version import __version__
 from trackers import create_tracker
 
 log = logging.getLogger("groundstream")

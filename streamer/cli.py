@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from streamer import __version__
 from streamer.commands import (
     annotate,
     bench,
@@ -27,6 +26,7 @@ from streamer.commands import (
     track,
     tune,
 )
+from streamer.version import __version__
 
 app = typer.Typer(
     name="groundstream",

@@ -17,8 +17,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sinks.address import redact as redact_sink
+from streamer.analysis.queries import slug
 from streamer.errors import ConfigError
-from streamer.prompts import slug
 from streamer.sources.address import redact
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -21,12 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from detectors.cache import model_folder
 from detectors.detector import DetectorError
 from detectors.glamm.config import CLIP_NAME, RELEASED, GlammConfig
 from detectors.glamm.keys import model_names
 from detectors.glamm.model import GlammModel
 from detectors.glamm.quantise import quantised
-from detectors.weights import model_folder
 
 FORMAT = "groundstream-glamm-1"
 _SHARD_BYTES = 4 << 30

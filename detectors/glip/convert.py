@@ -13,8 +13,8 @@ from torch import Tensor
 
 from detectors.detector import DetectorError
 from detectors.glip.config import CONFIGS, GlipConfig
-from detectors.glip.model import GlipModel
-from detectors.glip.tuning import add_offsets
+from detectors.glip.modeling.model import GlipModel
+from detectors.glip.training.tuned_prompt import add_offsets
 
 
 class CheckpointError(DetectorError):

@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from detectors.detector import DetectorError, Prompt, PromptError, Request, clean_queries, detections
 from detectors.glip.caption import Tokenizer
 from detectors.glip.config import PostprocessConfig
-from detectors.glip.model import GlipModel
+from detectors.glip.model_files import find
+from detectors.glip.modeling.model import GlipModel
+from detectors.glip.modeling.text import TextFeatures
 from detectors.glip.postprocess import FIRST_LOOK, Candidates, candidates, select, token_map
 from detectors.glip.processor import Captioned, Picture, caption_queries, caption_text, load, measure
 from detectors.glip.runtime import accelerate, choose_device, choose_precision, use_deform, use_huge_pages
-from detectors.glip.source import find
-from detectors.glip.text import TextFeatures
-from detectors.glip.tuning import TunedPrompt
+from detectors.glip.training.tuned_prompt import TunedPrompt
 
 if TYPE_CHECKING:
     import numpy.typing as npt

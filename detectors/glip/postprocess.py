@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from detectors.boxes import clip, suppress
-from detectors.glip.anchors import decode
 from detectors.glip.config import PostprocessConfig
-from detectors.glip.model import Predictions
+from detectors.glip.modeling.anchors import decode
+from detectors.glip.modeling.model import Predictions
 
 AGGREGATES = ("MEAN", "MAX", "ONEHOT", "POWER")
 FIRST_LOOK = 1000  # candidates that suppression looks at before it asks whether there are enough

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from detectors.detector import DetectorError
-from detectors.glip.deform import IMPLEMENTATIONS
-from detectors.glip.dyhead import ConvAndNorm
-from detectors.glip.model import GlipModel
+from detectors.glip.modeling.deform import IMPLEMENTATIONS
+from detectors.glip.modeling.dyhead import ConvAndNorm
+from detectors.glip.modeling.model import GlipModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BACKENDS = ("eager", "compile")

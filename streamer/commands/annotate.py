@@ -45,9 +45,9 @@ def annotate(
 
     OUT gets images/, annotations.json and review.html; with --describe grand.json, with --gligen gligen.jsonl.
     """
-    from streamer.annotation import Task
-    from streamer.annotation import annotate as work
-    from streamer.describing import Loading
+    from streamer.enrichment.loading import Loading
+    from streamer.tasks.annotate import Task
+    from streamer.tasks.annotate import annotate as work
 
     task = Task(
         sources=sources,

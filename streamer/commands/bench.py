@@ -23,6 +23,6 @@ def pipeline(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """The whole path without a model (scripted detector, tracker, rules) against bare decoding of the same file."""
-    from streamer.benchmark import compare_with_decoding
+    from streamer.tasks.bench import compare_with_decoding
 
     compare_with_decoding(video, boxes=boxes, frames=frames, size=size, rounds=rounds, as_json=as_json)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from detectors.glip.speed import Speed
+    from detectors.glip.bench import Speed
 
 
 def detector(
@@ -43,7 +43,7 @@ def detector(
         raise ConfigError("--random-weights and --weights exclude each other: give one of them")
 
     from detectors import create_detector
-    from detectors.glip.speed import measure, random_glip
+    from detectors.glip.bench import measure, random_glip
 
     options: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend, "weights": weights}
     if name.startswith("glip-"):  # the network sees the pictures as large as they are

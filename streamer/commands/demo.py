@@ -17,7 +17,7 @@ def demo(
     seconds: Annotated[float, typer.Option(min=1, help="How much of it.")] = 20.0,
 ) -> None:
     """Watch a synthetic street: an annotated video, a table of tracks and events, and a database to query."""
-    from streamer.showcase import show_street
+    from streamer.tasks.demo import show_street
 
     failed = show_street(query or [], out, seed, seconds)
     raise typer.Exit(1 if failed else 0)

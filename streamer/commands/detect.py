@@ -27,6 +27,6 @@ def detect(
     ] = False,
 ) -> None:
     """Find what the words name in pictures: a table or JSON, and annotated pictures."""
-    from streamer import detecting
+    from streamer.tasks import detect as detecting
 
     detecting.detect(images, query, detector, weights, threshold, batch=batch, out=out, as_json=as_json)

@@ -18,7 +18,7 @@ def doctor(
 
     Ends with 1 when something that groundstream cannot do without is missing.
     """
-    from streamer.health import check, show
+    from streamer.tasks.doctor import check, show
 
     findings = check(sinks=sink or [], sources=source or [])
     show(findings, as_json=as_json)

@@ -85,7 +85,7 @@ def events(
     """Score line crossings and zone entries and exits: precision, recall, and how far off in time."""
     from dataclasses import asdict
 
-    from streamer import event_scores
+    from streamer.tasks import evaluate_events as event_scores
 
     labels = event_scores.shifted(event_scores.read_happenings(truth), start, stream)
     score = event_scores.score_events(labels, event_scores.read_happenings(told), tolerance)

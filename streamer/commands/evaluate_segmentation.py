@@ -10,7 +10,7 @@ import typer
 
 
 class Task(StrEnum):
-    """As `streamer.mask_scores.Benchmark`, without what it imports."""
+    """As `streamer.tasks.evaluate_segmentation.Benchmark`, without what it imports."""
 
     GCG = "gcg"
     REFSEG = "refseg"
@@ -36,8 +36,8 @@ def evaluate_segmentation(
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
     """Score masks and captions the way the papers do."""
-    from streamer import mask_scores
-    from streamer.describing import Loading
+    from streamer.enrichment.loading import Loading
+    from streamer.tasks import evaluate_segmentation as mask_scores
 
     loading = Loading(model, clip, device, None, bits)
     benchmark = mask_scores.Benchmark(task.value)

@@ -36,7 +36,7 @@ def segment(
     as_json: AsJson = False,
 ) -> None:
     """Cut out what the words name: a mask for each phrase, in a picture or in sampled frames of a video."""
-    from streamer import describing
+    from streamer.tasks import glamm as describing
 
     options = describing.Loading(model, clip, device, dtype, bits, batch)
     raise typer.Exit(describing.segment(image, query, options, generate=generate, fps=fps, out=out, as_json=as_json))
@@ -53,7 +53,7 @@ def describe(
     as_json: AsJson = False,
 ) -> None:
     """Describe a picture, each phrase tied to a mask, as coloured text over coloured masks."""
-    from streamer import describing
+    from streamer.tasks import glamm as describing
 
     describing.describe(image, describing.Loading(model, clip, device, dtype, bits), out=out, as_json=as_json)
 
@@ -69,7 +69,7 @@ def region(
     as_json: AsJson = False,
 ) -> None:
     """Describe what stands in a box of a picture."""
-    from streamer import describing
+    from streamer.tasks import glamm as describing
 
     describing.region(image, box, describing.Loading(model, clip, device, dtype, bits), as_json=as_json)
 
@@ -84,7 +84,7 @@ def caption(
     as_json: AsJson = False,
 ) -> None:
     """Describe a picture in plain words, without masks."""
-    from streamer import describing
+    from streamer.tasks import glamm as describing
 
     describing.caption(image, describing.Loading(model, clip, device, dtype, bits), as_json=as_json)
 
@@ -106,7 +106,7 @@ def chat(
     as_json: AsJson = False,
 ) -> None:
     """Talk about a picture; answers may show what they speak of. An empty line or Ctrl-D ends the talk."""
-    from streamer import describing
+    from streamer.tasks import glamm as describing
 
     options = describing.Loading(model, clip, device, dtype, bits)
     describing.chat(image, message, box, options, out=out, as_json=as_json)

@@ -16,7 +16,7 @@ Name = Annotated[str, typer.Argument(help="A name from `groundstream models list
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """Every released model, and whether it is on this machine."""
-    from streamer import model_store
+    from streamer.tasks import models as model_store
 
     model_store.show_list(as_json=as_json)
 
@@ -24,7 +24,7 @@ def list_models(as_json: AsJson = False) -> None:
 @app.command()
 def pull(names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models to fetch.")]) -> None:
     """Fetch models from the Hugging Face hub, once; a broken download is taken up again."""
-    from streamer import model_store
+    from streamer.tasks import models as model_store
 
     model_store.pull(names)
 
@@ -41,7 +41,7 @@ def convert(
     out: Annotated[Path | None, typer.Option(help="The model folder to write; the cache when absent.")] = None,
 ) -> None:
     """Turn a checkpoint of GLIP into a model folder with safetensors."""
-    from streamer import model_store
+    from streamer.tasks import models as model_store
 
     model_store.convert(checkpoint, name, vocabulary, out)
 
@@ -49,6 +49,6 @@ def convert(
 @app.command()
 def info(name: Name, as_json: AsJson = False) -> None:
     """What is known of a model: where it comes from, how large it is, where it lies."""
-    from streamer import model_store
+    from streamer.tasks import models as model_store
 
     model_store.show(name, as_json=as_json)

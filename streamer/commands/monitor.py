@@ -41,7 +41,7 @@ def monitor(
     quiet: Annotated[bool, typer.Option("--quiet", help="No live table.")] = False,
 ) -> None:
     """Watch cameras for things named in plain words. Ctrl-C ends it cleanly: open tracks get their end event."""
-    from streamer.watching import run_monitor, watch_config
+    from streamer.tasks.monitor import run_monitor, watch_config
 
     loaded = watch_config(
         config,

@@ -57,7 +57,7 @@ def process(
     For every video OUT/NAME/ gets tracks.txt (MOTChallenge), coco.json, summary.json and video.mp4;
     OUT/events.sqlite and OUT/events.jsonl hold the events of all.
     """
-    from streamer.jobs import Job, process_videos
+    from streamer.tasks.process import Job, process_videos
 
     job = Job(
         videos=videos,

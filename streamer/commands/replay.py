@@ -37,7 +37,7 @@ def replay(
 async def _replay(events: Subscription, sinks: dict[str, Sink]) -> int:
     from sinks.event import Event
     from sinks.sink import SinkError
-    from sinks.spool import Spool
+    from sinks.spool.spool import Spool
 
     count = 0
     batch: list[Event] = []

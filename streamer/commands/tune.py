@@ -59,9 +59,9 @@ def tune(
     from rich.console import Console
 
     from detectors import evaluation
-    from detectors.glip import fitting
+    from detectors.glip.model_files import find, write_folder
     from detectors.glip.runtime import choose_device
-    from detectors.glip.source import find, write_folder
+    from detectors.glip.training import fitting
     from streamer.errors import ConfigError
 
     makes_words = shots == 0 or mode is Mode.PROMPT

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sinks.event import Box, EventType, TrackInfo
-from streamer.identity import NewUid
-from streamer.masks import mask_model
+from streamer.rules.mask_rle import mask_model
 from streamer.rules.rule import Bools, Happening, Observation
+from streamer.rules.track_ids import NewUid
 
 LOST_AFTER_S = 0.5
 UPDATE_EVERY_S = 10.0

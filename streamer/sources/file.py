@@ -7,16 +7,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from streamer.account import Account
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
 from streamer.sources.address import redact
 from streamer.sources.clock import FileClock
+from streamer.sources.frame_counter import Account
 from streamer.sources.handover import Handover, joined
 from streamer.sources.source import OnState, SourceState, StateChange
 
 if TYPE_CHECKING:
-    from streamer.decode import DecodeError, Video
+    from streamer.sources.decode import DecodeError, Video
 
 _AHEAD = 8  # decoded frames that may wait for the reader
 _AHEAD_BYTES = 64 * 2**20  # what they may take together where frames are large
@@ -74,7 +74,7 @@ class FileSource:
 
     def _read(self) -> None:
         """The thread: decode until the end, or until nobody wants more."""
-        from streamer.decode import DecodeError, NoVideo, Video
+        from streamer.sources.decode import DecodeError, NoVideo, Video
 
         handover = self._handover
         assert handover is not None
@@ -92,7 +92,7 @@ class FileSource:
         handover.finish(error)
 
     def _hand_over(self, video: Video, handover: Handover) -> None:
-        from streamer.decode import Lost
+        from streamer.sources.decode import Lost
 
         self.expected_frames = video.frame_count
         clock, basis = self._clocks(video)
@@ -148,7 +148,7 @@ class FileSource:
 
     def _explain(self, failure: DecodeError) -> str:
         """One sentence on why this could not be read."""
-        from streamer.decode import reason
+        from streamer.sources.decode import reason
 
         path = Path(self._path)
         if not path.is_file():

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from streamer.account import Account
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
 from streamer.sources.address import natural
+from streamer.sources.frame_counter import Account
 from streamer.sources.source import OnState, SourceState, StateChange
 
 if TYPE_CHECKING:

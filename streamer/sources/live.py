@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
-from streamer.account import Account
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
 from streamer.sources.address import redact
 from streamer.sources.clock import LiveClock
+from streamer.sources.frame_counter import Account
 from streamer.sources.handover import Handover, joined
 from streamer.sources.source import OnState, SourceState, StateChange
 
 if TYPE_CHECKING:
-    from streamer.decode import Picture, Video
+    from streamer.sources.decode import Picture, Video
 
 _FIRST_OPEN_S = 10.0  # how long a camera that was never seen may take to answer
 _AGAIN_OPEN_S = 1.5  # and one that was, at the least; this and the next two keep a restart within 3 s
@@ -136,7 +136,7 @@ class LiveSource:
 
     def _watch(self, handover: Handover) -> None:
         """One connection, from opening it to its end. Raises `Trouble`."""
-        from streamer.decode import DecodeError, Lost, TimedOut, reason
+        from streamer.sources.decode import DecodeError, Lost, TimedOut, reason
 
         with self._open() as video:
             self._connection += 1
@@ -165,7 +165,7 @@ class LiveSource:
                 raise Trouble(f"the connection broke: {reason(failure)}") from None
 
     def _open(self) -> Video:
-        from streamer.decode import DecodeError, NotFound, NoVideo, Unauthorised, Video, reason
+        from streamer.sources.decode import DecodeError, NotFound, NoVideo, Unauthorised, Video, reason
 
         link = self._link
         is_rtsp = urlsplit(link.address).scheme in _RTSP_PORTS

@@ -131,7 +131,7 @@ def _webcam(address: str, stall_s: float | None) -> Link:
 
 
 def _synthetic(address: str, name: str, on_state: OnState | None) -> Source:
-    from streamer.street.source import StreetSource
+    from streamer.sources.street import StreetSource
 
     scene, _, query = address.partition(":")[2].partition("?")
     if scene != "street":

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from streamer.account import Account
 from streamer.frame import Frame
+from streamer.sources.frame_counter import Account
 
 
 class SourceState(StrEnum):

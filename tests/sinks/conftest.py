@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import sinks.kafka_client  # noqa: F401  imports kafka-python, whose own import warns, as the sinks do
+import sinks.kafka.client  # noqa: F401  imports kafka-python, whose own import warns, as the sinks do
 
 
 @pytest.fixture

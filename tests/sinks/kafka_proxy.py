@@ -35,8 +35,8 @@ from kafka.protocol.sasl import (
     SaslHandshakeResponse,
 )
 
-from sinks.kafka_client import Broker as Cluster
-from sinks.kafka_client import open_admin
+from sinks.kafka.client import Broker as Cluster
+from sinks.kafka.client import open_admin
 from tests.sinks.broker import Broker, Proxy, free_port
 
 AUTHENTICATION_FAILED = 58

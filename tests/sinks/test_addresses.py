@@ -105,7 +105,7 @@ def test_a_web_address_is_told_by_its_host_and_a_mark_that_stays() -> None:
 
 def test_opening_files_loads_no_network_library() -> None:
     code = (
-        "import sys, sinks, sinks.spool, sinks.subscribe; sinks.open_sink('stdout:'); "
+        "import sys, sinks, sinks.spool.spool, sinks.subscribe; sinks.open_sink('stdout:'); "
         "print([name for name in ('kafka', 'paho', 'pyarrow', 'redis', 'av', 'fastavro', 'google.protobuf', 'numpy') "
         "if name in sys.modules])"
     )

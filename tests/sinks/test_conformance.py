@@ -15,7 +15,7 @@ from sinks import open_sink, open_sinks
 from sinks.address import redact
 from sinks.event import Event
 from sinks.sink import SinkError
-from sinks.spool import Spool
+from sinks.spool.spool import Spool
 from sinks.subscribe import subscribe
 from tests.sinks.broker import Proxy, broker_behind_proxy
 from tests.sinks.makes import Recorder, events, ids, until

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sinks.sink import SinkError
-from sinks.spool import Spool
+from sinks.spool.spool import Spool
 from tests.sinks.makes import Recorder, event, events, ids
 
 COUNT = 3000

@@ -30,7 +30,7 @@ from sinks.event import (
     ZoneInfo,
     json_schema,
 )
-from sinks.formats import Headers, open_decoder, open_format
+from sinks.formats.choose import Headers, open_decoder, open_format
 from tests.sinks.makes import event
 from tests.sinks.peers import serving
 
@@ -161,10 +161,10 @@ def test_binary_mode_has_the_attributes_as_headers() -> None:
 
 
 def test_the_shipped_proto_is_what_the_models_generate() -> None:
-    from sinks.protobuf import proto_text
+    from sinks.formats.protobuf import proto_text
 
-    shipped = (resources.files("sinks") / "event.v1.proto").read_text()
-    assert shipped == proto_text(), "write it anew: python -m sinks.protobuf > sinks/event.v1.proto"
+    shipped = (resources.files("sinks.formats") / "event.v1.proto").read_text()
+    assert shipped == proto_text(), "regenerate it: python -m sinks.formats.protobuf > sinks/formats/event.v1.proto"
 
 
 @pytest.mark.parametrize(

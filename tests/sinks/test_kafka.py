@@ -15,9 +15,9 @@ import pytest
 
 from sinks import PoisonError, SinkError, open_sink, open_sinks
 from sinks.event import EventType
-from sinks.kafka import Broker as Cluster
-from sinks.kafka import open_admin
-from sinks.spool import Spool
+from sinks.kafka.sink import Broker as Cluster
+from sinks.kafka.sink import open_admin
+from sinks.spool.spool import Spool
 from sinks.subscribe import subscribe
 from tests.sinks.broker import Broker, Proxy, broker_behind_proxy
 from tests.sinks.makes import event, events, ids, until

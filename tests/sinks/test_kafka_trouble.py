@@ -12,7 +12,7 @@ import pytest
 
 from sinks import SinkError, open_sink, open_sinks
 from sinks.event import EventType
-from sinks.spool import Spool
+from sinks.spool.spool import Spool
 from sinks.subscribe import subscribe
 from tests.sinks.makes import event, events, ids, until
 
@@ -23,8 +23,8 @@ from kafka.protocol.api_key import ApiKey
 from kafka.protocol.consumer import ListOffsetsResponse
 from kafka.protocol.producer import InitProducerIdResponse
 
-from sinks.kafka_client import Broker as Cluster
-from sinks.kafka_client import kafka, open_admin
+from sinks.kafka.client import Broker as Cluster
+from sinks.kafka.client import kafka, open_admin
 from tests.sinks.kafka_proxy import KafkaProxy, broker_behind_kafka_proxy
 
 pytestmark = pytest.mark.anyio
@@ -380,7 +380,7 @@ async def test_nothing_is_younger_than_the_end(proxy: KafkaProxy) -> None:
 
 
 def looked_at(address: str) -> str:
-    from streamer.health import _sink
+    from streamer.tasks.doctor import _sink
 
     return _sink(address).told
 

@@ -16,8 +16,8 @@ import pytest
 
 from sinks import PoisonError, SinkError, open_sink, open_sinks
 from sinks.event import EventType
-from sinks.spool import Spool
-from streamer.health import _sink
+from sinks.spool.spool import Spool
+from streamer.tasks.doctor import _sink
 from tests.sinks.broker import free_port
 from tests.sinks.makes import event, events, ids
 from tests.sinks.peers import Peer, mqtt_broker, redis_server, web_server

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from sinks import store
 from sinks.event import Event, EventType
 from sinks.files import JsonlSink
 from sinks.sink import PoisonError, SinkError
-from sinks.spool import Spool, SpoolClosed
+from sinks.spool import store
+from sinks.spool.spool import Spool, SpoolClosed
 from tests.sinks.makes import Recorder, event, events, ids, until
 
 pytestmark = pytest.mark.anyio
@@ -219,7 +219,7 @@ async def test_tracks_left_open_by_a_crash_are_told_with_their_last_event(path: 
 
 CRASHER = """
     import asyncio, sys, time
-    from sinks.spool import Spool
+    from sinks.spool.spool import Spool
     from tests.sinks.makes import Recorder, event
     from sinks.files import JsonlSink
 
@@ -415,7 +415,7 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 async def test_two_processes_never_share_a_spool(path: Path) -> None:
-    code = "import sys; from sinks.store import Store; from pathlib import Path; Store(Path(sys.argv[1]))"
+    code = "import sys; from sinks.spool.store import Store; from pathlib import Path; Store(Path(sys.argv[1]))"
     async with await Spool.open(path, {}):
         found = run_python(code, str(path))
     assert found.returncode == 1
@@ -438,7 +438,7 @@ async def test_a_folder_that_cannot_be_written_is_one_sentence() -> None:
 
 FULL_DISK = """
     import asyncio, resource, sys
-    from sinks.spool import Spool
+    from sinks.spool.spool import Spool
     from tests.sinks.makes import Recorder, event
     from sinks.event import EventType
 

@@ -96,7 +96,7 @@ def test_process_turns_a_video_into_tracks_events_and_an_annotated_video(grounds
     assert database.execute("SELECT count(*) FROM events").fetchone() == (len(events),)
     database.close()
 
-    from streamer.decode import count_frames
+    from streamer.sources.decode import count_frames
 
     assert count_frames(folder / "video.mp4") == 60
 
@@ -291,7 +291,7 @@ def test_tracks_have_the_same_names_however_the_recording_is_addressed(
 
 
 def test_a_sink_that_fails_costs_no_summary(groundstream, clip, script, tmp_path, monkeypatch):
-    monkeypatch.setattr("streamer.jobs.open_pipeline", functools.partial(open_pipeline, patience_s=0.3))
+    monkeypatch.setattr("streamer.tasks.process.open_pipeline", functools.partial(open_pipeline, patience_s=0.3))
     run = groundstream(
         *("process", clip, "-q", "person", "--detector", f"scripted:{script}", "--no-video", "--out", tmp_path),
         *("--sink", "jsonl:/dev/full"),
@@ -368,7 +368,7 @@ def test_labels_stay_in_the_picture_and_can_be_read():
     import numpy as np
     import supervision as sv
 
-    from streamer.render import Painter, ink_on
+    from streamer.recorders.painter import Painter, ink_on
 
     assert ink_on(sv.Color.from_hex("#ffe119")) == (0, 0, 0)
     assert ink_on(sv.Color.from_hex("#1a2b4c")) == (255, 255, 255)

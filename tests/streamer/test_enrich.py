@@ -19,7 +19,7 @@ from sinks.event import (
     TrackInfo,
     ZoneInfo,
 )
-from streamer.enrich import Budget, Enricher, Enrichment, EnrichTally, Plan, Subject, Trigger
+from streamer.enrichment.enricher import Budget, Enricher, Enrichment, EnrichTally, Plan, Subject, Trigger
 from streamer.errors import ConfigError
 from streamer.frame import Frame, FrameClock
 

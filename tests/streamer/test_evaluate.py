@@ -67,7 +67,7 @@ def test_events_without_delays_say_null(tmp_path: Path) -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    from detectors.glip.source import write_folder
+    from detectors.glip.model_files import write_folder
 
     (tmp_path / "pieces.txt").write_text("\n".join(PIECES) + "\n")
     write_folder(tmp_path / "model", CONFIG, tiny_model().state_dict(), tmp_path / "pieces.txt")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamer.event_scores import Happening, LabelError, read_happenings, score_events, shifted
+from streamer.tasks.evaluate_events import Happening, LabelError, read_happenings, score_events, shifted
 
 
 def cross(time_s: float, place: str = "gate", direction: str | None = "in", told_s: float | None = None) -> Happening:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.glip_mini.examination import HELD_OUT, answer_of, examine
 from detectors import Detector, create_detector
 from streamer.cli import app
-from streamer.demo.examination import HELD_OUT, answer_of, examine
-from streamer.showcase import show_street
+from streamer.tasks.demo import show_street
 
 PICTURES = 16
 

@@ -4,7 +4,7 @@ import numpy as np
 import supervision as sv
 
 from detectors.detector import Grounded, GroundedSpan, detections
-from streamer.grand import Thing, ground_exactly, vote
+from streamer.tasks.grand_records import Thing, ground_exactly, vote
 
 
 def found(*rows: tuple[str, float, list[float]]) -> sv.Detections:

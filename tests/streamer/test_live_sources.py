@@ -23,7 +23,7 @@ import pytest
 
 from streamer.errors import SourceError
 from streamer.frame import Frame
-from streamer.merge import Merge
+from streamer.pipeline.merge import Merge
 from streamer.sources import SourceState, StateChange, open_sources
 from streamer.sources.clock import LiveClock
 from tests.support.clips import draw, make_clip, read_index

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamer.account import Account
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
-from streamer.merge import Merge
+from streamer.pipeline.merge import Merge
+from streamer.sources.frame_counter import Account
 
 PIXELS = np.zeros((2, 2, 3), np.uint8)
 CLOCK = FrameClock("arrival")

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sinks.event import EventType
 from sinks.sink import PoisonError
 from streamer.errors import StreamerError
-from streamer.metrics import serve_metrics
+from streamer.web.metrics import serve_metrics
 from tests.support.fakes import Bench, FakeDetector, FakeSource, ListSink, camera
 
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from detectors import PromptError
 from sinks.event import Description, EventType
-from streamer.enrich import Enricher
+from streamer.enrichment.enricher import Enricher
 from streamer.errors import ConfigError
-from streamer.sampling import Sampling
+from streamer.sources.sampling import Sampling
 from streamer.sources.source import SourceState, StateChange
 from tests.support.fakes import Bench, FakeDetector, FakeSource, ListSink, camera, one_box_per_query
 from trackers import create_tracker
@@ -324,7 +324,7 @@ def test_the_parts_of_coverage_add_up_when_the_detector_fails_now_and_then():
 
 
 def test_sequences_reach_the_sink_in_order_while_coverage_comes_by_the_clock(monkeypatch):
-    monkeypatch.setattr("streamer.pipeline.COVERAGE_EVERY_S", 0.02)
+    monkeypatch.setattr("streamer.pipeline.pipeline.COVERAGE_EVERY_S", 0.02)
 
     class Slow:
         async def write(self, frame, tracked, *, analysed):

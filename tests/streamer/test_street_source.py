@@ -14,7 +14,8 @@ import pytest
 
 from streamer.errors import SourceAddressError
 from streamer.sources.source import SourceState
-from streamer.street import Street, StreetSource
+from streamer.sources.street import StreetSource
+from streamer.street import Street
 from streamer.street.export import coco, mot_lines, write_events, write_mot
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import supervision as sv
 
-from streamer.identity import derived_uids
+from streamer.rules.track_ids import derived_uids
 from streamer.rules.tracks import Matches, Tracks
 from tests.streamer.scenes import seen, told
 

@@ -15,15 +15,15 @@ import supervision as sv
 from detectors import Prompt, Request
 from detectors.detector import clean_queries, detections
 from sinks.event import Event, Producer
-from sinks.spool import Spool
-from streamer.account import Account
-from streamer.analysis import Analysis
+from sinks.spool.spool import Spool
+from streamer.analysis.event_writer import Identity
+from streamer.analysis.queries import QueryBook
+from streamer.analysis.stream_analysis import Analysis
 from streamer.frame import Frame, FrameClock
-from streamer.identity import derived_uids
-from streamer.journal import Identity
-from streamer.pipeline import Camera, Pipeline, StateRelay
-from streamer.prompts import QueryBook
-from streamer.sampling import Sampling
+from streamer.pipeline.pipeline import Camera, Pipeline, StateRelay
+from streamer.rules.track_ids import derived_uids
+from streamer.sources.frame_counter import Account
+from streamer.sources.sampling import Sampling
 from trackers import create_tracker
 
 SIZE = (64, 48)

@@ -17,11 +17,11 @@ import typer
 from typer.testing import CliRunner
 
 from detectors.glamm.similarity import TextSimilarity
-from streamer import mask_scores
 from streamer.commands.evaluate_segmentation import Task, evaluate_segmentation
 from streamer.errors import ConfigError
-from streamer.mask_scores import Benchmark, Record, score
-from streamer.masks import mask_model
+from streamer.rules.mask_rle import mask_model
+from streamer.tasks import evaluate_segmentation as mask_scores
+from streamer.tasks.evaluate_segmentation import Benchmark, Record, score
 
 app = typer.Typer()
 app.command()(evaluate_segmentation)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from detectors.glip.config import GlipConfig
-from detectors.glip.model import GlipModel
-from detectors.glip.source import write_folder
+from detectors.glip.model_files import write_folder
+from detectors.glip.modeling.model import GlipModel
 
 WORDS = ["person", "red", "car", "dog", "traffic", "light", "bus", "tree", "a", "the", ".", ",", "-"]
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from detectors.glip.config import GLIP_T, GLIP_T_A
 from detectors.glip.convert import KNOWN, CheckpointError, build, build_from, fill, load_checkpoint
-from detectors.glip.model import GlipModel
+from detectors.glip.modeling.model import GlipModel
 from tests.detectors.glip.conftest import CONFIG, tiny_model
 
 

@@ -17,9 +17,9 @@ import torch
 
 from detectors import create_detector
 from detectors.detector import DetectorError, PromptError, Request
-from detectors.glip import source
+from detectors.glip import model_files as source
 from detectors.glip.detector import Glip, create
-from detectors.glip.tuning import TunedPrompt, add_offsets
+from detectors.glip.training.tuned_prompt import TunedPrompt, add_offsets
 from tests.detectors.glip.conftest import CONFIG, PIECES
 
 Image = npt.NDArray[np.uint8]

@@ -13,7 +13,9 @@ import torch
 from detectors.detector import PromptError, Request
 from detectors.glip.caption import Tokenizer
 from detectors.glip.detector import create
-from detectors.glip.fitting import (
+from detectors.glip.model_files import VOCABULARY, find
+from detectors.glip.modeling.model import GlipModel
+from detectors.glip.training.fitting import (
     Course,
     Examples,
     caption_of,
@@ -23,9 +25,7 @@ from detectors.glip.fitting import (
     scored,
     tuned_prompt,
 )
-from detectors.glip.model import GlipModel
-from detectors.glip.source import VOCABULARY, find
-from detectors.glip.training import TrainingError
+from detectors.glip.training.trainer import TrainingError
 from tests.detectors.glip.conftest import CONFIG, tiny_model
 
 NAMES = ["red car", "dog"]

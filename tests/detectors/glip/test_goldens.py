@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from detectors.glip import check, dyhead
-from detectors.glip.dyhead import TAPS
+from detectors.glip.check.model import model as check
+from detectors.glip.modeling import dyhead
+from detectors.glip.modeling.dyhead import TAPS
 
 FOLDERS = {
     "fused": ("tower.5.dyconv.visual.4", "head.dot_product_logits.0", "post.1.final.boxes", "grad rpn.head.log_scale"),

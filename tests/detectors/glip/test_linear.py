@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from detectors.glip.linear import Linear, bmm, linear
+from detectors.glip.modeling.linear import Linear, bmm, linear
 
 
 @pytest.fixture(params=[1, 2])

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from detectors.glip import runtime
 from detectors.glip.config import CONFIGS, ConfigError, GlipConfig
 from detectors.glip.convert import build, build_from
-from detectors.glip.deform import by_embedding_bag as deform_conv
-from detectors.glip.deform import by_torchvision, by_triton, make_grid
-from detectors.glip.fusion import CrossAttention
-from detectors.glip.model import GlipModel
+from detectors.glip.modeling.deform import by_embedding_bag as deform_conv
+from detectors.glip.modeling.deform import by_torchvision, by_triton
+from detectors.glip.modeling.deform_grid import make_grid
+from detectors.glip.modeling.fusion import CrossAttention
+from detectors.glip.modeling.model import GlipModel
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 from detectors.boxes import suppress
 from detectors.glip.config import PostprocessConfig
-from detectors.glip.model import Predictions
+from detectors.glip.modeling.model import Predictions
 from detectors.glip.postprocess import Candidates, aggregate, candidates, select, token_map
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from detectors.glip import speed
+from detectors.glip import bench as speed
 from detectors.glip.detector import create
 from streamer.commands import bench_detector
 

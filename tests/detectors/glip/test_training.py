@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from detectors.glip.loss import Truth
-from detectors.glip.model import GlipModel
-from detectors.glip.training import (
+from detectors.glip.modeling.model import GlipModel
+from detectors.glip.training.loss import Truth
+from detectors.glip.training.trainer import (
     Batch,
     Progress,
     Recipe,

@@ -1,0 +1,1 @@
+"""The training recipe of glip-mini: lessons from the synthetic street, training, examination and model card."""

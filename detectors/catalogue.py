@@ -1,0 +1,103 @@
+"""The released models: their names, repositories and files, and how each one is fetched and converted.
+
+Weights released as a pickle are read with `weights_only`, checked against the network and kept as safetensors.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from detectors.cache import (
+    BERT_REPOSITORY,
+    BERT_VOCABULARY_SHA256,
+    Model,
+    fetch_file,
+    fetch_repository,
+    model_folder,
+)
+from detectors.detector import DetectorError
+
+# The released names of transformers' own models and their repositories on the Hugging Face hub.
+ZERO_SHOT = {
+    "grounding-dino-tiny": "IDEA-Research/grounding-dino-tiny",
+    "grounding-dino-base": "IDEA-Research/grounding-dino-base",
+    "mm-grounding-dino-tiny": "openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_v3det",
+    "mm-grounding-dino-base": "openmmlab-community/mm_grounding_dino_base_all",
+    "mm-grounding-dino-large": "openmmlab-community/mm_grounding_dino_large_all",
+    "owlv2-base": "google/owlv2-base-patch16-ensemble",
+    "owlv2-large": "google/owlv2-large-patch14-ensemble",
+}
+
+
+class UnknownModel(DetectorError, ValueError):
+    """No model has that name."""
+
+
+def catalogue() -> list[Model]:
+    """Every released model that `pull` can fetch."""
+    from detectors.glamm.config import RELEASED
+    from detectors.glip.convert import KNOWN
+
+    return [
+        *(
+            Model(name, "GLIP", file.repository, model_folder(name), file.filename, file.size, file.sha256)
+            for name, file in KNOWN.items()
+        ),
+        *(Model(name, "GLaMM", hub, model_folder(name)) for name, hub in RELEASED.items()),
+        *(Model(name, _kind(name), hub, model_folder(name)) for name, hub in ZERO_SHOT.items()),
+    ]
+
+
+def find_model(name: str) -> Model:
+    """Raises `UnknownModel` with the nearest names."""
+    known = {model.name: model for model in catalogue()}
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise UnknownModel(f"no model is called {name!r}: {hint}known are {', '.join(known)}")
+
+
+def pull(name: str) -> Path:
+    """Fetch a released model, once; returns its folder.
+
+    What was begun before is taken up again. Raises `DownloadError` with the ways out when the hub cannot be reached.
+    """
+    model = find_model(name)
+    if model.is_here:
+        return model.folder
+    if model.kind == "GLIP":
+        return _pull_glip(model)
+    if model.kind == "GLaMM":
+        from detectors.glamm.weights import find
+
+        return find(name).glamm
+    return fetch_repository(model)
+
+
+def convert_glip(name: str, checkpoint: Path, vocabulary: Path, folder: Path) -> Path:
+    """A checkpoint of the released GLIP `name` as a model folder. Raises `DetectorError` when it does not fit."""
+    from detectors.glip.config import CONFIGS
+    from detectors.glip.convert import build, fill, load_checkpoint
+    from detectors.glip.model_files import write_folder
+
+    tensors = load_checkpoint(checkpoint)
+    fill(build(name), tensors, str(checkpoint))
+    write_folder(folder, CONFIGS[name], tensors, vocabulary)
+    return folder
+
+
+def _pull_glip(model: Model) -> Path:
+    assert model.filename is not None
+    vocabulary = fetch_file(model.name, BERT_REPOSITORY, "vocab.txt", BERT_VOCABULARY_SHA256)
+    checkpoint = fetch_file(model.name, model.repository, model.filename, model.sha256)
+    folder = convert_glip(model.name, checkpoint, vocabulary, model.folder)
+    checkpoint.unlink()  # gigabytes of an optimiser's state that nobody needs
+    return folder
+
+
+def _kind(name: str) -> str:
+    if name.startswith("owlv2-"):
+        return "OWLv2"
+    return "MM Grounding DINO" if name.startswith("mm-") else "Grounding DINO"

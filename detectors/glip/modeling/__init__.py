@@ -1,0 +1,1 @@
+"""GLIP's network: modules that take and return tensors. GLIP, arXiv:2112.03857."""

@@ -1,0 +1,71 @@
+"""Modulated deformable convolution: DCNv2, arXiv:1811.11168, over several levels at once.
+
+    out[o, y, x] = bias[o] + sum over channels c and taps k of weight[o, c, k] * mask[k, y, x] * sample(c, k)
+    sample(c, k) = in[c] at (y * stride - 1 + row_k + dy[k, y, x], x * stride - 1 + column_k + dx[k, y, x]), bilinear
+
+A sample outside the map is 0, and so are the corners of one that lies across its edge. Kernel 3 x 3, padding 1.
+
+There is one definition and several implementations, by name in `IMPLEMENTATIONS`; all equal the reference tensors.
+Each takes regions (B, N, C), all levels' maps one after the other, a grid, offsets (B, P, 18): dy and dx of each tap in
+turn, mask (B, P, 9), weight (O, C, 3, 3), bias (O,), and returns (B, P, O). GLIP samples in single precision even where
+the rest is half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from detectors.glip.modeling.deform_grid import TAPS, Grid, by_tap, corners
+from detectors.glip.modeling.linear import linear
+
+
+def by_embedding_bag(
+    regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """One sample is a weighted sum of four rows of the map laid out as (positions, channels): an embedding bag.
+
+    So all taps of all positions of all levels and pictures are one call, and one matrix product follows.
+    """
+    batch, positions, channels = regions.shape
+    table = regions.float().reshape(batch * positions, channels)
+    rows, weights = corners(grid, offsets, mask, positions)
+    columns = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)  # (B * P * 9, C)
+    return linear(columns.view(batch, -1, TAPS * channels), by_tap(weight.float()), bias.float())
+
+
+def by_torchvision(regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """torchvision's operator, one call for each output map; it wants channels first."""
+    from torchvision.ops import deform_conv2d
+
+    sizes = [height * width for height, width in grid.outputs]
+    maps = torch.split(regions.float(), [height * width for height, width in grid.shapes], dim=1)
+    found = []
+    for source, shape, offset, m in zip(
+        grid.sources, grid.outputs, torch.split(offsets, sizes, dim=1), torch.split(mask, sizes, dim=1), strict=True
+    ):
+        x, offset, m = (
+            part.mT.reshape(len(part), -1, *size)
+            for part, size in ((maps[source], grid.shapes[source]), (offset.float(), shape), (m.float(), shape))
+        )
+        out = deform_conv2d(x, offset, weight.float(), bias.float(), stride=grid.stride, padding=1, mask=m)
+        found.append(out.flatten(2).mT)
+    return torch.cat(found, dim=1)
+
+
+def by_triton(regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """One fused kernel for NVIDIA GPUs, without columns in memory; inference only."""
+    from detectors.glip.modeling.deform_triton import fused
+
+    return fused(regions, grid, offsets, mask, weight, bias)
+
+
+Implementation = Callable[[Tensor, Grid, Tensor, Tensor, Tensor, Tensor], Tensor]
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "embedding-bag": by_embedding_bag,
+    "torchvision": by_torchvision,
+    "triton": by_triton,
+}

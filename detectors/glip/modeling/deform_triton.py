@@ -1,0 +1,94 @@
+"""The deformable convolution as one Triton kernel: samples are made in registers and go straight into the product.
+
+A program computes a tile of output positions for all output channels. For each tap and slice of input channels it
+gathers the four corners of its positions, weighs and adds them in single precision, and multiplies by the weights in
+the precision of the features. What `by_embedding_bag` writes and reads back (nine times the map) never leaves the chip.
+
+Checked with Triton's interpreter on a CPU (TRITON_INTERPRET=1); its speed has not been measured on a GPU, so it is
+chosen by name only (`deform="triton"`).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from detectors.glip.modeling.deform_grid import TAPS, Grid, by_tap
+
+TILE = 64  # output positions of a program
+SLICE = 64  # input channels at a time
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _kernel(  # type: ignore[no-untyped-def]
+    features, offsets, mask, base_y, base_x, heights, widths, starts, weight, bias, out,
+    positions, outputs, channels, width_out,
+    OUT: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr,
+):  # fmt: skip
+    picture = tl.program_id(1)
+    p = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    real = p < outputs
+    height = tl.load(heights + p, mask=real, other=0)
+    width = tl.load(widths + p, mask=real, other=0)
+    start = picture * positions + tl.load(starts + p, mask=real, other=0)
+    at = picture * outputs + p
+    o = tl.arange(0, OUT)
+    total = tl.zeros((TILE, OUT), dtype=tl.float32)
+    for tap in range(9):
+        y = tl.load(base_y + p * 9 + tap, mask=real, other=0.0)
+        y += tl.load(offsets + at * 18 + 2 * tap, mask=real, other=0.0).to(tl.float32)
+        x = tl.load(base_x + p * 9 + tap, mask=real, other=0.0)
+        x += tl.load(offsets + at * 18 + 2 * tap + 1, mask=real, other=0.0).to(tl.float32)
+        strength = tl.load(mask + at * 9 + tap, mask=real, other=0.0).to(tl.float32)
+        y = tl.minimum(tl.maximum(y, -1.0), height.to(tl.float32))
+        x = tl.minimum(tl.maximum(x, -1.0), width.to(tl.float32))
+        top, left = tl.floor(y), tl.floor(x)
+        dy, dx = y - top, x - left
+        r, c = top.to(tl.int32), left.to(tl.int32)
+        above, below = real & (r >= 0) & (r < height), real & (r + 1 < height)
+        before, after = (c >= 0) & (c < width), c + 1 < width
+        row = start + r * width + c
+        for first in range(0, channels, SLICE):
+            k = first + tl.arange(0, SLICE)
+            there = (k < channels)[None, :]
+            near = features + row[:, None].to(tl.int64) * channels + k[None, :]
+            below_near = near + width[:, None].to(tl.int64) * channels
+            a = tl.load(near, mask=(above & before)[:, None] & there, other=0.0).to(tl.float32)
+            b = tl.load(near + channels, mask=(above & after)[:, None] & there, other=0.0).to(tl.float32)
+            e = tl.load(below_near, mask=(below & before)[:, None] & there, other=0.0).to(tl.float32)
+            f = tl.load(below_near + channels, mask=(below & after)[:, None] & there, other=0.0).to(tl.float32)
+            upper = a * (1 - dx)[:, None] + b * dx[:, None]
+            lower = e * (1 - dx)[:, None] + f * dx[:, None]
+            sample = (upper * (1 - dy)[:, None] + lower * dy[:, None]) * strength[:, None]
+            w = tl.load(
+                weight + (tap * channels + k)[:, None] * width_out + o[None, :],
+                mask=(k < channels)[:, None] & (o < width_out)[None, :],
+                other=0.0,
+            )
+            total = tl.dot(sample.to(w.dtype), w, total, input_precision="tf32x3")
+    total += tl.load(bias + o, mask=o < width_out, other=0.0).to(tl.float32)[None, :]
+    tl.store(
+        out + at[:, None].to(tl.int64) * width_out + o[None, :], total, mask=real[:, None] & (o < width_out)[None, :]
+    )
+
+
+def fused(regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """As `deform.deform_conv`, without gradients: (B, N, C) -> (B, P, O), in single precision."""
+    if torch.is_autocast_enabled(regions.device.type):
+        regions = regions.to(torch.get_autocast_dtype(regions.device.type))
+    batch, positions, channels = regions.shape
+    outputs, width_out = offsets.shape[1], weight.shape[0]
+    out = torch.empty(batch, outputs, width_out, device=regions.device)
+    kernel = by_tap(weight).to(regions.dtype).T.contiguous()  # (9 * C, O)
+    _kernel[(triton.cdiv(outputs, TILE), batch)](
+        regions.contiguous(), offsets.contiguous(), mask.contiguous(), grid.y, grid.x,
+        *(part.int().contiguous() for part in (grid.height, grid.width, grid.start)),
+        kernel, bias, out, positions, outputs, channels, width_out,
+        OUT=max(triton.next_power_of_2(width_out), 16), TILE=TILE, SLICE=SLICE, num_warps=8,
+    )  # fmt: skip
+    return out
+
+
+assert TAPS == 9, "the kernel counts them"

@@ -1,0 +1,1 @@
+"""Training of GLIP: losses, targets, full and prompt tuning on COCO-shaped data."""

@@ -1,0 +1,88 @@
+"""How an event is written into a message: JSON, CloudEvents binary mode, Avro or Protobuf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sinks.address import Options
+
+if TYPE_CHECKING:
+    from sinks.event import Event
+
+Headers = list[tuple[str, bytes]]
+Encode = Callable[["Event"], tuple[bytes, Headers]]
+Decode = Callable[[bytes, Headers], "Event"]
+
+_STRUCTURED: Headers = [("content-type", b"application/cloudevents+json; charset=utf-8")]
+_ATTRIBUTES = ("specversion", "id", "source", "type", "subject", "time", "dataschema", "partitionkey", "sequence")
+
+
+def open_format(options: Options) -> Encode:
+    """The encoder that the options `format` (json, binary, avro, protobuf) and `registry` ask for."""
+    name = options.choice("format", ("json", "binary", "avro", "protobuf"), "json")
+    registry = options.text("registry")
+    if name == "avro":
+        from sinks.formats.avro import AvroFormat
+
+        return AvroFormat(registry).encode
+    if name == "protobuf":
+        from sinks.formats.protobuf import ProtobufFormat
+
+        return ProtobufFormat(registry).encode
+    if registry is not None:
+        raise options.error(f"option registry has no use with format={name}: it is for avro and protobuf")
+    return encode_json if name == "json" else encode_binary
+
+
+def encode_json(event: Event) -> tuple[bytes, Headers]:
+    """CloudEvents structured mode: the whole event is the value."""
+    return event.to_json(), _STRUCTURED
+
+
+def encode_binary(event: Event) -> tuple[bytes, Headers]:
+    """CloudEvents binary mode: the attributes are headers `ce_...`, the value is `data`.
+
+    https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md
+    """
+    headers = [(f"ce_{name}", str(getattr(event, name)).encode()) for name in _ATTRIBUTES]
+    headers.append(("content-type", event.datacontenttype.encode()))
+    return event.data.model_dump_json(exclude_none=True).encode(), headers
+
+
+def open_decoder(options: Options) -> Decode:
+    """Reads messages of every format; Avro asks for the option `registry`. Raises `ValueError` for what is none."""
+    registry = options.text("registry")
+    others: dict[bytes, Callable[[bytes], Event]] = {}
+
+    def decode(value: bytes, headers: Headers) -> Event:
+        kept = dict(headers)
+        kind = kept.get("content-type", b"").partition(b";")[0]
+        if "ce_id" in kept:
+            return _decode_binary(value, kept)
+        if kind in {b"application/avro", b"application/protobuf"}:
+            if kind not in others:
+                others[kind] = _other_decoder(kind, registry)
+            return others[kind](value)
+        return Event.from_json(value)
+
+    from sinks.event import Event
+
+    return decode
+
+
+def _decode_binary(value: bytes, headers: dict[str, bytes]) -> Event:
+    from sinks.event import Event, EventData
+
+    attributes = {name: headers[f"ce_{name}"].decode() for name in _ATTRIBUTES if f"ce_{name}" in headers}
+    return Event.model_validate({**attributes, "data": EventData.model_validate_json(value)})
+
+
+def _other_decoder(kind: bytes, registry: str | None) -> Callable[[bytes], Event]:
+    if kind == b"application/avro":
+        from sinks.formats.avro import AvroFormat
+
+        return AvroFormat(registry).decode
+    from sinks.formats.protobuf import ProtobufFormat
+
+    return ProtobufFormat(registry).decode

@@ -1,0 +1,53 @@
+"""Which frames the detector looks at; between them tracks are carried on by their motion."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from streamer.errors import ConfigError
+from streamer.frame import Frame
+from streamer.sources.source import Source
+
+
+@dataclass(slots=True)
+class Sampling:
+    """Every `every`-th frame, or at most `fps` frames per second of capture time. One per stream: it remembers."""
+
+    every: int = 1
+    fps: float | None = None
+    _next_ns: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ConfigError(f"sampling takes every {self.every}-th frame: give 1 or more")
+        if self.fps is not None and self.fps <= 0:
+            raise ConfigError(f"sampling at {self.fps} frames per second: give a rate above 0")
+
+    def wants(self, frame: Frame) -> bool:
+        if frame.index % self.every:
+            return False
+        if self.fps is None:
+            return True
+        period_ns = int(1e9 / self.fps)
+        # A tenth of a period of slack: at 25 frames a second, 5 a second is every fifth frame in spite of jitter.
+        if self._next_ns is not None and frame.time_ns < self._next_ns - period_ns // 10:
+            return False
+        due = frame.time_ns if self._next_ns is None else self._next_ns
+        self._next_ns = due + period_ns * max(1, (frame.time_ns - due) // period_ns + 1)
+        return True
+
+
+async def sampled(sources: Sequence[Source], *, every: int = 1, fps: float | None = None) -> AsyncIterator[Frame]:
+    """The frames that a detector would look at, of one source after the other."""
+    for source in sources:
+        sampling = Sampling(every, fps)
+        try:
+            async for frame in source:
+                if sampling.wants(frame):
+                    source.account.analyse()
+                    yield frame
+                else:
+                    source.account.drop("not_sampled")
+        finally:
+            await source.aclose()

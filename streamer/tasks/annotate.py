@@ -1,0 +1,284 @@
+"""Sampled frames into labelled data: a COCO data set with phrases, GranD records, GLIGEN input and a review sheet."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from rich.console import Console
+
+from detectors import Detector, Request, create_detector
+from streamer.analysis.label_scores import calibrated, sure
+from streamer.errors import StreamerError
+from streamer.frame import Frame
+from streamer.sources import open_sources
+from streamer.sources.sampling import sampled
+from streamer.tasks.review_page import by_image, review_page
+from trackers import Tracker, create_tracker
+
+if TYPE_CHECKING:
+    import supervision as sv
+
+    from streamer.enrichment.loading import Loading
+    from streamer.tasks.grand_records import Annotator
+
+_JPEG_QUALITY = 92
+_NO_TRACK = -1
+
+
+@dataclass(frozen=True)
+class Task:
+    """What `groundstream annotate` was asked to do; see its options."""
+
+    sources: Sequence[str]
+    queries: Sequence[str]
+    detectors: Sequence[str]
+    out: Path
+    weights: Path | None = None
+    device: str | None = None
+    threshold: float | None = None
+    every: int = 1
+    fps: float | None = None
+    batch: int = 8
+    tracker: str | None = None
+    sam: str | None = None
+    gligen: bool = False
+    describe: Loading | None = None
+
+
+@dataclass
+class DataSet:
+    """A COCO data set as it grows. Categories are the queries, from 1.
+
+    Each image has a `caption`, the queries joined as GLIP reads them, and each annotation `tokens_positive`, the
+    characters of its phrase there, as GLIP and MDETR train on.
+    """
+
+    queries: Sequence[str]
+    images: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def caption(self) -> str:
+        return " . ".join(self.queries)
+
+    def tokens_positive(self, query: int) -> list[list[int]]:
+        start = sum(len(text) + 3 for text in self.queries[:query])
+        return [[start, start + len(self.queries[query])]]
+
+    def add(self, file_name: str, frame: Frame, found: sv.Detections) -> None:
+        image = {
+            "id": len(self.images) + 1,
+            "file_name": file_name,
+            "width": frame.width,
+            "height": frame.height,
+            "stream": frame.stream,
+            "frame_index": frame.index,
+            "time_s": round(frame.time_s, 6),
+            "caption": self.caption,
+        }
+        self.images.append(image)
+        for row in range(len(found)):
+            self.annotations.append(self._annotation(int(image["id"]), found, row))  # type: ignore[call-overload]
+
+    def _annotation(self, image: int, found: sv.Detections, row: int) -> dict[str, Any]:
+        from streamer.enrichment.grounded import masks_of
+        from streamer.rules.mask_rle import mask_model
+
+        assert found.class_id is not None
+        assert found.confidence is not None
+        query = int(found.class_id[row])
+        x1, y1, x2, y2 = (round(float(value), 2) for value in found.xyxy[row])
+        annotation: dict[str, Any] = {
+            "id": len(self.annotations) + 1,
+            "image_id": image,
+            "category_id": query + 1,
+            "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
+            "area": round((x2 - x1) * (y2 - y1), 2),
+            "iscrowd": 0,
+            "score": round(float(found.confidence[row]), 4),
+            "phrase": self.queries[query],
+            "tokens_positive": self.tokens_positive(query),
+        }
+        if found.tracker_id is not None and found.tracker_id[row] != _NO_TRACK:
+            annotation["track_id"] = int(found.tracker_id[row])
+        if found.mask is not None:
+            mask = masks_of(found)[row]
+            annotation["segmentation"] = mask_model(mask).model_dump(include={"size", "counts"})
+            annotation["area"] = int(mask.sum())
+        return annotation
+
+    def as_coco(self) -> dict[str, Any]:
+        categories = [{"id": number, "name": name} for number, name in enumerate(self.queries, 1)]
+        return {
+            "info": {"description": "made by groundstream annotate: boxes found by a model, not checked by a person"},
+            "images": self.images,
+            "annotations": self.annotations,
+            "categories": categories,
+        }
+
+    def as_gligen(self) -> list[dict[str, Any]]:
+        """What GLIGEN (arXiv:2301.07093) is fed: a caption, phrases in it, and their boxes as fractions."""
+        annotations, entries = by_image(self.annotations), []
+        for image in self.images:
+            own = annotations[image["id"]]
+            phrases = [annotation["phrase"] for annotation in own]
+            entries.append(
+                {
+                    "image": image["file_name"],
+                    "caption": ", ".join(dict.fromkeys(phrases)),
+                    "phrases": phrases,
+                    "boxes": [_fractions(annotation["bbox"], image) for annotation in own],
+                }
+            )
+        return entries
+
+
+def _fractions(bbox: Sequence[float], image: dict[str, Any]) -> list[float]:
+    """xywh in pixels -> xyxy in 0..1."""
+    x, y, width, height = bbox
+    corners = (x / image["width"], y / image["height"], (x + width) / image["width"], (y + height) / image["height"])
+    return [round(min(max(value, 0.0), 1.0), 6) for value in corners]
+
+
+def annotate(task: Task, *, as_json: bool = False, quiet: bool = False) -> None:
+    """Do the task and tell what came of it. Raises what sources, detectors and the model raise."""
+    data = DataSet([" ".join(query.split()) for query in task.queries])
+    told = Console(stderr=True, quiet=quiet or as_json or not sys.stderr.isatty())
+    written = asyncio.run(_Work(task, data).run(told))
+    if as_json:
+        Console(soft_wrap=True).print_json(json.dumps(written))
+    else:
+        Console(quiet=quiet, soft_wrap=True).print(
+            f"{written['images']} images, {written['annotations']} boxes: {written['annotations_file']}, "
+            f"to look through: {written['review']}"
+        )
+
+
+class _Work:
+    """One run of a task."""
+
+    def __init__(self, task: Task, data: DataSet) -> None:
+        self._task = task
+        self._data = data
+        self._sources = open_sources(task.sources)  # a wrong address is told before models are loaded
+        self._detectors = {name: self._detector(name) for name in task.detectors}
+        self._prompts = {name: detector.prepare(data.queries) for name, detector in self._detectors.items()}
+        self._trackers: dict[str, Tracker] = {}
+        if task.tracker is not None:
+            create_tracker(task.tracker)  # a wrong name is told before anything is opened
+        self._describer: Annotator | None = None
+        self._records: dict[str, dict[str, Any]] = {}
+
+    def _detector(self, name: str) -> Detector:
+        options = {"weights": self._task.weights, "device": self._task.device, "threshold": self._task.threshold}
+        given = {key: value for key, value in options.items() if value is not None}
+        detector = create_detector(name, **given)
+        if self._task.sam is None:
+            return detector
+        from detectors.glamm.box_masks import BoxMasks, WithMasks
+
+        return WithMasks(detector, BoxMasks.load(self._task.sam, self._task.device))
+
+    def _load_describer(self) -> None:
+        if self._task.describe is None:
+            return
+        from detectors.glamm.box_masks import BoxMasks
+        from streamer.tasks.grand_records import Annotator
+
+        glamm = self._task.describe.load()
+        self._describer = Annotator(glamm, BoxMasks(glamm.model.sam))
+
+    async def run(self, told: Console) -> dict[str, Any]:
+        self._load_describer()
+        images = self._task.out / "images"
+        _make(images)
+        batch: list[Frame] = []
+        try:
+            async for frame in sampled(self._sources, every=self._task.every, fps=self._task.fps):
+                batch.append(frame)
+                if len(batch) == self._task.batch:
+                    await asyncio.to_thread(self._label, batch)
+                    told.print(f"{len(self._data.images)} images, {len(self._data.annotations)} boxes", end="\r")
+                    batch = []
+            if batch:
+                await asyncio.to_thread(self._label, batch)
+        finally:
+            written = self._write()  # what was labelled before an interruption is worth keeping
+        return written
+
+    def _label(self, frames: Sequence[Frame]) -> None:
+        results = {
+            name: detector.detect([Request(frame.image, self._prompts[name], frame.stream) for frame in frames])
+            for name, detector in self._detectors.items()
+        }
+        for place, frame in enumerate(frames):
+            found = {name: rows[place] for name, rows in results.items()}
+            first = self._task.detectors[0]
+            if self._task.tracker is not None:
+                self._track(frame, found[first], self._detectors[first].threshold)
+            # trackers have use for the doubtful ones, too, so they are left out after them
+            found = {name: sure(rows, self._detectors[name].threshold) for name, rows in found.items()}
+            file_name = f"{frame.stream}-{frame.index:06d}.jpg"
+            _save_jpeg(self._task.out / "images" / file_name, frame)
+            self._data.add(file_name, frame, found[first])
+            if self._describer is not None:
+                record = self._describer.annotate(frame.image, found, frame.index, frame.time_s)
+                self._records[file_name] = record
+
+    def _track(self, frame: Frame, found: sv.Detections, threshold: float) -> None:
+        """Give what is on a track its identity; what is on none is a label all the same."""
+        assert self._task.tracker is not None
+        if frame.stream not in self._trackers:
+            self._trackers[frame.stream] = create_tracker(self._task.tracker)
+        assert found.confidence is not None
+        scores = calibrated(found.confidence.astype(np.float64)[:, None], np.array([threshold]))
+        tracked = self._trackers[frame.stream].update(replace(found, confidence=scores), frame.time_s)
+        assert tracked.tracker_id is not None
+        identities = np.full(len(found), _NO_TRACK)
+        identities[tracked.data["detection_index"]] = tracked.tracker_id
+        found.tracker_id = identities
+
+    def _write(self) -> dict[str, Any]:
+        out, coco = self._task.out, self._data.as_coco()
+        files = {"annotations.json": json.dumps(coco), "review.html": review_page(coco, "images")}
+        if self._task.gligen:
+            files["gligen.jsonl"] = "".join(json.dumps(entry) + "\n" for entry in self._data.as_gligen())
+        if self._task.describe is not None:
+            files["grand.json"] = json.dumps(self._records, ensure_ascii=False)
+            files["review.html"] = review_page(coco, "images", self._records)
+        for name, text in files.items():
+            _write_text(out / name, text)
+        return {
+            "images": len(self._data.images),
+            "annotations": len(self._data.annotations),
+            "annotations_file": str(out / "annotations.json"),
+            "review": str(out / "review.html"),
+            "files": [str(out / name) for name in files],
+        }
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StreamerError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StreamerError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _save_jpeg(path: Path, frame: Frame) -> None:
+    if not cv2.imwrite(str(path), frame.image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]):
+        raise StreamerError(f"cannot write {path}: the disk may be full or the folder gone")

@@ -1,0 +1,166 @@
+"""How much the path around the detector costs: everything but a model, against bare decoding of the same file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from rich.console import Console
+from rich.table import Table
+
+from streamer.build import open_pipeline
+from streamer.config import parse_config
+from streamer.errors import ConfigError
+
+_LINE = {"id": "middle", "points": [[0.5, 0.0], [0.5, 1.0]]}
+_ZONE = {"id": "centre", "polygon": [[0.3, 0.3], [0.7, 0.3], [0.7, 0.9], [0.3, 0.9]]}
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Frames per second by the clock on the wall, and milliseconds of CPU per frame over all threads."""
+
+    frames_per_s: float
+    cpu_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Medians over rounds that were run in turns."""
+
+    video: str
+    frames: int
+    boxes: int
+    decoding: Pace
+    pipeline: Pace
+    share: float
+    cpu_ms_beyond_decoding: float
+    peak_memory_mib: float
+
+
+def compare_with_decoding(
+    video: Path | None, *, boxes: int, frames: int, size: str, rounds: int, as_json: bool
+) -> None:
+    """Measure and print; see `measure`."""
+    with tempfile.TemporaryDirectory() as folder:
+        if video is None:
+            video = draw_street(Path(folder) / f"street-{size}.mp4", size, frames)
+        comparison = measure(video, boxes=boxes, rounds=rounds, folder=Path(folder))
+    if as_json:
+        print(json.dumps(asdict(comparison), indent=2))  # noqa: T201
+        return
+    table = Table("", "frames/s", "CPU ms a frame", title=f"{comparison.frames} frames of {comparison.video}")
+    for name, pace in (("decoding alone", comparison.decoding), ("pipeline", comparison.pipeline)):
+        table.add_row(name, f"{pace.frames_per_s:.0f}", f"{pace.cpu_ms:.2f}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{comparison.share:.0%} of decoding alone, {comparison.cpu_ms_beyond_decoding:.2f} ms of CPU a frame "
+        f"beyond it, peak memory {comparison.peak_memory_mib:.0f} MiB",
+        highlight=False,
+    )
+
+
+def measure(video: Path, *, boxes: int, rounds: int, folder: Path) -> Comparison:
+    """Decode alone, then decode, follow `boxes` scripted boxes a frame with the default tracker and rules, in turns.
+
+    Raises what opening the video raises.
+    """
+    from streamer.sources.decode import count_frames
+
+    frames = count_frames(video)
+    script = folder / "script.json"
+    script.write_text(json.dumps({"frames": _walks(boxes, frames), "repeat": True}))
+    decoding: list[Pace] = []
+    pipeline: list[Pace] = []
+    for _ in range(rounds):
+        with _Watch(frames) as watch:
+            count_frames(video)
+        decoding.append(watch.pace)
+        pipeline.append(asyncio.run(_run(video, script, folder, frames)))
+    alone, whole = _median(decoding), _median(pipeline)
+    return Comparison(
+        video=video.name,
+        frames=frames,
+        boxes=boxes,
+        decoding=alone,
+        pipeline=whole,
+        share=statistics.median(p.frames_per_s / d.frames_per_s for p, d in zip(pipeline, decoding, strict=True)),
+        cpu_ms_beyond_decoding=whole.cpu_ms - alone.cpu_ms,
+        peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    )
+
+
+def draw_street(path: Path, size: str, frames: int) -> Path:
+    """A video of the synthetic street. Raises `ConfigError` for a size that is none."""
+    from streamer.recorders.video_writer import VideoWriter
+    from streamer.sources import open_sources
+
+    try:
+        width, height = (int(part) for part in size.lower().split("x"))
+    except ValueError:
+        raise ConfigError(f"size {size!r} is not WIDTHxHEIGHT, such as 1280x720") from None
+
+    async def draw() -> None:
+        (street,) = open_sources(f"synthetic:street?seed=11&size={size}&fps=25&duration={frames / 25}")
+        with VideoWriter(path, (width, height)) as writer:
+            async for frame in street:
+                writer.write(frame.image, frame.time_ns)
+
+    asyncio.run(draw())
+    return path
+
+
+def _walks(boxes: int, frames: int) -> list[list[dict[str, object]]]:
+    """People who walk to and fro on tracks of their own, one for each box."""
+    rows = []
+    for frame in range(min(frames, 500)):
+        row = []
+        for number in range(boxes):
+            x = 30 + 28.0 * number + 20 * abs((frame / 50 + number / 3) % 2 - 1)
+            y = 60 + 17.0 * (number % 8) + 10 * abs((frame / 70 + number / 5) % 2 - 1)
+            row.append({"query": "person", "box": [x, y, x + 24, y + 60], "confidence": 0.9})
+        rows.append(row)
+    return rows
+
+
+async def _run(video: Path, script: Path, folder: Path, frames: int) -> Pace:
+    """Building the pipeline and reading the script are not the frame path, and are left out."""
+    raw = {
+        "streams": [{"source": str(video), "zones": [_ZONE], "lines": [_LINE], "counts": [{"window_s": 10}]}],
+        "queries": ["person"],
+        "detector": f"scripted:{script}",
+        "sinks": [f"jsonl:{folder / 'events.jsonl'}"],
+    }
+    async with open_pipeline(parse_config(raw, "bench")) as pipeline:
+        with _Watch(frames) as watch:
+            await pipeline.run()
+    return watch.pace
+
+
+class _Watch:
+    """Times a block in which `frames` frames are worked on."""
+
+    def __init__(self, frames: int) -> None:
+        self._frames = frames
+
+    def __enter__(self) -> Self:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        self.pace = Pace(self._frames / wall, cpu * 1000 / self._frames)
+
+
+def _median(paces: list[Pace]) -> Pace:
+    return Pace(
+        statistics.median(pace.frames_per_s for pace in paces), statistics.median(pace.cpu_ms for pace in paces)
+    )

@@ -1,0 +1,206 @@
+"""What works on this machine and what is missing, one finding a line, each with what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.table import Table
+
+from streamer.build import state_folder
+from streamer.tasks.process import wide_console
+
+_NEEDED = ("av", "numpy", "opencv-python", "pydantic", "scipy", "supervision", "torch", "transformers")
+_OPTIONAL = {
+    "lap": "fast assignment; without it SciPy is used",
+    "kafka-python": "the Kafka sink",
+    "crc32c": "four times faster Kafka",
+    "paho-mqtt": "the MQTT sink: pip install 'groundstream[mqtt]'",
+    "pyarrow": "the Parquet sink: pip install 'groundstream[parquet]'",
+    "redis": "the Redis sink: pip install 'groundstream[redis]'",
+    "sentencepiece": "GLaMM: pip install 'groundstream[glamm]'",
+    "trackeval": "groundstream evaluate tracking: pip install 'groundstream[eval]'",
+}
+_LEAST_DISK = 2 * 1024**3
+_SOURCE_WAIT_S = 15.0
+_FILE_SINKS = ("jsonl", "sqlite", "parquet")
+
+State = Literal["works", "missing", "broken"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`missing`: groundstream runs without it; `broken`: it does not."""
+
+    what: str
+    state: State
+    told: str
+
+
+def check(sinks: Sequence[str] = (), sources: Sequence[str] = ()) -> list[Finding]:
+    """Look at everything; nothing is changed except a probe file in the state folder."""
+    checks: list[Callable[[], Iterator[Finding]]] = [_python, _libraries, _codecs, _device, _models, _disk]
+    findings = [finding for look in checks for finding in look()]
+    findings += [_sink(address) for address in sinks]
+    findings += [_source(address) for address in sources]
+    return findings
+
+
+def show(findings: Sequence[Finding], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))  # noqa: T201
+        return
+    colors = {"works": "green", "missing": "yellow", "broken": "red"}
+    table = Table("what", "state", "")
+    for finding in findings:
+        color = colors[finding.state]
+        table.add_row(finding.what, f"[{color}]{finding.state}[/{color}]", finding.told)
+    wide_console().print(table)
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding("Python", "works", platform.python_version())
+
+
+def _libraries() -> Iterator[Finding]:
+    for name in _NEEDED:
+        version = _version(name)
+        if version is None:
+            yield Finding(name, "broken", "not installed: run pip install groundstream again")
+        else:
+            yield Finding(name, "works", version)
+    for name, use in _OPTIONAL.items():
+        version = _version(name)
+        yield Finding(name, "missing" if version is None else "works", use if version is None else version)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _codecs() -> Iterator[Finding]:
+    from streamer.sources.decode import codecs_available
+
+    for codec, available in codecs_available(("h264", "hevc", "av1", "mjpeg")).items():
+        told = "decodes" if available else "this build of FFmpeg cannot decode it: pip install --upgrade av"
+        yield Finding(f"codec {codec}", "works" if available else "missing", told)
+
+
+def _device() -> Iterator[Finding]:
+    from detectors.device import describe_devices
+
+    for name, told in describe_devices():
+        yield Finding(name, "works", told)
+
+
+def _models() -> Iterator[Finding]:
+    from detectors.catalogue import catalogue
+
+    here = [model for model in catalogue() if model.is_here]
+    if not here:
+        yield Finding("models", "missing", "none fetched yet: groundstream models pull glip-tiny")
+    for model in here:
+        yield Finding(f"model {model.name}", "works", str(model.folder))
+
+
+def _disk() -> Iterator[Finding]:
+    folder = state_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"groundstream")
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        yield Finding("state folder", "broken", f"cannot write to {folder}: {error.strerror}")
+        return
+    told = f"{folder}, {free / 1024**3:.0f} GiB free"
+    yield Finding("state folder", "works" if free > _LEAST_DISK else "broken", told)
+
+
+def _sink(text: str) -> Finding:
+    from sinks.address import parse_address, redact
+    from sinks.registry import open_sink
+    from sinks.sink import SinkError
+
+    async def try_it() -> str:
+        address = parse_address(text)
+        if address.scheme in _FILE_SINKS and address.path:
+            return await _file_sink(address.scheme, address.path, text.partition(":")[2])
+        sink = open_sink(text)
+        try:
+            check = getattr(sink, "check", None)
+            told = await check() if check is not None else ""
+        finally:
+            await sink.aclose()
+        return str(told) or "can be opened"
+
+    name = f"sink {redact(text)}"
+    try:
+        return Finding(name, "works", asyncio.run(try_it()))
+    except SinkError as error:
+        return Finding(name, "broken", str(error))
+    except OSError as error:
+        return Finding(name, "broken", f"cannot be reached: {error.strerror or error}")
+
+
+async def _file_sink(scheme: str, path: str, rest: str) -> str:
+    """Whether the sink could write there: it is opened elsewhere, so nothing is left behind. Raises `SinkError`.
+
+    `rest` is the path with the options behind it.
+    """
+    from sinks.registry import open_sink
+
+    with tempfile.TemporaryDirectory() as folder:
+        await open_sink(f"{scheme}:{folder}/events{rest.removeprefix(path)}").aclose()
+    _check_writable(Path(path), is_folder=scheme == "parquet")
+    return "can be written"
+
+
+def _check_writable(path: Path, *, is_folder: bool) -> None:
+    from sinks.sink import SinkError
+
+    if path.exists() and path.is_dir() != is_folder:
+        raise SinkError(f"{path} cannot be written: it is a {'file' if is_folder else 'folder'}")
+    nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if nearest != path and not nearest.is_dir():
+        raise SinkError(f"{path} cannot be written: {nearest} is no folder")
+    if not os.access(nearest, os.W_OK):
+        raise SinkError(f"{path} cannot be written: {nearest} may not be changed by this user")
+
+
+def _source(address: str) -> Finding:
+    from streamer.errors import SourceError
+    from streamer.sources import redact
+
+    name = f"source {redact(address)}"
+    try:
+        return Finding(name, "works", asyncio.run(_first_frame(address)))
+    except SourceError as error:
+        return Finding(name, "broken", str(error))
+    except TimeoutError:
+        return Finding(name, "broken", f"no picture within {_SOURCE_WAIT_S:.0f} s")
+
+
+async def _first_frame(address: str) -> str:
+    from streamer.sources import open_sources
+
+    source = open_sources(address, strict=True)[0]
+    try:
+        async with asyncio.timeout(_SOURCE_WAIT_S):
+            async for frame in source:
+                return f"{frame.width}x{frame.height}, clock {frame.clock.basis}"
+    finally:
+        await source.aclose()
+    return "it ended without a picture"

@@ -1,0 +1,279 @@
+"""Scores of masks and captions, as GLaMM's papers count them: grounded captions, referring segmentation, regions."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import supervision as sv
+from rich.console import Console
+from rich.table import Table
+
+from detectors.glamm import metrics
+from streamer.enrichment import grounded
+from streamer.enrichment.loading import Loading
+from streamer.errors import ConfigError, StreamerError
+from streamer.rules.mask_rle import mask_model
+
+_SCORERS = {"cider.cider": "Cider", "meteor.meteor": "Meteor", "tokenizer.ptbtokenizer": "PTBTokenizer"}
+
+BoolMask = npt.NDArray[np.bool_]
+Similarity = Callable[[Sequence[str], Sequence[str]], npt.NDArray[np.float64]]
+
+
+class Benchmark(StrEnum):
+    """What is scored: grounded conversation generation, referring segmentation, region captions."""
+
+    GCG = "gcg"
+    REFSEG = "refseg"
+    REGCAP = "regcap"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a file: its caption, its phrases and the mask of each; `image_id` ties two files together."""
+
+    image_id: str
+    caption: str
+    phrases: tuple[str, ...]
+    rles: tuple[Mapping[str, Any], ...]
+    image: str = ""
+    box: tuple[float, ...] = ()
+
+    def masks(self) -> BoolMask:
+        """(K, H, W)"""
+        if not self.rles:
+            return np.zeros((0, 1, 1), dtype=bool)
+        return np.stack([_decode(rle) for rle in self.rles])
+
+
+def _decode(rle: Mapping[str, Any]) -> BoolMask:
+    height, width = rle["size"]
+    return np.asarray(sv.rle_to_mask(rle["counts"], (width, height)), dtype=bool)
+
+
+def read_records(path: Path) -> dict[str, Record]:
+    """A JSON list, or JSON lines, of `{image_id, caption, phrases, pred_masks or masks}`, masks as COCO run lengths.
+
+    GranD-f's own form, `{file_name, caption, groundings: {phrase: {rle_masks}}}`, is read too. Raises `ConfigError`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        table = json.loads(text) if text.lstrip().startswith("[") else [json.loads(row) for row in text.splitlines()]
+        records = [_record(entry) for entry in table]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} holds no such records ({type(error).__name__}: {error}): "
+            "it must be a list of {image_id, caption, phrases, masks}"
+        ) from error
+    return {record.image_id: record for record in records}
+
+
+def _record(entry: Mapping[str, Any]) -> Record:
+    identity = str(entry["image_id"] if "image_id" in entry else entry["file_name"])
+    image = str(entry.get("image", entry.get("file_name", "")))
+    if "groundings" in entry:
+        pairs = [(phrase, rle) for phrase, one in entry["groundings"].items() for rle in one["rle_masks"]]
+        phrases, rles = [phrase for phrase, _ in pairs], [rle for _, rle in pairs]
+    else:
+        phrases, rles = entry.get("phrases", []), entry.get("pred_masks", entry.get("masks", []))
+    box = tuple(float(value) for value in entry.get("box", ()))
+    return Record(identity, str(entry.get("caption", "")), tuple(phrases), tuple(rles), image, box)
+
+
+def score(
+    benchmark: Benchmark,
+    truth: Mapping[str, Record],
+    predicted: Mapping[str, Record],
+    similarity: Similarity | None,
+) -> dict[str, float | int | str | None]:
+    """The scores by name. What cannot be had is None, with the reason under `NAME_missing`."""
+    answers = {identity: predicted.get(identity, Record(identity, "", (), ())) for identity in truth}
+    found: dict[str, float | int | str | None] = {
+        "images": len(truth),
+        "without_answer": sum(identity not in predicted for identity in truth),
+    }
+    if benchmark is Benchmark.REFSEG:
+        return found | _referring(truth, answers)
+    if benchmark is Benchmark.GCG:
+        found |= {"ap50": average_precision(truth, answers), "miou": _mean_iou(truth, answers)}
+        found |= _recall(truth, answers, similarity)
+    return found | caption_scores(truth, answers)
+
+
+def _mean_iou(truth: Mapping[str, Record], answers: Mapping[str, Record]) -> float:
+    ious = [
+        metrics.mean_iou(record.masks(), answers[identity].masks()) if answers[identity].rles else 0.0
+        for identity, record in truth.items()
+    ]
+    return float(np.mean(ious)) if ious else 0.0
+
+
+def _recall(
+    truth: Mapping[str, Record], answers: Mapping[str, Record], similarity: Similarity | None
+) -> dict[str, float | str | None]:
+    """Where phrases and masks of an answer differ in number, its image counts as missed, as in the paper's script."""
+    if similarity is None:
+        return {"recall": None, "recall_missing": "no text model"}
+    hits = []
+    for identity, record in truth.items():
+        answer = answers[identity]
+        whole = answer.rles and len(answer.rles) == len(answer.phrases)
+        alike = similarity(record.phrases, answer.phrases) if whole else None
+        hits.append(0 if alike is None else len(metrics.recall_matches(record.masks(), answer.masks(), alike)))
+    return {"recall": metrics.average_recall(hits, [len(record.phrases) for record in truth.values()])}
+
+
+def _referring(truth: Mapping[str, Record], answers: Mapping[str, Record]) -> dict[str, float]:
+    """A phrase without an answer counts with an empty mask."""
+    total = metrics.Referring()
+    for identity, record in truth.items():
+        wanted = record.masks()
+        given = answers[identity].masks() if answers[identity].rles else wanted[:0]
+        missing = np.zeros((len(wanted) - min(len(wanted), len(given)), *wanted.shape[1:]), dtype=bool)
+        total.add(wanted, np.concatenate([given[: len(wanted)], missing]))
+    return {"ciou": total.ciou, "giou": total.giou}
+
+
+def average_precision(truth: Mapping[str, Record], answers: Mapping[str, Record]) -> float:
+    """COCO's AP at IoU 0.5 over masks of one class, every score 1, as the paper has it."""
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError:
+        raise StreamerError("AP50 needs pycocotools: pip install 'groundstream[eval]'") from None
+    numbers = {identity: number for number, identity in enumerate(truth, 1)}
+    sizes = {i: rle["size"] for records in (answers, truth) for i, rle in _pairs(records)}
+    wanted = [
+        {**_annotation(numbers[i], rle), "id": number, "iscrowd": 0, "area": int(_decode(rle).sum())}
+        for number, (i, rle) in enumerate(_pairs(truth), 1)
+    ]
+    given = [{**_annotation(numbers[i], rle), "score": 1.0} for i, rle in _pairs(answers)]
+    if not wanted or not given:
+        return 0.0
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        images = [{"id": numbers[i], "height": size[0], "width": size[1]} for i, size in sizes.items()]
+        coco.dataset = {"info": {}, "images": images, "annotations": wanted, "categories": [{"id": 1, "name": "thing"}]}
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(given), "segm")
+        evaluation.params.catIds = [1]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return float(evaluation.stats[1])
+
+
+def _pairs(records: Mapping[str, Record]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for identity, record in records.items():
+        for rle in record.rles:
+            yield identity, rle
+
+
+def _annotation(image: int, rle: Mapping[str, Any]) -> dict[str, Any]:
+    """With compressed run lengths, whatever form the file has them in."""
+    counts = rle["counts"]
+    if not isinstance(counts, str):
+        counts = sv.mask_to_rle(_decode(rle), compressed=True)
+    segmentation = {"size": list(rle["size"]), "counts": str(counts)}
+    return {"image_id": image, "category_id": 1, "segmentation": segmentation}
+
+
+def caption_scores(truth: Mapping[str, Record], answers: Mapping[str, Record]) -> dict[str, float | str | None]:
+    """METEOR and CIDEr by pycocoevalcap, the package behind every published figure; it runs Java programs."""
+    reason = _no_captions()
+    if reason:
+        return {"meteor": None, "cider": None, "meteor_missing": reason, "cider_missing": reason}
+    package = {name: import_module(f"pycocoevalcap.{name}") for name in _SCORERS}
+    cider_scorer, meteor_scorer, ptb = (getattr(package[name], member)() for name, member in _SCORERS.items())
+    with contextlib.redirect_stdout(io.StringIO()):
+        wanted = ptb.tokenize({i: [{"caption": record.caption}] for i, record in truth.items()})
+        given = ptb.tokenize({i: [{"caption": answers[i].caption}] for i in truth})
+        meteor, _ = meteor_scorer.compute_score(wanted, given)
+        cider, _ = cider_scorer.compute_score(wanted, given)
+    return {"meteor": float(meteor), "cider": float(cider)}
+
+
+def _no_captions() -> str:
+    if importlib.util.find_spec("pycocoevalcap") is None:
+        return "pip install pycocoevalcap"
+    return "" if shutil.which("java") else "pycocoevalcap needs Java"
+
+
+def predict(benchmark: Benchmark, truth: Mapping[str, Record], images: Path, loading: Loading) -> dict[str, Record]:
+    """What GLaMM answers to the images of `truth`, `image` or `file_name` below `images`.
+
+    Captions are asked for in the wording behind the published figures. Referring answers are teacher-forced with one
+    fixed question and answer for every phrase, where the released script draws them at random.
+    """
+    from detectors.glamm import prompts
+
+    glamm = loading.load()
+    answers = {}
+    for identity, record in truth.items():
+        image = grounded.read_picture(images / (record.image or identity))
+        if benchmark is Benchmark.GCG:
+            told = glamm.describe(image, prompts.DESCRIBE_AS_PUBLISHED)
+            phrases = tuple(span.phrase for span in told.spans)
+            answers[identity] = Record(identity, told.text, phrases, _rles(told.masks))
+        elif benchmark is Benchmark.REFSEG:
+            found = glamm.segment(image, record.phrases)
+            assert found.class_id is not None
+            masks = np.zeros((len(record.phrases), *image.shape[:2]), dtype=bool)
+            masks[found.class_id] = grounded.masks_of(found)
+            answers[identity] = Record(identity, "", record.phrases, _rles(masks))
+        else:
+            answers[identity] = Record(identity, glamm.caption_region(image, record.box), (), ())
+    return answers
+
+
+def _rles(masks: BoolMask) -> tuple[dict[str, Any], ...]:
+    return tuple(mask_model(mask).model_dump(include={"size", "counts"}) for mask in masks)
+
+
+def evaluate(
+    benchmark: Benchmark,
+    truth_file: Path,
+    predictions: Path | None,
+    images: Path | None,
+    text_model: str,
+    loading: Loading,
+    *,
+    as_json: bool,
+) -> None:
+    """Score a file of predictions, or what the model says to the images, and print the scores."""
+    truth = read_records(truth_file)
+    if predictions is None and images is None:
+        raise ConfigError("nothing to score: give a file of predictions, or --images to have them made")
+    similarity: Similarity | None = None
+    if benchmark is Benchmark.GCG and text_model != "none":
+        from detectors.glamm.similarity import TextSimilarity
+
+        similarity = TextSimilarity.load(text_model).matrix
+    if predictions is not None:
+        answers = read_records(predictions)
+    else:
+        assert images is not None
+        answers = predict(benchmark, truth, images, loading)
+    scores = score(benchmark, truth, answers, similarity)
+    if as_json:
+        Console(soft_wrap=True).print_json(json.dumps({"benchmark": benchmark.value, **scores}))
+    else:
+        table = Table("score", "")
+        for name, value in scores.items():
+            table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+        Console().print(table)

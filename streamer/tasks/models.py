@@ -1,0 +1,78 @@
+"""What `groundstream models` does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from detectors import catalogue
+from detectors.cache import Model
+from streamer.errors import ConfigError
+
+
+def show_list(*, as_json: bool) -> None:
+    models = catalogue.catalogue()
+    if as_json:
+        print(json.dumps([_facts(model) for model in models], indent=2))  # noqa: T201 - the output asked for
+        return
+    table = Table("name", "kind", "on this machine", "repository", box=None)
+    for model in models:
+        table.add_row(model.name, model.kind, _size(model.bytes_here) if model.is_here else "-", model.repository)
+    Console().print(table)
+
+
+def pull(names: Sequence[str]) -> None:
+    for name in names:  # a wrong name among them stops everything before gigabytes were fetched
+        catalogue.find_model(name)
+    for name in names:
+        folder = catalogue.pull(name)
+        Console().print(f"{name}: {folder}", soft_wrap=True, highlight=False)
+
+
+def convert(checkpoint: Path, name: str | None, vocabulary: Path | None, out: Path | None) -> None:
+    glips = {model.name: model for model in catalogue.catalogue() if model.kind == "GLIP"}
+    if name is None:
+        name = next((known for known, model in glips.items() if model.filename == checkpoint.name), None)
+    if name not in glips:
+        found = f"{name!r} is no GLIP" if name else f"the name of {checkpoint} does not tell which GLIP it is"
+        raise ConfigError(f"{found}: give --as with one of {', '.join(glips)}")
+    words = vocabulary or checkpoint.parent / "vocab.txt"
+    if not words.is_file():
+        raise ConfigError(f"there is no vocabulary {words}: give bert-base-uncased's vocab.txt with --vocabulary")
+    folder = catalogue.convert_glip(name, checkpoint, words, out or glips[name].folder)
+    Console().print(f"{name}: {folder}", soft_wrap=True, highlight=False)
+
+
+def show(name: str, *, as_json: bool) -> None:
+    facts = _facts(catalogue.find_model(name))
+    if as_json:
+        print(json.dumps(facts, indent=2))  # noqa: T201 - the output asked for
+        return
+    table = Table(box=None, show_header=False)
+    for key, value in facts.items():
+        if value is not None:
+            table.add_row(key.replace("_", " "), _size(value) if key.startswith("bytes") else str(value))
+    Console().print(table)
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "kind": model.kind,
+        "here": model.is_here,
+        "folder": str(model.folder),
+        "bytes_here": model.bytes_here if model.is_here else None,
+        "repository": model.repository,
+        "file": model.filename,
+        "bytes_released": model.size,
+        "sha256": model.sha256,
+    }
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

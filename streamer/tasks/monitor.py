@@ -1,0 +1,229 @@
+"""Watching cameras until told to stop: the live table, edits of the configuration, and the clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from detectors import DetectorError
+from streamer.build import make_queries, open_pipeline, origin, settle, state_folder
+from streamer.config import Config, load_config, parse_config
+from streamer.errors import ConfigError, StreamerError
+from streamer.pipeline.pipeline import Pipeline, StreamReport
+from streamer.tasks.process import stopping_on_signals
+
+RELOAD_EVERY_S = 1.0
+TABLE_EVERY_S = 0.5
+
+
+def watch_config(
+    file: Path | None,
+    sources: Sequence[str],
+    queries: Sequence[str],
+    *,
+    detector: str | None,
+    weights: Path | None,
+    device: str | None,
+    threshold: float | None,
+    tracker: str | None,
+    sinks: Sequence[str],
+    fps: float | None,
+    udp: bool,
+    metrics_port: int | None,
+) -> Config:
+    """What to watch, from a file or from options, not both. Raises `ConfigError`."""
+    if file is not None:
+        given = {
+            "sources": sources,
+            "--query": queries,
+            "--sink": sinks,
+            "--detector": detector,
+            "--weights": weights,
+            "--device": device,
+            "--threshold": threshold,
+            "--tracker": tracker,
+            "--fps": fps,
+            "--udp": udp or None,
+            "--metrics-port": metrics_port,
+        }
+        besides = [name for name, value in given.items() if value is not None and value != []]
+        if besides:
+            raise ConfigError(
+                f"give either a configuration file or {', '.join(besides)}, not both: what they say belongs in the file"
+            )
+        return load_config(file)
+    if not sources:
+        raise ConfigError("nothing to watch: give a source such as rtsp://camera/stream, or a configuration with -c")
+    if not queries:
+        raise ConfigError("nothing to look for: give at least one --query, such as --query 'a red car'")
+    stream = {"transport": "udp" if udp else "tcp", "sample": {"fps": fps}}
+    raw = {
+        "streams": [{"source": source, **stream} for source in sources],
+        "queries": list(queries),
+        "detector": {
+            "name": detector or "glip-tiny",
+            "weights": weights,
+            "device": device,
+            "threshold": threshold,
+        },
+        "tracker": tracker or "default",
+        "sinks": list(sinks) or ([] if sys.stdout.isatty() else ["stdout:"]),
+        "metrics_port": metrics_port,
+    }
+    return parse_config(raw, "command line")
+
+
+def run_monitor(
+    config: Config, *, config_file: Path | None, spool: Path | None, duration_s: float | None, quiet: bool
+) -> bool:
+    """Watch until every source has ended, a signal comes or the time is over; returns whether a camera failed."""
+    name = config_file.stem if config_file is not None else "monitor"
+    path = spool or config.spool.path or state_folder() / f"{name}.spool"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the folder {path.parent} for the spool: {error.strerror}") from error
+    return asyncio.run(_monitor(config, config_file, path, duration_s, quiet=quiet))
+
+
+async def _monitor(
+    config: Config, config_file: Path | None, spool: Path, duration_s: float | None, *, quiet: bool
+) -> bool:
+    # An address that was just typed is told to be wrong at once; cameras of a file may be away and come back.
+    async with open_pipeline(config, spool_path=spool, strict=config_file is None) as pipeline:
+        settle()
+        with stopping_on_signals(pipeline), _metrics(pipeline, config):
+            async with _side_tasks(pipeline, config, config_file, duration_s, quiet=quiet):
+                await pipeline.run()
+    for stream, error in pipeline.errors.items():
+        Console(stderr=True).print(f"{stream}: {error}", highlight=False, soft_wrap=True)
+    return bool(pipeline.errors)
+
+
+@contextlib.asynccontextmanager
+async def _side_tasks(
+    pipeline: Pipeline, config: Config, config_file: Path | None, duration_s: float | None, *, quiet: bool
+) -> AsyncIterator[None]:
+    """What runs beside the pipeline and ends with it."""
+    tasks = []
+    if config_file is not None:
+        tasks.append(asyncio.create_task(_follow_edits(pipeline, config, config_file)))
+    if duration_s is not None:
+        tasks.append(asyncio.create_task(_stop_after(pipeline, duration_s)))
+    if sys.stderr.isatty() and not quiet:
+        tasks.append(asyncio.create_task(_show(pipeline)))
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _stop_after(pipeline: Pipeline, duration_s: float) -> None:
+    await asyncio.sleep(duration_s)
+    await pipeline.stop()
+
+
+async def _follow_edits(pipeline: Pipeline, config: Config, file: Path) -> None:
+    """Apply the queries of the configuration file whenever it was edited; a mistake is told and changes nothing."""
+    console = Console(stderr=True)
+    seen = _modified(file)
+    while True:
+        await asyncio.sleep(RELOAD_EVERY_S)
+        if (now := _modified(file)) == seen:
+            continue
+        seen = now
+        try:
+            edited = load_config(file)
+            await _apply(pipeline, edited, console)
+        except (StreamerError, DetectorError) as error:
+            console.print(f"{error}; the queries stay as they were", highlight=False, soft_wrap=True)
+            continue
+        if _without_queries(edited) != _without_queries(config):
+            console.print(f"{file}: only queries change while running; the rest applies at the next start")
+        config = edited
+
+
+async def _apply(pipeline: Pipeline, edited: Config, console: Console) -> None:
+    queries = {origin(stream): make_queries(stream, edited) for stream in edited.streams}
+    for camera in pipeline.cameras:
+        if camera.origin in queries:
+            for change in await pipeline.change_queries(camera.name, queries[camera.origin]):
+                console.print(f"{camera.name}: query {change.query.text!r} {change.change}", highlight=False)
+
+
+def _without_queries(config: Config) -> dict[str, Any]:
+    return config.model_dump(exclude={"queries": True, "streams": {"__all__": {"queries"}}})
+
+
+def _modified(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@contextlib.contextmanager
+def _metrics(pipeline: Pipeline, config: Config) -> Iterator[None]:
+    if config.metrics_port is None:
+        yield
+        return
+    from streamer.web.metrics import serve_metrics
+
+    server, thread = serve_metrics(pipeline, config.metrics_port, config.metrics_host)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+async def _show(pipeline: Pipeline) -> None:
+    """A live table on standard error, so that events on standard output can be piped away."""
+    rates = _Rates()
+    with Live(console=Console(stderr=True), auto_refresh=False, transient=False) as live:
+        while True:
+            live.update(_table(pipeline.report(), rates, pipeline), refresh=True)
+            await asyncio.sleep(TABLE_EVERY_S)
+
+
+class _Rates:
+    """Frames per second of each stream between two looks."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, tuple[float, int]] = {}
+
+    def of(self, report: StreamReport) -> float:
+        now, analysed = time.monotonic(), report.tally.analysed
+        then, before = self._before.get(report.stream, (now, analysed))
+        if now - then >= 2 * TABLE_EVERY_S or report.stream not in self._before:
+            self._before[report.stream] = (now, analysed)
+        return (analysed - before) / (now - then) if now > then else 0.0
+
+
+def _table(reports: Sequence[StreamReport], rates: _Rates, pipeline: Pipeline) -> Table:
+    table = Table("stream", "state", "analysed", "per second", "age", "dropped", "tracks", "events")
+    for report in reports:
+        dropped = ", ".join(f"{reason} {count}" for reason, count in report.tally.dropped.items()) or "0"
+        table.add_row(
+            report.stream,
+            report.state.value,
+            str(report.tally.analysed),
+            f"{rates.of(report):.1f}",
+            "" if report.age_s is None else f"{report.age_s * 1000:.0f} ms",
+            dropped,
+            str(report.tracks),
+            str(pipeline.event_counts[report.stream].total()),
+        )
+    return table
