@@ -29,12 +29,12 @@ from streamer.build import open_pipeline
 from streamer.config import parse_config
 from streamer.street import Street
 from streamer.street.words import KINDS
-from streamer.tasks.evaluate_events import EventScore, Happening, read_happenings, score_events, shifted
-from streamer.tasks.process import Job, process_videos
+from streamer.tasks.evaluate_events import EventScore, LabelledEvent, read_happenings, score_events, shifted
+from streamer.tasks.process import ProcessJob, process_videos
 from trackers import evaluation, mot
 
 if TYPE_CHECKING:
-    from streamer.street import StreetEvent, Truth
+    from streamer.street import StreetEvent, StreetTruth
 
 RESULTS = Path(__file__).parent / "results" / "end_to_end.md"
 FIRST_SEED = 9_100_001  # training and examination take their streets from other seeds
@@ -50,21 +50,25 @@ def places(shapes: dict[str, list[tuple[float, float]]]) -> tuple[str, ...]:
     return tuple(f"{name}:{' '.join(f'{x},{y}' for x, y in points)}" for name, points in shapes.items())
 
 
-def happenings(events: list[StreetEvent], stream: str) -> tuple[list[Happening], list[Happening]]:
+def happenings(events: list[StreetEvent], stream: str) -> tuple[list[LabelledEvent], list[LabelledEvent]]:
     """All that happens, and what of it can be seen."""
-    everything = [(Happening(e.time_s, e.type, e.place, e.direction, stream), e.visibility) for e in events]
+    everything = [(LabelledEvent(e.time_s, e.type, e.place, e.direction, stream), e.visibility) for e in events]
     return [one for one, _ in everything], [one for one, seen in everything if seen >= LEAST_VISIBILITY]
 
 
 def mark_events(
-    everything: list[Happening], visible: list[Happening], told: list[Happening], start_s: float, end_s: float
+    everything: list[LabelledEvent],
+    visible: list[LabelledEvent],
+    told: list[LabelledEvent],
+    start_s: float,
+    end_s: float,
 ) -> list[str]:
     """Precision counts what was told of hidden things as right, recall asks only for visible ones.
 
     Nothing is asked of the first and the last second: what is in a zone when the film begins has not entered it.
     """
 
-    def well_inside(some: list[Happening]) -> list[Happening]:
+    def well_inside(some: list[LabelledEvent]) -> list[LabelledEvent]:
         return [one for one in some if start_s + EDGE_S <= one.time_s <= end_s - EDGE_S]
 
     precise = score_events(everything, well_inside(told), TOLERANCE_S)
@@ -85,7 +89,7 @@ def delays(score: EventScore) -> list[str]:
     ]
 
 
-def truth_rows(truths: list[Truth]) -> np.ndarray:
+def truth_rows(truths: list[StreetTruth]) -> np.ndarray:
     """(N, 9) rows as in MOT Challenge's gt.txt, of the visible boxes of what is clear."""
     rows = [
         [truth.index + 1, one.thing.identity, one.box[0], one.box[1], one.box[2] - one.box[0],
@@ -95,7 +99,7 @@ def truth_rows(truths: list[Truth]) -> np.ndarray:
     return np.array(rows, np.float64).reshape(-1, 9)
 
 
-def counted(tracks: np.ndarray, truths: list[Truth]) -> np.ndarray:
+def counted(tracks: np.ndarray, truths: list[StreetTruth]) -> np.ndarray:
     """The rows of a tracks.txt without those that lie on something that is not asked for."""
     kept = []
     for truth in truths:
@@ -108,7 +112,7 @@ def counted(tracks: np.ndarray, truths: list[Truth]) -> np.ndarray:
     return np.concatenate(kept)
 
 
-def coco_of(videos: list[tuple[str, list[Truth]]], out: Path) -> DetectionScore:
+def coco_of(videos: list[tuple[str, list[StreetTruth]]], out: Path) -> DetectionScore:
     """What `process` wrote as COCO files against the truth."""
     images: list[dict[str, Any]] = []
     boxes: list[dict[str, Any]] = []
@@ -140,7 +144,7 @@ def names(streets: int) -> dict[str, int]:
 def recorded(options: argparse.Namespace, folder: Path) -> list[str]:
     """Streets from beginning to end, every frame."""
     film = f"size=640x384&fps={FPS}&duration={options.seconds:g}"
-    job = Job(
+    job = ProcessJob(
         videos=[f"synthetic:street?seed={seed}&{film}" for seed in names(options.streets).values()],
         queries=KINDS,
         out=folder,
@@ -155,8 +159,8 @@ def recorded(options: argparse.Namespace, folder: Path) -> list[str]:
         raise SystemExit("a street failed")
     seconds = time.monotonic() - started
     videos, truths, tracks, infos = [], {}, {}, {}
-    everything: list[Happening] = []
-    visible: list[Happening] = []
+    everything: list[LabelledEvent] = []
+    visible: list[LabelledEvent] = []
     for stream, seed in names(options.streets).items():
         street = Street(seed, SIZE, FPS)
         frames = [street.truth(index) for index in range(round(options.seconds * FPS))]

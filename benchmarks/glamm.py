@@ -21,7 +21,7 @@ import torch
 
 from detectors.glamm import weights
 from detectors.glamm.config import GlammConfig
-from detectors.glamm.model import GlammModel, Turn
+from detectors.glamm.model import ChatTurn, GlammModel
 from detectors.glamm.sam import resize_masks
 
 OPENING, QUESTION, REFERRING, ANSWER = 36, 40, 22, 5
@@ -88,8 +88,8 @@ class Bench:
         patches = self.model.see(self.clip_pixels(count)).patches
         return torch.cat([self.words[:OPENING].expand(count, -1, -1), patches], dim=1)
 
-    def turn(self, memory: object, length: int) -> Turn:
-        return Turn(memory, self.words[:length])  # type: ignore[arg-type]
+    def turn(self, memory: object, length: int) -> ChatTurn:
+        return ChatTurn(memory, self.words[:length])  # type: ignore[arg-type]
 
     def masks(self, embedding: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         logits, _ = self.model.mask_logits(embedding, states)

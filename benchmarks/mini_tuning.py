@@ -88,15 +88,17 @@ def attempt(trial: Trial, folder: Path, weights: Path | None, epochs: int) -> Ou
     tokens = fitting.caption_of(NAMES, tokenizer, model.config.text.max_length, words)
     sets = {name: evaluation.read_truth(folder / name / "truth.json") for name in SETS}
 
-    def examples(name: str, images: list[int], batch: int) -> fitting.Examples:
-        return fitting.Examples(sets[name], folder / name, images, tokens, model.config.image, batch, trial.seed)
+    def examples(name: str, images: list[int], batch: int) -> fitting.TrainingExamples:
+        return fitting.TrainingExamples(
+            sets[name], folder / name, images, tokens, model.config.image, batch, trial.seed
+        )
 
     everything = {name: [image["id"] for image in data["images"]] for name, data in sets.items()}
     chosen: list[int] = []
     if trial.mode in MODES:
         full = trial.shots is None
         chosen = everything["learn"] if full else fitting.few_shots(sets["learn"], trial.shots, trial.seed)
-        course = fitting.Course(trial.mode, trial.shots, trial.seed, epochs)
+        course = fitting.FittingCourse(trial.mode, trial.shots, trial.seed, epochs)
         fitting.fit(model, examples("learn", chosen, 4), examples("stop", everything["stop"], 1), course)
     score = fitting.scored(model, examples("mark", everything["mark"], 1))
     aps = score.ap, *(score.categories[name] for name in NAMES)

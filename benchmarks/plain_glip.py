@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detectors.glip.modeling import deform, dyhead, fusion, linear, swin
-from detectors.glip.modeling.deform_grid import TAPS, Grid
+from detectors.glip.modeling.deform_grid import TAPS, SamplingGrid
 
 
-def deform_conv(regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def deform_conv(
+    regions: Tensor, grid: SamplingGrid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
     """Four gathers of channels-first maps, weighted and added, then one product."""
     batch, positions, channels = regions.shape
     rows, weights = deform.corners(grid, offsets, mask, positions)

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from sinks import open_sinks
-from sinks.kafka.sink import Broker as Cluster
+from sinks.kafka.sink import BrokerClient as Cluster
 from sinks.kafka.sink import kafka
 from sinks.spool.spool import Spool
 from tests.sinks.broker import Proxy, broker_behind_proxy

@@ -26,8 +26,8 @@ from streamer.build import open_pipeline
 from streamer.config import parse_config
 from streamer.recorders.video_writer import VideoWriter
 from streamer.sources import open_sources
-from streamer.tasks.bench import Comparison, measure
-from streamer.tasks.process import Job, process_videos
+from streamer.tasks.bench import PaceComparison, measure
+from streamer.tasks.process import ProcessJob, process_videos
 
 RESULTS = Path(__file__).parent / "results" / "spine.md"
 SIZES = ("768x576", "1280x720")
@@ -84,7 +84,7 @@ def score_pets(folder: Path, out: Path) -> str:
     """Real pedestrians, found by motion alone, against the ground truth."""
     from trackers import evaluation, mot
 
-    job = Job(videos=[str(folder / "video.mp4")], queries=["anything that moves"], out=out, video=False)
+    job = ProcessJob(videos=[str(folder / "video.mp4")], queries=["anything that moves"], out=out, video=False)
     started = time.monotonic()
     process_videos(job, quiet=True, as_json=True)
     seconds = time.monotonic() - started
@@ -97,7 +97,7 @@ def score_pets(folder: Path, out: Path) -> str:
     )
 
 
-def row(comparison: Comparison, size: str) -> str:
+def row(comparison: PaceComparison, size: str) -> str:
     return (
         f"| {size} | {comparison.decoding.frames_per_s:.0f} | {comparison.pipeline.frames_per_s:.0f} | "
         f"{comparison.share:.0%} | {comparison.cpu_ms_beyond_decoding:.2f} | {comparison.peak_memory_mib:.0f} |"

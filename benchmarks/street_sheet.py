@@ -16,12 +16,12 @@ import cv2
 import numpy as np
 
 from streamer.sources.street import SCENARIOS
-from streamer.street import Picture, Scenario, Street, sample, words
+from streamer.street import Scenario, Street, StreetPicture, sample, words
 
 _INK = (255, 255, 255)
 
 
-def annotated(picture: Picture) -> np.ndarray:
+def annotated(picture: StreetPicture) -> np.ndarray:
     """Boxes, visible masks and one phrase for each thing that is mostly visible."""
     image = picture.image.copy()
     for one in picture.truth.seen:
@@ -37,7 +37,7 @@ def annotated(picture: Picture) -> np.ndarray:
     return image
 
 
-def sheet(pictures: list[Picture], columns: int = 2) -> np.ndarray:
+def sheet(pictures: list[StreetPicture], columns: int = 2) -> np.ndarray:
     """Each picture beside itself with its truth."""
     pairs = [np.hstack([picture.image, annotated(picture)]) for picture in pictures]
     pairs += [np.zeros_like(pairs[0])] * (-len(pairs) % (columns // 2))

@@ -24,7 +24,7 @@ class DownloadError(DetectorError):
 
 
 @dataclass(frozen=True)
-class Model:
+class ReleasedModel:
     """A released model. `folder` is where it lies once it is here, `size` and `sha256` those of the released file."""
 
     name: str
@@ -57,12 +57,12 @@ def model_folder(name: str) -> Path:
     return cache_home() / "models" / name
 
 
-def fetch_repository(model: Model) -> Path:
+def fetch_repository(model: ReleasedModel) -> Path:
     """All files that transformers needs of a repository, into the model's folder, which appears whole."""
     from huggingface_hub import snapshot_download
 
     work = cache_home() / "downloads" / model.name
-    with _Told(model.name):
+    with _HubErrors(model.name):
         snapshot_download(
             model.repository, allow_patterns=TRANSFORMERS_FILES, local_dir=work, endpoint=os.environ.get("HF_ENDPOINT")
         )
@@ -83,7 +83,7 @@ def fetch_file(model: str, repository: str, filename: str, sha256: str | None = 
     from huggingface_hub import hf_hub_download
 
     work = cache_home() / "downloads" / repository.replace("/", "--")
-    with _Told(model):
+    with _HubErrors(model):
         path = Path(hf_hub_download(repository, filename, local_dir=work, endpoint=os.environ.get("HF_ENDPOINT")))
     if sha256 is not None and (found := _sha256(path)) != sha256:
         path.unlink()
@@ -115,7 +115,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _Told:
+class _HubErrors:
     """Turns what goes wrong between here and the hub into one sentence; no progress bar where nobody watches."""
 
     def __init__(self, model: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from detectors.cache import (
     BERT_REPOSITORY,
     BERT_VOCABULARY_SHA256,
-    Model,
+    ReleasedModel,
     fetch_file,
     fetch_repository,
     model_folder,
@@ -34,22 +34,22 @@ class UnknownModel(DetectorError, ValueError):
     """No model has that name."""
 
 
-def catalogue() -> list[Model]:
+def catalogue() -> list[ReleasedModel]:
     """Every released model that `pull` can fetch."""
     from detectors.glamm.config import RELEASED
     from detectors.glip.convert import KNOWN
 
     return [
         *(
-            Model(name, "GLIP", file.repository, model_folder(name), file.filename, file.size, file.sha256)
+            ReleasedModel(name, "GLIP", file.repository, model_folder(name), file.filename, file.size, file.sha256)
             for name, file in KNOWN.items()
         ),
-        *(Model(name, "GLaMM", hub, model_folder(name)) for name, hub in RELEASED.items()),
-        *(Model(name, _kind(name), hub, model_folder(name)) for name, hub in ZERO_SHOT.items()),
+        *(ReleasedModel(name, "GLaMM", hub, model_folder(name)) for name, hub in RELEASED.items()),
+        *(ReleasedModel(name, _kind(name), hub, model_folder(name)) for name, hub in ZERO_SHOT.items()),
     ]
 
 
-def find_model(name: str) -> Model:
+def find_model(name: str) -> ReleasedModel:
     """Raises `UnknownModel` with the nearest names."""
     known = {model.name: model for model in catalogue()}
     if name in known:
@@ -88,7 +88,7 @@ def convert_glip(name: str, checkpoint: Path, vocabulary: Path, folder: Path) ->
     return folder
 
 
-def _pull_glip(model: Model) -> Path:
+def _pull_glip(model: ReleasedModel) -> Path:
     assert model.filename is not None
     vocabulary = fetch_file(model.name, BERT_REPOSITORY, "vocab.txt", BERT_VOCABULARY_SHA256)
     checkpoint = fetch_file(model.name, model.repository, model.filename, model.sha256)

@@ -87,7 +87,7 @@ class GroundedSpan:
 
 
 @dataclass(frozen=True, eq=False)
-class Grounded:
+class GroundedText:
     """A text tied to the picture: `masks` (K, height, width) bool, in the order of the text; not each needs a span.
 
     `answer` is what the model wrote, marks and all: a conversation carries on from it. It is not `complete` when it
@@ -108,13 +108,15 @@ class Segmenter(Protocol):
         """One mask for each phrase that is seen; `class_id` is an index into the phrases."""
         ...
 
-    def describe(self, image: npt.NDArray[np.uint8]) -> Grounded: ...
+    def describe(self, image: npt.NDArray[np.uint8]) -> GroundedText: ...
 
     def caption_region(self, image: npt.NDArray[np.uint8], xyxy: Sequence[float]) -> str:
         """What stands in the box, in pixels."""
         ...
 
-    def chat(self, image: npt.NDArray[np.uint8], history: Sequence[tuple[str, Grounded]], message: str) -> Grounded: ...
+    def chat(
+        self, image: npt.NDArray[np.uint8], history: Sequence[tuple[str, GroundedText]], message: str
+    ) -> GroundedText: ...
 
 
 def clean_queries(queries: Sequence[str]) -> tuple[str, ...]:

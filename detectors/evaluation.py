@@ -25,7 +25,7 @@ FIXED_LIMIT = 10_000  # detections of a class over the whole data set that fixed
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 
 
-class EvaluationError(DetectorError, ValueError):
+class DetectionEvaluationError(DetectorError, ValueError):
     """A file that is not what the evaluation reads."""
 
 
@@ -45,17 +45,17 @@ class DetectionScore:
 
 
 def read_truth(path: Path) -> dict[str, Any]:
-    """A data set in COCO's format. Raises `EvaluationError` that says what is not right."""
+    """A data set in COCO's format. Raises `DetectionEvaluationError` that says what is not right."""
     data = _read(path)
     if not isinstance(data, dict) or not all(isinstance(data.get(k), list) for k in ("images", "annotations")):
-        raise EvaluationError(
+        raise DetectionEvaluationError(
             f"{path} is not a data set in COCO's format: lists 'images' and 'annotations' are expected"
         )
     images = {image.get("id") for image in data["images"]}
     for number, row in enumerate(data["annotations"]):
         box = row.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or row.get("image_id") not in images:
-            raise EvaluationError(
+            raise DetectionEvaluationError(
                 f"{path}: annotation {number} needs a bbox of 4 numbers and the image_id of one of the images: {row}"
             )
     return data
@@ -64,20 +64,22 @@ def read_truth(path: Path) -> dict[str, Any]:
 def read_results(path: Path, truth: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Detections in COCO's result format, or a data set whose annotations carry a `score`, as `annotate` writes.
 
-    Raises `EvaluationError` that says what is not right.
+    Raises `DetectionEvaluationError` that says what is not right.
     """
     data = _read(path)
     rows = data.get("annotations") if isinstance(data, dict) else data
     if not isinstance(rows, list):
-        raise EvaluationError(
+        raise DetectionEvaluationError(
             f"{path} is no list of results: COCO's format is [{{image_id, category_id, bbox, score}}]"
         )
     images = {image["id"] for image in truth["images"]}
     for number, row in enumerate(rows):
         if not {"image_id", "category_id", "bbox", "score"} <= row.keys():
-            raise EvaluationError(f"{path}: result {number} lacks image_id, category_id, bbox or score: {row}")
+            raise DetectionEvaluationError(f"{path}: result {number} lacks image_id, category_id, bbox or score: {row}")
         if row["image_id"] not in images:
-            raise EvaluationError(f"{path}: result {number} is of image {row['image_id']}, which the truth has not")
+            raise DetectionEvaluationError(
+                f"{path}: result {number} is of image {row['image_id']}, which the truth has not"
+            )
     return rows
 
 
@@ -85,7 +87,7 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise EvaluationError(f"cannot read {path} as JSON: {error}") from error
+        raise DetectionEvaluationError(f"cannot read {path} as JSON: {error}") from error
 
 
 def coco_score(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> DetectionScore:
@@ -148,7 +150,9 @@ def _score(truth: dict[str, Any], results: Sequence[Mapping[str, Any]], limit: i
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     except ImportError:
-        raise EvaluationError("scoring detections needs pycocotools: pip install 'groundstream[eval]'") from None
+        raise DetectionEvaluationError(
+            "scoring detections needs pycocotools: pip install 'groundstream[eval]'"
+        ) from None
 
     with contextlib.redirect_stdout(io.StringIO()):
         data = COCO()
@@ -193,7 +197,7 @@ def _mean(values: Floats) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Phrase:
+class TruePhrase:
     """What a phrase of an image's caption stands for: boxes (G, 4), and what was found for it, best first, (N, 4)."""
 
     boxes: Floats
@@ -210,13 +214,13 @@ class GroundingScore:
     phrases: int
 
 
-def recall_of_phrases(phrases: Iterable[Phrase], protocol: str = "any", least_iou: float = 0.5) -> GroundingScore:
+def recall_of_phrases(phrases: Iterable[TruePhrase], protocol: str = "any", least_iou: float = 0.5) -> GroundingScore:
     """Recall as on Flickr30k Entities, arXiv:1505.04870.
 
     `any`: a box is right when it meets one of the phrase's boxes; `merged`: when it meets the box around them all.
     """
     if protocol not in ("any", "merged"):
-        raise EvaluationError(f"the protocol is 'any' or 'merged', not {protocol!r}")
+        raise DetectionEvaluationError(f"the protocol is 'any' or 'merged', not {protocol!r}")
     hits, count = np.zeros(3), 0
     for phrase in phrases:
         if not len(phrase.boxes):
@@ -231,12 +235,12 @@ def recall_of_phrases(phrases: Iterable[Phrase], protocol: str = "any", least_io
     return GroundingScore(float(shares[0]), float(shares[1]), float(shares[2]), count)
 
 
-def pair_phrases(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[Phrase]:
+def pair_phrases(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[TruePhrase]:
     """Phrases of a data set as MDETR and `annotate` write it, with what was found for each.
 
     An annotation's phrase is its `phrase`, or the piece of the image's `caption` that its `tokens_positive` mark;
     a result's likewise, or it names its `category_id`, when that is the phrase's.
-    Raises `EvaluationError` for an annotation that names none.
+    Raises `DetectionEvaluationError` for an annotation that names none.
     """
     captions = {image["id"]: image.get("caption", "") for image in truth["images"]}
     names = {category["id"]: category["name"] for category in truth.get("categories", ())}
@@ -249,7 +253,7 @@ def pair_phrases(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]])
     pairs = []
     for key, own in boxes.items():
         ordered = sorted(found[key], key=lambda row: -row["score"])
-        pairs.append(Phrase(_corners(own), _corners([row["bbox"] for row in ordered])))
+        pairs.append(TruePhrase(_corners(own), _corners([row["bbox"] for row in ordered])))
     return pairs
 
 
@@ -261,7 +265,9 @@ def _phrase(row: Mapping[str, Any], captions: Mapping[Any, str], names: Mapping[
         return " ".join(caption[begin:end] for begin, end in row["tokens_positive"])
     if row.get("category_id") in names:
         return names[row["category_id"]]
-    raise EvaluationError(f"this names no phrase: 'phrase', 'tokens_positive' or a category is expected: {dict(row)}")
+    raise DetectionEvaluationError(
+        f"this names no phrase: 'phrase', 'tokens_positive' or a category is expected: {dict(row)}"
+    )
 
 
 def _corners(boxes: Sequence[Sequence[float]]) -> Floats:

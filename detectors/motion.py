@@ -46,7 +46,7 @@ class MotionOptionError(DetectorError, ValueError):
     """An option of the motion detector cannot be used."""
 
 
-class Motion:
+class MotionDetector:
     """Finds "anything that moves", the one query that it takes, in the pictures of still cameras.
 
     Give every stream's pictures in their order; a stream's first pictures teach what stands there and find nothing.
@@ -62,7 +62,7 @@ class Motion:
             raise MotionOptionError(f"memory is {memory}: at least 10 pictures are needed to know a background")
         self._threshold = threshold
         self._memory = memory
-        self._scenes: dict[str, _Scene] = {}
+        self._scenes: dict[str, _SceneModel] = {}
 
     @property
     def threshold(self) -> float:
@@ -94,14 +94,14 @@ class Motion:
         image = request.image
         scene = self._scenes.get(request.stream)
         if scene is None or scene.shape != image.shape:
-            scene = self._scenes[request.stream] = _Scene(image.shape, self._memory)
+            scene = self._scenes[request.stream] = _SceneModel(image.shape, self._memory)
         boxes, confidence = scene.look(image)
         kept = confidence >= 0.2 * self.threshold
         class_id = np.zeros(int(kept.sum()), np.int64)
         return detections(boxes[kept], confidence[kept], class_id, request.prompt.queries)
 
 
-class _Sizes:
+class _RegionSizes:
     """How big things are where their feet stand: height = slope * y + offset, as over flat ground.
 
     Fitted to the blobs that were seen whole and alone, the old ones forgotten by and by; pixels of the working size.
@@ -125,7 +125,7 @@ class _Sizes:
         return height * ratio / weight, height
 
 
-class _Scene:
+class _SceneModel:
     """The memory of one stream."""
 
     def __init__(self, shape: tuple[int, ...], memory: int) -> None:
@@ -136,7 +136,7 @@ class _Scene:
         self._size = (max(round(width / scale), 1), max(round(height / scale), 1))
         self._memory = memory
         self._least = max(_LEAST_SHARE * self._size[0] * self._size[1], 6.0)
-        self._sizes = _Sizes()
+        self._sizes = _RegionSizes()
         self._start()
 
     def _start(self) -> None:
@@ -266,7 +266,7 @@ def _dips(outline: Floats, width: float) -> list[int]:
     return cuts
 
 
-def _unite(boxes: list[Box], sizes: _Sizes) -> list[Box]:
+def _unite(boxes: list[Box], sizes: _RegionSizes) -> list[Box]:
     """Join pieces that stand over one another and together are no taller than one thing."""
     boxes = sorted(boxes, key=lambda box: -box[3])
     done: list[Box] = []
@@ -291,5 +291,5 @@ def _area(box: Box) -> int:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def create(name: str, *, threshold: float | None = None, memory: int = 500) -> Motion:
-    return Motion(threshold=0.5 if threshold is None else threshold, memory=memory)
+def create(name: str, *, threshold: float | None = None, memory: int = 500) -> MotionDetector:
+    return MotionDetector(threshold=0.5 if threshold is None else threshold, memory=memory)

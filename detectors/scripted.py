@@ -35,7 +35,7 @@ class ScriptedPrompt(Prompt):
 
 
 @dataclass(frozen=True, slots=True)
-class _Script:
+class _ScriptFile:
     """All answers for one stream: those of frame i are the rows from `starts[i]` to `starts[i + 1]`."""
 
     xyxy: npt.NDArray[np.float32]  # (N, 4)
@@ -52,7 +52,7 @@ class _Script:
         return slice(int(self.starts[turn]), int(self.starts[turn + 1]))
 
 
-class Scripted:
+class ScriptedDetector:
     """Gives each stream the answers written for it, one frame after the other; it never looks at a picture.
 
     `answers` is a list of frames, the same for every stream, or a mapping from stream names to such lists, where "*"
@@ -72,7 +72,7 @@ class Scripted:
         self._turns: Counter[str] = Counter()
 
     @classmethod
-    def load(cls, path: str | Path, *, repeat: bool | None = None, threshold: float = 0.5) -> Scripted:
+    def load(cls, path: str | Path, *, repeat: bool | None = None, threshold: float = 0.5) -> ScriptedDetector:
         """From a JSON file: a list of frames, or `{"frames": [...]}`, or `{"streams": {"gate": [...], "*": [...]}}`.
 
         An object may also say `"repeat": true`; the argument, where given, decides instead.
@@ -122,7 +122,7 @@ class Scripted:
         wanted = class_id >= 0
         return detections(script.xyxy[rows][wanted], confidence[wanted], class_id[wanted], prompt.queries)
 
-    def _read(self, stream: str, frames: Frames) -> _Script:
+    def _read(self, stream: str, frames: Frames) -> _ScriptFile:
         """Checks the answers and lays them out in arrays, so that a long script costs little per frame."""
         rows: list[tuple[list[float], float, int]] = []
         starts = [0]
@@ -136,7 +136,7 @@ class Scripted:
                 query, box, confidence = _read_answer(answer, where)
                 rows.append((box, confidence, self._words.setdefault(query, len(self._words))))
             starts.append(len(rows))
-        return _Script(
+        return _ScriptFile(
             np.array([box for box, _, _ in rows], dtype=np.float32).reshape(-1, 4),
             np.array([confidence for _, confidence, _ in rows], dtype=np.float32),
             np.array([word for _, _, word in rows], dtype=np.int64),
@@ -175,11 +175,11 @@ def create(
     answers: Frames | Mapping[str, Frames] | None = None,
     repeat: bool | None = None,
     threshold: float = 0.5,
-) -> Scripted:
+) -> ScriptedDetector:
     """`scripted:FILE.json`, or `scripted` with `answers`; at most one of the two."""
     if (argument is None) == (answers is None):
         raise ScriptError("the scripted detector needs one script: write scripted:FILE.json, or give it answers")
     if argument is not None:
-        return Scripted.load(argument, repeat=repeat, threshold=threshold)
+        return ScriptedDetector.load(argument, repeat=repeat, threshold=threshold)
     assert answers is not None
-    return Scripted(answers, repeat=bool(repeat), threshold=threshold)
+    return ScriptedDetector(answers, repeat=bool(repeat), threshold=threshold)

@@ -170,7 +170,7 @@ class GroundingDino(_ZeroShot):
         return scores, _corners(out.pred_boxes) * scale * stretch
 
 
-class Owlv2(_ZeroShot):
+class Owlv2Detector(_ZeroShot):
     """OWLv2: every query is read alone, pictures are padded to squares."""
 
     def __init__(self, model: Any, tokenizer: Any, device: torch.device, threshold: float) -> None:
@@ -215,7 +215,7 @@ def create(
     device: str = "auto",
     dtype: str = "float32",
     threshold: float | None = None,
-) -> GroundingDino | Owlv2:
+) -> GroundingDino | Owlv2Detector:
     """The released model `name`, fetched before with `groundstream models pull`, or the one in the folder `weights`.
 
     The folder is as the hub has it: config.json, model.safetensors and the tokenizer's files.
@@ -234,7 +234,7 @@ def create(
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     model, tokenizer = _load(folder, family, getattr(torch, dtype))
     if family == "owlv2-":
-        return Owlv2(model, tokenizer, place, 0.2 if threshold is None else threshold)
+        return Owlv2Detector(model, tokenizer, place, 0.2 if threshold is None else threshold)
     return GroundingDino(model, tokenizer, place, 0.35 if threshold is None else threshold)
 
 

@@ -45,7 +45,7 @@ def _hide_path(found: re.Match[str]) -> str:
     return f"{host}/***#{hashlib.sha256(rest.encode()).hexdigest()[:8]}"
 
 
-class Options:
+class AddressOptions:
     """What stands behind the `?`: every value is asked for by its name, and one that nobody asked for is an error."""
 
     def __init__(self, address: str, values: dict[str, str]) -> None:
@@ -54,7 +54,7 @@ class Options:
         self._known: list[str] = []
 
     def __repr__(self) -> str:
-        return f"Options({self._address!r})"
+        return f"AddressOptions({self._address!r})"
 
     def text(self, name: str, default: str | None = None) -> str | None:
         self._known.append(name)
@@ -123,12 +123,12 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Address:
+class SinkAddress:
     """A sink's address in its parts. `path` of a file is as written; that of a network address has no leading slash."""
 
     scheme: str
     path: str = field(repr=False)
-    options: Options
+    options: AddressOptions
     public: str  # the whole address without secrets
     host: str = ""
     port: int | None = None
@@ -140,7 +140,7 @@ class Address:
         return self.host if self.port is None else f"{self.host}:{self.port}"
 
 
-def parse_address(text: str) -> Address:
+def parse_address(text: str) -> SinkAddress:
     """Raises `SinkAddressError` where the text is no address at all; whether its scheme is known is not asked here."""
     match = _SCHEME.match(text)
     if match is None:
@@ -153,10 +153,12 @@ def parse_address(text: str) -> Address:
     path, mark, options = rest.rpartition("?")
     if not mark or not _OPTIONS.match(options):
         path, options = rest, ""
-    return Address(scheme, path, Options(text, dict(parse_qsl(options, keep_blank_values=True))), redact(text))
+    return SinkAddress(
+        scheme, path, AddressOptions(text, dict(parse_qsl(options, keep_blank_values=True))), redact(text)
+    )
 
 
-def _network(scheme: str, text: str) -> Address:
+def _network(scheme: str, text: str) -> SinkAddress:
     try:
         parts = urlsplit(text)
         # several Kafka brokers stand side by side: host:port,host:port
@@ -165,10 +167,10 @@ def _network(scheme: str, text: str) -> Address:
         port = None if several else parts.port
     except ValueError as error:
         raise SinkAddressError(f"{redact(text)}: {error}: write {scheme}://HOST:PORT/...") from None
-    return Address(
+    return SinkAddress(
         scheme,
         unquote(parts.path.lstrip("/")),
-        Options(text, dict(parse_qsl(parts.query, keep_blank_values=True))),
+        AddressOptions(text, dict(parse_qsl(parts.query, keep_blank_values=True))),
         redact(text),
         host,
         port,

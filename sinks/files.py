@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sinks.address import Address
+from sinks.address import SinkAddress
 from sinks.sink import SinkAddressError, SinkError
-from sinks.worker import Worker
+from sinks.worker import SinkWorker
 
 if TYPE_CHECKING:
     from sinks.event import Event
@@ -37,7 +37,7 @@ class JsonlSink:
         if self._has_places:
             self._end = _end_of_last_line(self._file)
             os.ftruncate(self._file, self._end)
-        self._worker = Worker("sink-jsonl")
+        self._worker = SinkWorker("sink-jsonl")
 
     async def send_batch(self, events: Sequence[Event]) -> None:
         await self._worker.call(self._append, b"".join([event.to_json() + b"\n" for event in events]))
@@ -64,7 +64,7 @@ class StdoutSink:
     """One line for each event on standard output, at once."""
 
     def __init__(self) -> None:
-        self._worker = Worker("sink-stdout")
+        self._worker = SinkWorker("sink-stdout")
 
     async def send_batch(self, events: Sequence[Event]) -> None:
         await self._worker.call(self._print, b"".join([event.to_json() + b"\n" for event in events]))
@@ -80,14 +80,14 @@ class StdoutSink:
             raise SinkError(f"standard output cannot be written ({error.strerror}): nobody reads it any more") from None
 
 
-def open_jsonl(address: Address) -> JsonlSink:
+def open_jsonl(address: SinkAddress) -> JsonlSink:
     address.options.finish()
     if not address.path:
         raise SinkAddressError("jsonl: needs a path: write jsonl:events.jsonl")
     return JsonlSink(address.path)
 
 
-def open_stdout(address: Address) -> StdoutSink:
+def open_stdout(address: SinkAddress) -> StdoutSink:
     address.options.finish()
     if address.path:
         raise SinkAddressError(f"{address.public}: stdout: takes no path; to write a file, use jsonl:PATH")

@@ -9,10 +9,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sinks.address import Address
+from sinks.address import SinkAddress
 from sinks.event import EventType
 from sinks.sink import PoisonError, SinkAddressError, SinkError
-from sinks.worker import Worker
+from sinks.worker import SinkWorker
 
 if TYPE_CHECKING:
     from sinks.event import Event
@@ -50,7 +50,7 @@ class MqttSink:
         self._tls = tls
         self._client_id = client_id
         self._timeout_s = timeout_s
-        self._worker = Worker("sink-mqtt")
+        self._worker = SinkWorker("sink-mqtt")
         self._client: Any = None
         self._changed = threading.Condition()
         self._connected: Any = None  # the reason code of the broker's answer
@@ -202,7 +202,7 @@ class MqttSink:
             self._changed.notify_all()
 
 
-def open_mqtt(address: Address) -> MqttSink:
+def open_mqtt(address: SinkAddress) -> MqttSink:
     """`mqtt://USER:PASSWORD@HOST:PORT/PREFIX`; `mqtts://` speaks TLS. Options: `client_id`, `timeout`, `cafile`."""
     options = address.options
     if not address.host:

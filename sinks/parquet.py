@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from sinks.address import Address
+from sinks.address import SinkAddress
 from sinks.sink import SinkAddressError, SinkError
-from sinks.worker import Worker
+from sinks.worker import SinkWorker
 
 if TYPE_CHECKING:
     from sinks.event import Event
@@ -40,7 +40,7 @@ class ParquetSink:
                 raise PermissionError(13, "Permission denied")
         except OSError as error:
             raise _cannot_write(self._folder, error) from None
-        self._worker = Worker("sink-parquet")
+        self._worker = SinkWorker("sink-parquet")
 
     async def send_batch(self, events: Sequence[Event]) -> None:
         await self._worker.call(self._write, events)
@@ -64,7 +64,7 @@ class ParquetSink:
                 raise _cannot_write(path, error) from None
 
 
-def open_parquet(address: Address) -> ParquetSink:
+def open_parquet(address: SinkAddress) -> ParquetSink:
     """`parquet:FOLDER?rows=20000&seconds=60`: a file is written when so many events wait, or after so long."""
     rows = address.options.whole("rows", _ROWS, least=1)
     seconds = address.options.number("seconds", _SECONDS)

@@ -8,23 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from sinks.address import Address
+from sinks.address import SinkAddress
 from sinks.event import Event
 from sinks.sink import SinkAddressError, SinkError
-from sinks.subscribe import Reader, Start, Unreadable
-from sinks.worker import Worker
+from sinks.subscribe import Reader, StartPosition, UnreadableEvent
+from sinks.worker import SinkWorker
 
 _POLL_S = 0.2
 _LINES = 1000
 _CHUNK = 1 << 20
 
 
-async def read_jsonl(address: Address, start: Start, follow: bool, group: str | None) -> Reader:
+async def read_jsonl(address: SinkAddress, start: StartPosition, follow: bool, group: str | None) -> Reader:
     """Lines in their order; following goes on in a file that was replaced or cut."""
     address.options.finish()
     path = Path(address.path)
-    worker = Worker("read-jsonl")
-    lines = _Lines(path, at_end=start.at == "latest")
+    worker = SinkWorker("read-jsonl")
+    lines = _LineReader(path, at_end=start.at == "latest")
     skip_until = start.value if start.at == "id" else ""
     try:
         while True:
@@ -48,7 +48,7 @@ async def read_jsonl(address: Address, start: Start, follow: bool, group: str | 
         await worker.aclose()
 
 
-class _Lines:
+class _LineReader:
     """The whole lines of a file, as far as it has grown. A last line without an end is not finished yet."""
 
     def __init__(self, path: Path, *, at_end: bool) -> None:
@@ -90,11 +90,11 @@ class _Lines:
             return False
 
 
-async def read_sqlite(address: Address, start: Start, follow: bool, group: str | None) -> Reader:
+async def read_sqlite(address: SinkAddress, start: StartPosition, follow: bool, group: str | None) -> Reader:
     """Rows in the order of their arrival."""
     address.options.finish()
     path = Path(address.path)
-    worker = Worker("read-sqlite")
+    worker = SinkWorker("read-sqlite")
     try:
         db = await worker.call(_open_sqlite, path)
         try:
@@ -121,7 +121,7 @@ def _open_sqlite(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False, timeout=10)
 
 
-def _start_position(db: sqlite3.Connection, start: Start, public: str) -> int:
+def _start_position(db: sqlite3.Connection, start: StartPosition, public: str) -> int:
     """Reading goes on after this position."""
     if start.at == "earliest":
         return 0
@@ -142,13 +142,13 @@ def _rows_after(db: sqlite3.Connection, position: int) -> list[tuple[int, str]]:
     return db.execute(sql, (position, _LINES)).fetchall()
 
 
-async def read_parquet(address: Address, start: Start, follow: bool, group: str | None) -> Reader:
+async def read_parquet(address: SinkAddress, start: StartPosition, follow: bool, group: str | None) -> Reader:
     """The files of a folder in the order in which they were written."""
     address.options.finish()
     folder = Path(address.path)
     if follow:
         raise SinkAddressError(f"{address.public}: Parquet files appear whole, they cannot be followed")
-    worker = Worker("read-parquet")
+    worker = SinkWorker("read-parquet")
     skip_until = start.value if start.at == "id" else ""
     try:
         for path in await worker.call(_parquet_files, folder):
@@ -181,11 +181,11 @@ def _parquet_lines(path: Path) -> list[bytes]:
     return [text.encode() for text in column.to_pylist()]
 
 
-def _parse(line: bytes, where: str) -> Event | Unreadable:
+def _parse(line: bytes, where: str) -> Event | UnreadableEvent:
     try:
         return Event.from_json(line)
     except ValueError as error:
-        return Unreadable(f"{where} is no event: {_first_problem(error)}")
+        return UnreadableEvent(f"{where} is no event: {_first_problem(error)}")
 
 
 def _first_problem(error: ValueError) -> str:

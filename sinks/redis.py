@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sinks.address import Address
+from sinks.address import SinkAddress
 from sinks.sink import PoisonError, SinkAddressError, SinkError
-from sinks.worker import Worker
+from sinks.worker import SinkWorker
 
 if TYPE_CHECKING:
     from sinks.event import Event
@@ -26,7 +26,7 @@ class RedisSink:
         self._keep = keep or None
         # protocol 2 is what every version of Redis speaks; trying again is the spool's work
         self._client = redis.Redis(protocol=2, retry=Retry(NoBackoff(), 0), **connection)
-        self._worker = Worker("sink-redis")
+        self._worker = SinkWorker("sink-redis")
 
     async def send_batch(self, events: Sequence[Event]) -> None:
         await self._worker.call(self._add, events)
@@ -85,7 +85,7 @@ class RedisSink:
         return SinkError(f"Redis at {self._where}: {self._key} is no stream: give the sink another key")
 
 
-def open_redis(address: Address) -> RedisSink:
+def open_redis(address: SinkAddress) -> RedisSink:
     """`redis://USER:PASSWORD@HOST:PORT/KEY`; `rediss://` speaks TLS. Options: `keep`, `db`, `timeout`, `cafile`."""
     options = address.options
     if not address.host:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable
 from importlib import import_module
 
-from sinks.address import Address, parse_address
+from sinks.address import SinkAddress, parse_address
 from sinks.sink import Sink, SinkAddressError
 
 # scheme -> "module:factory"; a factory takes the address, the registry sees to its common options
@@ -62,7 +62,7 @@ def open_sinks(addresses: Iterable[str]) -> dict[str, Sink]:
     return sinks
 
 
-def _factory(address: Address) -> Callable[[Address], Sink]:
+def _factory(address: SinkAddress) -> Callable[[SinkAddress], Sink]:
     if address.scheme == "video":
         raise SinkAddressError(
             f"{address.public}: a video takes pictures, not events: only process and monitor draw it"
@@ -76,7 +76,7 @@ def _factory(address: Address) -> Callable[[Address], Sink]:
             f"{address.public}: no sink is called {address.scheme!r}: {hint}known are {known}, video"
         )
     module, _, name = target.partition(":")
-    factory: Callable[[Address], Sink] = getattr(import_module(module), name)
+    factory: Callable[[SinkAddress], Sink] = getattr(import_module(module), name)
     return factory
 
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sinks.address import Address
+from sinks.address import SinkAddress
 from sinks.sink import SinkAddressError, SinkError
-from sinks.worker import Worker
+from sinks.worker import SinkWorker
 
 if TYPE_CHECKING:
     from sinks.event import Event
@@ -63,7 +63,7 @@ class SqliteSink:
             raise _cannot_write(self._path, str(error.strerror)) from None
         except sqlite3.Error as error:
             raise _cannot_write(self._path, str(error)) from None
-        self._worker = Worker("sink-sqlite")
+        self._worker = SinkWorker("sink-sqlite")
 
     async def send_batch(self, events: Sequence[Event]) -> None:
         await self._worker.call(self._insert, events)
@@ -83,7 +83,7 @@ class SqliteSink:
             raise _cannot_write(self._path, str(error)) from None
 
 
-def open_sqlite(address: Address) -> SqliteSink:
+def open_sqlite(address: SinkAddress) -> SqliteSink:
     address.options.finish()
     if not address.path:
         raise SinkAddressError("sqlite: needs a path: write sqlite:events.sqlite")

@@ -10,12 +10,12 @@ from importlib import import_module
 from types import TracebackType
 from typing import Literal, Self
 
-from sinks.address import Address, parse_address
+from sinks.address import SinkAddress, parse_address
 from sinks.event import Event, rfc3339
 from sinks.filters import EventFilter
 from sinks.sink import SinkAddressError
 
-# scheme -> "module:function"; a reader takes the address and a Start, whether to follow, and a group
+# scheme -> "module:function"; a reader takes the address and a StartPosition, whether to follow, and a group
 _READERS: dict[str, str] = {
     "jsonl": "sinks.readers:read_jsonl",
     "sqlite": "sinks.readers:read_sqlite",
@@ -30,7 +30,7 @@ _MOST_HOLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class StartPosition:
     """Where reading begins: `at` is "earliest", "latest", "time" (with an RFC 3339 time) or "id" (after that event)."""
 
     at: Literal["earliest", "latest", "time", "id"]
@@ -38,17 +38,17 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
+class UnreadableEvent:
     """Something that stands among the events and is none; `reason` is one sentence."""
 
     reason: str
 
 
-Reader = AsyncGenerator[Event | Unreadable, None]
+Reader = AsyncGenerator[Event | UnreadableEvent, None]
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class SequenceGap:
     """Events `first` to `last` of a stream's run were not there: lost, dropped by policy, or filtered by the sink."""
 
     stream: str
@@ -63,14 +63,14 @@ class Gap:
         )
 
 
-class Sequences:
+class SequenceChecker:
     """Tells duplicates and gaps from the sequence numbers of every stream and run. Bounded in memory."""
 
     def __init__(self) -> None:
         self._newest: dict[tuple[int, str], int] = {}
         self._holes: dict[tuple[int, str], list[tuple[int, int]]] = {}
 
-    def take(self, event: Event) -> bool | Gap:
+    def take(self, event: Event) -> bool | SequenceGap:
         """True for the next event, False for a duplicate, the gap that an event leaves before it."""
         key = (event.data.run, event.data.stream)
         number = int(event.sequence)
@@ -84,7 +84,7 @@ class Sequences:
         holes = self._holes.setdefault(key, [])
         holes.append((newest + 1, number - 1))
         del holes[:-_MOST_HOLES]
-        return Gap(event.data.stream, event.data.run, newest + 1, number - 1)
+        return SequenceGap(event.data.stream, event.data.run, newest + 1, number - 1)
 
     @property
     def missing(self) -> int:
@@ -106,13 +106,13 @@ class Subscription:
     """Iterate it for events; `aclose`, or leaving `async with`, lets go of files and connections."""
 
     def __init__(
-        self, reader: Reader, wanted: EventFilter, since: Start, on_gap: Callable[[Gap], object] | None
+        self, reader: Reader, wanted: EventFilter, since: StartPosition, on_gap: Callable[[SequenceGap], object] | None
     ) -> None:
         self._reader = reader
         self._wanted = wanted
         self._not_before = since.value if since.at == "time" else ""
         self._on_gap = on_gap
-        self._sequences = Sequences()
+        self._sequences = SequenceChecker()
         self.duplicates = 0
         self.unreadable: list[str] = []  # the newest reasons, for whoever asks
 
@@ -127,14 +127,14 @@ class Subscription:
     async def __anext__(self) -> Event:
         while True:
             event = await anext(self._reader)
-            if isinstance(event, Unreadable):
+            if isinstance(event, UnreadableEvent):
                 self.unreadable = [*self.unreadable[-99:], event.reason]
                 continue
             taken = self._sequences.take(event)
             if not taken:
                 self.duplicates += 1
                 continue
-            if isinstance(taken, Gap) and self._on_gap is not None:
+            if isinstance(taken, SequenceGap) and self._on_gap is not None:
                 self._on_gap(taken)
             if event.time >= self._not_before and self._wanted(event):
                 return event
@@ -160,7 +160,7 @@ def subscribe(
     since: str | datetime | None = None,
     follow: bool = False,
     group: str | None = None,
-    on_gap: Callable[[Gap], object] | None = None,
+    on_gap: Callable[[SequenceGap], object] | None = None,
 ) -> Subscription:
     """The events at `sqlite:PATH`, `jsonl:PATH`, `parquet:FOLDER` or `kafka://HOST:PORT/TOPIC`, each once.
 
@@ -180,26 +180,26 @@ def subscribe(
     if group is not None and not parts.scheme.startswith("kafka"):
         raise SinkAddressError(f"{parts.public} has no groups, only Kafka has: to resume, give the last id as since")
     module, _, name = target.partition(":")
-    read: Callable[[Address, Start, bool, str | None], Reader] = getattr(import_module(module), name)
+    read: Callable[[SinkAddress, StartPosition, bool, str | None], Reader] = getattr(import_module(module), name)
     return Subscription(read(parts, start, follow, group), EventFilter(types, streams, queries), start, on_gap)
 
 
-def parse_since(since: str | datetime | None, follow: bool, group: str | None) -> Start:
+def parse_since(since: str | datetime | None, follow: bool, group: str | None) -> StartPosition:
     """Raises `SinkAddressError` for what is neither a time nor an id."""
     if since is None:
-        return Start("latest" if follow and group is None else "earliest")
+        return StartPosition("latest" if follow and group is None else "earliest")
     if isinstance(since, datetime):
-        return Start("time", _to_rfc3339(since))
+        return StartPosition("time", _to_rfc3339(since))
     text = since.strip()
     if text in {"earliest", "latest"}:
-        return Start("earliest" if text == "earliest" else "latest")
+        return StartPosition("earliest" if text == "earliest" else "latest")
     if match := _AGO.fullmatch(text):
         ago = timedelta(**{_AGO_UNITS[match[2]]: float(match[1])})
-        return Start("time", _to_rfc3339(datetime.now(UTC) - ago))
+        return StartPosition("time", _to_rfc3339(datetime.now(UTC) - ago))
     if _ID.fullmatch(text):
-        return Start("id", text)
+        return StartPosition("id", text)
     try:
-        return Start("time", _to_rfc3339(datetime.fromisoformat(text)))
+        return StartPosition("time", _to_rfc3339(datetime.fromisoformat(text)))
     except ValueError:
         raise SinkAddressError(
             f"since {text!r} is no time: write earliest, 10m, 2h, 2026-05-01T12:00:00Z, or the id of an event"

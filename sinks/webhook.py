@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlencode
 
-from sinks.address import Address
+from sinks.address import SinkAddress
 from sinks.sink import PoisonError, SinkAddressError, SinkError
-from sinks.worker import Worker
+from sinks.worker import SinkWorker
 
 if TYPE_CHECKING:
     from sinks.event import Event
@@ -57,7 +57,7 @@ class WebhookSink:
         self._headers = headers
         self._secret = secret
         self._batch = batch
-        self._worker = Worker("sink-webhook")
+        self._worker = SinkWorker("sink-webhook")
         self._closing = False
         self._not_before = 0.0
         self._connection: http.client.HTTPConnection = (
@@ -191,7 +191,7 @@ class WebhookSink:
         }
 
 
-def open_webhook(address: Address) -> WebhookSink:
+def open_webhook(address: SinkAddress) -> WebhookSink:
     """`https://USER:PASSWORD@HOST/PATH?...`; `http://` for tests and closed networks.
 
     Options: `secret` (signs; `whsec_...` is base64), `token` (bearer), `batch` (events a request), `timeout`

@@ -11,7 +11,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Worker:
+class SinkWorker:
     """Calls functions one after the other in a thread that begins with the first call."""
 
     def __init__(self, name: str) -> None:

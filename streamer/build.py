@@ -19,11 +19,11 @@ from sinks.event import Producer
 from sinks.registry import open_sinks
 from sinks.sink import Sink, SinkError
 from sinks.spool.spool import Spool
-from streamer.analysis.event_writer import Identity, close_crashed
+from streamer.analysis.event_writer import StreamIdentity, close_crashed
 from streamer.analysis.queries import Query, QueryBook, slug
-from streamer.analysis.stream_analysis import Analysis, CountPlan, config_hash
+from streamer.analysis.stream_analysis import CountPlan, StreamAnalysis, config_hash
 from streamer.config import Config, DetectorConfig, EnrichConfig, StreamConfig
-from streamer.enrichment.enricher import Budget, Describer, Enricher, GlammDescriber, MaskDescriber, Plan
+from streamer.enrichment.enricher import CallBudget, Describer, Enricher, EnrichPlan, GlammDescriber, MaskDescriber
 from streamer.errors import ConfigError
 from streamer.pipeline.pipeline import Camera, NewEnricher, Pipeline, Recorder, StateRelay
 from streamer.recorders.outputs import AnnotatedVideo
@@ -33,7 +33,7 @@ from streamer.sources import Source, open_sources, redact
 from streamer.sources.address import natural
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names
-from streamer.sources.sampling import Sampling
+from streamer.sources.sampling import FrameSampling
 from streamer.version import __version__
 from trackers import create_tracker
 
@@ -43,7 +43,7 @@ VIDEO = "video:"
 PATIENCE_S = 10.0
 """How long the end waits for sinks that take nothing."""
 
-Outputs = Callable[[Source, Analysis], Sequence[Recorder]]
+Outputs = Callable[[Source, StreamAnalysis], Sequence[Recorder]]
 """What to keep of the frames of one stream."""
 
 
@@ -175,8 +175,8 @@ def enricher_of(config: EnrichConfig) -> NewEnricher:
 
         describe = GlammDescriber(Glamm.load(config.model, clip=config.clip, device=config.device))
     zones = None if config.zones is None else frozenset(config.zones)
-    plan = Plan(config.tracks, zones, config.every_s)
-    budget = Budget(config.per_minute, config.per_stream_minute)
+    plan = EnrichPlan(config.tracks, zones, config.every_s)
+    budget = CallBudget(config.per_minute, config.per_stream_minute)
     return lambda deliver: Enricher(describe, deliver, plan, budget)
 
 
@@ -258,8 +258,8 @@ def _camera(
         new_uid = derived_uids(_recording(stream.source, source), source.name, producer.config_hash)
     zones, lines = _places(stream)
     kind = "streams" if source.live else "files"
-    identity = Identity(source.name, f"/{kind}/{source.name}", run, producer, new_uid, written)
-    analysis = Analysis(
+    identity = StreamIdentity(source.name, f"/{kind}/{source.name}", run, producer, new_uid, written)
+    analysis = StreamAnalysis(
         identity,
         create_tracker(config.tracker),
         QueryBook(make_queries(stream, config)),
@@ -273,10 +273,10 @@ def _camera(
         if address.startswith(VIDEO):
             path = video_path(address, source.name, several=several)
             recorders.append(annotated_video(path, source, analysis))
-    return Camera(source, analysis, Sampling(stream.sample.every, stream.sample.fps), recorders, origin(stream))
+    return Camera(source, analysis, FrameSampling(stream.sample.every, stream.sample.fps), recorders, origin(stream))
 
 
-def annotated_video(path: Path, source: Source, analysis: Analysis) -> AnnotatedVideo:
+def annotated_video(path: Path, source: Source, analysis: StreamAnalysis) -> AnnotatedVideo:
     return AnnotatedVideo(
         path,
         lambda number: analysis.queries.known(number).text,

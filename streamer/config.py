@@ -25,11 +25,11 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Point = tuple[Fraction, Fraction]
 
 
-class _Section(BaseModel):
+class _ConfigSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class QueryConfig(_Section):
+class QueryConfig(_ConfigSection):
     """Words to look for."""
 
     text: str = Field(min_length=1)
@@ -40,31 +40,31 @@ class QueryConfig(_Section):
     )
 
 
-class ZoneConfig(_Section):
+class ZoneConfig(_ConfigSection):
     id: str = Field(min_length=1)
     polygon: list[Point] = Field(description="corners, x and y as fractions of the frame from the top left")
     dwell_s: list[Annotated[float, Field(gt=0)]] = Field(default=[], description="tell who stays this many seconds")
 
 
-class LineConfig(_Section):
+class LineConfig(_ConfigSection):
     id: str = Field(min_length=1)
     points: list[Point] = Field(description="two ends; `in` is from the left to the right of who walks along it")
 
 
-class CountConfig(_Section):
+class CountConfig(_ConfigSection):
     of: str | None = Field(None, description="a zone's or a line's id; the whole picture when absent")
     query: str | None = Field(None, description="count only what matches this query's id")
     window_s: float = Field(60.0, gt=0)
 
 
-class SampleConfig(_Section):
+class SampleConfig(_ConfigSection):
     """Which frames the detector looks at."""
 
     every: int = Field(1, ge=1, description="every n-th frame")
     fps: float | None = Field(None, gt=0, description="at most so many frames per second")
 
 
-class StreamConfig(_Section):
+class StreamConfig(_ConfigSection):
     """One camera or file."""
 
     source: str = Field(min_length=1, description="path, glob, rtsp://, http(s)://, webcam:0, synthetic:street?seed=7")
@@ -92,7 +92,7 @@ class StreamConfig(_Section):
         return self
 
 
-class DetectorConfig(_Section):
+class DetectorConfig(_ConfigSection):
     name: str = Field("glip-tiny", description="glip-tiny, glip-mini, motion, scripted:FILE.json, ...")
     weights: Path | None = Field(None, description="a checkpoint file instead of the one in the cache")
     tuned: Path | None = Field(None, description="words that `groundstream tune --mode prompt` has learned")
@@ -101,19 +101,19 @@ class DetectorConfig(_Section):
     masks: str | None = Field(None, description="a SAM model that turns boxes into masks, facebook/sam-vit-base")
 
 
-class BatchConfig(_Section):
+class BatchConfig(_ConfigSection):
     size: int = Field(8, ge=1, le=1024, description="frames that the detector sees at once")
     wait_ms: float = Field(10.0, ge=0, le=10_000, description="how long to wait for more of them")
 
 
-class SpoolConfig(_Section):
+class SpoolConfig(_ConfigSection):
     """Where events are safe until every sink has them."""
 
     path: Path | None = Field(None, description="a file; in the user's state folder when absent")
     fsync_each: bool = Field(False, description="also survive a power cut, at the price of speed")
 
 
-class EnrichConfig(_Section):
+class EnrichConfig(_ConfigSection):
     """Descriptions and masks beside the frame path, within a budget."""
 
     model: str = Field(description="glamm-fullscope, another GLaMM, a folder of one, or `sam` for masks alone")
@@ -126,7 +126,7 @@ class EnrichConfig(_Section):
     per_stream_minute: int = Field(10, ge=1)
 
 
-class Config(_Section):
+class Config(_ConfigSection):
     """A groundstream configuration."""
 
     streams: list[StreamConfig] = Field(min_length=1)

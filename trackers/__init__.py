@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from trackers.tracker import Tracker, TrackerError, TrackerInputError
 
 if TYPE_CHECKING:
-    from trackers.engine import Engine
+    from trackers.engine import TrackerEngine
 
 __all__ = ["Tracker", "TrackerError", "TrackerInputError", "create_tracker", "tracker_names"]
 
 
-def create_tracker(name: str = "default", **options: Any) -> Engine:
+def create_tracker(name: str = "default", **options: Any) -> TrackerEngine:
     """A new tracker for one stream.
 
     - `default`: ours. Learns from its stream how freely things move, how the camera moves and how far the detector is
@@ -32,10 +32,10 @@ def create_tracker(name: str = "default", **options: Any) -> Engine:
     The same input gives the same output, bit for bit. Raises `TrackerInputError` for a name, option or value that does
     not exist.
     """
-    from trackers.engine import Engine
+    from trackers.engine import TrackerEngine
     from trackers.options import build
 
-    return Engine(build(name, options))
+    return TrackerEngine(build(name, options))
 
 
 def tracker_names() -> tuple[str, ...]:

@@ -14,10 +14,10 @@ from trackers import appearance, kalman
 from trackers.adaptive import BirthRecord, RateNoise, common_shift, normalised
 from trackers.assignment import assign, assign_then_filter
 from trackers.boxes import Bools, Floats, Ints, from_centre, grown, overlapping, pair_iou, to_centre
-from trackers.memory import Slots
-from trackers.options import Options
-from trackers.relink import Gallery
-from trackers.tracker import Merge, TrackerError, TrackerInputError
+from trackers.memory import TrackSlots
+from trackers.options import TrackerOptions
+from trackers.relink import LostGallery
+from trackers.tracker import TrackerError, TrackerInputError, TrackMerge
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -32,10 +32,10 @@ _LAST_PIXEL = np.array([[0.0], [0.0], [1.0], [1.0]])
 
 
 @dataclass
-class Tracks:
+class TrackStates:
     """All tracks of one stream, oldest first: one array per field, the track along the last axis."""
 
-    state: Floats  # (20, T) filter, see kalman.Motion
+    state: Floats  # (20, T) filter, see kalman.MotionModel
     observed: Floats  # (4, T) box of the last detection, moved with the camera since
     innovation: Floats  # (2, T) error of the last prediction in standard deviations, 0 when there was none
     heading: Floats  # (2, T) unit vector of the motion between the last observations, 0 when unknown
@@ -54,13 +54,13 @@ class Tracks:
     slot: Ints  # row in the memory
 
     @classmethod
-    def none(cls) -> Tracks:
+    def none(cls) -> TrackStates:
         return cls.newborn(np.empty((20, 0)), np.empty((4, 0)), np.empty(0), np.empty(0, dtype=np.int64), 0.0)
 
     @classmethod
     def newborn(
         cls, state: Floats, boxes: Floats, scores: Scores, labels: npt.NDArray[np.integer[Any]], now: float
-    ) -> Tracks:
+    ) -> TrackStates:
         count = boxes.shape[1]
 
         def whole() -> Ints:
@@ -95,7 +95,7 @@ class Tracks:
         for name, values in vars(self).items():
             setattr(self, name, values.take(kept, axis=-1))
 
-    def add(self, new: Tracks) -> None:
+    def add(self, new: TrackStates) -> None:
         for name, values in vars(self).items():
             setattr(self, name, np.concatenate((values, getattr(new, name)), axis=-1))
 
@@ -118,7 +118,7 @@ class TrackTable:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _FrameDetections:
     """The usable detections of one frame."""
 
     boxes: Floats  # (4, N)
@@ -127,14 +127,14 @@ class _Found:
     index: Ints  # row of each in the input
 
 
-class Engine:
+class TrackerEngine:
     """A tracker of one stream, made of options. See `trackers.create_tracker`.
 
     Beyond the `Tracker` contract: `table()`, `history()`, `stationary_ids()`, `merges`, `dropped_boxes`, and
     `state_dict()` with `load_state_dict()`.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: TrackerOptions) -> None:
         self.options = options
         self._motion = kalman.MOTIONS[options.motion](options.rate_noise, options.size_rate_noise)
         self._last_id = 0
@@ -143,9 +143,9 @@ class Engine:
 
     def _start(self) -> None:
         options = self.options
-        self._tracks = Tracks.none()
-        self._memory = Slots(options.history)
-        self._gallery = Gallery(options.relink_s)
+        self._tracks = TrackStates.none()
+        self._memory = TrackSlots(options.history)
+        self._gallery = LostGallery(options.relink_s)
         self._rate_noise = RateNoise(options.adapt_rate_noise)
         self._motion.scale_rate_noise(np.ones((4, 1)))
         self._births = BirthRecord()
@@ -153,7 +153,7 @@ class Engine:
         self._now = 0.0
         self._shown: sv.Detections | None = None
         self._shown_state: Floats = np.empty((20, 0))
-        self._merges: list[Merge] = []
+        self._merges: list[TrackMerge] = []
 
     def reset(self) -> None:
         """Forget all tracks; ids go on counting, so none is ever used again."""
@@ -166,7 +166,7 @@ class Engine:
         return np.sort(ids[ids > 0])
 
     @property
-    def merges(self) -> list[Merge]:
+    def merges(self) -> list[TrackMerge]:
         """Ids that the last update found to be one thing: a double that ended, or a thing that had been gone."""
         return self._merges
 
@@ -274,8 +274,10 @@ class Engine:
                     f"the saved tracker had {name}={theirs.get(name)!r}, this one has {ours.get(name)!r}: "
                     "build it with the same options"
                 )
-            tracks = Tracks(**{field.name: np.array(state[f"tracks.{field.name}"]) for field in fields(Tracks)})
-            memory = Slots(self.options.history)
+            tracks = TrackStates(
+                **{field.name: np.array(state[f"tracks.{field.name}"]) for field in fields(TrackStates)}
+            )
+            memory = TrackSlots(self.options.history)
             memory.load({key[7:]: np.array(state[key]) for key in state if key.startswith("memory.")})
             last_id, dropped, frame = (int(number) for number in state["counters"])
             self._start()
@@ -298,7 +300,7 @@ class Engine:
         except (KeyError, ValueError) as error:
             raise TrackerError(f"this is no saved tracker, or one of another version ({error})") from error
 
-    def _read(self, detections: sv.Detections) -> _Found:
+    def _read(self, detections: sv.Detections) -> _FrameDetections:
         boxes = np.array(detections.xyxy.T, dtype=np.float64, order="C")
         count = boxes.shape[1]
         scores, labels = detections.confidence, detections.class_id
@@ -309,7 +311,7 @@ class Engine:
         sides = boxes[2:] - boxes[:2]
         index = np.arange(count)
         if not count or (sides.min() >= 1.0 and np.isfinite(sides.sum() + scores.sum())):
-            return _Found(boxes, scores, labels, index)
+            return _FrameDetections(boxes, scores, labels, index)
         bad = ~np.isfinite(boxes).all(axis=0) | ~np.isfinite(scores)
         if bad.any():
             row = int(bad.argmax())
@@ -326,7 +328,7 @@ class Engine:
             )
         index = np.flatnonzero((sides >= 1.0).all(axis=0))
         self.dropped_boxes += count - index.size
-        return _Found(boxes.take(index, axis=1), scores[index], labels[index], index)
+        return _FrameDetections(boxes.take(index, axis=1), scores[index], labels[index], index)
 
     def _elapsed(self, time_s: float) -> float:
         """Seconds since the last frame; this one is now the present."""
@@ -369,7 +371,7 @@ class Engine:
         tracks.observed = np.concatenate((centre - half, centre + half))
         tracks.anchor[:2] = turn @ tracks.anchor[:2] + shift
 
-    def _associate(self, found: _Found, detections: sv.Detections) -> tuple[Ints, Bools]:
+    def _associate(self, found: _FrameDetections, detections: sv.Detections) -> tuple[Ints, Bools]:
         """(T,) the detection of every track, -1 for none; (N,) confident detections that are left."""
         match = np.full(len(self._tracks), -1)
         free = found.scores > self.options.high_score
@@ -380,7 +382,9 @@ class Engine:
                 self._associate_in_stages(found, detections, match, free)
         return match, free
 
-    def _associate_in_stages(self, found: _Found, detections: sv.Detections, match: Ints, free: Bools) -> None:
+    def _associate_in_stages(
+        self, found: _FrameDetections, detections: sv.Detections, match: Ints, free: Bools
+    ) -> None:
         """The cascade of ByteTrack: confident detections, then the others, then tracks not yet confirmed."""
         tracks, options = self._tracks, self.options
         scores = found.scores
@@ -403,7 +407,7 @@ class Engine:
             self._carry_along(shift, match < 0)
 
     def _first_stage(
-        self, predicted: Floats, found: _Found, detections: sv.Detections, match: Ints, free: Bools
+        self, predicted: Floats, found: _FrameDetections, detections: sv.Detections, match: Ints, free: Bools
     ) -> tuple[Ints, Ints, Floats]:
         """Match confirmed tracks to confident detections; the candidate pairs and their overlaps for what follows."""
         tracks, options = self._tracks, self.options
@@ -446,7 +450,13 @@ class Engine:
             self._tracks.state[4:6, who] += state[12:14] / variance * shift
 
     def _with_masks(
-        self, near: Floats, predicted: Floats, found: _Found, detections: sv.Detections, rows: Ints, cols: Ints
+        self,
+        near: Floats,
+        predicted: Floats,
+        found: _FrameDetections,
+        detections: sv.Detections,
+        rows: Ints,
+        cols: Ints,
     ) -> Floats:
         crops = appearance.crop_masks(detections, found.index, found.boxes)
         kept = self._memory.column("mask", crops.shape[1:], np.bool_)[self._tracks.slot]
@@ -455,7 +465,7 @@ class Engine:
         )
 
     def _with_appearance(
-        self, costs: Floats, apart: Floats, detections: sv.Detections, found: _Found, rows: Ints, cols: Ints
+        self, costs: Floats, apart: Floats, detections: sv.Detections, found: _FrameDetections, rows: Ints, cols: Ints
     ) -> Floats:
         vectors = appearance.read_embeddings(detections, found.index)
         kept = self._memory.column("embedding", vectors.shape[1:], np.float64)
@@ -466,7 +476,7 @@ class Engine:
             )
         return appearance.fuse(costs, apart, kept[self._tracks.slot], vectors, rows, cols)
 
-    def _remember_looks(self, detections: sv.Detections, found: _Found, source: Ints) -> None:
+    def _remember_looks(self, detections: sv.Detections, found: _FrameDetections, source: Ints) -> None:
         """Masks and embeddings of this frame's detections, for the next one."""
         who = (source >= 0).nonzero()[0]
         what, slots = source[who], self._tracks.slot[who]
@@ -481,7 +491,7 @@ class Engine:
             mixed = appearance.blend(kept[slots], vectors[what], fresh)
             kept[slots[sure]] = mixed[sure]
 
-    def _associate_at_once(self, found: _Found, match: Ints, free: Bools) -> None:
+    def _associate_at_once(self, found: _FrameDetections, match: Ints, free: Bools) -> None:
         """One stage for all tracks, assigned without a limit: SORT, and OC-SORT with its two additions."""
         options = self.options
         rows, cols, overlap = overlapping(self._motion.decode(self._tracks.state[:4]), found.boxes)
@@ -496,7 +506,7 @@ class Engine:
         if options.recover is not None:
             self._recover(found.boxes, match, free, options.recover)
 
-    def _direction(self, found: _Found, rows: Ints, cols: Ints) -> Floats:
+    def _direction(self, found: _FrameDetections, rows: Ints, cols: Ints) -> Floats:
         """OC-SORT's momentum: how well the way to the detection goes on with the way of the track, per pair."""
         reference, known = self._reference()
         way = _unit(_centres(found.boxes)[:, cols] - _centres(reference)[:, rows])
@@ -529,7 +539,7 @@ class Engine:
         match[left[rows[chosen]]] = found[cols[chosen]]
         free[found[cols[chosen]]] = False
 
-    def _correct(self, found: _Found, match: Ints, seen: Bools) -> None:
+    def _correct(self, found: _FrameDetections, match: Ints, seen: Bools) -> None:
         tracks, options = self._tracks, self.options
         if not len(tracks):
             return
@@ -664,14 +674,14 @@ class Engine:
         ended[younger] = True
         shown = (tracks.id[younger] > 0) & (tracks.id[elder] > 0)
         self._merges += [
-            Merge(int(tracks.id[gone]), int(tracks.id[into]), 0.0)
+            TrackMerge(int(tracks.id[gone]), int(tracks.id[into]), 0.0)
             for gone, into in zip(younger[shown], elder[shown], strict=True)
         ]
 
-    def _bear(self, found: _Found, newborn: Ints) -> None:
+    def _bear(self, found: _FrameDetections, newborn: Ints) -> None:
         boxes, scores = found.boxes.take(newborn, axis=1), found.scores[newborn]
         state = self._motion.start(self._motion.encode(boxes))
-        new = Tracks.newborn(state, boxes, scores, found.labels[newborn], self._now)
+        new = TrackStates.newborn(state, boxes, scores, found.labels[newborn], self._now)
         new.slot = self._memory.take(newborn.size)
         who = np.arange(len(self._tracks), len(self._tracks) + newborn.size)
         self._tracks.add(new)

@@ -25,12 +25,12 @@ MATCH_OVERLAP = 0.5
 DISTRACTORS = {"MOT16": (2, 7, 8, 12), "MOT17": (2, 7, 8, 12), "MOT20": (2, 6, 7, 8, 12)}
 
 
-class EvaluationError(TrackerError):
+class TrackEvaluationError(TrackerError):
     """Tracks cannot be scored: a package is missing, or the files do not belong together."""
 
 
 @dataclass(frozen=True)
-class Score:
+class TrackingScore:
     """Percentages and counts of one sequence, or of several taken together."""
 
     hota: float
@@ -46,7 +46,7 @@ class Score:
 
 def evaluate(
     truths: Mapping[str, Floats], tracks: Mapping[str, Floats], infos: Mapping[str, SequenceInfo]
-) -> tuple[dict[str, Score], Score]:
+) -> tuple[dict[str, TrackingScore], TrackingScore]:
     """The score of every sequence and the score of all together (counts are added, percentages never averaged).
 
     `truths` are (N, 9) rows of `gt.txt`, `tracks` (N, 6) rows `frame, id, left, top, width, height`, by sequence.
@@ -68,7 +68,7 @@ def prepare(truth: Floats, tracks: Floats, info: SequenceInfo) -> dict[str, Any]
     truth_ids, track_ids, similarities = [], [], []
     for frame, (true, found) in enumerate(zip(truth_frames, track_frames, strict=True), start=1):
         if np.unique(found[:, 1]).size < len(found):
-            raise EvaluationError(f"{info.name}, frame {frame}: an id is given to two boxes")
+            raise TrackEvaluationError(f"{info.name}, frame {frame}: an id is given to two boxes")
         overlap = _overlaps(to_corners(true), to_corners(found))
         counted = true[:, 6] != 0
         if distractors is not None:
@@ -130,14 +130,14 @@ def _metrics() -> dict[str, Any]:
     try:
         from trackeval.metrics import CLEAR, HOTA, Identity
     except ImportError as error:
-        raise EvaluationError("scoring needs trackeval: install groundstream[eval]") from error
+        raise TrackEvaluationError("scoring needs trackeval: install groundstream[eval]") from error
     quiet = {"PRINT_CONFIG": False}
     return {"HOTA": HOTA(), "CLEAR": CLEAR(quiet), "Identity": Identity(quiet)}
 
 
-def _score(results: Mapping[str, Any]) -> Score:
+def _score(results: Mapping[str, Any]) -> TrackingScore:
     hota, clear, identity = results["HOTA"], results["CLEAR"], results["Identity"]
-    return Score(
+    return TrackingScore(
         hota=100 * float(np.mean(hota["HOTA"])),
         det_a=100 * float(np.mean(hota["DetA"])),
         ass_a=100 * float(np.mean(hota["AssA"])),

@@ -19,7 +19,7 @@ MIN_SIDE = 1.0  # pixels
 
 
 @dataclass(frozen=True)
-class Noise:
+class MotionNoise:
     """Standard deviations of four coordinates, as shares of the box's scale; `rate` ones are per published frame."""
 
     position: tuple[float, float, float, float]
@@ -29,7 +29,7 @@ class Noise:
     start_rate: tuple[float, float, float, float]
 
 
-class Motion:
+class MotionModel:
     """What the four coordinates mean and how much they wander.
 
     State blocks are (20, T): rows 0-3 position, 4-7 rate per second, 8-11 variance of position, 12-15 covariance of
@@ -38,7 +38,7 @@ class Motion:
 
     size_rates: tuple[int, ...] = ()  # rows of the rates of size that a lost track may be told to forget
 
-    def __init__(self, noise: Noise) -> None:
+    def __init__(self, noise: MotionNoise) -> None:
         def column(values: tuple[float, ...], unit: float = 1.0) -> Floats:
             return ((np.array(values) * unit) ** 2)[:, None]
 
@@ -139,7 +139,7 @@ class Motion:
         self.keep_sane(state)
 
 
-class CentreSize(Motion):
+class CentreSize(MotionModel):
     """Centre, width, height: BoT-SORT (arXiv:2206.14651). Noise is a share of width (x, w) and height (y, h)."""
 
     size_rates = (6, 7)
@@ -163,7 +163,7 @@ class CentreSize(Motion):
         _zoom(state, (2, 3), zoom)
 
 
-class CentreAspectHeight(Motion):
+class CentreAspectHeight(MotionModel):
     """Centre, width/height, height: DeepSORT, ByteTrack (arXiv:2110.06864). Noise is a share of the height."""
 
     size_rates = (7,)
@@ -192,7 +192,7 @@ class CentreAspectHeight(Motion):
         _zoom(state, (3,), zoom)
 
 
-class CentreAreaAspect(Motion):
+class CentreAreaAspect(MotionModel):
     """Centre, area, width/height: SORT (arXiv:1602.00763). Noise is in pixels; the aspect has no rate."""
 
     def encode(self, boxes: Floats) -> Floats:
@@ -232,17 +232,17 @@ def _zoom(state: Floats, coordinates: tuple[int, ...], factor: float) -> None:
             state[block + row] *= factor * factor
 
 
-def centre_size(rate: float, size_rate: float) -> Motion:
+def centre_size(rate: float, size_rate: float) -> MotionModel:
     """BoT-SORT's filter; `rate` and `size_rate` per published frame, as shares of the box's side."""
     p, v = (1 / 20,) * 4, (rate, rate, size_rate, size_rate)
-    return CentreSize(Noise(p, v, p, (2 / 20,) * 4, (10 * rate, 10 * rate, 10 * size_rate, 10 * size_rate)))
+    return CentreSize(MotionNoise(p, v, p, (2 / 20,) * 4, (10 * rate, 10 * rate, 10 * size_rate, 10 * size_rate)))
 
 
-def centre_aspect_height(rate: float, size_rate: float) -> Motion:
+def centre_aspect_height(rate: float, size_rate: float) -> MotionModel:
     """ByteTrack's filter; `rate` of the centre and `size_rate` of the height, as shares of the height."""
     p = 1 / 20
     return CentreAspectHeight(
-        Noise(
+        MotionNoise(
             position=(p, p, 1e-2, p),
             rate=(rate, rate, 1e-5, size_rate),
             measured=(p, p, 1e-1, p),
@@ -252,10 +252,10 @@ def centre_aspect_height(rate: float, size_rate: float) -> Motion:
     )
 
 
-def centre_area_aspect(rate: float, size_rate: float) -> Motion:
+def centre_area_aspect(rate: float, size_rate: float) -> MotionModel:
     """The filter of SORT and OC-SORT; `rate` in pixels and `size_rate` in square pixels, per published frame."""
     return CentreAreaAspect(
-        Noise(
+        MotionNoise(
             position=(1, 1, 1, 1),
             rate=(rate, rate, size_rate, 0),
             measured=(1, 1, 10**0.5, 10**0.5),
@@ -265,7 +265,7 @@ def centre_area_aspect(rate: float, size_rate: float) -> Motion:
     )
 
 
-MOTIONS: dict[str, Callable[[float, float], Motion]] = {
+MOTIONS: dict[str, Callable[[float, float], MotionModel]] = {
     "centre-size": centre_size,
     "centre-aspect-height": centre_aspect_height,
     "centre-area-aspect": centre_area_aspect,

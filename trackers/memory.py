@@ -17,7 +17,7 @@ COLUMNS = 7  # of an observation: time, x1, y1, x2, y2, score, frame
 FIRST_SLOTS = 16
 
 
-class Slots:
+class TrackSlots:
     """Which rows are in use, and arrays with one row per slot that grow together."""
 
     def __init__(self, history: int) -> None:

@@ -15,7 +15,7 @@ Backwards = Literal["error", "reset"]
 
 
 @dataclass(frozen=True)
-class Options:
+class TrackerOptions:
     """Everything that makes one tracker different from another. Scores and overlaps 0..1, costs are 1 - overlap."""
 
     motion: MotionName = "centre-size"
@@ -68,7 +68,7 @@ _CHOICES = {"motion": get_args(MotionName), "on_backwards": get_args(Backwards)}
 _MAY_BE_NONE = {"score_doubt", "low_score", "tentative_limit", "recover", "doubtful_births", "merge_overlap"}
 _SHARES = {"high_score", "low_score", "birth_score", "recover", "merge_overlap", "doubtful_births", "mask_weight"}
 _LEAST = {"history": 4, "score_doubt": 1.0}
-_KINDS = {field.name: type(field.default) for field in fields(Options)}
+_KINDS = {field.name: type(field.default) for field in fields(TrackerOptions)}
 
 
 def _check(name: str, value: Any) -> None:
@@ -93,9 +93,9 @@ def _check(name: str, value: Any) -> None:
         raise TrackerInputError(f"{name} is {value}: use {least} or more")
 
 
-PRESETS: Mapping[str, Options] = {
+PRESETS: Mapping[str, TrackerOptions] = {
     # ours: BoT-SORT's core, which learns from the stream how things move and how far the detector is to be believed
-    "default": Options(
+    "default": TrackerOptions(
         rate_noise=1 / 180,
         size_rate_noise=1 / 720,
         adapt_rate_noise=6.0,
@@ -110,7 +110,7 @@ PRESETS: Mapping[str, Options] = {
         relink_s=5.0,
     ),
     # arXiv:1602.00763, code abewley/sort
-    "sort": Options(
+    "sort": TrackerOptions(
         motion="centre-area-aspect",
         rate_noise=0.1,
         size_rate_noise=0.01,
@@ -129,9 +129,9 @@ PRESETS: Mapping[str, Options] = {
         merge_overlap=None,
     ),
     # arXiv:2110.06864, code ifzhang/ByteTrack
-    "bytetrack": Options(motion="centre-aspect-height", limit=0.9, whole_pixels=True),
+    "bytetrack": TrackerOptions(motion="centre-aspect-height", limit=0.9, whole_pixels=True),
     # arXiv:2203.14360, code noahcao/OC_SORT
-    "ocsort": Options(
+    "ocsort": TrackerOptions(
         motion="centre-area-aspect",
         rate_noise=0.1,
         size_rate_noise=0.01,
@@ -151,15 +151,15 @@ PRESETS: Mapping[str, Options] = {
         show_observed=True,
     ),
     # arXiv:2206.14651, code NirAharon/BoT-SORT; camera motion comes with each update
-    "botsort": Options(whole_pixels=True),
+    "botsort": TrackerOptions(whole_pixels=True),
 }
 
 
-def build(name: str, options: Mapping[str, Any]) -> Options:
+def build(name: str, options: Mapping[str, Any]) -> TrackerOptions:
     """The named option set with some options changed. Raises `TrackerInputError`."""
     if name not in PRESETS:
         raise TrackerInputError(f"tracker {name!r} is unknown: use one of {', '.join(PRESETS)}{_meant(name, PRESETS)}")
-    known = {field.name: None for field in fields(Options)}
+    known = {field.name: None for field in fields(TrackerOptions)}
     for option in options:
         if option not in known:
             raise TrackerInputError(

@@ -6,7 +6,7 @@ import numpy as np
 
 from trackers.assignment import assign
 from trackers.boxes import Floats, Ints
-from trackers.tracker import Merge
+from trackers.tracker import TrackMerge
 
 GALLERY = 256  # ended tracks kept at most, the oldest go first
 REACH = 1.0  # heights that a thing may be off its predicted place at once ...
@@ -15,7 +15,7 @@ SIZE_RATIO = 1.5  # greatest change of the height
 WALK_S = 1.0  # how long a velocity says anything about an unseen thing
 
 
-class Gallery:
+class LostGallery:
     """Ended tracks of the last `keep_s` seconds."""
 
     def __init__(self, keep_s: float) -> None:
@@ -27,7 +27,7 @@ class Gallery:
         new = np.concatenate((ids[None].astype(np.float64), last_s[None], positions, rates[:2])).T
         self.rows = np.concatenate((self.rows, new))[-GALLERY:]
 
-    def claim(self, ids: Ints, first_s: Floats, positions: Floats, now: float) -> list[Merge]:
+    def claim(self, ids: Ints, first_s: Floats, positions: Floats, now: float) -> list[TrackMerge]:
         """Which of the newly confirmed tracks are things that had ended; `positions` (4, N) cx, cy, w, h."""
         self.rows = self.rows[now - self.rows[:, 1] <= self._keep_s]
         if not len(self.rows):
@@ -45,7 +45,7 @@ class Gallery:
         chosen = assign(rows, cols, cost[rows, cols], 1.0)
         rows, cols = rows[chosen], cols[chosen]
         merges = [
-            Merge(int(self.rows[row, 0]), int(ids[col]), float(gap[row, col]))
+            TrackMerge(int(self.rows[row, 0]), int(ids[col]), float(gap[row, col]))
             for row, col in zip(rows, cols, strict=True)
         ]
         self.rows = np.delete(self.rows, rows, axis=0)

@@ -22,7 +22,7 @@ class TrackerInputError(TrackerError, ValueError):
 
 
 @dataclass(frozen=True)
-class Merge:
+class TrackMerge:
     """Two ids of one thing: what was `ended_id` goes on as `into_id`. `gap_s` seconds lie between, 0 for doubles."""
 
     ended_id: int
@@ -55,7 +55,7 @@ class Tracker(Protocol):
         ...
 
     @property
-    def merges(self) -> Sequence[Merge]:
+    def merges(self) -> Sequence[TrackMerge]:
         """Ids that turned out in the last update to be one thing."""
         ...
 

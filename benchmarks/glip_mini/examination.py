@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from detectors.overlap import ious
-from streamer.street import Picture, Scenario, Seen, sample
-from streamer.street.dice import Dice
+from streamer.street import Scenario, SeenObject, StreetPicture, sample
+from streamer.street.dice import SeededDice
 from streamer.street.words import KINDS, ground, holds, parse
 
 if TYPE_CHECKING:
@@ -56,12 +56,14 @@ class Report:
         return asdict(self)
 
 
-def is_clear(one: Seen) -> bool:
+def is_clear(one: SeenObject) -> bool:
     """Whether a thing is asked for."""
     return one.visibility >= 0.25 and one.area >= 60 and one.box[3] - one.box[1] >= 8
 
 
-def truth_row(one: Seen, image: int, category: int, is_known: Callable[[Seen], bool] = is_clear) -> dict[str, Any]:
+def truth_row(
+    one: SeenObject, image: int, category: int, is_known: Callable[[SeenObject], bool] = is_clear
+) -> dict[str, Any]:
     """A thing as an annotation of a COCO data set; one that is not known is a crowd: it swallows what finds it."""
     x1, y1, x2, y2 = one.box
     return {
@@ -111,7 +113,7 @@ def examine_at(
     for index in range(pictures):
         picture = sample(seed, index, size, scenario)
         sheet.kinds(picture, answer(picture.image, KINDS))
-        dice = Dice(seed, 81, index)
+        dice = SeededDice(seed, 81, index)
         for _ in range(2):
             texts = questions(picture, dice)
             if texts:
@@ -119,7 +121,7 @@ def examine_at(
     return sheet.reports(pictures)
 
 
-def questions(picture: Picture, dice: Dice, present: int = 2, absent: int = 3) -> list[str]:
+def questions(picture: StreetPicture, dice: SeededDice, present: int = 2, absent: int = 3) -> list[str]:
     """Phrases about a picture, in random order."""
     clear = [one for one in picture.truth.seen if is_clear(one)]
     unclear = [one for one in picture.truth.seen if not is_clear(one)]
@@ -138,12 +140,12 @@ class _Sheet:
         self._plain = _Marks(KINDS)
         self._counts = [_Counts(threshold) for threshold in thresholds]
 
-    def kinds(self, picture: Picture, found: sv.Detections) -> None:
+    def kinds(self, picture: StreetPicture, found: sv.Detections) -> None:
         number = self._plain.image()
         for category, kind in enumerate(KINDS):
             self._plain.add(number, category, [one for one in picture.truth.seen if one.thing.kind == kind], found)
 
-    def phrases(self, index: int, picture: Picture, texts: Sequence[str], found: sv.Detections) -> None:
+    def phrases(self, index: int, picture: StreetPicture, texts: Sequence[str], found: sv.Detections) -> None:
         assert found.class_id is not None
         for label, text in enumerate(texts):
             meaning = parse(text)
@@ -199,7 +201,7 @@ class _Counts:
         self.refused: Counter[bool] = Counter()  # whether one of another colour was not found
         self.told: Counter[bool] = Counter()  # whether the colour of one that was found was right
 
-    def present(self, true: Sequence[Seen], sure: npt.NDArray[Any]) -> None:
+    def present(self, true: Sequence[SeenObject], sure: npt.NDArray[Any]) -> None:
         clear = [one for one in true if is_clear(one)]
         wanted = np.array([one.box for one in clear], np.float64).reshape(-1, 4)
         hit = int((ious(sure, wanted) >= 0.5).any(axis=0).sum())
@@ -214,7 +216,7 @@ class _Counts:
             self.alarms += 1
             self.alarmed.add(picture)
 
-    def colours(self, seen: Sequence[Seen], kind: str, colour: str, sure: npt.NDArray[Any]) -> None:
+    def colours(self, seen: Sequence[SeenObject], kind: str, colour: str, sure: npt.NDArray[Any]) -> None:
         """Whoever of the kind each box lies on: is it of the colour?"""
         same = [one for one in seen if one.thing.kind == kind and is_clear(one)]
         if not same:
@@ -239,7 +241,7 @@ class _Marks:
         return len(self._images)
 
     def add(
-        self, image: int, category: int, true: Iterable[Seen], found: sv.Detections, label: int | None = None
+        self, image: int, category: int, true: Iterable[SeenObject], found: sv.Detections, label: int | None = None
     ) -> None:
         assert found.class_id is not None
         self._boxes += [truth_row(one, image, category + 1) for one in true]

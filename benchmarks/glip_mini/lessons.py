@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from detectors.glip.caption import Tokenizer, category_caption
-from detectors.glip.training.loss import Truth
-from detectors.glip.training.trainer import Batch
+from detectors.glip.caption import BertTokenizer, category_caption
+from detectors.glip.training.loss import TrainingTruth
+from detectors.glip.training.trainer import TrainingBatch
 from detectors.images import collate, normalise
-from streamer.street import Scenario, Seen, Street, words
-from streamer.street.dice import Dice, mix
-from streamer.street.words import KINDS, Grounding, ground
+from streamer.street import Scenario, SeenObject, Street, words
+from streamer.street.dice import SeededDice, mix
+from streamer.street.words import KINDS, PhraseGrounding, ground
 
 SIZE = 640, 384  # of the whole picture: width, height
 CROP = 320, 192
@@ -38,12 +38,12 @@ class Lesson(NamedTuple):
     """A picture (H, W, 3) BGR uint8, what is to be seen in it with its boxes (N, 4) float32, and what is said."""
 
     image: npt.NDArray[np.uint8]
-    seen: tuple[Seen, ...]
+    seen: tuple[SeenObject, ...]
     boxes: npt.NDArray[np.float32]
-    said: tuple[Grounding, ...]
+    said: tuple[PhraseGrounding, ...]
 
 
-def is_evident(one: Seen) -> bool:
+def is_evident(one: SeenObject) -> bool:
     """Whether enough of a thing is seen to tell what it is."""
     return one.visibility >= LEAST_VISIBILITY and one.area >= LEAST_AREA
 
@@ -57,13 +57,13 @@ class Lessons:
     fills the picture, with every kind and colour in one caption, teaches both in the first two hundred batches.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: BertTokenizer
     seed: int = 0
     batch: int = 8
     kinds: Sequence[str] = KINDS
     scenario: Scenario | None = None
 
-    def __call__(self, number: int) -> Batch:
+    def __call__(self, number: int) -> TrainingBatch:
         return to_batch(self.lessons(number), self.tokenizer)
 
     def lessons(self, number: int) -> list[Lesson]:
@@ -76,7 +76,7 @@ class Lessons:
 
     def _looks(self, number: int, size: tuple[int, int], count: int, of_picture: int) -> list[Lesson]:
         """`count` pieces of `size`, up to `of_picture` of each street."""
-        dice = Dice(self.seed, 71, number)
+        dice = SeededDice(self.seed, 71, number)
         found: list[Lesson] = []
         for index in range(-(-count // of_picture)):
             street = Street(mix(self.seed, 72, number, index), SIZE, fps=1000.0, scenario=self.scenario or Scenario())
@@ -88,7 +88,7 @@ class Lessons:
         return found
 
 
-def _window(seen: Sequence[Seen], size: tuple[int, int], dice: Dice) -> npt.NDArray[np.int64]:
+def _window(seen: Sequence[SeenObject], size: tuple[int, int], dice: SeededDice) -> npt.NDArray[np.int64]:
     """x1, y1, x2, y2 of a piece in `size`'s proportion, mostly around something that is seen."""
     if size == SIZE:
         return np.array([0, 0, *SIZE])
@@ -116,11 +116,11 @@ def _window(seen: Sequence[Seen], size: tuple[int, int], dice: Dice) -> npt.NDAr
 
 def _lesson(
     image: npt.NDArray[np.uint8],
-    seen: Sequence[Seen],
-    hidden: Sequence[Seen],
+    seen: Sequence[SeenObject],
+    hidden: Sequence[SeenObject],
     window: npt.NDArray[np.int64],
     size: tuple[int, int],
-    dice: Dice,
+    dice: SeededDice,
     kinds: Sequence[str],
 ) -> Lesson:
     """The window of a picture at `size`, mirrored half of the time: no phrase that is taught knows left from right."""
@@ -144,7 +144,9 @@ def _lesson(
     return Lesson(np.ascontiguousarray(piece), tuple(there), boxes.astype(np.float32), tuple(said))
 
 
-def _say(there: Sequence[Seen], unclear: Sequence[Seen], dice: Dice, kinds: Sequence[str]) -> list[Grounding]:
+def _say(
+    there: Sequence[SeenObject], unclear: Sequence[SeenObject], dice: SeededDice, kinds: Sequence[str]
+) -> list[PhraseGrounding]:
     """Phrases in random order, rare kinds named about as often as common ones.
 
     Captions are long: a phrase more costs little, and every pair of a region and a phrase is something to learn.
@@ -152,7 +154,7 @@ def _say(there: Sequence[Seen], unclear: Sequence[Seen], dice: Dice, kinds: Sequ
     counts = Counter(one.thing.kind for one in there)
     most = max(counts.values(), default=0)
     evened = [one for one in there for _ in range(round(most / counts[one.thing.kind]))]
-    said: list[Grounding] = []
+    said: list[PhraseGrounding] = []
     about = dice.between(0, 1)
     if about < COLOURS:
         said = words.colours(there, dice, unclear, kinds)
@@ -171,7 +173,7 @@ def _area(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return area
 
 
-def to_batch(lessons: Sequence[Lesson], tokenizer: Tokenizer) -> Batch:
+def to_batch(lessons: Sequence[Lesson], tokenizer: BertTokenizer) -> TrainingBatch:
     """Pictures normalised, phrases joined to captions as the benchmarks' are, every box with the words true of it."""
     images = collate([normalise(torch.from_numpy(lesson.image).permute(2, 0, 1)) for lesson in lessons])
     read = [_read(lesson, tokenizer) for lesson in lessons]
@@ -188,11 +190,11 @@ def to_batch(lessons: Sequence[Lesson], tokenizer: Tokenizer) -> Batch:
                 if one.thing.identity in phrase.identities:
                     tokens[box, list(positions)] = True
         named = tokens.any(1)
-        truths.append(Truth(torch.from_numpy(lesson.boxes)[named], tokens[named]))
-    return Batch(images, input_ids, mask, truths)
+        truths.append(TrainingTruth(torch.from_numpy(lesson.boxes)[named], tokens[named]))
+    return TrainingBatch(images, input_ids, mask, truths)
 
 
-def _read(lesson: Lesson, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+def _read(lesson: Lesson, tokenizer: BertTokenizer) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
     """The caption's ids, and each phrase's tokens; the last phrases are left out where a caption grows too long."""
     texts = [phrase.text for phrase in lesson.said] or ["person"]
     lengths = [tokenizer.count(text) + 1 for text in texts]

@@ -19,7 +19,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from benchmarks.glip_mini.lessons import Lessons
     from detectors.glip.modeling.model import GlipModel
-    from detectors.glip.training.trainer import Progress, Trainer
+    from detectors.glip.training.trainer import GlipTrainer, TrainingProgress
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +44,12 @@ def train_mini(
     from benchmarks.glip_mini.card import Run, finish
     from detectors.glip.model_files import PACKAGED, VOCABULARY, write_folder
     from detectors.glip.runtime import choose_device
-    from detectors.glip.training.trainer import Recipe, Trainer, numbered
+    from detectors.glip.training.trainer import GlipTrainer, TrainingRecipe, numbered
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if steps is None and minutes is None:
         minutes = 110.0
-    recipe = Recipe(
+    recipe = TrainingRecipe(
         rate=rate,
         text_rate=rate / 2,
         matrix_rate=rate * 10,
@@ -61,7 +61,7 @@ def train_mini(
         drop_block=False,
     )
     model, lessons = fresh(seed, batch)
-    trainer = Trainer(model, recipe, choose_device(device), seed)
+    trainer = GlipTrainer(model, recipe, choose_device(device), seed)
     checkpoint = work / "checkpoint.pt"
     if checkpoint.is_file():
         trainer.resume(checkpoint)
@@ -100,7 +100,7 @@ def fresh(seed: int, batch: int) -> tuple[GlipModel, Lessons]:
     import torch
 
     from benchmarks.glip_mini.lessons import Lessons
-    from detectors.glip.caption import Tokenizer
+    from detectors.glip.caption import BertTokenizer
     from detectors.glip.config import GlipConfig
     from detectors.glip.model_files import CONFIG, PACKAGED, VOCABULARY
     from detectors.glip.modeling.model import GlipModel
@@ -108,15 +108,15 @@ def fresh(seed: int, batch: int) -> tuple[GlipModel, Lessons]:
 
     torch.manual_seed(seed)
     model = start(GlipModel(GlipConfig.read(PACKAGED / CONFIG)))
-    return model, Lessons(Tokenizer(PACKAGED / VOCABULARY), seed=seed + 1, batch=batch)
+    return model, Lessons(BertTokenizer(PACKAGED / VOCABULARY), seed=seed + 1, batch=batch)
 
 
 class Diary:
     """Shows how it goes, by a bar in a terminal and else by lines, and keeps checkpoints."""
 
-    def __init__(self, trainer: Trainer, work: Path, every: int, examine: int) -> None:
+    def __init__(self, trainer: GlipTrainer, work: Path, every: int, examine: int) -> None:
         self._trainer, self._work, self._every, self._examine = trainer, work, every, examine
-        self._recent: list[Progress] = []
+        self._recent: list[TrainingProgress] = []
         self._bar = rich.progress.Progress(
             rich.progress.BarColumn(),
             rich.progress.TaskProgressColumn(),
@@ -134,7 +134,7 @@ class Diary:
     def __exit__(self, *raised: object) -> None:
         self._bar.stop()
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: TrainingProgress) -> None:
         self._recent.append(progress)
         if progress.step % 20 == 0:
             self._note()

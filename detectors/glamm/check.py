@@ -28,10 +28,10 @@ from detectors.glamm import metrics, parsing, prompts
 from detectors.glamm.config import GlammConfig
 from detectors.glamm.keys import model_names
 from detectors.glamm.loss import expand_labels, losses, word_loss
-from detectors.glamm.model import GlammModel, Turn, mask_places
+from detectors.glamm.model import ChatTurn, GlammModel, mask_places
 from detectors.glamm.processor import clip_pixels, inner_size, sam_pixels
 from detectors.glamm.sam import resize_masks
-from detectors.glamm.tokenizer import Tokenizer
+from detectors.glamm.tokenizer import LlamaTokenizer
 
 EXACT = 0.0
 PIXELS = 1e-6
@@ -46,7 +46,7 @@ class UnusableFolder(DetectorError, ValueError):
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckRow:
     """How far one quantity of one stage is from the reference: the largest error and what is allowed."""
 
     stage: str
@@ -59,7 +59,7 @@ class Row:
         return self.error <= self.tolerance  # false for NaN as well
 
 
-def check(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Row]:
+def check(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[CheckRow]:
     """Every comparison that the folder allows. Raises `UnusableFolder`.
 
     In less than float32 the errors tell how far a model drifts, and everything is allowed.
@@ -102,18 +102,18 @@ class _ModelCheck:
         self.io: dict[str, Tensor] = load_file(folder / "io.safetensors")
         self.seen: dict[str, Tensor] = {}
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[CheckRow]:
         yield from self._preprocessing()
         yield from self._generated()
         if "tf_input_ids" in self.io:
             yield from self._forced()
 
-    def _compare(self, stage: str, reference: str, ours: Tensor, tolerance: float = NETWORK) -> Iterator[Row]:
+    def _compare(self, stage: str, reference: str, ours: Tensor, tolerance: float = NETWORK) -> Iterator[CheckRow]:
         """One row, or none where the reference does not hold that tensor."""
         if reference in self.io:
-            yield Row(stage, reference, relative_error(ours, self.io[reference]), tolerance)
+            yield CheckRow(stage, reference, relative_error(ours, self.io[reference]), tolerance)
 
-    def _preprocessing(self) -> Iterator[Row]:
+    def _preprocessing(self) -> Iterator[CheckRow]:
         if "raw_image" not in self.io:
             return
         image = self.io["raw_image"].numpy()
@@ -143,7 +143,9 @@ class _ModelCheck:
                 return features.patches, [None] * len(pixels)
             return features.patches, list(model.regions(model.region_encoder.pyramid(features.levels), boxes))
 
-    def _vision(self, prefix: str, pixels: Tensor, patches: Tensor, regions: Iterable[Tensor | None]) -> Iterator[Row]:
+    def _vision(
+        self, prefix: str, pixels: Tensor, patches: Tensor, regions: Iterable[Tensor | None]
+    ) -> Iterator[CheckRow]:
         states = self.model.clip(self._given(pixels), output_hidden_states=True).hidden_states
         for index, state in enumerate(states):
             yield from self._compare("clip", f"{prefix}_clip_hidden_state_{index}", state)
@@ -161,7 +163,7 @@ class _ModelCheck:
             rois = [torch.cat([torch.full((len(rows), 1), i), rows * base], 1) for i, rows in enumerate(boxes)]
             yield from self._compare("regions", f"{prefix}_region_rois", torch.cat(rois))
 
-    def _words(self, prefix: str, hidden: Tensor, kept: Tensor) -> Iterator[Row]:
+    def _words(self, prefix: str, hidden: Tensor, kept: Tensor) -> Iterator[CheckRow]:
         """Hidden states and what follows from them; `kept` (B, L) is false where a row is padding."""
         for name, tensor in (
             ("llm_last_hidden", hidden),
@@ -170,9 +172,9 @@ class _ModelCheck:
         ):
             if (reference := f"{prefix}_{name}") in self.io:
                 error = relative_error(tensor[kept], self.io[reference][kept])
-                yield Row("language model", reference, error, NETWORK)
+                yield CheckRow("language model", reference, error, NETWORK)
 
-    def _generated(self) -> Iterator[Row]:
+    def _generated(self) -> Iterator[CheckRow]:
         io, model = self.io, self.model
         prompt, output = io["gen_input_ids"][0], io["gen_output_ids"][0]
         patches, regions = self._look("gen", io["global_enc_image"])
@@ -190,10 +192,10 @@ class _ModelCheck:
         yield from self._masks("gen", 0, states)
         yield from self._answers(prompt, output[len(prompt) :], patches[0], regions[0])
 
-    def _answers(self, prompt: Tensor, expected: Tensor, patches: Tensor, regions: Tensor | None) -> Iterator[Row]:
+    def _answers(self, prompt: Tensor, expected: Tensor, patches: Tensor, regions: Tensor | None) -> Iterator[CheckRow]:
         """The same answer without memory, with memory, and in a batch with a row of another length."""
         model, count = self.model, len(expected)
-        yield Row(
+        yield CheckRow(
             "generation",
             "ids, no cache",
             mismatches(self._plain_answer(prompt, patches, regions, count), expected),
@@ -202,16 +204,16 @@ class _ModelCheck:
         row = model.embed(prompt, patches, regions)
         shared = len(row) - len(prompt) // 2
         (memory,) = model.remember(row[None, :shared])
-        (alone,) = model.generate([Turn(memory, row[shared:])], count)
-        yield Row("generation", "ids, cache, batch 1", mismatches(alone.ids, expected), EXACT)
+        (alone,) = model.generate([ChatTurn(memory, row[shared:])], count)
+        yield CheckRow("generation", "ids, cache, batch 1", mismatches(alone.ids, expected), EXACT)
         yield from self._compare("generation", "gen_step_logits", model.llm.lm_head(alone.states))
         longer = torch.cat([row[shared:], row[shared:]])
-        rows = model.generate([Turn(memory, row[shared:]), Turn(memory, longer)], count)
-        yield Row("generation", "ids, cache, batch 2", mismatches(rows[0].ids, expected), EXACT)
+        rows = model.generate([ChatTurn(memory, row[shared:]), ChatTurn(memory, longer)], count)
+        yield CheckRow("generation", "ids, cache, batch 2", mismatches(rows[0].ids, expected), EXACT)
         seen = alone.states[alone.ids == self.config.tokens.seg]
         # the reference begins with those of the prompt, which a conversation's earlier answers may hold
         reference = self.io["gen_seg_hidden"][len(self.io["gen_seg_hidden"]) - len(seen) :]
-        yield Row("generation", "states that chose [SEG]", relative_error(seen, reference), NETWORK)
+        yield CheckRow("generation", "states that chose [SEG]", relative_error(seen, reference), NETWORK)
 
     def _plain_answer(self, ids: Tensor, patches: Tensor, regions: Tensor | None, count: int) -> Tensor:
         new: list[Tensor] = []
@@ -220,7 +222,7 @@ class _ModelCheck:
             new.append(self.model.llm.lm_head(self.model(row[None])[:, -1]).argmax(-1).cpu())
         return torch.cat(new)
 
-    def _forced(self) -> Iterator[Row]:
+    def _forced(self) -> Iterator[CheckRow]:
         io, model = self.io, self.model
         ids, attention = io["tf_input_ids"], io["tf_attention_mask"]
         pixels = io.get("tf_global_enc_images", io["global_enc_image"].expand(len(ids), -1, -1, -1))
@@ -249,7 +251,7 @@ class _ModelCheck:
             masks.append(self._final_masks(self._embedding(), group))
         yield from self._losses(hidden, ids, masks)
 
-    def _mask_vectors(self, prefix: str, states: Tensor) -> Iterator[Row]:
+    def _mask_vectors(self, prefix: str, states: Tensor) -> Iterator[CheckRow]:
         yield from self._compare("mask vectors", f"{prefix}_seg_hidden", states)
         yield from self._compare("mask vectors", f"{prefix}_seg_projected", self.model.mask_projector(states))
 
@@ -257,7 +259,7 @@ class _ModelCheck:
         embedding: Tensor = self.model.sam.get_image_embeddings(self._given(self.io["grounding_enc_image"]))
         return embedding
 
-    def _image_embedding(self, prefix: str) -> Iterator[Row]:
+    def _image_embedding(self, prefix: str) -> Iterator[CheckRow]:
         with _watching(self.model, self.seen):
             embedding = self._embedding()
         for name, tensor in self.seen.items():
@@ -272,7 +274,7 @@ class _ModelCheck:
         inner, original = (tuple(self.io[name].tolist()) for name in ("resize_hw", "original_hw"))
         return resize_masks(low, self.config.sam.image_size, inner, original)
 
-    def _masks(self, prefix: str, image: int, states: Tensor) -> Iterator[Row]:
+    def _masks(self, prefix: str, image: int, states: Tensor) -> Iterator[CheckRow]:
         sam, embedding = self.model.sam, self._embedding()
         words = self.model.mask_projector(states)
         dense = sam.prompt_encoder.no_mask_embed.weight[..., None, None]
@@ -298,9 +300,9 @@ class _ModelCheck:
         yield from self._compare("masks", f"{prefix}_pred_masks_{image}", masks, MASKS)
         if (reference := f"{prefix}_pred_masks_bool_{image}") in self.io:
             wrong = ((masks > 0).cpu() != self.io[reference]).float().mean()
-            yield Row("masks", f"{reference}, share of pixels", float(wrong), FLIPPED)
+            yield CheckRow("masks", f"{reference}, share of pixels", float(wrong), FLIPPED)
 
-    def _losses(self, hidden: Tensor, ids: Tensor, masks: list[Tensor]) -> Iterator[Row]:
+    def _losses(self, hidden: Tensor, ids: Tensor, masks: list[Tensor]) -> Iterator[CheckRow]:
         if "tf_labels" not in self.io:
             return
         patches = self.config.clip_vision.num_patches
@@ -381,11 +383,11 @@ def mismatches(ours: Tensor, reference: Tensor) -> float:
 # words and metrics
 
 
-def _check_prompts(folder: Path) -> Iterator[Row]:
+def _check_prompts(folder: Path) -> Iterator[CheckRow]:
     """`ids_NAME` and `input_ids_NAME` are checked with `NAME_tokenizer.model`, or `tiny` with any other model file."""
     cases: Mapping[str, Any] = json.loads((folder / "prompts.json").read_text())
     wrong = [case["name"] for case in cases["prompts"] if prompts.prompt(case["turns"]) != case["prompt"]]
-    yield Row("prompts", f"{len(cases['prompts'])} texts", len(wrong), EXACT)
+    yield CheckRow("prompts", f"{len(cases['prompts'])} texts", len(wrong), EXACT)
     files = {}
     for file in sorted(folder.glob("*.model")):
         name = file.stem.removesuffix("_tokenizer")
@@ -393,20 +395,22 @@ def _check_prompts(folder: Path) -> Iterator[Row]:
     if not files:
         raise UnusableFolder(f"{folder} has no tokenizer (*.model): the ids of its prompts cannot be checked")
     for name, file in files.items():
-        tokenizer = Tokenizer(file)
+        tokenizer = LlamaTokenizer(file)
         yield _wrong_ids(tokenizer.encode_prompt, cases["prompts"], "prompt", f"input_ids_{name}")
         yield _wrong_ids(tokenizer.encode, cases["plain"], "text", f"ids_{name}")
         answers = [case for case in cases["parsing"] if case["tokenizer"] == name]
         wrong = [case for case in answers if tokenizer.decode(case["output_ids"]) != case["decoded_raw"]]
-        yield Row("decoding", f"{len(answers)} answers, {name}", len(wrong), EXACT)
+        yield CheckRow("decoding", f"{len(answers)} answers, {name}", len(wrong), EXACT)
     answers = cases["parsing"]
     for what, found in _PARSED.items():
         wrong = [case for case in answers if found(case) != case[what]]
-        yield Row("parsing", f"{what}, {len(answers)} answers", len(wrong), EXACT)
+        yield CheckRow("parsing", f"{what}, {len(answers)} answers", len(wrong), EXACT)
 
 
-def _wrong_ids(encode: Callable[[str], list[int]], cases: Any, text: str, ids: str) -> Row:
-    return Row("tokens", f"{ids}, {len(cases)} texts", sum(encode(case[text]) != case[ids] for case in cases), EXACT)
+def _wrong_ids(encode: Callable[[str], list[int]], cases: Any, text: str, ids: str) -> CheckRow:
+    return CheckRow(
+        "tokens", f"{ids}, {len(cases)} texts", sum(encode(case[text]) != case[ids] for case in cases), EXACT
+    )
 
 
 _PARSED: dict[str, Callable[[Any], Any]] = {
@@ -421,35 +425,37 @@ _PARSED: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _check_metrics(reference: Mapping[str, Any]) -> Iterator[Row]:
-    total = metrics.Referring()
+def _check_metrics(reference: Mapping[str, Any]) -> Iterator[CheckRow]:
+    total = metrics.ReferringScore()
     ious, hits, wanted = [], [], []
     for number, case in enumerate(reference["cases"]):
         truth, predicted = (np.array(case[name], dtype=bool) for name in ("gt_masks", "pred_masks"))
         stage = f"case {number}"
         ious.append(metrics.mean_iou(truth, predicted))
-        yield Row(stage, "miou", abs(ious[-1] - case["miou"]), METRICS)
+        yield CheckRow(stage, "miou", abs(ious[-1] - case["miou"]), METRICS)
         similarity = np.array(case["text_similarity"], dtype=float).reshape(len(truth), len(predicted))
         matches = metrics.recall_matches(truth, predicted, similarity)
         hits.append(len(matches))
         wanted.append(len(truth))
-        yield Row(stage, "recall_matches", float(matches != [tuple(m) for m in case["recall_matches_gt_pred"]]), EXACT)
+        yield CheckRow(
+            stage, "recall_matches", float(matches != [tuple(m) for m in case["recall_matches_gt_pred"]]), EXACT
+        )
         first = case["refseg_first_k"]
-        own = metrics.Referring()
+        own = metrics.ReferringScore()
         for referring in (own, total):
             referring.add(truth[:first], predicted[:first])
-        yield Row(stage, "intersection", abs(own.intersection - case["refseg_intersection"][1]), METRICS)
-        yield Row(stage, "union", abs(own.union - case["refseg_union"][1]), METRICS)
-        yield Row(stage, "giou", abs(own.giou - case["refseg_giou_mean"][1]), METRICS)
+        yield CheckRow(stage, "intersection", abs(own.intersection - case["refseg_intersection"][1]), METRICS)
+        yield CheckRow(stage, "union", abs(own.union - case["refseg_union"][1]), METRICS)
+        yield CheckRow(stage, "giou", abs(own.giou - case["refseg_giou_mean"][1]), METRICS)
         runs = [rle["counts"] if isinstance(rle, dict) else rle for rle in case["rle_uncompressed_pred"]]
-        yield Row(stage, "run lengths", float([metrics.run_lengths(mask) for mask in predicted] != runs), EXACT)
+        yield CheckRow(stage, "run lengths", float([metrics.run_lengths(mask) for mask in predicted] != runs), EXACT)
     expected = reference["totals"]
-    yield Row("totals", "mean_miou", abs(float(np.mean(ious)) - expected["mean_miou"]), METRICS)
-    yield Row("totals", "recall", abs(metrics.average_recall(hits, wanted) - expected["recall"]), METRICS)
-    yield Row("totals", "ciou_foreground", abs(total.ciou - expected["ciou_foreground"]), METRICS)
+    yield CheckRow("totals", "mean_miou", abs(float(np.mean(ious)) - expected["mean_miou"]), METRICS)
+    yield CheckRow("totals", "recall", abs(metrics.average_recall(hits, wanted) - expected["recall"]), METRICS)
+    yield CheckRow("totals", "ciou_foreground", abs(total.ciou - expected["ciou_foreground"]), METRICS)
 
 
-def report(rows: list[Row]) -> Table:
+def report(rows: list[CheckRow]) -> Table:
     """The worst comparison of each stage, and every one that failed."""
     table = Table("stage", "compared", "worst", "error", "allowed", "")
     for stage in dict.fromkeys(row.stage for row in rows):

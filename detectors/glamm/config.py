@@ -22,7 +22,7 @@ IMAGE_PLACEHOLDER = -200
 IGNORED_LABEL = -100
 
 
-class _Plain:
+class _PlainValues:
     """Reads itself from a table, taking the keys that it knows; what the table lacks keeps the released value."""
 
     @classmethod
@@ -32,7 +32,7 @@ class _Plain:
 
 
 @dataclass(frozen=True)
-class LlmConfig(_Plain):
+class LlmConfig(_PlainValues):
     """LLaMA-7B in the shape of Vicuna-1.5, with seven more tokens."""
 
     vocab_size: int = 32007
@@ -47,7 +47,7 @@ class LlmConfig(_Plain):
 
 
 @dataclass(frozen=True)
-class ClipConfig(_Plain):
+class ClipConfig(_PlainValues):
     """The global image encoder, CLIP ViT-L/14 at 336 pixels."""
 
     hidden_size: int = 1024
@@ -71,7 +71,7 @@ class ClipConfig(_Plain):
 
 
 @dataclass(frozen=True)
-class RegionConfig(_Plain):
+class RegionConfig(_PlainValues):
     """The region encoder, a pyramid over four CLIP layers in the manner of GPT4RoI (arXiv:2307.03601)."""
 
     num_levels: int = 4
@@ -89,7 +89,7 @@ class RegionConfig(_Plain):
 
 
 @dataclass(frozen=True)
-class SamConfig(_Plain):
+class SamConfig(_PlainValues):
     """The grounding image encoder and pixel decoder, SAM ViT-H (arXiv:2304.02643)."""
 
     image_size: int = 1024
@@ -113,7 +113,7 @@ class SamConfig(_Plain):
 
 
 @dataclass(frozen=True)
-class Tokens(_Plain):
+class SpecialTokens(_PlainValues):
     """Ids of the tokens that GLaMM adds to LLaMA's 32000; <s> is 1, </s> 2, padding 0."""
 
     im_start: int = 32000
@@ -128,7 +128,7 @@ class Tokens(_Plain):
     pad: int = 0
 
     @classmethod
-    def behind(cls, vocabulary: int) -> Tokens:
+    def behind(cls, vocabulary: int) -> SpecialTokens:
         """The ids when the sentencepiece vocabulary has `vocabulary` pieces."""
         return cls(*range(vocabulary, vocabulary + len(ADDED_TOKENS)))
 
@@ -139,7 +139,7 @@ class GlammConfig:
     clip_vision: ClipConfig = field(default_factory=ClipConfig)
     region_encoder: RegionConfig = field(default_factory=RegionConfig)
     sam: SamConfig = field(default_factory=SamConfig)
-    tokens: Tokens = field(default_factory=Tokens)
+    tokens: SpecialTokens = field(default_factory=SpecialTokens)
 
     @classmethod
     def from_plain(cls, table: Mapping[str, Any]) -> GlammConfig:
@@ -149,7 +149,7 @@ class GlammConfig:
             ClipConfig.from_plain(table.get("clip_vision", {})),
             RegionConfig.from_plain(table.get("region_encoder", {})),
             SamConfig.from_plain(table.get("sam", {})),
-            Tokens.from_plain(table.get("tokens", {})),
+            SpecialTokens.from_plain(table.get("tokens", {})),
         )
 
     @classmethod
@@ -167,5 +167,5 @@ class GlammConfig:
             ClipConfig.from_plain(vision),
             RegionConfig.from_plain({"out_dim": llm.hidden_size, **glamm.get("region_encoder", {})}),
             SamConfig.from_plain(glamm.get("sam", {})),
-            Tokens.behind(llm.vocab_size - len(ADDED_TOKENS)),
+            SpecialTokens.behind(llm.vocab_size - len(ADDED_TOKENS)),
         )

@@ -18,7 +18,7 @@ _MASK_EPSILON = 1e-8  # keeps the mean over masks finite when a batch has none
 
 
 @dataclass(frozen=True)
-class Losses:
+class GlammLosses:
     """Weighted parts and their sum, scalars."""
 
     words: Tensor
@@ -46,14 +46,14 @@ def word_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED_LABEL)
 
 
-def losses(logits: Tensor, labels: Tensor, masks: Sequence[Tensor], targets: Sequence[Tensor]) -> Losses:
+def losses(logits: Tensor, labels: Tensor, masks: Sequence[Tensor], targets: Sequence[Tensor]) -> GlammLosses:
     """`masks[i]` are mask logits (K_i, H_i, W_i) of image i, `targets[i]` 0 or 1 of the same shape."""
     count = sum(len(rows) for rows in masks) + _MASK_EPSILON
     bce = sum((_bce(rows, target.float()).sum() for rows, target in zip(masks, targets, strict=True)), torch.zeros(()))
     dice = sum(
         (_dice(rows, target.float()).sum() for rows, target in zip(masks, targets, strict=True)), torch.zeros(())
     )
-    return Losses(CE_WEIGHT * word_loss(logits, labels), BCE_WEIGHT * bce / count, DICE_WEIGHT * dice / count)
+    return GlammLosses(CE_WEIGHT * word_loss(logits, labels), BCE_WEIGHT * bce / count, DICE_WEIGHT * dice / count)
 
 
 def _bce(logits: Tensor, target: Tensor) -> Tensor:

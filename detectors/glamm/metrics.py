@@ -62,7 +62,7 @@ def recall_matches(
 
 
 @dataclass
-class Referring:
+class ReferringScore:
     """Sums over masks that were asked for in words: cIoU weighs pixels alike, gIoU masks."""
 
     intersection: float = 0.0

@@ -23,7 +23,7 @@ KeysValues = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class Features:
+class ImageFeatures:
     """What CLIP sees in a batch of images: `patches` (B, N, D) for the words, `levels` (B, C, g, g) for the regions."""
 
     patches: Tensor
@@ -31,7 +31,7 @@ class Features:
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class ModelAnswer:
     """New tokens (T,) and, for each, the final hidden state (T, D) that chose it."""
 
     ids: Tensor
@@ -39,7 +39,7 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
-class Turn:
+class ChatTurn:
     """One row for the language model: what it remembers already, and what it reads next, (L, D) embeddings."""
 
     memory: KeysValues
@@ -84,11 +84,11 @@ class GlammModel(nn.Module):
 
     # what the image says
 
-    def see(self, pixels: Tensor) -> Features:
+    def see(self, pixels: Tensor) -> ImageFeatures:
         """CLIP's view of (B, 3, S, S), without its last layer and final norm, which GLaMM never used."""
         states = self.clip(pixels.to(self.dtype), output_hidden_states=True).hidden_states
         patches = self.projector(states[self.config.clip_vision.select_layer][:, 1:])
-        return Features(patches, [self._as_map(states[index]) for index in self._levels])
+        return ImageFeatures(patches, [self._as_map(states[index]) for index in self._levels])
 
     def _as_map(self, states: Tensor) -> Tensor:
         side = self.config.clip_vision.grid
@@ -136,16 +136,16 @@ class GlammModel(nn.Module):
             for row in range(len(embeddings))
         ]
 
-    def read(self, turns: Sequence[Turn]) -> list[Tensor]:
+    def read(self, turns: Sequence[ChatTurn]) -> list[Tensor]:
         """Final hidden states (L_i, D) of what each turn reads, all turns in one pass. Memories have one length."""
-        reader = _Reader(self.llm.model, turns)
+        reader = _LayerReader(self.llm.model, turns)
         states = reader.read(reader.padded)
         return [row[pad:] for row, pad in zip(states, reader.padding, strict=True)]
 
-    def generate(self, turns: Sequence[Turn], max_new_tokens: int) -> list[Answer]:
+    def generate(self, turns: Sequence[ChatTurn], max_new_tokens: int) -> list[ModelAnswer]:
         """Greedy answers, all turns together, each up to and with its `</s>` or `max_new_tokens`."""
         eos = self.config.tokens.eos
-        reader = _Reader(self.llm.model, turns)
+        reader = _LayerReader(self.llm.model, turns)
         state = reader.read(reader.padded)[:, -1]
         ids, states = [], []
         ended = torch.zeros(len(turns), dtype=torch.bool, device=self.device)
@@ -169,10 +169,10 @@ class GlammModel(nn.Module):
         return decode_words(self.sam, embedding, self.mask_projector(states))
 
 
-class _Reader:
+class _LayerReader:
     """Feeds rows of unequal length to the language model: padding stands between memory and text, and is never seen."""
 
-    def __init__(self, llama: transformers.LlamaModel, turns: Sequence[Turn]) -> None:
+    def __init__(self, llama: transformers.LlamaModel, turns: Sequence[ChatTurn]) -> None:
         lengths = [len(turn.embeddings) for turn in turns]
         past = {turn.memory[0][0].shape[2] for turn in turns}
         if len(past) != 1:
@@ -211,10 +211,10 @@ def _pad(rows: Tensor, count: int) -> Tensor:
     return torch.cat([rows.new_zeros(count, rows.shape[1]), rows])
 
 
-def _until(eos: int, ids: Tensor, states: Tensor) -> Answer:
+def _until(eos: int, ids: Tensor, states: Tensor) -> ModelAnswer:
     ends = (ids == eos).nonzero()
     length = int(ends[0]) + 1 if len(ends) else len(ids)
-    return Answer(ids[:length], states[:length])
+    return ModelAnswer(ids[:length], states[:length])
 
 
 def mask_places(ids: Tensor, seg: int, num_patches: int) -> Tensor:

@@ -11,7 +11,7 @@ _ANSWER = "ASSISTANT: "
 
 
 @dataclass(frozen=True)
-class Phrase:
+class AnswerPhrase:
     """Characters [start, end) of the caption that stand for the masks with the numbers `masks`."""
 
     start: int
@@ -21,11 +21,11 @@ class Phrase:
 
 
 @dataclass(frozen=True)
-class Parsed:
+class ParsedAnswer:
     """`caption` is the answer in plain words; `num_masks` counts its `[SEG]`, tied to a phrase or not."""
 
     caption: str
-    phrases: tuple[Phrase, ...]
+    phrases: tuple[AnswerPhrase, ...]
     num_masks: int
 
 
@@ -44,7 +44,7 @@ def caption(answer: str) -> str:
     return parse(answer).caption
 
 
-def parse(answer: str, by_order: bool = False) -> Parsed:
+def parse(answer: str, by_order: bool = False) -> ParsedAnswer:
     """Tie each `[SEG]` to the last phrase closed before it.
 
     `by_order` ties the k-th mask to the k-th phrase, as the released scripts do; a phrase without a mask then shifts
@@ -63,8 +63,8 @@ def parse(answer: str, by_order: bool = False) -> Parsed:
         inside = [i for i, place in enumerate(origin) if match.start() <= place < match.end() and text[i] != " "]
         start, end = (inside[0], inside[-1] + 1) if inside else (0, 0)
         masks = tuple(number for number, owner in enumerate(owners) if owner == k)
-        result.append(Phrase(start, end, match[1].strip(), masks))
-    return Parsed(text, tuple(result), len(places))
+        result.append(AnswerPhrase(start, end, match[1].strip(), masks))
+    return ParsedAnswer(text, tuple(result), len(places))
 
 
 def _plain(answer: str) -> tuple[str, list[int]]:

@@ -12,14 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from detectors.detector import DetectorError, Grounded, GroundedSpan, PromptError, detections
+from detectors.detector import DetectorError, GroundedSpan, GroundedText, PromptError, detections
 from detectors.glamm import prompts, weights
 from detectors.glamm.config import IMAGE_PLACEHOLDER
-from detectors.glamm.model import Answer, GlammModel, KeysValues, Turn
+from detectors.glamm.model import ChatTurn, GlammModel, KeysValues, ModelAnswer
 from detectors.glamm.parsing import parse
 from detectors.glamm.processor import clip_pixels, inner_size, sam_pixels
 from detectors.glamm.sam import resize_masks
-from detectors.glamm.tokenizer import IMAGE_MARK, Tokenizer
+from detectors.glamm.tokenizer import IMAGE_MARK, LlamaTokenizer
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -38,7 +38,7 @@ class ImageError(DetectorError, ValueError):
     """The picture, or the box in it, cannot be used."""
 
 
-class Look:
+class EncodedImage:
     """One picture as GLaMM has seen it, so that several questions about it pay for seeing it once.
 
     What only some questions need, SAM's view and the pyramid for regions, is computed when first asked for.
@@ -58,13 +58,13 @@ class Look:
         return self.rgb.shape[0], self.rgb.shape[1]
 
 
-Image = Pixels | Look
+Image = Pixels | EncodedImage
 
 
 class Glamm:
-    """The `Segmenter` of the GLaMM checkpoints. Images are BGR, (height, width, 3), uint8, or a `Look` at one."""
+    """The `Segmenter` of the GLaMM checkpoints. Images are BGR, (height, width, 3), uint8, or an `EncodedImage`."""
 
-    def __init__(self, model: GlammModel, tokenizer: Tokenizer, name: str = "glamm", batch_size: int = 8) -> None:
+    def __init__(self, model: GlammModel, tokenizer: LlamaTokenizer, name: str = "glamm", batch_size: int = 8) -> None:
         """`batch_size` bounds how many questions share a pass of the language model."""
         if model.config.tokens.seg != tokenizer.tokens.seg:
             raise weights.WeightsError(
@@ -105,14 +105,14 @@ class Glamm:
         if tell is not None:
             free = weights.free_memory(device) / 1e9
             tell(f"{model} takes {needed} of the {free:.1f} GB that are free on {device}")
-        tokenizer = Tokenizer(folder.tokenizer)
+        tokenizer = LlamaTokenizer(folder.tokenizer)
         return cls(weights.load(folder, device, torch_dtype, bits), tokenizer, name=Path(model).name)
 
     @torch.inference_mode()
-    def look(self, images: Sequence[Image]) -> list[Look]:
+    def look(self, images: Sequence[Image]) -> list[EncodedImage]:
         """See several pictures together; pictures already seen are passed on."""
-        looks = {place: image for place, image in enumerate(images) if isinstance(image, Look)}
-        new = [(place, _rgb(image)) for place, image in enumerate(images) if not isinstance(image, Look)]
+        looks = {place: image for place, image in enumerate(images) if isinstance(image, EncodedImage)}
+        new = [(place, _rgb(image)) for place, image in enumerate(images) if not isinstance(image, EncodedImage)]
         for start in range(0, len(new), self.batch_size):
             batch = new[start : start + self.batch_size]
             seen = self._see([rgb for _, rgb in batch])
@@ -148,12 +148,12 @@ class Glamm:
             for look, (_, phrases) in zip(looks, requests, strict=True)
         ]
 
-    def describe(self, image: Image, question: str = prompts.DESCRIBE) -> Grounded:
+    def describe(self, image: Image, question: str = prompts.DESCRIBE) -> GroundedText:
         """A text about the whole picture, its phrases tied to masks."""
         return self.describe_all([image], question)[0]
 
     @torch.inference_mode()
-    def describe_all(self, images: Sequence[Image], question: str = prompts.DESCRIBE) -> list[Grounded]:
+    def describe_all(self, images: Sequence[Image], question: str = prompts.DESCRIBE) -> list[GroundedText]:
         looks = self.look(images)
         answers = self._ask([(look, [(question, "")], None) for look in looks])
         self._ground(look for look, answer in zip(looks, answers, strict=True) if len(self._mask_states(answer)))
@@ -182,10 +182,10 @@ class Glamm:
     def chat(
         self,
         image: Image,
-        history: Sequence[tuple[str, Grounded]],
+        history: Sequence[tuple[str, GroundedText]],
         message: str,
         boxes: Sequence[Sequence[float]] = (),
-    ) -> Grounded:
+    ) -> GroundedText:
         """The answer to `message` after earlier (message, answer) pairs.
 
         The k-th `<bbox>` of the conversation stands for `boxes[k]`, (x1, y1, x2, y2) in pixels. Earlier answers
@@ -203,7 +203,7 @@ class Glamm:
 
     # seeing
 
-    def _see(self, pictures: Sequence[Pixels]) -> list[Look]:
+    def _see(self, pictures: Sequence[Pixels]) -> list[EncodedImage]:
         model = self.model
         side = model.config.clip_vision.image_size
         pixels = torch.stack([clip_pixels(rgb, side) for rgb in pictures]).to(model.device)
@@ -211,11 +211,11 @@ class Glamm:
         opening = self._opening.to(model.device)
         memories = model.remember(torch.stack([model.embed(opening, patches) for patches in features.patches]))
         return [
-            Look(rgb, features.patches[i], [level[i : i + 1] for level in features.levels], memories[i])
+            EncodedImage(rgb, features.patches[i], [level[i : i + 1] for level in features.levels], memories[i])
             for i, rgb in enumerate(pictures)
         ]
 
-    def _ground(self, looks: Iterable[Look]) -> None:
+    def _ground(self, looks: Iterable[EncodedImage]) -> None:
         """Have SAM look at the pictures that it has not seen."""
         new = list({id(look): look for look in looks if look.embedding is None}.values())
         side = self.model.config.sam.image_size
@@ -226,7 +226,7 @@ class Glamm:
             for place, look in enumerate(batch):
                 look.embedding = embeddings[place : place + 1]
 
-    def _regions(self, look: Look, boxes: Tensor) -> Tensor:
+    def _regions(self, look: EncodedImage, boxes: Tensor) -> Tensor:
         if look.pyramid is None:
             look.pyramid = self.model.region_encoder.pyramid(look.levels)
         return self.model.regions(look.pyramid, [boxes])[0]
@@ -237,10 +237,10 @@ class Glamm:
         """Ids of a conversation behind the image."""
         return self.tokenizer.encode(prompts.prompt(turns).split(IMAGE_MARK)[1])
 
-    def _turn(self, look: Look, ids: Sequence[int], regions: Tensor | None = None) -> Turn:
-        return Turn(look.memory, self.model.embed_words(torch.tensor(ids), regions))
+    def _turn(self, look: EncodedImage, ids: Sequence[int], regions: Tensor | None = None) -> ChatTurn:
+        return ChatTurn(look.memory, self.model.embed_words(torch.tensor(ids), regions))
 
-    def _ask(self, rows: Sequence[tuple[Look, Sequence[tuple[str, str]], Tensor | None]]) -> list[Answer]:
+    def _ask(self, rows: Sequence[tuple[EncodedImage, Sequence[tuple[str, str]], Tensor | None]]) -> list[ModelAnswer]:
         """Greedy answers to (look, conversation, regions), `batch_size` at a time."""
         turns = [self._turn(look, self._rest(conversation), regions) for look, conversation, regions in rows]
         limit = self.model.config.llm.max_position_embeddings
@@ -250,17 +250,17 @@ class Glamm:
                 f"the conversation has {longest} tokens, GLaMM reads at most {limit} and needs {_LEAST_ANSWER} "
                 "to answer: begin a new one, or ask something shorter"
             )
-        answers: list[Answer] = []
+        answers: list[ModelAnswer] = []
         for start in range(0, len(turns), self.batch_size):
             batch = turns[start : start + self.batch_size]
             answers += self.model.generate(batch, min(MAX_NEW_TOKENS, limit - longest))
         return answers
 
-    def _text(self, answer: Answer) -> str:
+    def _text(self, answer: ModelAnswer) -> str:
         """What the model wrote, without its end mark and the doubled spaces that decoding leaves."""
         return self.tokenizer.decode(answer.ids.tolist()).removesuffix("</s>").replace("  ", " ").strip()
 
-    def _force_answers(self, asked: Sequence[tuple[Look, str]]) -> list[_Segment]:
+    def _force_answers(self, asked: Sequence[tuple[EncodedImage, str]]) -> list[_Segment]:
         """The states that choose `[SEG]` in the one fixed answer, and whether each word was the model's own choice."""
         turns, lengths = [], []
         for look, question in asked:
@@ -279,16 +279,16 @@ class Glamm:
                 answers.append(_Segment(row[-1:], prompts.SEGMENT_ANSWER, own))
         return answers
 
-    def _generate_answers(self, asked: Sequence[tuple[Look, str]]) -> list[_Segment]:
+    def _generate_answers(self, asked: Sequence[tuple[EncodedImage, str]]) -> list[_Segment]:
         answers = self._ask([(look, [(question, "")], None) for look, question in asked])
         return [_Segment(self._mask_states(answer), self._text(answer), True) for answer in answers]
 
-    def _mask_states(self, answer: Answer) -> Tensor:
+    def _mask_states(self, answer: ModelAnswer) -> Tensor:
         return answer.states[answer.ids == self.model.config.tokens.seg]
 
     # masks
 
-    def _masks(self, look: Look, logits: Tensor, iou: Tensor) -> tuple[Masks, npt.NDArray[np.float32]]:
+    def _masks(self, look: EncodedImage, logits: Tensor, iou: Tensor) -> tuple[Masks, npt.NDArray[np.float32]]:
         """Masks at the picture's own size, a few at a time: logits of a large picture are large."""
         side = self.model.config.sam.image_size
         inner = inner_size(*look.size, side)
@@ -298,14 +298,14 @@ class Glamm:
         ]
         return np.concatenate(masks or [np.zeros((0, *look.size), dtype=bool)]), iou.clamp(0, 1).cpu().numpy()
 
-    def _decode(self, look: Look, states: Tensor) -> tuple[Masks, npt.NDArray[np.float32]]:
+    def _decode(self, look: EncodedImage, states: Tensor) -> tuple[Masks, npt.NDArray[np.float32]]:
         if not len(states):
             return np.zeros((0, *look.size), dtype=bool), np.zeros(0, dtype=np.float32)
         self._ground([look])
         assert look.embedding is not None
         return self._masks(look, *self.model.mask_logits(look.embedding, states))
 
-    def _segments(self, look: Look, phrases: Sequence[str], answers: Sequence[_Segment]) -> sv.Detections:
+    def _segments(self, look: EncodedImage, phrases: Sequence[str], answers: Sequence[_Segment]) -> sv.Detections:
         import supervision as sv
 
         ids = np.repeat(np.arange(len(answers)), [len(answer.states) for answer in answers])
@@ -317,7 +317,7 @@ class Glamm:
         found.metadata["answers"] = [answer.text for answer in answers]
         return found
 
-    def _grounded(self, look: Look, answer: Answer) -> Grounded:
+    def _grounded(self, look: EncodedImage, answer: ModelAnswer) -> GroundedText:
         text = self._text(answer).replace("\n", " ")
         parsed = parse(text)
         masks, _ = self._decode(look, self._mask_states(answer))
@@ -326,7 +326,7 @@ class Glamm:
             for phrase in parsed.phrases
         )
         complete = int(answer.ids[-1]) == self.model.config.tokens.eos
-        return Grounded(parsed.caption, spans, masks, text, complete)
+        return GroundedText(parsed.caption, spans, masks, text, complete)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from detectors.detector import DetectorError
-from detectors.glamm.config import ADDED_TOKENS, IMAGE_PLACEHOLDER, Tokens
+from detectors.glamm.config import ADDED_TOKENS, IMAGE_PLACEHOLDER, SpecialTokens
 
 IMAGE_MARK = "<image>"
 _CONTROL = {"<unk>": 0, "<s>": 1, "</s>": 2}
 
 
-class Tokenizer:
+class LlamaTokenizer:
     def __init__(self, model_file: Path) -> None:
         """`model_file` is LLaMA's `tokenizer.model`. Raises `DetectorError` when it cannot be read."""
         try:
@@ -36,7 +36,7 @@ class Tokenizer:
         except (OSError, RuntimeError) as error:
             raise DetectorError(f"{model_file} is no sentencepiece model: {error}") from error
         first = int(self._pieces.GetPieceSize())
-        self.tokens = Tokens.behind(first)
+        self.tokens = SpecialTokens.behind(first)
         self._added = {token: first + place for place, token in enumerate(ADDED_TOKENS)}
         self._texts = {number: token for token, number in {**_CONTROL, **self._added}.items()}
         marks = sorted([*self._added, *_CONTROL], key=len, reverse=True)

@@ -43,7 +43,7 @@ class UnknownCheckpoint(WeightsError, ValueError):
 
 
 @dataclass(frozen=True)
-class Folder:
+class GlammFolder:
     """Where the parts of one GLaMM lie; `clip` is None for a converted folder."""
 
     glamm: Path
@@ -65,11 +65,11 @@ class Folder:
                     yield name, tensor
 
 
-def open_folder(folder: Path, clip: Path | None = None) -> Folder:
+def open_folder(folder: Path, clip: Path | None = None) -> GlammFolder:
     """Look at a folder without loading weights. Raises `WeightsError` where something is missing."""
     table = _json(folder / "config.json")
     if table.get("format") == FORMAT:
-        return Folder(folder, None, GlammConfig.from_plain(table))
+        return GlammFolder(folder, None, GlammConfig.from_plain(table))
     if "mm_hidden_size" not in table and "mm_vision_tower" not in table:
         raise WeightsError(
             f"{folder} is not a GLaMM checkpoint: its config.json names no image encoder; "
@@ -80,10 +80,10 @@ def open_folder(folder: Path, clip: Path | None = None) -> Folder:
             f"{folder} holds no CLIP weights, as GLaMM is released without them: "
             f"give the folder of {CLIP_NAME} as well (--clip DIR)"
         )
-    return Folder(folder, clip, GlammConfig.from_hub(table, _json(clip / "config.json")))
+    return GlammFolder(folder, clip, GlammConfig.from_hub(table, _json(clip / "config.json")))
 
 
-def find(model: str, clip: Path | None = None) -> Folder:
+def find(model: str, clip: Path | None = None) -> GlammFolder:
     """A released checkpoint by its name, fetched and converted once, or one in a folder by its path."""
     path = Path(model).expanduser()
     if path.is_dir():
@@ -111,7 +111,7 @@ def _download(repository: str, model: str) -> Path:
 
 
 def load(
-    folder: Folder, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, bits: int | None = None
+    folder: GlammFolder, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, bits: int | None = None
 ) -> GlammModel:
     """The model, ready to answer. `bits` 8 or 4 stores the language model's layers so.
 
@@ -148,7 +148,7 @@ def _place(model: GlammModel, name: str, tensor: Tensor, bits: int | None) -> No
         setattr(model.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))
 
 
-def convert(folder: Folder, out: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+def convert(folder: GlammFolder, out: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write one folder with all that GLaMM needs. It appears whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -163,7 +163,7 @@ def convert(folder: Folder, out: Path, dtype: torch.dtype = torch.bfloat16) -> N
         raise
 
 
-def _write_shards(folder: Folder, work: Path, dtype: torch.dtype) -> None:
+def _write_shards(folder: GlammFolder, work: Path, dtype: torch.dtype) -> None:
     shard: dict[str, Tensor] = {}
     count = size = 0
     for name, tensor in folder.tensors():
@@ -205,7 +205,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryNeed:
     """Bytes that GLaMM takes on its device: `weights`, and `work` for one image at a time."""
 
     weights: int
@@ -219,7 +219,7 @@ class Memory:
         return f"{self.total / 1e9:.1f} GB ({self.weights / 1e9:.1f} GB of weights)"
 
 
-def memory(config: GlammConfig, dtype: torch.dtype, bits: int | None = None) -> Memory:
+def memory(config: GlammConfig, dtype: torch.dtype, bits: int | None = None) -> MemoryNeed:
     """What a model of these sizes needs, without loading it."""
     with torch.device("meta"):
         model = GlammModel(config)
@@ -228,7 +228,7 @@ def memory(config: GlammConfig, dtype: torch.dtype, bits: int | None = None) -> 
         packed = bits and name.startswith(_LANGUAGE_LAYER) and parameter.ndim == 2
         weights += parameter.numel() * (bits / 8 if packed and bits else dtype.itemsize)
     full = GlammConfig().sam.image_size
-    return Memory(int(weights), int(_WORK_BYTES_FULL * (config.sam.image_size / full) ** 4))
+    return MemoryNeed(int(weights), int(_WORK_BYTES_FULL * (config.sam.image_size / full) ** 4))
 
 
 def free_memory(device: torch.device | str) -> int:
@@ -243,7 +243,7 @@ def free_memory(device: torch.device | str) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def require_memory(needed: Memory, device: torch.device | str) -> None:
+def require_memory(needed: MemoryNeed, device: torch.device | str) -> None:
     """Raises `WeightsError` before loading what cannot fit."""
     free = free_memory(device)
     if needed.total > free:

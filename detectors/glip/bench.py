@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from detectors.detector import Detector, Request
-from detectors.glip.caption import Tokenizer
+from detectors.glip.caption import BertTokenizer
 from detectors.glip.config import CONFIGS, GlipConfig
 from detectors.glip.detector import Glip
 from detectors.glip.modeling.dyhead import DyConv
@@ -43,7 +43,7 @@ WORDS = ("person", "bicycle", "car", "bus", "truck", "dog", "backpack", "umbrell
 
 
 @dataclass(frozen=True)
-class Speed:
+class DetectorSpeed:
     """What one measurement found; rates are per second, memory in bytes, shares 0..1."""
 
     device: str
@@ -79,7 +79,7 @@ def random_glip(name: str, *, seed: int = 0, **options: Any) -> Glip:
     with TemporaryDirectory() as folder:
         vocabulary = Path(folder) / "vocab.txt"
         vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *WORDS, *_numbers()]))
-        return Glip(model, Tokenizer(vocabulary), **options)
+        return Glip(model, BertTokenizer(vocabulary), **options)
 
 
 def _numbers() -> list[str]:
@@ -93,7 +93,7 @@ def queries(count: int) -> list[str]:
 
 def measure(
     detector: Detector, *, width: int, height: int, batch: int, asked: int, rounds: int, seed: int = 0
-) -> Speed:
+) -> DetectorSpeed:
     """Run `rounds` batches of random pictures after two for warming up. Latency is that of a whole batch."""
     pictures = np.random.default_rng(seed).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
     prompt = detector.prepare(queries(asked))
@@ -112,7 +112,7 @@ def measure(
         torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
     glip = detector if isinstance(detector, Glip) else None
-    return Speed(
+    return DetectorSpeed(
         device=torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads",
         dtype=str(glip.precision.dtype).removeprefix("torch.") if glip else "its own",
         frames_per_s=batch / statistics.median(times),

@@ -34,7 +34,7 @@ class Caption:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class CaptionTokens:
     """A caption as token ids ([CLS] ... [SEP]), and for each label the positions that speak for it."""
 
     ids: tuple[int, ...]
@@ -112,7 +112,7 @@ def strip_punctuation(phrase: str) -> str:
     return phrase.translate(_PUNCTUATION).strip()
 
 
-class Tokenizer:
+class BertTokenizer:
     """BERT's lower-casing WordPiece, arXiv:1609.08144, from a `vocab.txt` with one piece a line."""
 
     def __init__(self, vocabulary: Path) -> None:
@@ -149,10 +149,10 @@ class Tokenizer:
         spans = [[encoding.offsets[token] for token in tokens] for tokens in words.values() if len(tokens) > 1]
         return [text[one[0][0] : one[-1][1]] for one in spans if all(end - begin == 1 for begin, end in one)]
 
-    def __call__(self, caption: Caption) -> Tokens:
+    def __call__(self, caption: Caption) -> CaptionTokens:
         encoding = self.encode(caption.text)
         labels = tuple(_tokens_of(encoding, spans) for spans in caption.spans)
-        return Tokens(tuple(encoding.ids), labels)
+        return CaptionTokens(tuple(encoding.ids), labels)
 
 
 def _tokens_of(encoding: Encoding, spans: Iterable[Span]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 from detectors.detector import DetectorError
 
 
-class ConfigError(DetectorError, ValueError):
+class GlipConfigError(DetectorError, ValueError):
     """A description of a GLIP that cannot be built."""
 
 
@@ -28,10 +28,10 @@ class SwinConfig:
 
     def __post_init__(self) -> None:
         if not len(self.depths) == len(self.num_heads) == 4:
-            raise ConfigError(f"swin has 4 stages, depths {self.depths} and num_heads {self.num_heads} name others")
+            raise GlipConfigError(f"swin has 4 stages, depths {self.depths} and num_heads {self.num_heads} name others")
         for stage, (width, heads) in enumerate(zip(self.widths, self.num_heads, strict=True)):
             if width % heads:
-                raise ConfigError(f"swin stage {stage}: width {width} is not a multiple of its {heads} heads")
+                raise GlipConfigError(f"swin stage {stage}: width {width} is not a multiple of its {heads} heads")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -69,9 +69,9 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         if self.early_fusion and not (self.fusion_dim and self.fusion_heads):
-            raise ConfigError("head.early_fusion needs head.fusion_dim and head.fusion_heads")
+            raise GlipConfigError("head.early_fusion needs head.fusion_dim and head.fusion_heads")
         if self.channels % self.gn_groups:
-            raise ConfigError(f"head.channels {self.channels} is not a multiple of head.gn_groups {self.gn_groups}")
+            raise GlipConfigError(f"head.channels {self.channels} is not a multiple of head.gn_groups {self.gn_groups}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class AnchorConfig:
 
     def __post_init__(self) -> None:
         if len(self.sizes) != len(self.strides):
-            raise ConfigError(f"anchors.sizes {self.sizes} and anchors.strides {self.strides} differ in number")
+            raise GlipConfigError(f"anchors.sizes {self.sizes} and anchors.strides {self.strides} differ in number")
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,13 @@ class ImageConfig:
     max_side: int = 1333
 
     def resized(self, short: int | None, long: int | None = None) -> ImageConfig:
-        """With another size; the long side in proportion when only the short one is given. Raises `ConfigError`."""
+        """With another size; the long side in proportion when only the short one is given. Raises `GlipConfigError`."""
         if short is None:
             short, long = self.min_side, self.max_side if long is None else long
         if long is None:
             long = round(short * self.max_side / self.min_side)
         if not 32 <= short <= long:
-            raise ConfigError(
+            raise GlipConfigError(
                 f"short side {short}, long side {long}: the short one is at least 32, the long one no less"
             )
         return ImageConfig(short, long)
@@ -135,13 +135,13 @@ class GlipConfig:
         """From the sections and names of this module, as JSON has them; what is left out keeps GLIP-T's value.
 
         Other names are passed over, so that a file may carry more (captions, measurements).
-        Raises `ConfigError` on a value of the wrong kind.
+        Raises `GlipConfigError` on a value of the wrong kind.
         """
         parts: dict[str, Any] = {}
         for section in dataclasses.fields(cls):
             given = values.get(section.name, {})
             if not isinstance(given, Mapping):
-                raise ConfigError(f"section {section.name!r} of a GLIP's description is not a table: {given!r}")
+                raise GlipConfigError(f"section {section.name!r} of a GLIP's description is not a table: {given!r}")
             default = getattr(GLIP_T, section.name)
             parts[section.name] = dataclasses.replace(default, **_known(section.name, given, default))
         return cls(**parts)
@@ -152,11 +152,11 @@ class GlipConfig:
 
     @classmethod
     def read(cls, path: Path) -> GlipConfig:
-        """From a JSON file. Raises `ConfigError` when it is unreadable."""
+        """From a JSON file. Raises `GlipConfigError` when it is unreadable."""
         try:
             values = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read {path} as the description of a GLIP: {error}") from error
+            raise GlipConfigError(f"cannot read {path} as the description of a GLIP: {error}") from error
         return cls.from_plain(values)
 
 
@@ -179,7 +179,9 @@ def _known(section: str, given: Mapping[str, Any], default: Any) -> dict[str, An
         else:
             good = isinstance(value, int | float)
         if not good:
-            raise ConfigError(f"{section}.{item.name} = {value!r} in a GLIP's description: expected such as {model!r}")
+            raise GlipConfigError(
+                f"{section}.{item.name} = {value!r} in a GLIP's description: expected such as {model!r}"
+            )
         known[item.name] = value
     return known
 

@@ -22,7 +22,7 @@ class CheckpointError(DetectorError):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ReleasedCheckpoint:
     """A released file on the Hugging Face hub; size in bytes and sha256 where they are known."""
 
     repository: str
@@ -33,16 +33,16 @@ class Checkpoint:
 
 _REPOSITORY = "GLIPModel/GLIP"
 KNOWN = {
-    "glip-tiny-a": Checkpoint(_REPOSITORY, "glip_a_tiny_o365.pth"),
-    "glip-tiny-b": Checkpoint(_REPOSITORY, "glip_tiny_model_o365.pth"),
-    "glip-tiny-c": Checkpoint(_REPOSITORY, "glip_tiny_model_o365_goldg.pth"),
-    "glip-tiny": Checkpoint(
+    "glip-tiny-a": ReleasedCheckpoint(_REPOSITORY, "glip_a_tiny_o365.pth"),
+    "glip-tiny-b": ReleasedCheckpoint(_REPOSITORY, "glip_tiny_model_o365.pth"),
+    "glip-tiny-c": ReleasedCheckpoint(_REPOSITORY, "glip_tiny_model_o365_goldg.pth"),
+    "glip-tiny": ReleasedCheckpoint(
         _REPOSITORY,
         "glip_tiny_model_o365_goldg_cc_sbu.pth",
         size=3_710_104_213,
         sha256="3bec0a3dea804fcb278d7106c5438de5116ee888e49dfae46270e7ad7bc4ccbf",
     ),
-    "glip-large": Checkpoint(_REPOSITORY, "glip_large_model.pth"),
+    "glip-large": ReleasedCheckpoint(_REPOSITORY, "glip_large_model.pth"),
 }
 
 # Keys of older transformers, of other experiments, and of training: nothing of them reaches a detection.

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detectors.detector import DetectorError, Prompt, PromptError, Request, clean_queries, detections
-from detectors.glip.caption import Tokenizer
+from detectors.glip.caption import BertTokenizer
 from detectors.glip.config import PostprocessConfig
 from detectors.glip.model_files import find
 from detectors.glip.modeling.model import GlipModel
 from detectors.glip.modeling.text import TextFeatures
-from detectors.glip.postprocess import FIRST_LOOK, Candidates, candidates, select, token_map
-from detectors.glip.processor import Captioned, Picture, caption_queries, caption_text, load, measure
+from detectors.glip.postprocess import FIRST_LOOK, BoxCandidates, candidates, select, token_map
+from detectors.glip.processor import CaptionedBatch, PreparedImage, caption_queries, caption_text, load, measure
 from detectors.glip.runtime import accelerate, choose_device, choose_precision, use_deform, use_huge_pages
 from detectors.glip.training.tuned_prompt import TunedPrompt
 
@@ -41,7 +41,7 @@ ROUNDS = 12  # of suppression on a GPU before anyone looks whether it is settled
 
 
 @dataclass(frozen=True, eq=False)
-class Chunk:
+class PromptChunk:
     """A caption as the tower takes it, on the device."""
 
     text: TextFeatures  # B = 1
@@ -54,16 +54,16 @@ class Chunk:
 class GlipPrompt(Prompt):
     """Queries and their encoded captions: one, or several where one was too short."""
 
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[PromptChunk, ...]
     owner: Glip
 
 
-class View(NamedTuple):
+class ImageView(NamedTuple):
     """One picture seen with one caption."""
 
-    picture: Picture
+    picture: PreparedImage
     row: int  # of the batch of pictures
-    chunk: Chunk
+    chunk: PromptChunk
 
 
 class Glip:
@@ -76,7 +76,7 @@ class Glip:
     def __init__(
         self,
         model: GlipModel,
-        tokenizer: Tokenizer,
+        tokenizer: BertTokenizer,
         *,
         device: str = "auto",
         dtype: str | None = None,
@@ -136,7 +136,7 @@ class Glip:
         self._prompts.move_to_end(key)
         return self._prompts[key]
 
-    def _encode(self, text: str | None, queries: tuple[str, ...]) -> Iterable[Chunk]:
+    def _encode(self, text: str | None, queries: tuple[str, ...]) -> Iterable[PromptChunk]:
         if self._tuned is not None and text is None:
             features, labels = self._tuned.select(queries)
             yield self._chunk(features, labels, tuple(range(len(queries))), queries)
@@ -154,17 +154,17 @@ class Glip:
             yield self._chunk(self._features(caption), caption.tokens.labels, caption.queries, queries)
 
     @torch.inference_mode()
-    def _features(self, caption: Captioned) -> TextFeatures:
+    def _features(self, caption: CaptionedBatch) -> TextFeatures:
         ids = torch.tensor([caption.tokens.ids], device=self.device)
         return self.model.encode_text(ids, torch.ones_like(ids))
 
     def _chunk(
         self, text: TextFeatures, labels: Sequence[Sequence[int]], owners: tuple[int, ...], queries: tuple[str, ...]
-    ) -> Chunk:
+    ) -> PromptChunk:
         least = [DOUBTFUL * self._thresholds.get(queries[owner], self.threshold) for owner in owners]
         text = TextFeatures(*(part.to(self.device) for part in text))
         tokens = token_map(labels, text.hidden.shape[1]).to(self.device)
-        return Chunk(text, tokens, torch.tensor(least, device=self.device), owners)
+        return PromptChunk(text, tokens, torch.tensor(least, device=self.device), owners)
 
     def detect(self, requests: Sequence[Request]) -> list[sv.Detections]:
         """One result per request, in order. Raises `DetectorError` when the device's memory does not hold one picture.
@@ -195,15 +195,15 @@ class Glip:
     @torch.inference_mode()
     def _detect(self, requests: Sequence[Request]) -> list[sv.Detections]:
         images, prompts = [request.image for request in requests], [self._own(request.prompt) for request in requests]
-        groups: dict[tuple[int, int], list[Picture]] = defaultdict(list)
+        groups: dict[tuple[int, int], list[PreparedImage]] = defaultdict(list)
         for index, image in enumerate(images):
             picture = measure(index, image, self._size.min_side, self._size.max_side)
             groups[picture.padded].append(picture)
-        found: list[Found] = []
+        found: list[FoundBoxes] = []
         for pictures in groups.values():
             for some in _portions(pictures, self._largest_batch):
                 maps = self._look(load(images, some, self.device))
-                views = [View(p, row, c) for row, p in enumerate(some) for c in prompts[p.index].chunks]
+                views = [ImageView(p, row, c) for row, p in enumerate(some) for c in prompts[p.index].chunks]
                 found += [self._find(maps, together) for together in _portions(views, self._largest_batch)]
         return _deliver(prompts, found)
 
@@ -217,7 +217,7 @@ class Glip:
             maps: list[Tensor] = self.model.backbone(images)
         return maps
 
-    def _find(self, maps: list[Tensor], views: Sequence[View]) -> Found:
+    def _find(self, maps: list[Tensor], views: Sequence[ImageView]) -> FoundBoxes:
         rows = [view.row for view in views]
         if rows != list(range(len(maps[0]))):
             maps = [level[rows] for level in maps]
@@ -228,17 +228,17 @@ class Glip:
             self._anchors[predictions.shapes] = self.model.anchors(predictions.shapes)
         sizes = torch.tensor([view.picture.resized for view in views], device=self.device)
         rule = self.model.config.postprocess
-        return Found(
+        return FoundBoxes(
             views,
             candidates(predictions, self._anchors[predictions.shapes], tokens, sizes, rule, least),
             rule,
         )
 
 
-class Found:
+class FoundBoxes:
     """What some views hold, still on the device. `rows` is (B, M, 7): box, score, label, whether it is one."""
 
-    def __init__(self, views: Sequence[View], everything: Candidates, rule: PostprocessConfig) -> None:
+    def __init__(self, views: Sequence[ImageView], everything: BoxCandidates, rule: PostprocessConfig) -> None:
         self.views, self._everything, self._rule = views, everything, rule
         if everything.scores.device.type == "cpu":  # asking how many there are waits for nothing here
             look_at, rounds = min(FIRST_LOOK, max(int(everything.valid.sum(1).max()), 1)), None
@@ -254,12 +254,12 @@ class Found:
         return _packed(select(everything, self._rule.nms_iou, self._rule.detections_per_image, whole)[0])
 
 
-def _packed(found: Candidates) -> Tensor:
+def _packed(found: BoxCandidates) -> Tensor:
     columns = (found.scores, found.labels.float(), found.valid.float())
     return torch.cat([found.boxes, torch.stack(columns, dim=-1)], dim=-1)
 
 
-def _deliver(prompts: Sequence[GlipPrompt], found: Sequence[Found]) -> list[sv.Detections]:
+def _deliver(prompts: Sequence[GlipPrompt], found: Sequence[FoundBoxes]) -> list[sv.Detections]:
     """The one download, and the boxes back in the cameras' pixels, the best first."""
     parts = [part for some in found for part in (some.rows.flatten(), some.sure.float())]
     flat = torch.cat(parts).cpu() if parts else torch.empty(0)
@@ -272,7 +272,7 @@ def _deliver(prompts: Sequence[GlipPrompt], found: Sequence[Found]) -> list[sv.D
     return [_detections(parts, prompt) for parts, prompt in zip(results, prompts, strict=True)]
 
 
-def _rescaled(rows: npt.NDArray[np.float32], view: View) -> npt.NDArray[np.float32]:
+def _rescaled(rows: npt.NDArray[np.float32], view: ImageView) -> npt.NDArray[np.float32]:
     """(n, 6) box, score, label -> box in the picture's own pixels, score, query."""
     (height, width), (tall, wide) = view.picture.original, view.picture.resized
     scale = np.array([width / wide, height / tall] * 2, np.float32)
@@ -291,7 +291,7 @@ def _portions(things: Sequence[T], most: int) -> Iterable[Sequence[T]]:
     return (things[start : start + most] for start in range(0, len(things), most))
 
 
-def _stack(chunks: Sequence[Chunk]) -> tuple[TextFeatures, Tensor, Tensor]:
+def _stack(chunks: Sequence[PromptChunk]) -> tuple[TextFeatures, Tensor, Tensor]:
     """Captions side by side, padded to the longest: features (B, L, D), token maps (B, L, K), least scores (B, K)."""
     length = max(chunk.tokens.shape[0] for chunk in chunks)
     labels = max(chunk.tokens.shape[1] for chunk in chunks)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from detectors.cache import missing, model_folder
 from detectors.detector import DetectorError
-from detectors.glip.caption import Tokenizer
+from detectors.glip.caption import BertTokenizer
 from detectors.glip.config import CONFIGS, GlipConfig
 from detectors.glip.convert import build_from, fill, load_checkpoint
 from detectors.glip.modeling.model import GlipModel
@@ -36,7 +36,7 @@ class WeightsMissing(DetectorError):
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelFiles:
     """All files of one model."""
 
     name: str
@@ -44,9 +44,9 @@ class Source:
     weights: Path
     vocabulary: Path
 
-    def load(self) -> tuple[GlipModel, Tokenizer]:
+    def load(self) -> tuple[GlipModel, BertTokenizer]:
         """Raises `DetectorError` when a file is unreadable or the weights are those of another model."""
-        tokenizer = Tokenizer(self.vocabulary)
+        tokenizer = BertTokenizer(self.vocabulary)
         return fill(build_from(self.config), load_checkpoint(self.weights), f"{self.name}: {self.weights}"), tokenizer
 
 
@@ -63,7 +63,7 @@ def write_folder(folder: Path, config: GlipConfig, tensors: Mapping[str, Tensor]
     unfinished.replace(folder / WEIGHTS)
 
 
-def find(name: str, weights: str | Path | None = None, vocabulary: str | Path | None = None) -> Source:
+def find(name: str, weights: str | Path | None = None, vocabulary: str | Path | None = None) -> ModelFiles:
     """The files of the model `name`: those given, or those cached or packaged.
 
     `weights` is a checkpoint of that model, or a model folder of any size.
@@ -96,4 +96,4 @@ def find(name: str, weights: str | Path | None = None, vocabulary: str | Path | 
         raise WeightsMissing(
             f"there is no vocabulary {words}: put bert-base-uncased's {VOCABULARY} beside the weights, or name it"
         )
-    return Source(name, config, file, words)
+    return ModelFiles(name, config, file, words)

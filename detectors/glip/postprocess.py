@@ -17,7 +17,7 @@ AGGREGATES = ("MEAN", "MAX", "ONEHOT", "POWER")
 FIRST_LOOK = 1000  # candidates that suppression looks at before it asks whether there are enough
 
 
-class Candidates(NamedTuple):
+class BoxCandidates(NamedTuple):
     """M places for each picture, of which the `valid` ones hold a box."""
 
     boxes: Tensor  # (B, M, 4), pixels of the network's unpadded input
@@ -71,7 +71,7 @@ def candidates(
     sizes: Tensor,
     rule: PostprocessConfig,
     least: Tensor | None = None,
-) -> Candidates:
+) -> BoxCandidates:
     """The best pairs of region and label of each level, as many as the rule allows, that pass its score threshold.
 
     anchors (N, 4), tokens (B, L, K) 0/1, sizes (B, 2): each picture's unpadded (height, width). The threshold is on
@@ -96,20 +96,20 @@ def candidates(
     region = chosen // labels
     deltas = predictions.deltas.float().gather(1, region[..., None].expand(-1, -1, 4))
     boxes = clip(decode(deltas, anchors[region]), sizes)
-    return Candidates(boxes, root(score.clamp(min=0), rule), chosen % labels, score >= 0)
+    return BoxCandidates(boxes, root(score.clamp(min=0), rule), chosen % labels, score >= 0)
 
 
-def best_first(found: Candidates, limit: int) -> Candidates:
+def best_first(found: BoxCandidates, limit: int) -> BoxCandidates:
     """The `limit` best, in order of descending score."""
     order = torch.where(found.valid, found.scores, -1.0).topk(min(limit, found.scores.shape[1]), dim=1).indices
     boxes = found.boxes.gather(1, order[..., None].expand(-1, -1, 4))
     scores, labels, valid = (part.gather(1, order) for part in (found.scores, found.labels, found.valid))
-    return Candidates(boxes, scores, labels, valid)
+    return BoxCandidates(boxes, scores, labels, valid)
 
 
 def select(
-    found: Candidates, nms_iou: float, limit: int, look_at: int = FIRST_LOOK, rounds: int | None = None
-) -> tuple[Candidates, Tensor]:
+    found: BoxCandidates, nms_iou: float, limit: int, look_at: int = FIRST_LOOK, rounds: int | None = None
+) -> tuple[BoxCandidates, Tensor]:
     """Suppression within each label, then the `limit` best (all when <= 0; all that tie with the last one, too).
 
     A box can only be suppressed by a better one, so the best `look_at` candidates settle the first survivors. Returns

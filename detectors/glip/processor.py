@@ -11,21 +11,26 @@ import torch
 from torch import Tensor
 
 from detectors.detector import PromptError
-from detectors.glip.caption import Caption, Tokenizer, Tokens, category_caption, clean_name, phrase_caption
+from detectors.glip.caption import BertTokenizer, Caption, CaptionTokens, category_caption, clean_name, phrase_caption
 from detectors.images import collate, normalise, padded_size, resize, target_size
 
 
 @dataclass(frozen=True)
-class Captioned:
+class CaptionedBatch:
     """One caption's tokens; label i of them is the query `queries[i]` of the prompt."""
 
-    tokens: Tokens
+    tokens: CaptionTokens
     queries: tuple[int, ...]
 
 
 def caption_queries(
-    queries: Sequence[str], tokenizer: Tokenizer, limit: int, *, chunking: bool = True, per_caption: int | None = None
-) -> list[Captioned]:
+    queries: Sequence[str],
+    tokenizer: BertTokenizer,
+    limit: int,
+    *,
+    chunking: bool = True,
+    per_caption: int | None = None,
+) -> list[CaptionedBatch]:
     """The queries as captions of at most `limit` tokens: one, or where they do not fit several.
 
     `per_caption` bounds the queries of one caption (LVIS was measured with 40).
@@ -53,7 +58,7 @@ def caption_queries(
                 f"the queries have {total} tokens, GLIP reads at most {limit}: drop the queries from "
                 f"{queries[end]!r} on, or allow several captions (slower by their number)"
             )
-        captions.append(Captioned(tokenizer(category_caption(queries[start:end])), tuple(range(start, end))))
+        captions.append(CaptionedBatch(tokenizer(category_caption(queries[start:end])), tuple(range(start, end))))
         start = end
     return captions
 
@@ -69,7 +74,7 @@ def _fitting(lengths: Sequence[int], start: int, limit: int, per_caption: int | 
     return end
 
 
-def caption_text(text: str, phrases: Sequence[str], tokenizer: Tokenizer, limit: int) -> Captioned:
+def caption_text(text: str, phrases: Sequence[str], tokenizer: BertTokenizer, limit: int) -> CaptionedBatch:
     """Free text with given phrases; each place where phrase i stands is a label of query i.
 
     Raises `PromptError` when a phrase is not in the text or lies beyond the `limit` tokens.
@@ -87,11 +92,11 @@ def caption_text(text: str, phrases: Sequence[str], tokenizer: Tokenizer, limit:
         raise PromptError(
             f"the text has {len(tokens.ids)} tokens, GLIP reads at most {limit}:{name} what follows is lost; shorten it"
         )
-    return Captioned(tokens, tuple(owners))
+    return CaptionedBatch(tokens, tuple(owners))
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class PreparedImage:
     """A request's picture on its way: which request, its size in the camera, its size in the network."""
 
     index: int
@@ -103,7 +108,7 @@ class Picture:
         return padded_size(*self.resized)
 
 
-def measure(index: int, image: np.ndarray[Any, np.dtype[np.uint8]], min_side: int, max_side: int) -> Picture:
+def measure(index: int, image: np.ndarray[Any, np.dtype[np.uint8]], min_side: int, max_side: int) -> PreparedImage:
     """What becomes of a picture. Raises `ValueError` when it is none: (H, W, 3) uint8 is expected, or one channel."""
     shape = image.shape
     if (
@@ -117,11 +122,11 @@ def measure(index: int, image: np.ndarray[Any, np.dtype[np.uint8]], min_side: in
             "or of one channel"
         )
     original = (shape[0], shape[1])
-    return Picture(index, original, target_size(*original, min_side, max_side))
+    return PreparedImage(index, original, target_size(*original, min_side, max_side))
 
 
 def load(
-    images: Sequence[np.ndarray[Any, np.dtype[np.uint8]]], pictures: Sequence[Picture], device: torch.device
+    images: Sequence[np.ndarray[Any, np.dtype[np.uint8]]], pictures: Sequence[PreparedImage], device: torch.device
 ) -> Tensor:
     """Pictures of one padded size as the network's input (B, 3, H, W), zeros where a picture ends.
 

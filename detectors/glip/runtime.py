@@ -39,7 +39,7 @@ def choose_device(name: str) -> torch.device:
 
 
 @dataclass(frozen=True)
-class Precision:
+class ComputePrecision:
     """What the network computes in. In a half precision the sensitive parts (norms, sampling positions, attention's
     softmax, scores and boxes) stay in single precision."""
 
@@ -60,17 +60,17 @@ class Precision:
         return model
 
 
-def choose_precision(name: str | None, device: torch.device) -> Precision:
+def choose_precision(name: str | None, device: torch.device) -> ComputePrecision:
     """float32 on a CPU, float16 on a GPU, unless `name` says otherwise.
 
     GLIP was trained in float16 and bounds its scores for it; on the reference tensors it drifts a fifth to a tenth as
     far as bfloat16 (benchmarks/results/glip.md).
     """
     if name is None:
-        return Precision(torch.float16 if device.type == "cuda" else torch.float32, device)
+        return ComputePrecision(torch.float16 if device.type == "cuda" else torch.float32, device)
     if name not in DTYPES:
         raise OptionError(f"there is no precision {name!r}: use {', '.join(DTYPES)}")
-    return Precision(DTYPES[name], device)
+    return ComputePrecision(DTYPES[name], device)
 
 
 def accelerate(model: GlipModel, backend: str | None) -> GlipModel:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sinks.event import Event
-from sinks.formats.event_fields import Field, defaults_of, fields_of, split_header, wire_header
+from sinks.formats.event_fields import EventField, defaults_of, fields_of, split_header, wire_header
 from sinks.formats.schema_registry import SchemaRegistry
 from sinks.sink import SinkAddressError
 
@@ -79,7 +79,7 @@ def _record(model: type[BaseModel], seen: set[type[BaseModel]]) -> dict[str, Any
     return {"type": "record", "name": model.__name__, "namespace": "dev.groundstream", "fields": fields}
 
 
-def _type(field: Field, seen: set[type[BaseModel]]) -> Any:
+def _type(field: EventField, seen: set[type[BaseModel]]) -> Any:
     kind: Any = field.scalar
     if field.record is not None:
         kind = f"dev.groundstream.{field.record.__name__}" if field.record in seen else _record(field.record, seen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sinks.address import Options
+from sinks.address import AddressOptions
 
 if TYPE_CHECKING:
     from sinks.event import Event
@@ -18,7 +18,7 @@ _STRUCTURED: Headers = [("content-type", b"application/cloudevents+json; charset
 _ATTRIBUTES = ("specversion", "id", "source", "type", "subject", "time", "dataschema", "partitionkey", "sequence")
 
 
-def open_format(options: Options) -> Encode:
+def open_format(options: AddressOptions) -> Encode:
     """The encoder that the options `format` (json, binary, avro, protobuf) and `registry` ask for."""
     name = options.choice("format", ("json", "binary", "avro", "protobuf"), "json")
     registry = options.text("registry")
@@ -50,7 +50,7 @@ def encode_binary(event: Event) -> tuple[bytes, Headers]:
     return event.data.model_dump_json(exclude_none=True).encode(), headers
 
 
-def open_decoder(options: Options) -> Decode:
+def open_decoder(options: AddressOptions) -> Decode:
     """Reads messages of every format; Avro asks for the option `registry`. Raises `ValueError` for what is none."""
     registry = options.text("registry")
     others: dict[bytes, Callable[[bytes], Event]] = {}

@@ -17,7 +17,7 @@ _SCALARS: dict[type, Scalar] = {str: "string", bool: "boolean", int: "long", flo
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class EventField:
     """One field: a scalar, a record (then `record` is its model), many of them, or a map from words to scalars."""
 
     name: str
@@ -29,7 +29,7 @@ class Field:
     required: bool = True
 
 
-def fields_of(model: type[BaseModel]) -> list[Field]:
+def fields_of(model: type[BaseModel]) -> list[EventField]:
     """The fields of a model in their order. Words that are one of a list are strings: lists only grow."""
     return [_field(name, info.annotation, info.is_required()) for name, info in model.model_fields.items()]
 
@@ -48,7 +48,7 @@ def records() -> list[type[BaseModel]]:
     return list(found)
 
 
-def _field(name: str, annotation: Any, required: bool) -> Field:
+def _field(name: str, annotation: Any, required: bool) -> EventField:
     nullable = many = mapped = False
     while True:
         origin, arguments = get_origin(annotation), get_args(annotation)
@@ -66,10 +66,10 @@ def _field(name: str, annotation: Any, required: bool) -> Field:
         elif origin is Literal:
             annotation = type(arguments[0])
         elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            return Field(name, None, annotation, many, mapped, nullable, required)
+            return EventField(name, None, annotation, many, mapped, nullable, required)
         else:
             base = str if issubclass(annotation, Enum) else annotation
-            return Field(name, _SCALARS[base], None, many, mapped, nullable, required)
+            return EventField(name, _SCALARS[base], None, many, mapped, nullable, required)
 
 
 def wire_header(schema_id: int) -> bytes:

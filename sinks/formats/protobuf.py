@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sinks.event import Event
-from sinks.formats.event_fields import Field, fields_of, records, split_header, wire_header
+from sinks.formats.event_fields import EventField, fields_of, records, split_header, wire_header
 from sinks.formats.schema_registry import SchemaRegistry
 from sinks.sink import SinkAddressError
 
@@ -70,7 +70,7 @@ def proto_text() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _declared(field: Field) -> str:
+def _declared(field: EventField) -> str:
     kind = field.record.__name__ if field.record else _SCALARS[field.scalar or ""]
     if field.mapped:
         return f"map<string, {kind}>"

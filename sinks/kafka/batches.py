@@ -24,15 +24,15 @@ _LOOK_AGAIN_S = 0.1
 _MOST_OVERHEAD = 4096  # of a message, beside its value: closer to the limit it is measured
 
 
-class Batches:
+class MessageBatches:
     """The messages of one sending, in their order, by partition. `put` gives each a mark by which its fate is told."""
 
     def __init__(self, producer: Any) -> None:
         self._producer = producer
         self._accumulator = producer._accumulator
         self._most = producer.config["max_request_size"] - _MOST_OVERHEAD
-        self._filling: dict[tuple[str, int], _Batch] = {}
-        self._all: list[_Batch] = []
+        self._filling: dict[tuple[str, int], _MessageBatch] = {}
+        self._all: list[_MessageBatch] = []
 
     def put(self, mark: int, topic: str, partition: int, message: tuple[int, bytes, bytes, Headers]) -> None:
         """`message`: milliseconds, key, value, headers. Raises `MessageSizeTooLargeError`."""
@@ -60,16 +60,16 @@ class Batches:
         for batch in self._all:
             yield from batch.failures(deadline)
 
-    def _new(self, topic: str, partition: int) -> _Batch:
+    def _new(self, topic: str, partition: int) -> _MessageBatch:
         settings = self._accumulator.config
         records = MemoryRecordsBuilder(
             settings["message_version"], settings["compression_attrs"], settings["batch_size"]
         )
-        batch = _Batch(kafka.TopicPartition(topic, partition), records, self._producer._sender.force_close)
+        batch = _MessageBatch(kafka.TopicPartition(topic, partition), records, self._producer._sender.force_close)
         self._all.append(batch)
         return batch
 
-    def _hand_over(self, batch: _Batch) -> None:
+    def _hand_over(self, batch: _MessageBatch) -> None:
         accumulator = self._accumulator
         accumulator._appends_in_progress.increment()  # so that a producer that closes now does not overlook it
         try:
@@ -84,7 +84,7 @@ class Batches:
         self._producer._sender.wakeup()
 
 
-class _Batch(ProducerBatch):  # type: ignore[misc]  # the library has no types
+class _MessageBatch(ProducerBatch):  # type: ignore[misc]  # the library has no types
     """One future for all messages, as long as the batch stays whole. The first failure calls `stop`.
 
     That happens in the producer's own thread, before it can send what comes after.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from sinks.address import Address
+from sinks.address import SinkAddress
 from sinks.sink import SinkAddressError, SinkError
 
 with warnings.catch_warnings():
@@ -26,7 +26,17 @@ with warnings.catch_warnings():
     from kafka.net.inet import KafkaNetSocket
     from kafka.partitioner.default import murmur2
 
-__all__ = ["Broker", "close_sockets", "errors", "kafka", "murmur2", "open_admin", "parse_broker", "quieten", "told"]
+__all__ = [
+    "BrokerClient",
+    "close_sockets",
+    "errors",
+    "kafka",
+    "murmur2",
+    "open_admin",
+    "parse_broker",
+    "quieten",
+    "told",
+]
 
 log = logging.getLogger("sinks.kafka")
 
@@ -103,7 +113,7 @@ def close_sockets(client: Any) -> None:
 
 
 @dataclass
-class Broker:
+class BrokerClient:
     """How to reach a cluster: `servers` as "host:port", and kafka-python's settings by their names."""
 
     servers: list[str]
@@ -230,7 +240,7 @@ class Broker:
 
 
 @contextlib.contextmanager
-def open_admin(broker: Broker) -> Iterator[Any]:
+def open_admin(broker: BrokerClient) -> Iterator[Any]:
     """kafka-python's admin client with those of the settings that it takes."""
     taken = kafka.KafkaAdminClient.DEFAULT_CONFIG
     timeout_ms = int(broker.timeout_s * 1000)
@@ -244,7 +254,7 @@ def open_admin(broker: Broker) -> Iterator[Any]:
         close_sockets(admin)
 
 
-def parse_broker(address: Address, defaults: dict[str, Any]) -> Broker:
+def parse_broker(address: SinkAddress, defaults: dict[str, Any]) -> BrokerClient:
     """The servers and settings of an address; `defaults` are kafka-python's, by which words become numbers."""
     options = address.options
     timeout_s = options.number("timeout", _TIMEOUT_S, least=0.1)
@@ -265,10 +275,10 @@ def parse_broker(address: Address, defaults: dict[str, Any]) -> Broker:
     servers = [server if ":" in server else f"{server}:9092" for server in address.hosts.split(",") if server]
     if not servers:
         raise SinkAddressError(f"{address.public}: a host is missing: write {address.scheme}://HOST:PORT/TOPIC")
-    return Broker(servers, settings, timeout_s)
+    return BrokerClient(servers, settings, timeout_s)
 
 
-def _setting(address: Address, name: str, text: str, default: Any) -> Any:
+def _setting(address: SinkAddress, name: str, text: str, default: Any) -> Any:
     if isinstance(default, bool):
         if text.lower() in {"true", "false"}:
             return text.lower() == "true"
@@ -283,7 +293,7 @@ def _setting(address: Address, name: str, text: str, default: Any) -> Any:
     return None if name == "compression_type" and text == "none" else text
 
 
-def _bad_acks(address: Address, text: str) -> None:
+def _bad_acks(address: SinkAddress, text: str) -> None:
     raise address.options.error(f"option acks={text!r} must be all, 1 or 0")
 
 
@@ -300,7 +310,7 @@ def _topic_of(error: BaseException) -> str:
     return ", ".join(names)
 
 
-class _Notes(logging.Handler):
+class _ClientNotes(logging.Handler):
     """kafka-python hides why it tries again in its log, which floods otherwise: keep the newest of every thread."""
 
     def __init__(self) -> None:
@@ -356,7 +366,7 @@ _OF_TOPICS: dict[str, type[Exception]] = {
     "not found in cluster metadata": errors.UnknownTopicOrPartitionError,
     "is not available during auto-create": errors.LeaderNotAvailableError,
 }
-_notes = _Notes()
+_notes = _ClientNotes()
 
 
 def quieten() -> None:

@@ -7,14 +7,14 @@ import time
 from datetime import datetime
 from typing import Any
 
-from sinks.address import Address
+from sinks.address import SinkAddress
 from sinks.event import Event
 from sinks.formats.choose import Decode, open_decoder
-from sinks.kafka.client import Broker, close_sockets, errors, kafka, parse_broker, quieten
+from sinks.kafka.client import BrokerClient, close_sockets, errors, kafka, parse_broker, quieten
 from sinks.kafka.sink import DEFAULT_TOPIC
 from sinks.sink import SinkAddressError, SinkError
-from sinks.subscribe import Reader, Start, Unreadable
-from sinks.worker import Worker
+from sinks.subscribe import Reader, StartPosition, UnreadableEvent
+from sinks.worker import SinkWorker
 
 log = logging.getLogger("sinks.kafka")
 
@@ -22,7 +22,7 @@ _POLL_MS = 200
 _BATCH = 500
 
 
-async def read_kafka(address: Address, start: Start, follow: bool, group: str | None) -> Reader:
+async def read_kafka(address: SinkAddress, start: StartPosition, follow: bool, group: str | None) -> Reader:
     """Messages of the topic; without `follow` until it has caught up with whoever writes there.
 
     A group commits what the caller has taken, a few hundred at a time and at the end. After a crash it gets the last
@@ -33,8 +33,8 @@ async def read_kafka(address: Address, start: Start, follow: bool, group: str | 
     if start.at == "id":
         raise SinkAddressError(f"{address.public}: Kafka cannot start behind an id: give a time, or a group")
     quieten()
-    consumer = _Consumer(broker, address.path or DEFAULT_TOPIC, start, follow, group, decode)
-    worker = Worker("read-kafka")
+    consumer = _TopicConsumer(broker, address.path or DEFAULT_TOPIC, start, follow, group, decode)
+    worker = SinkWorker("read-kafka")
     try:
         await worker.call(consumer.open)
         while (batch := await worker.call(consumer.poll)) is not None:
@@ -48,11 +48,11 @@ async def read_kafka(address: Address, start: Start, follow: bool, group: str | 
         await worker.aclose(last=consumer.close)
 
 
-class _Consumer:
+class _TopicConsumer:
     """kafka-python's consumer; every method runs in the same thread."""
 
     def __init__(
-        self, broker: Broker, topic: str, start: Start, follow: bool, group: str | None, decode: Decode
+        self, broker: BrokerClient, topic: str, start: StartPosition, follow: bool, group: str | None, decode: Decode
     ) -> None:
         self._broker = broker
         self._topic = topic
@@ -136,18 +136,18 @@ class _Consumer:
         self._consumer.resume(*others)
         return not before or before[0].offset < offset - 1 or bool(before[0].timestamp >= moment_ms)
 
-    def poll(self) -> list[tuple[Any, int, Event | Unreadable]] | None:
+    def poll(self) -> list[tuple[Any, int, Event | UnreadableEvent]] | None:
         """What came, with partition and offset; None at the end of what was asked for."""
         records = self._consumer.poll(timeout_ms=_POLL_MS, max_records=_BATCH)
-        batch: list[tuple[Any, int, Event | Unreadable]] = []
+        batch: list[tuple[Any, int, Event | UnreadableEvent]] = []
         for partition, messages in records.items():
             for message in messages:
-                event: Event | Unreadable
+                event: Event | UnreadableEvent
                 try:
                     event = self._decode(message.value or b"", message.headers)
                 except ValueError as error:
                     reason = str(error).splitlines()[0]
-                    event = Unreadable(f"{partition.topic}/{message.partition}@{message.offset}: {reason}")
+                    event = UnreadableEvent(f"{partition.topic}/{message.partition}@{message.offset}: {reason}")
                 batch.append((partition, message.offset, event))
         return None if not batch and not self._follow and self._at_end() else batch
 

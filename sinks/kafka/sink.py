@@ -16,15 +16,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sinks.address import Address
+from sinks.address import SinkAddress
 from sinks.event import Event, EventType
 from sinks.formats.choose import Encode, open_format
-from sinks.kafka.batches import Batches
-from sinks.kafka.client import Broker, close_sockets, errors, kafka, murmur2, open_admin, parse_broker, quieten, told
+from sinks.kafka.batches import MessageBatches
+from sinks.kafka.client import (
+    BrokerClient,
+    close_sockets,
+    errors,
+    kafka,
+    murmur2,
+    open_admin,
+    parse_broker,
+    quieten,
+    told,
+)
 from sinks.sink import PoisonError, SinkError
-from sinks.worker import Worker
+from sinks.worker import SinkWorker
 
-__all__ = ["DEFAULT_TOPIC", "Broker", "KafkaSink", "Topics", "kafka", "open_admin", "open_kafka"]
+__all__ = ["DEFAULT_TOPIC", "BrokerClient", "KafkaSink", "TopicChoice", "kafka", "open_admin", "open_kafka"]
 
 log = logging.getLogger("sinks.kafka")
 
@@ -38,7 +48,7 @@ _MAY_WRITE = frozenset({"ALL", "WRITE"})
 
 
 @dataclass(frozen=True)
-class Topics:
+class TopicChoice:
     """Where each kind of event goes; an empty name sends it nowhere.
 
     `state` gets the newest news of every stream once more and is compacted: whoever comes late reads it first.
@@ -77,12 +87,12 @@ class KafkaSink:
 
     batch_events = 4096
 
-    def __init__(self, broker: Broker, topics: Topics, encode: Encode) -> None:
+    def __init__(self, broker: BrokerClient, topics: TopicChoice, encode: Encode) -> None:
         self._broker = broker
         self._topics = topics
         self._topics_of = {kind: topics.of(kind) for kind in EventType}
         self._encode = encode
-        self._worker = Worker("sink-kafka")
+        self._worker = SinkWorker("sink-kafka")
         self._producer: Any = None
         self._refused: dict[str, str] = {}
         self._forbidden: set[str] = set()  # topics that are missing and that the user may not make
@@ -112,7 +122,7 @@ class KafkaSink:
         self._since = time.monotonic()
         if self._producer is None:
             self._producer = self._connect()
-        batches = Batches(self._producer)
+        batches = MessageBatches(self._producer)
         try:
             for index, event in enumerate(events):
                 if event.id not in self._refused:
@@ -127,7 +137,7 @@ class KafkaSink:
         if refused := {event.id: self._refused.pop(event.id) for event in events if event.id in self._refused}:
             raise PoisonError(f"Kafka refuses {len(refused)} events for good", refused)
 
-    def _put(self, batches: Batches, index: int, event: Event) -> None:
+    def _put(self, batches: MessageBatches, index: int, event: Event) -> None:
         key = event.data.stream.encode()
         value, headers = self._encode(event)
         message = event.data.clock.captured_ns // 1_000_000, key, value, headers
@@ -278,7 +288,7 @@ class KafkaSink:
         return None
 
 
-def open_kafka(address: Address) -> KafkaSink:
+def open_kafka(address: SinkAddress) -> KafkaSink:
     """`kafka://HOST:PORT[,HOST:PORT]/TOPIC?...`; `kafkas://` speaks TLS; USER:PASSWORD@ is SASL.
 
     Options: `detections`, `state` (topics, or `none`), `create`, `partitions`, `replication`, `retention` (seconds),
@@ -289,7 +299,7 @@ def open_kafka(address: Address) -> KafkaSink:
     events = address.path or DEFAULT_TOPIC
     stem = events.removesuffix(".events")
     retention_s = options.number("retention", -1, least=-1)
-    topics = Topics(
+    topics = TopicChoice(
         events,
         _topic(options.text("detections"), f"{stem}.detections"),
         _topic(options.text("state"), f"{stem}.state"),

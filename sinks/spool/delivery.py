@@ -42,7 +42,7 @@ class SinkStatus:
     backlog: int
 
 
-class Delivery:
+class SinkDelivery:
     """Takes events behind its cursor and gives them to its sink. A failing sink holds up nobody else.
 
     `next_events(delivery, limit)` waits for events after the cursor and returns them with the number up to which
@@ -55,7 +55,7 @@ class Delivery:
         name: str,
         sink: Sink,
         cursor: int,
-        next_events: Callable[[Delivery, int], Awaitable[tuple[list[Numbered], int]]],
+        next_events: Callable[[SinkDelivery, int], Awaitable[tuple[list[Numbered], int]]],
         acknowledged: Callable[[], None],
         bury: Callable[[str, Event, str], Awaitable[None]],
     ) -> None:

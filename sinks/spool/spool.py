@@ -21,9 +21,9 @@ from typing import Literal, Self, TypeVar
 
 from sinks.event import Event
 from sinks.sink import Sink, SinkError
-from sinks.spool.delivery import Delivery, Numbered, SinkStatus, append_dead_letter, numbered
-from sinks.spool.store import DROPPABLE, Block, Store, StoreDamaged, StoreFull
-from sinks.worker import Worker
+from sinks.spool.delivery import Numbered, SinkDelivery, SinkStatus, append_dead_letter, numbered
+from sinks.spool.store import DROPPABLE, EventBlock, SpoolStore, StoreDamaged, StoreFull
+from sinks.worker import SinkWorker
 
 log = logging.getLogger("sinks.spool")
 
@@ -45,7 +45,7 @@ class SpoolClosed(SinkError):
     """Nothing more can be sent: the spool was closed."""
 
 
-class _Send:
+class _SendRequest:
     """Events of one call to `send_batch`, on their way to the disk."""
 
     __slots__ = ("events", "future", "lines", "size")
@@ -66,7 +66,7 @@ class _Send:
         return gone
 
 
-class _Call:
+class _WriterCall:
     """Something else for the writer's thread to do."""
 
     __slots__ = ("function", "future")
@@ -81,7 +81,7 @@ class Spool:
 
     def __init__(
         self,
-        store: Store | None,
+        store: SpoolStore | None,
         sinks: Mapping[str, Sink],
         max_bytes: int,
         when_full: WhenFull,
@@ -105,18 +105,18 @@ class Spool:
         self._drops: dict[str, Counter[str]] = {}
         self._storage_error = ""
         self._told_at = float("-inf")
-        self._outgoing: list[_Send] = []  # since the loop last turned
-        self._queue: queue.SimpleQueue[list[_Send] | _Call | None] = queue.SimpleQueue()
+        self._outgoing: list[_SendRequest] = []  # since the loop last turned
+        self._queue: queue.SimpleQueue[list[_SendRequest] | _WriterCall | None] = queue.SimpleQueue()
         self._nudged = False
         self._releasable = 0  # every event up to this number may be forgotten
         self._shrinking = False  # whether the file may have pages to give back
         self._open_tracks: dict[str, Event] = {}
         self._changed_tracks: dict[str, Event | None] = {}
         self._deliveries = [
-            Delivery(name, sink, self._start_of(name), self._next_events, self._acknowledged, self._bury)
+            SinkDelivery(name, sink, self._start_of(name), self._next_events, self._acknowledged, self._bury)
             for name, sink in sinks.items()
         ]
-        self._reader = Worker("spool-reader")
+        self._reader = SinkWorker("spool-reader")
         self._writer = threading.Thread(target=self._write_all, name="spool-writer", daemon=True)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -145,7 +145,7 @@ class Spool:
             spool = cls(None, sinks, max_bytes, when_full, Path(dead_letters) if dead_letters else None)
         else:
             file = Path(path)
-            store = await asyncio.to_thread(Store, file, sync_each=sync_each)
+            store = await asyncio.to_thread(SpoolStore, file, sync_each=sync_each)
             dead = Path(dead_letters) if dead_letters else file.with_name(file.name + ".dead.jsonl")
             spool = cls(store, sinks, max_bytes, when_full, dead)
             await asyncio.to_thread(spool._recover)
@@ -172,7 +172,7 @@ class Spool:
         if not events:
             return
         lines = [event.to_json() for event in events]
-        send = _Send(events, lines, sum(map(len, lines)), self._loop.create_future())
+        send = _SendRequest(events, lines, sum(map(len, lines)), self._loop.create_future())
         if self._gate.locked() or self._used + send.size > self._max_bytes:
             async with self._gate:
                 await self._wait_for_room(send)
@@ -271,7 +271,7 @@ class Spool:
             self._queue.put(self._outgoing)
             self._outgoing = []
 
-    async def _wait_for_room(self, send: _Send) -> None:
+    async def _wait_for_room(self, send: _SendRequest) -> None:
         """Waits until there is room for all of it, or for what the policy leaves. One caller at a time, in order."""
         while self._used + send.size > self._max_bytes and self._used and not self._closed:
             if self._when_full == "drop_oldest":
@@ -298,7 +298,7 @@ class Spool:
         return bool(dropped)
 
     def _thin_tail(self, wanted: int) -> bool:
-        """As `Store.drop_oldest`, where events are in memory only."""
+        """As `SpoolStore.drop_oldest`, where events are in memory only."""
         used = self._used
         for index in range(max(0, self._thinned - self._tail_first), len(self._tail)):
             if used - self._used >= wanted:
@@ -328,7 +328,7 @@ class Spool:
             delivery.wake.set()
         self._forget()
 
-    def _stored(self, sends: list[_Send]) -> None:
+    def _stored(self, sends: list[_SendRequest]) -> None:
         self._keep([event for send in sends for event in send.events])
         for send in sends:
             if not send.future.done():
@@ -355,9 +355,9 @@ class Spool:
             self._forget()
         elif not self._nudged:
             self._nudged = True
-            self._queue.put(_Call(_nothing, self._loop.create_future()))
+            self._queue.put(_WriterCall(_nothing, self._loop.create_future()))
 
-    async def _next_events(self, delivery: Delivery, limit: int) -> tuple[list[Numbered], int]:
+    async def _next_events(self, delivery: SinkDelivery, limit: int) -> tuple[list[Numbered], int]:
         cursor = delivery.cursor
         while cursor >= self._last:
             delivery.wake.clear()
@@ -373,7 +373,7 @@ class Spool:
         events_read, upto = await self._reader.call(_read_events, self._store, cursor, limit)
         return events_read, upto if upto > cursor else newest
 
-    async def _linger(self, delivery: Delivery, limit: int) -> None:
+    async def _linger(self, delivery: SinkDelivery, limit: int) -> None:
         """Waits for a larger batch, unless somebody drains the spool."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delivery.linger_s):
@@ -387,7 +387,7 @@ class Spool:
         log.warning("sink %s will never take event %s: %s", sink, event.id, reason)
         self._count("dead_letter", event.data.stream)
 
-    async def _close_sink(self, delivery: Delivery) -> None:
+    async def _close_sink(self, delivery: SinkDelivery) -> None:
         try:
             async with asyncio.timeout(_CLOSE_SINK_S):
                 await delivery.sink.aclose()
@@ -406,7 +406,7 @@ class Spool:
     async def _call(self, function: Callable[[], R]) -> R:
         """Runs the function in the writer's thread."""
         future: asyncio.Future[R] = self._loop.create_future()
-        self._queue.put(_Call(function, future))  # type: ignore[arg-type]
+        self._queue.put(_WriterCall(function, future))  # type: ignore[arg-type]
         return await future
 
     # The writer's side: everything below runs in its thread.
@@ -460,14 +460,16 @@ class Spool:
         self._refuse_rest()
         store.close()
 
-    def _take(self, store: Store, item: list[_Send] | _Call) -> list[_Send] | _Call | None:
+    def _take(
+        self, store: SpoolStore, item: list[_SendRequest] | _WriterCall
+    ) -> list[_SendRequest] | _WriterCall | None:
         """Stores all that waits behind the item too, as far as it fits one block; returns what comes next."""
-        if isinstance(item, _Call):
+        if isinstance(item, _WriterCall):
             self._do(item)
             return None
         sends = item
         count, size = _measure(sends)
-        following: list[_Send] | _Call | None = None
+        following: list[_SendRequest] | _WriterCall | None = None
         while count < _BLOCK_EVENTS and size < _BLOCK_BYTES:
             try:
                 following = self._queue.get_nowait()
@@ -485,7 +487,7 @@ class Spool:
         self._append(store, sends)
         return following
 
-    def _append(self, store: Store, sends: list[_Send]) -> None:
+    def _append(self, store: SpoolStore, sends: list[_SendRequest]) -> None:
         while lines := [line for send in sends for line in send.lines]:
             try:
                 store.append(lines, sum(event.type in DROPPABLE for send in sends for event in send.events))
@@ -515,7 +517,7 @@ class Spool:
                     self._changed_tracks[track.uid] = None if track.state == "ended" else event
         self._tell(self._stored, sends)
 
-    def _do(self, call: _Call) -> None:
+    def _do(self, call: _WriterCall) -> None:
         try:
             result = call.function()
         except Exception as error:
@@ -523,7 +525,7 @@ class Spool:
         else:
             self._tell(_resolve, call.future, result)
 
-    def _tidy(self, store: Store) -> bool:
+    def _tidy(self, store: SpoolStore) -> bool:
         """Store the cursors and the open tracks, and find out what may be forgotten; False where it failed."""
         self._nudged = False
         cursors = {delivery.name: delivery.cursor for delivery in self._deliveries}
@@ -543,10 +545,10 @@ class Spool:
         self._changed_tracks = {**changed, **self._changed_tracks}
         return False
 
-    def _can_release(self, store: Store) -> bool:
+    def _can_release(self, store: SpoolStore) -> bool:
         return self._releasable >= store.first
 
-    def _release(self, store: Store) -> bool:
+    def _release(self, store: SpoolStore) -> bool:
         """Forget some of what every sink has; False when there is no more."""
         if not self._can_release(store):
             return False
@@ -558,12 +560,12 @@ class Spool:
         self._tell(self._released, freed)
         return True
 
-    def _shrink(self, store: Store) -> bool:
+    def _shrink(self, store: SpoolStore) -> bool:
         """Give some free pages back to the file system; False when there are no more."""
         self._shrinking = self._shrinking and bool(self._step(store, store.shrink))
         return self._shrinking
 
-    def _step(self, store: Store, step: Callable[[], R]) -> R | None:
+    def _step(self, store: SpoolStore, step: Callable[[], R]) -> R | None:
         """None where it failed: it is tried again after the next tidying."""
         try:
             return step()
@@ -594,7 +596,7 @@ class Spool:
             self._loop.call_soon_threadsafe(function, *values)
 
 
-def _measure(sends: list[_Send]) -> tuple[int, int]:
+def _measure(sends: list[_SendRequest]) -> tuple[int, int]:
     """How many events, and bytes."""
     return sum([len(send.lines) for send in sends]), sum([send.size for send in sends])
 
@@ -613,13 +615,13 @@ def _fail(future: asyncio.Future[object], error: Exception) -> None:
         future.set_exception(error)
 
 
-def _parse(block: Block, after: int) -> Iterator[Numbered]:
+def _parse(block: EventBlock, after: int) -> Iterator[Numbered]:
     for number, line in enumerate(block.lines, block.first):
         if line and number > after:
             yield number, Event.from_json(line)
 
 
-def _read_events(store: Store, after: int, limit: int) -> tuple[list[Numbered], int]:
+def _read_events(store: SpoolStore, after: int, limit: int) -> tuple[list[Numbered], int]:
     blocks = store.read(after, limit)
     events = list(islice((item for block in blocks for item in _parse(block, after)), limit))
     if len(events) == limit:
@@ -627,7 +629,7 @@ def _read_events(store: Store, after: int, limit: int) -> tuple[list[Numbered], 
     return events, blocks[-1].last if blocks else after
 
 
-def _events_after(store: Store, after: int) -> Iterator[Event]:
+def _events_after(store: SpoolStore, after: int) -> Iterator[Event]:
     while blocks := store.read(after, 1):
         for _, event in _parse(blocks[0], after):
             yield event

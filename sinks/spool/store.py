@@ -55,7 +55,7 @@ _DROPPABLE_MARKS = tuple(f'"type":"{kind.value}"'.encode() for kind in DROPPABLE
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class EventBlock:
     """Events as they were stored together; an empty line was dropped or could not be read."""
 
     first: int
@@ -67,7 +67,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Dropped:
+class DroppedEvents:
     """One event that left the spool without being delivered."""
 
     number: int
@@ -83,7 +83,7 @@ class StoreDamaged(SinkError):
     """The file's structure is broken: `reopen` saves what can be read."""
 
 
-class Store:
+class SpoolStore:
     """Not thread-safe but for `read`, which one other thread may call. Raises `SinkError` in one sentence."""
 
     def __init__(self, path: Path, *, sync_each: bool = False) -> None:
@@ -113,7 +113,7 @@ class Store:
             raise SinkError(
                 f"the spool {self._path} cannot be opened ({error}): check path, rights and space"
             ) from None
-        self._keeper = _Keeper(self._path, sync=not self._sync_each)
+        self._keeper = _StoreKeeper(self._path, sync=not self._sync_each)
 
     def _connect(self) -> None:
         self._db = _connect(self._path)
@@ -159,9 +159,9 @@ class Store:
         self._keeper.committed()
         return first
 
-    def read(self, after: int, limit: int) -> list[Block]:
+    def read(self, after: int, limit: int) -> list[EventBlock]:
         """Blocks with events numbered above `after`, until `limit` events are reached; the first may begin before."""
-        blocks: list[Block] = []
+        blocks: list[EventBlock] = []
         count = 0
         while count < limit:
             block = self._read_block("first <= ? + 1 ORDER BY first DESC", after)
@@ -174,7 +174,7 @@ class Store:
             after = block.last
         return blocks
 
-    def _read_block(self, which: str, after: int) -> Block | None:
+    def _read_block(self, which: str, after: int) -> EventBlock | None:
         sql = f"SELECT first, last, crc, body FROM blocks WHERE {which} LIMIT 1"
         try:
             row = self._reader.execute(sql, (after,)).fetchone()
@@ -191,7 +191,7 @@ class Store:
             self._bad_upto = last
             self.lost += bad
             log.error("the spool %s is damaged: %d of the events %d to %d are lost", self._path, bad, first, last)
-        return Block(first, lines)
+        return EventBlock(first, lines)
 
     def release(self, upto: int) -> int:
         """Forget blocks that end at or before `upto`, some of them; returns the bytes that this gives back.
@@ -210,9 +210,9 @@ class Store:
         self.first = max(self.first, last + 1)
         return freed
 
-    def drop_oldest(self, wanted: int) -> list[Dropped]:
+    def drop_oldest(self, wanted: int) -> list[DroppedEvents]:
         """Empty the oldest lines that may be dropped until `wanted` bytes are free, or none of them is left."""
-        dropped: list[Dropped] = []
+        dropped: list[DroppedEvents] = []
         freed = 0
         with self._errors():
             while freed < wanted:
@@ -223,7 +223,7 @@ class Store:
                 lines, _ = _lines(*row)
                 gone = [index for index, line in enumerate(lines) if is_droppable(line)]
                 for index in gone:
-                    dropped.append(Dropped(row[0] + index, _stream(lines[index]), len(lines[index])))
+                    dropped.append(DroppedEvents(row[0] + index, _stream(lines[index]), len(lines[index])))
                     freed += len(lines[index])
                     lines[index] = b""
                 body = b"\n".join(lines)
@@ -307,7 +307,7 @@ class Store:
             raise SinkError(f"the spool {self._path} cannot be written ({error})") from None
 
 
-class _Keeper:
+class _StoreKeeper:
     """Brings commits to the disk in the background: at most `SYNC_WINDOW_S` of them are lost in a power cut.
 
     Checkpoints happen here too, on a connection of their own, so that no commit waits for one. Only where events come

@@ -21,16 +21,16 @@ from sinks.event import (
 )
 from streamer.analysis.queries import QueryBook
 from streamer.frame import Frame, FrameClock
-from streamer.rules.rule import Happening
+from streamer.rules.rule import RuleFinding
 from streamer.rules.track_ids import NewUid
-from streamer.rules.tracks import Matches, Tracks
+from streamer.rules.tracks import QueryMatches, TrackLives
 
 _LAST = (EventType.ZONE_EXIT, EventType.MATCH_END, EventType.TRACK_END)
 _ORDER = {EventType.TRACK_BEGIN: 0, EventType.MATCH_BEGIN: 1, **{kind: 3 + rank for rank, kind in enumerate(_LAST)}}
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class EventTime:
     """When something happened: a capture time, how far it can be trusted, and the frame, if there was one."""
 
     time_ns: int
@@ -38,12 +38,12 @@ class Moment:
     frame: FrameInfo | None = None
 
     @classmethod
-    def of(cls, frame: Frame) -> Moment:
+    def of(cls, frame: Frame) -> EventTime:
         return cls(frame.time_ns, frame.clock, FrameInfo(index=frame.index, width=frame.width, height=frame.height))
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class StreamIdentity:
     """What the events of a stream say of where they come from. `source` is the CloudEvents source; `written` counts
     the events that this run already has of the stream."""
 
@@ -80,14 +80,14 @@ def close_crashed(open_tracks: Iterable[Event], run: int) -> list[Event]:
     return ends
 
 
-class Journal:
+class EventWriter:
     """Writes the events of one stream; sequences begin at 1 in every run."""
 
     def __init__(
         self,
-        identity: Identity,
-        tracks: Tracks,
-        matches: Matches,
+        identity: StreamIdentity,
+        tracks: TrackLives,
+        matches: QueryMatches,
         queries: QueryBook,
         default_threshold: float,
     ) -> None:
@@ -98,12 +98,12 @@ class Journal:
         self._default_threshold = default_threshold
         self._sequence = identity.written
 
-    def write(self, happenings: Iterable[Happening], moment: Moment) -> list[Event]:
+    def write(self, happenings: Iterable[RuleFinding], moment: EventTime) -> list[Event]:
         """The events in order: within a frame things begin first, then happen, then end."""
         ordered = sorted(happenings, key=lambda happening: _ORDER.get(happening.type, 2))
         return [self._event(happening, moment) for happening in ordered]
 
-    def _event(self, happening: Happening, moment: Moment) -> Event:
+    def _event(self, happening: RuleFinding, moment: EventTime) -> Event:
         self._sequence += 1
         identity = self._identity
         fields = dict(happening.data)
@@ -133,7 +133,7 @@ class Journal:
             ),
         )
 
-    def _clock(self, moment: Moment) -> Clock:
+    def _clock(self, moment: EventTime) -> Clock:
         clock = moment.clock
         return Clock(
             basis=clock.basis,

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sinks.event import CoverageInfo, Event, EventType, OutageInfo, QueryInfo
-from streamer.analysis.event_writer import Identity, Journal, Moment
+from streamer.analysis.event_writer import EventTime, EventWriter, StreamIdentity
 from streamer.analysis.label_scores import for_tracker
 from streamer.analysis.queries import QueryBook, QueryChange, QuerySet
-from streamer.rules.places import Count, Line, Places, Zone
-from streamer.rules.rule import Happening, Observation
-from streamer.rules.tracks import EndReason, Matches, Tracks
-from streamer.sources.frame_counter import Tally
+from streamer.rules.places import Count, Line, PlaceRules, Zone
+from streamer.rules.rule import FrameObservation, RuleFinding
+from streamer.rules.tracks import EndReason, QueryMatches, TrackLives
+from streamer.sources.frame_counter import FrameTally
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -36,12 +36,12 @@ class CountPlan:
     query: str | None = None
 
 
-class Analysis:
+class StreamAnalysis:
     """Tracker, rules and journal of one stream. Not thread-safe; call it in the order of the frames."""
 
     def __init__(
         self,
-        identity: Identity,
+        identity: StreamIdentity,
         tracker: Tracker,
         queries: QueryBook,
         default_threshold: float,
@@ -52,12 +52,12 @@ class Analysis:
         self.queries = queries
         self.zones = tuple(zones)
         self.lines = tuple(lines)
-        self.tracks = Tracks(identity.new_uid)
-        self.matches = Matches()
+        self.tracks = TrackLives(identity.new_uid)
+        self.matches = QueryMatches()
         self._tracker = tracker
         self._default_threshold = default_threshold
-        self._places = Places(zones, lines, [self._count(identity.stream, plan) for plan in counts])
-        self._journal = Journal(identity, self.tracks, self.matches, queries, default_threshold)
+        self._places = PlaceRules(zones, lines, [self._count(identity.stream, plan) for plan in counts])
+        self._journal = EventWriter(identity, self.tracks, self.matches, queries, default_threshold)
         self._resumed: dict[int, int] = {}
         self._threshold_cache: tuple[QuerySet, np.ndarray, np.ndarray] | None = None
 
@@ -74,7 +74,7 @@ class Analysis:
         tracked = self._tracker.update(named, frame.time_s, moved)
         if len(tracked):
             tracked.confidence = scores[tracked.data["detection_index"]]
-        seen = self._resume(Observation.of(tracked, self._tracker, numbers, frame))
+        seen = self._resume(FrameObservation.of(tracked, self._tracker, numbers, frame))
         if len(tracked):
             tracked.tracker_id = seen.ids
         happenings = self.tracks.update(seen)
@@ -83,9 +83,9 @@ class Analysis:
                 self.tracks.records[happening.track].is_asked_for = True
         happenings += matched
         happenings += self._places.update(replace(seen, matched=self.matches.matched))
-        return tracked, self._journal.write(happenings, Moment.of(frame)) if happenings else []
+        return tracked, self._journal.write(happenings, EventTime.of(frame)) if happenings else []
 
-    def _resume(self, seen: Observation) -> Observation:
+    def _resume(self, seen: FrameObservation) -> FrameObservation:
         """A thing that the tracker found again, and gave a new id, before its end was told goes on under its old one:
         one object, one begin."""
         merges = []
@@ -113,7 +113,7 @@ class Analysis:
             tracked.tracker_id = np.array(ids, np.int64)
         return tracked
 
-    def close(self, moment: Moment, reason: EndReason) -> list[Event]:
+    def close(self, moment: EventTime, reason: EndReason) -> list[Event]:
         """End everything that is open: the stream ended, went dark or is shut down."""
         happenings = self._places.close(moment.time_ns) + self.matches.close(moment.time_ns)
         happenings += self.tracks.close(moment.time_ns, reason)
@@ -121,28 +121,28 @@ class Analysis:
         self._resumed.clear()
         return self._journal.write(happenings, moment)
 
-    def outage(self, moment: Moment, cause: str, since_ns: int) -> list[Event]:
+    def outage(self, moment: EventTime, cause: str, since_ns: int) -> list[Event]:
         """The stream went dark: what was seen ends with `stream_down`."""
-        told = Happening(EventType.STREAM_OFFLINE, None, {"outage": OutageInfo(cause=cause, since_ns=since_ns)})
+        told = RuleFinding(EventType.STREAM_OFFLINE, None, {"outage": OutageInfo(cause=cause, since_ns=since_ns)})
         return self.close(moment, "stream_down") + self._journal.write([told], moment)
 
-    def online(self, moment: Moment, cause: str = "", since_ns: int | None = None) -> list[Event]:
+    def online(self, moment: EventTime, cause: str = "", since_ns: int | None = None) -> list[Event]:
         """The stream is seen, for the first time or again after the outage that began at `since_ns`."""
         outage = None if since_ns is None else OutageInfo(cause=cause, since_ns=since_ns, until_ns=moment.time_ns)
         data = {} if outage is None else {"outage": outage}
-        return self._journal.write([Happening(EventType.STREAM_ONLINE, None, data)], moment)
+        return self._journal.write([RuleFinding(EventType.STREAM_ONLINE, None, data)], moment)
 
     def enriched(self, told: Enrichment) -> list[Event]:
         """A description or a mask that came later than what it explains."""
         number = told.subject.track_number
         known = number if number is not None and self.tracks.find(number) is not None else None
         data = {"description": told.description, "cause": told.cause}
-        return self._journal.write([Happening(EventType.ENRICH, known, data)], told.moment)
+        return self._journal.write([RuleFinding(EventType.ENRICH, known, data)], told.moment)
 
-    def coverage(self, moment: Moment, info: CoverageInfo) -> list[Event]:
-        return self._journal.write([Happening(EventType.COVERAGE, None, {"coverage": info})], moment)
+    def coverage(self, moment: EventTime, info: CoverageInfo) -> list[Event]:
+        return self._journal.write([RuleFinding(EventType.COVERAGE, None, {"coverage": info})], moment)
 
-    def changed(self, change: QueryChange, moment: Moment) -> list[Event]:
+    def changed(self, change: QueryChange, moment: EventTime) -> list[Event]:
         """A query was added, changed, paused, resumed or removed."""
         query = change.query
         withdrawn = self.matches.withdraw(query.number) if change.change != "added" else []
@@ -151,7 +151,7 @@ class Analysis:
                 self.tracks.records[happening.track].is_asked_for = False
         threshold = query.least_score(self._default_threshold)
         info = QueryInfo(id=query.id, rev=query.revision, text=query.text, threshold=threshold, change=change.change)
-        told = Happening(EventType.QUERY, None, {"query": info})
+        told = RuleFinding(EventType.QUERY, None, {"query": info})
         return self._journal.write(withdrawn, moment) + self._journal.write([told], moment)
 
     def _asked(self, queries: QuerySet) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +190,7 @@ class CoverageMeter:
     def __init__(self, every_s: float = 10.0) -> None:
         self._every_ns = int(every_s * 1e9)
         self._from_ns: int | None = None
-        self._before = Tally(0, 0, {})
+        self._before = FrameTally(0, 0, {})
         self._events_dropped: dict[str, int] = {}
 
     def due(self, time_ns: int) -> bool:
@@ -198,7 +198,7 @@ class CoverageMeter:
             self._from_ns = time_ns
         return time_ns - self._from_ns >= self._every_ns
 
-    def measure(self, tally: Tally, time_ns: int, events_dropped: Mapping[str, int]) -> CoverageInfo:
+    def measure(self, tally: FrameTally, time_ns: int, events_dropped: Mapping[str, int]) -> CoverageInfo:
         """What was received, analysed and dropped since the last measure; all arguments count from the start."""
         before, from_ns = self._before, self._from_ns if self._from_ns is not None else time_ns
         analysed = tally.analysed - before.analysed

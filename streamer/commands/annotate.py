@@ -45,11 +45,11 @@ def annotate(
 
     OUT gets images/, annotations.json and review.html; with --describe grand.json, with --gligen gligen.jsonl.
     """
-    from streamer.enrichment.loading import Loading
-    from streamer.tasks.annotate import Task
+    from streamer.enrichment.loading import GlammLoading
+    from streamer.tasks.annotate import AnnotateTask
     from streamer.tasks.annotate import annotate as work
 
-    task = Task(
+    task = AnnotateTask(
         sources=sources,
         queries=query,
         detectors=detector,
@@ -63,6 +63,6 @@ def annotate(
         tracker=tracks,
         sam=sam,
         gligen=gligen,
-        describe=Loading(model, clip, device, None, bits) if describe else None,
+        describe=GlammLoading(model, clip, device, None, bits) if describe else None,
     )
     work(task, as_json=as_json, quiet=quiet)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from detectors.glip.bench import Speed
+    from detectors.glip.bench import DetectorSpeed
 
 
 def detector(
@@ -57,7 +57,7 @@ def detector(
     _show(found, f"{name}, {size}, batch {batch}, {queries} queries, {found.dtype}, {found.device}")
 
 
-def _show(found: Speed, title: str) -> None:
+def _show(found: DetectorSpeed, title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 

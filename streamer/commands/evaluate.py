@@ -22,7 +22,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the scores as JSON."
 Results = Annotated[Path, typer.Argument(help="COCO results [{image_id, category_id, bbox, score}], or annotate's.")]
 
 
-class Protocol(StrEnum):
+class GroundingProtocol(StrEnum):
     ANY = "any"
     MERGED = "merged"
 
@@ -55,8 +55,9 @@ def grounding(
     truth: Annotated[Path, typer.Argument(help="A data set with captions and phrases, as MDETR or annotate writes.")],
     results: Results,
     protocol: Annotated[
-        Protocol, typer.Option(help="A box is right when it meets one of a phrase's boxes, or the box around them.")
-    ] = Protocol.ANY,
+        GroundingProtocol,
+        typer.Option(help="A box is right when it meets one of a phrase's boxes, or the box around them."),
+    ] = GroundingProtocol.ANY,
     as_json: AsJson = False,
 ) -> None:
     """Score phrases: how often one of the 1, 5, 10 best boxes is right, as on Flickr30k Entities."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 
-class Task(StrEnum):
+class SegmentationTask(StrEnum):
     """As `streamer.tasks.evaluate_segmentation.Benchmark`, without what it imports."""
 
     GCG = "gcg"
@@ -23,8 +23,9 @@ def evaluate_segmentation(
         Path | None, typer.Argument(help="The same form; absent: the model answers, see --images.")
     ] = None,
     task: Annotated[
-        Task, typer.Option(help="gcg: AP50, mIoU, recall, METEOR, CIDEr; refseg: cIoU, gIoU; regcap: METEOR, CIDEr.")
-    ] = Task.GCG,
+        SegmentationTask,
+        typer.Option(help="gcg: AP50, mIoU, recall, METEOR, CIDEr; refseg: cIoU, gIoU; regcap: METEOR, CIDEr."),
+    ] = SegmentationTask.GCG,
     images: Annotated[Path | None, typer.Option(help="The folder of the images, for the model to answer.")] = None,
     text_model: Annotated[
         str, typer.Option(help="Compares phrases for gcg's recall: a BERT's name or folder, or none.")
@@ -36,9 +37,9 @@ def evaluate_segmentation(
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
     """Score masks and captions the way the papers do."""
-    from streamer.enrichment.loading import Loading
+    from streamer.enrichment.loading import GlammLoading
     from streamer.tasks import evaluate_segmentation as mask_scores
 
-    loading = Loading(model, clip, device, None, bits)
-    benchmark = mask_scores.Benchmark(task.value)
+    loading = GlammLoading(model, clip, device, None, bits)
+    benchmark = mask_scores.SegmentationBenchmark(task.value)
     mask_scores.evaluate(benchmark, truth, predictions, images, text_model, loading, as_json=as_json)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from trackers.evaluation import Score
+    from trackers.evaluation import TrackingScore
 
 
 def tracking(
@@ -37,7 +37,7 @@ def tracking(
     _tell(alone, together, as_json)
 
 
-def _tell(alone: dict[str, Score], together: Score, as_json: bool) -> None:
+def _tell(alone: dict[str, TrackingScore], together: TrackingScore, as_json: bool) -> None:
     import json
     from dataclasses import asdict
 

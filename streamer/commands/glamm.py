@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from streamer.enrichment.loading import GlammLoading
+
 Model = Annotated[
     str, typer.Option("--model", help="glamm-fullscope, another released checkpoint, or a folder that holds one.")
 ]
@@ -36,10 +38,10 @@ def segment(
     as_json: AsJson = False,
 ) -> None:
     """Cut out what the words name: a mask for each phrase, in a picture or in sampled frames of a video."""
-    from streamer.tasks import glamm as describing
+    from streamer.tasks import glamm
 
-    options = describing.Loading(model, clip, device, dtype, bits, batch)
-    raise typer.Exit(describing.segment(image, query, options, generate=generate, fps=fps, out=out, as_json=as_json))
+    options = GlammLoading(model, clip, device, dtype, bits, batch)
+    raise typer.Exit(glamm.segment(image, query, options, generate=generate, fps=fps, out=out, as_json=as_json))
 
 
 def describe(
@@ -53,9 +55,9 @@ def describe(
     as_json: AsJson = False,
 ) -> None:
     """Describe a picture, each phrase tied to a mask, as coloured text over coloured masks."""
-    from streamer.tasks import glamm as describing
+    from streamer.tasks import glamm
 
-    describing.describe(image, describing.Loading(model, clip, device, dtype, bits), out=out, as_json=as_json)
+    glamm.describe(image, GlammLoading(model, clip, device, dtype, bits), out=out, as_json=as_json)
 
 
 def region(
@@ -69,9 +71,9 @@ def region(
     as_json: AsJson = False,
 ) -> None:
     """Describe what stands in a box of a picture."""
-    from streamer.tasks import glamm as describing
+    from streamer.tasks import glamm
 
-    describing.region(image, box, describing.Loading(model, clip, device, dtype, bits), as_json=as_json)
+    glamm.region(image, box, GlammLoading(model, clip, device, dtype, bits), as_json=as_json)
 
 
 def caption(
@@ -84,9 +86,9 @@ def caption(
     as_json: AsJson = False,
 ) -> None:
     """Describe a picture in plain words, without masks."""
-    from streamer.tasks import glamm as describing
+    from streamer.tasks import glamm
 
-    describing.caption(image, describing.Loading(model, clip, device, dtype, bits), as_json=as_json)
+    glamm.caption(image, GlammLoading(model, clip, device, dtype, bits), as_json=as_json)
 
 
 def chat(
@@ -106,7 +108,7 @@ def chat(
     as_json: AsJson = False,
 ) -> None:
     """Talk about a picture; answers may show what they speak of. An empty line or Ctrl-D ends the talk."""
-    from streamer.tasks import glamm as describing
+    from streamer.tasks import glamm
 
-    options = describing.Loading(model, clip, device, dtype, bits)
-    describing.chat(image, message, box, options, out=out, as_json=as_json)
+    options = GlammLoading(model, clip, device, dtype, bits)
+    glamm.chat(image, message, box, options, out=out, as_json=as_json)

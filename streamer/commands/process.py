@@ -57,9 +57,9 @@ def process(
     For every video OUT/NAME/ gets tracks.txt (MOTChallenge), coco.json, summary.json and video.mp4;
     OUT/events.sqlite and OUT/events.jsonl hold the events of all.
     """
-    from streamer.tasks.process import Job, process_videos
+    from streamer.tasks.process import ProcessJob, process_videos
 
-    job = Job(
+    job = ProcessJob(
         videos=videos,
         queries=query,
         detector=detector,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _ROWS = 30
 
 
-class Format(StrEnum):
+class OutputFormat(StrEnum):
     TABLE = "table"
     JSON = "json"
 
@@ -37,7 +37,7 @@ def subscribe(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for what comes.")] = False,
     group: Annotated[str | None, typer.Option(help="Kafka: share the work with this group and resume there.")] = None,
     format: Annotated[
-        Format | None, typer.Option(help="table or json; by default a table in a terminal, JSON in a pipe.")
+        OutputFormat | None, typer.Option(help="table or json; by default a table in a terminal, JSON in a pipe.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many events.")] = None,
 ) -> None:
@@ -57,7 +57,7 @@ def subscribe(
         group=group,
         on_gap=lambda gap: typer.echo(str(gap), err=True),
     )
-    as_table = format is Format.TABLE or (format is None and sys.stdout.isatty())
+    as_table = format is OutputFormat.TABLE or (format is None and sys.stdout.isatty())
     with contextlib.suppress(KeyboardInterrupt):
         try:
             asyncio.run(_show_table(events, limit) if as_table else _print_lines(events, limit))

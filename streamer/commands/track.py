@@ -43,7 +43,7 @@ def track(
     else:
         jobs = [(detections, out if out is not None else Path("out/tracks.txt"))]
     done = []
-    with _Progress(as_json) as advance:
+    with _TrackProgress(as_json) as advance:
         for source, path in jobs:
             rows, rate, cameras, length = _read(source, fps)
             lines, ids = _track(rows, rate, cameras, length, create_tracker(tracker, **options), advance)
@@ -106,7 +106,7 @@ def _track(
     return lines, len(ids)
 
 
-class _Progress:
+class _TrackProgress:
     """A bar for people, nothing for pipes."""
 
     def __init__(self, quiet: bool) -> None:

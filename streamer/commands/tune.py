@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class Mode(StrEnum):
+class TuneMode(StrEnum):
     FULL = "full"
     HEAD = "head"
     LINEAR = "linear"
@@ -27,8 +27,8 @@ def tune(
     ] = None,
     val: Annotated[Path | None, typer.Option(help="Labelled pictures to stop by; TRUTH itself when absent.")] = None,
     val_images: Annotated[Path | None, typer.Option(help="Their folder.")] = None,
-    mode: Annotated[Mode, typer.Option(help="What learns: everything, the head, its last layer, or the words.")] = (
-        Mode.PROMPT
+    mode: Annotated[TuneMode, typer.Option(help="What learns: everything, the head, its last layer, or the words.")] = (
+        TuneMode.PROMPT
     ),
     shots: Annotated[
         int | None, typer.Option(min=0, help="Examples of each category; all when absent. 0: only --describe.")
@@ -64,7 +64,7 @@ def tune(
     from detectors.glip.training import fitting
     from streamer.errors import ConfigError
 
-    makes_words = shots == 0 or mode is Mode.PROMPT
+    makes_words = shots == 0 or mode is TuneMode.PROMPT
     if makes_words and short_side is not None:
         raise ConfigError(
             "--short-side belongs to a model folder, and tuned words are none: give it with --mode full, head or linear"
@@ -78,9 +78,11 @@ def tune(
     tokens = fitting.caption_of(names, tokenizer, network.config.text.max_length, _descriptions(describe or []))
     size = network.config.image.resized(short_side)
     chosen = [image["id"] for image in data["images"]] if shots is None else fitting.few_shots(data, shots, seed)
-    learning = fitting.Examples(data, images or fitting.folder_of(truth, data), chosen, tokens, size, batch, seed)
+    learning = fitting.TrainingExamples(
+        data, images or fitting.folder_of(truth, data), chosen, tokens, size, batch, seed
+    )
     everything = [image["id"] for image in other["images"]]
-    checking = fitting.Examples(
+    checking = fitting.TrainingExamples(
         other,
         val_images or (images if val is None else None) or fitting.folder_of(val or truth, other),
         everything,
@@ -98,7 +100,7 @@ def tune(
         ap = fitting.scored(network, checking).ap
         told(0, 0.0, ap)
     else:
-        course = fitting.Course(mode.value, shots, seed, epochs, batch, rate)
+        course = fitting.FittingCourse(mode.value, shots, seed, epochs, batch, rate)
         ap = fitting.fit(network, learning, checking, course, told)
     if makes_words:
         fitting.tuned_prompt(network, names, tokens).save(out)

@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from sinks.event import Description, Event, EventType, Span
-from streamer.analysis.event_writer import Moment
+from streamer.analysis.event_writer import EventTime
 from streamer.errors import ConfigError
 from streamer.frame import Frame
 
@@ -39,7 +39,7 @@ _UNCHANGED = 3.0
 Box = tuple[float, float, float, float]
 
 
-class Trigger(StrEnum):
+class EnrichTrigger(StrEnum):
     """Why something is described."""
 
     TRACK = "track"
@@ -49,7 +49,7 @@ class Trigger(StrEnum):
 
 
 @dataclass(frozen=True)
-class Plan:
+class EnrichPlan:
     """What is described by itself: tracks that begin, tracks that enter a zone, the scene every so often.
 
     `zones` None means none of them, an empty set all of them.
@@ -65,7 +65,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Budget:
+class CallBudget:
     """The most calls of the describer in any minute."""
 
     per_minute: int = 30
@@ -77,7 +77,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Subject:
+class EnrichSubject:
     """What a request is about: a thing in its box (x1, y1, x2, y2, fractions of the frame), or the scene."""
 
     track_uid: str | None = None
@@ -86,9 +86,9 @@ class Subject:
     phrase: str = ""
 
 
-_DEFAULT_PLAN = Plan()
-_DEFAULT_BUDGET = Budget()
-_SCENE = Subject()
+_DEFAULT_PLAN = EnrichPlan()
+_DEFAULT_BUDGET = CallBudget()
+_SCENE = EnrichSubject()
 
 
 class Describer(Protocol):
@@ -105,9 +105,9 @@ class Enrichment:
     """A description of what was seen at `moment`; `cause` is the id of the event that it explains."""
 
     stream: str
-    trigger: Trigger
-    moment: Moment
-    subject: Subject
+    trigger: EnrichTrigger
+    moment: EventTime
+    subject: EnrichSubject
     cause: str | None
     description: Description
 
@@ -127,16 +127,16 @@ class EnrichTally:
 
 
 @dataclass(frozen=True)
-class _Request:
+class _EnrichRequest:
     frame: Frame
-    trigger: Trigger
-    subject: Subject
+    trigger: EnrichTrigger
+    subject: EnrichSubject
     cause: str | None
     at: float
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _SeenSubject:
     """The last description of a subject; of a scene also how it looked."""
 
     description: Description
@@ -144,7 +144,7 @@ class _Seen:
     thumbnail: npt.NDArray[np.float32] | None
 
 
-class _Minute:
+class _MinuteWindow:
     """Calls within the last minute, of which there may be `limit`."""
 
     def __init__(self, limit: int) -> None:
@@ -174,8 +174,8 @@ class Enricher:
         self,
         describe: Describer,
         deliver: Callable[[Enrichment], None],
-        plan: Plan = _DEFAULT_PLAN,
-        budget: Budget = _DEFAULT_BUDGET,
+        plan: EnrichPlan = _DEFAULT_PLAN,
+        budget: CallBudget = _DEFAULT_BUDGET,
         *,
         queue_size: int = 8,
         stale_s: float = 30.0,
@@ -190,12 +190,12 @@ class Enricher:
         self._stale_s = stale_s
         self._cache_s = cache_s
         self._clock = clock
-        self._all_calls = _Minute(budget.per_minute)
-        self._stream_calls: dict[str, _Minute] = {}
+        self._all_calls = _MinuteWindow(budget.per_minute)
+        self._stream_calls: dict[str, _MinuteWindow] = {}
         self._next_ns: dict[str, int] = {}
-        self._seen: OrderedDict[tuple[str, str | None], _Seen] = OrderedDict()
-        self._requested: dict[str, list[Subject]] = {}
-        self._queue: deque[_Request] = deque()
+        self._seen: OrderedDict[tuple[str, str | None], _SeenSubject] = OrderedDict()
+        self._requested: dict[str, list[EnrichSubject]] = {}
+        self._queue: deque[_EnrichRequest] = deque()
         self._condition = threading.Condition()
         self._closed = self._serving = False
         self._asked = self._answered = self._cached = 0
@@ -208,22 +208,22 @@ class Enricher:
         wanted = [found for event in events if (found := self._wanted(event)) is not None]
         if self._plan.every_s is not None and frame.time_ns >= self._next_ns.get(frame.stream, 0):
             self._next_ns[frame.stream] = frame.time_ns + int(self._plan.every_s * 1e9)
-            wanted.append((Trigger.INTERVAL, Subject(), None))
+            wanted.append((EnrichTrigger.INTERVAL, EnrichSubject(), None))
         if not wanted and frame.stream not in self._requested:
             return
         with self._condition:
             self._asked += len(wanted)
-            wanted += [(Trigger.REQUEST, subject, None) for subject in self._requested.pop(frame.stream, ())]
+            wanted += [(EnrichTrigger.REQUEST, subject, None) for subject in self._requested.pop(frame.stream, ())]
             for trigger, subject, cause in wanted:
                 if self._closed:
                     self._dropped["shutdown"] += 1
                 elif len(self._queue) >= self._queue_size:
                     self._dropped["queue_full"] += 1
                 else:
-                    self._queue.append(_Request(frame, trigger, subject, cause, self._clock()))
+                    self._queue.append(_EnrichRequest(frame, trigger, subject, cause, self._clock()))
             self._condition.notify_all()
 
-    def request(self, stream: str, subject: Subject = _SCENE) -> None:
+    def request(self, stream: str, subject: EnrichSubject = _SCENE) -> None:
         """Describe the scene, or `subject`, as it stands in the next frame of the stream. From any thread."""
         with self._condition:
             self._asked += 1
@@ -254,12 +254,12 @@ class Enricher:
             self._condition.notify_all()
         self._thread.join(timeout_s)
 
-    def _wanted(self, event: Event) -> tuple[Trigger, Subject, str | None] | None:
+    def _wanted(self, event: Event) -> tuple[EnrichTrigger, EnrichSubject, str | None] | None:
         if event.type is EventType.TRACK_BEGIN and self._plan.tracks:
-            return Trigger.TRACK, _subject(event), event.id
+            return EnrichTrigger.TRACK, _subject(event), event.id
         zone, zones = event.data.zone, self._plan.zones
         if event.type is EventType.ZONE_ENTER and zone is not None and zones is not None:
-            return (Trigger.ZONE, _subject(event), event.id) if not zones or zone.id in zones else None
+            return (EnrichTrigger.ZONE, _subject(event), event.id) if not zones or zone.id in zones else None
         return None
 
     # the enricher's own thread
@@ -290,7 +290,7 @@ class Enricher:
             else:
                 self._dropped["shutdown" if self._closed else outcome] += 1
 
-    def _serve(self, request: _Request) -> str:
+    def _serve(self, request: _EnrichRequest) -> str:
         """`answered`, `cached`, or why not."""
         now, stream, subject = self._clock(), request.frame.stream, request.subject
         if now - request.at > self._stale_s:
@@ -302,11 +302,11 @@ class Enricher:
             thumbnail = _thumbnail(request.frame.image)
             if seen is not None and (seen.thumbnail is None or _changed(seen.thumbnail, thumbnail)):
                 seen = None
-            if seen is not None and request.trigger is Trigger.INTERVAL:
+            if seen is not None and request.trigger is EnrichTrigger.INTERVAL:
                 return "unchanged"
         if seen is not None and now - seen.at <= self._cache_s:
             return self._tell(request, seen.description, "cached")
-        calls = self._stream_calls.setdefault(stream, _Minute(self._budget.per_stream_minute))
+        calls = self._stream_calls.setdefault(stream, _MinuteWindow(self._budget.per_stream_minute))
         if self._all_calls.spent(now) or calls.spent(now):
             return "budget"
         self._all_calls.call(now)
@@ -314,27 +314,27 @@ class Enricher:
         description = self._describe(request.frame.image, subject.box, subject.phrase)
         if description is None:
             return "nothing"
-        self._seen[key] = _Seen(description, self._clock(), thumbnail)
+        self._seen[key] = _SeenSubject(description, self._clock(), thumbnail)
         self._seen.move_to_end(key)
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
         return self._tell(request, description, "answered")
 
-    def _tell(self, request: _Request, description: Description, outcome: str) -> str:
+    def _tell(self, request: _EnrichRequest, description: Description, outcome: str) -> str:
         if self._closed:
             return "shutdown"
         frame = request.frame
-        moment = Moment.of(frame)
+        moment = EventTime.of(frame)
         self._deliver(Enrichment(frame.stream, request.trigger, moment, request.subject, request.cause, description))
         return outcome
 
 
-def _subject(event: Event) -> Subject:
+def _subject(event: Event) -> EnrichSubject:
     track = event.data.track
     if track is None:
         return _SCENE
     phrase = event.data.matches[0].text if event.data.matches else ""
-    return Subject(track.uid, track.number, (track.box.x1, track.box.y1, track.box.x2, track.box.y2), phrase)
+    return EnrichSubject(track.uid, track.number, (track.box.x1, track.box.y1, track.box.x2, track.box.y2), phrase)
 
 
 def _thumbnail(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -15,7 +15,7 @@ import supervision as sv
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
-from detectors.detector import Grounded, GroundedSpan
+from detectors.detector import GroundedSpan, GroundedText
 from sinks.event import Description, Span
 from streamer.errors import ConfigError, SourceError
 from streamer.rules.mask_rle import mask_model
@@ -59,12 +59,12 @@ def masks_of(found: sv.Detections) -> BoolMask:
     return np.asarray(found.mask, dtype=np.bool_)
 
 
-def union(grounded: Grounded, span: GroundedSpan) -> BoolMask | None:
+def union(grounded: GroundedText, span: GroundedSpan) -> BoolMask | None:
     """What a span stands for, (H, W); None when nothing was shown for it."""
     return np.asarray(grounded.masks[list(span.masks)].any(axis=0)) if span.masks else None
 
 
-def description(grounded: Grounded, model: str) -> Description:
+def description(grounded: GroundedText, model: str) -> Description:
     """For an event: each span with all of its masks in one."""
     spans = []
     for span in grounded.spans:
@@ -74,7 +74,7 @@ def description(grounded: Grounded, model: str) -> Description:
     return Description(text=grounded.text, spans=spans, model=model)
 
 
-def as_json(grounded: Grounded) -> dict[str, Any]:
+def as_json(grounded: GroundedText) -> dict[str, Any]:
     """`text`, what the model wrote, `spans` [start, end) with numbers into `masks`."""
     return {
         "text": grounded.text,
@@ -123,7 +123,7 @@ def paint(image: Image, masks: BoolMask, labels: Sequence[str]) -> Image:
     return np.asarray(labelled, dtype=np.uint8)
 
 
-def paint_grounded(image: Image, grounded: Grounded) -> Image:
+def paint_grounded(image: Image, grounded: GroundedText) -> Image:
     """The picture with its masks, and the text below it in the same colours."""
     labels = [""] * len(grounded.masks)
     for span in grounded.spans:
@@ -133,7 +133,7 @@ def paint_grounded(image: Image, grounded: Grounded) -> Image:
     return np.concatenate([top, _text_strip(grounded, image.shape[1])])
 
 
-def pieces(grounded: Grounded) -> Iterator[tuple[str, GroundedSpan | None]]:
+def pieces(grounded: GroundedText) -> Iterator[tuple[str, GroundedSpan | None]]:
     """The text cut at its spans, in order; a span that overlaps an earlier one is left as plain text."""
     place = 0
     for span in sorted(grounded.spans, key=lambda span: span.start):
@@ -145,7 +145,7 @@ def pieces(grounded: Grounded) -> Iterator[tuple[str, GroundedSpan | None]]:
     yield grounded.text[place:], None
 
 
-def _text_strip(grounded: Grounded, width: int) -> Image:
+def _text_strip(grounded: GroundedText, width: int) -> Image:
     """The text on white, (h, width, 3) BGR, broken into lines."""
     size = max(14, width // 40)
     font = ImageFont.load_default(size)
@@ -173,7 +173,7 @@ def _pale(color: tuple[int, int, int]) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def page(image: Image, grounded: Grounded, title: str) -> str:
+def page(image: Image, grounded: GroundedText, title: str) -> str:
     """One HTML file without anything outside it: pointing at a phrase shows its mask alone."""
     layers = "".join(
         f'<img class="mask" data-mask="{number}" alt="" src="{_data_url(_layer(mask, color_of(number)))}">'

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Loading:
+class GlammLoading:
     """A GLaMM model with its device, precision and batch size."""
 
     model: str

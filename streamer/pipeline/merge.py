@@ -13,7 +13,7 @@ from streamer.sources.source import Source
 OnError = Callable[[str, Exception], None]
 
 
-class Merge:
+class FrameMerge:
     """Takes frames from every source at its own pace and gives them out in fair turns.
 
     Of a live stream only the newest frame waits here, and those it replaces are counted `stale`; a recording is held
@@ -24,8 +24,8 @@ class Merge:
     def __init__(self, sources: Iterable[Source] = (), *, on_error: OnError | None = None, ahead: int = 8) -> None:
         self._on_error = on_error
         self._ahead = ahead
-        self._lanes: dict[str, _Lane] = {}  # the sources that may still give frames
-        self._turns: deque[_Lane] = deque()  # the lanes that hold frames; the first is next
+        self._lanes: dict[str, _StreamLane] = {}  # the sources that may still give frames
+        self._turns: deque[_StreamLane] = deque()  # the lanes that hold frames; the first is next
         self._waiting = 0  # frames in all lanes
         self._enough = 1  # how many frames the taker waits for
         self._changed = asyncio.Event()
@@ -36,7 +36,7 @@ class Merge:
         """Take frames from `source`, too. Raises `ValueError` where its name is in use."""
         if source.name in self._lanes:
             raise ValueError(f"two sources are called {source.name!r}: give one of them another name")
-        lane = self._lanes[source.name] = _Lane(source)
+        lane = self._lanes[source.name] = _StreamLane(source)
         lane.pump = asyncio.create_task(self._pump(lane), name=f"pump {source.name}")
 
     async def remove(self, name: str) -> None:
@@ -73,7 +73,7 @@ class Merge:
             self._changed.clear()
             await self._changed.wait()
 
-    def _most(self, lane: _Lane) -> int:
+    def _most(self, lane: _StreamLane) -> int:
         """How many frames of `lane` could wait here if the taker waited for ever."""
         if lane.ended:
             return len(lane.frames)
@@ -93,7 +93,7 @@ class Merge:
         self._waiting -= len(taken)
         return taken
 
-    async def _pump(self, lane: _Lane) -> None:
+    async def _pump(self, lane: _StreamLane) -> None:
         """Bring one source's frames here until it ends."""
         source = lane.source
         try:
@@ -113,7 +113,7 @@ class Merge:
                 self._lanes.pop(source.name, None)
             self._changed.set()
 
-    def _hold(self, lane: _Lane, frame: Frame) -> None:
+    def _hold(self, lane: _StreamLane, frame: Frame) -> None:
         if not lane.frames:
             self._turns.append(lane)
         elif lane.source.live:
@@ -125,7 +125,7 @@ class Merge:
         if self._waiting >= self._enough:
             self._changed.set()
 
-    async def _close(self, lane: _Lane) -> None:
+    async def _close(self, lane: _StreamLane) -> None:
         assert lane.pump is not None
         lane.pump.cancel()
         await asyncio.wait([lane.pump])
@@ -139,7 +139,7 @@ class Merge:
         self._changed.set()
 
 
-class _Lane:
+class _StreamLane:
     """One source's place in the merge."""
 
     __slots__ = ("ended", "frames", "pump", "room", "source")

@@ -23,15 +23,15 @@ from sinks.event import Event
 from sinks.spool.delivery import SinkStatus
 from sinks.spool.spool import Spool
 from streamer.analysis.camera_motion import CameraWatch
-from streamer.analysis.event_writer import Moment
+from streamer.analysis.event_writer import EventTime
 from streamer.analysis.queries import Query, QueryBook, QueryChange, QuerySet
-from streamer.analysis.stream_analysis import Analysis, CoverageMeter
+from streamer.analysis.stream_analysis import CoverageMeter, StreamAnalysis
 from streamer.enrichment.enricher import Enricher, Enrichment, EnrichTally
 from streamer.errors import ConfigError
 from streamer.frame import Frame, FrameClock
-from streamer.pipeline.merge import Merge
-from streamer.sources.frame_counter import Tally
-from streamer.sources.sampling import Sampling
+from streamer.pipeline.merge import FrameMerge
+from streamer.sources.frame_counter import FrameTally
+from streamer.sources.sampling import FrameSampling
 from streamer.sources.source import Source, SourceState, StateChange
 
 log = logging.getLogger("groundstream")
@@ -61,8 +61,8 @@ class Camera:
     an address with credentials, so it is not shown."""
 
     source: Source
-    analysis: Analysis
-    sampling: Sampling = field(default_factory=Sampling)
+    analysis: StreamAnalysis
+    sampling: FrameSampling = field(default_factory=FrameSampling)
     recorders: Sequence[Recorder] = ()
     origin: str = field(default="", repr=False)
 
@@ -72,13 +72,13 @@ class Camera:
 
 
 @dataclass(slots=True)
-class _Follow:
+class _FollowState:
     """What following a stream has to remember."""
 
     meter: CoverageMeter = field(default_factory=lambda: CoverageMeter(COVERAGE_EVERY_S))
     watch: CameraWatch = field(default_factory=CameraWatch)
     first_ns: int | None = None
-    last: Moment | None = None
+    last: EventTime | None = None
     begun: bool = False
     dark_since_ns: int | None = None
     dark_cause: str = ""
@@ -94,7 +94,7 @@ class _Follow:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _DetectedFrame:
     """A frame with what was found in it for `queries`: no queries where nobody looked, no detections where the
     detector failed."""
 
@@ -104,21 +104,21 @@ class _Found:
 
 
 @dataclass(frozen=True, slots=True)
-class _Changed:
+class _QueriesChanged:
     stream: str
     changes: Sequence[QueryChange]
 
 
 @dataclass(frozen=True, slots=True)
-class _Ended:
+class _StreamEnded:
     stream: str
 
 
-class _Tick:
+class _ClockTick:
     """Time has passed: coverage of live streams may be due."""
 
 
-_Item = list[_Found] | StateChange | _Changed | _Ended | Enrichment | _Tick
+_Item = list[_DetectedFrame] | StateChange | _QueriesChanged | _StreamEnded | Enrichment | _ClockTick
 
 NewEnricher = Callable[[Callable[[Enrichment], None]], Enricher]
 """Makes the enricher of a pipeline, which delivers what it has to tell to the given function."""
@@ -132,7 +132,7 @@ class StreamReport:
     stream: str
     live: bool
     state: SourceState
-    tally: Tally
+    tally: FrameTally
     age_s: float | None
     tracks: int
     seen_s: float
@@ -187,12 +187,12 @@ class Pipeline:
         self._on_frame = on_frame
         self._new_enricher = new_enricher
         self._enricher: Enricher | None = None
-        self._follows = {name: _Follow() for name in self._cameras}
+        self._follows = {name: _FollowState() for name in self._cameras}
         self._states = dict.fromkeys(self._cameras, SourceState.CONNECTING)
         self._ages: dict[str, float] = {}
         self._prompts: dict[tuple[str, ...], Prompt] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="detector")
-        self._merge: Merge | None = None
+        self._merge: FrameMerge | None = None
         self._items: asyncio.Queue[_Item | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(_AHEAD)
         self._stopping = False
@@ -216,7 +216,7 @@ class Pipeline:
             if self._stopping:
                 return
             self._relay.connect(put)
-            self._merge = Merge([camera.source for camera in self._cameras.values()], on_error=self._fail)
+            self._merge = FrameMerge([camera.source for camera in self._cameras.values()], on_error=self._fail)
             async with asyncio.TaskGroup() as tasks:
                 ticker = tasks.create_task(self._tick())
                 tasks.create_task(self._detect_and_end())
@@ -245,7 +245,7 @@ class Pipeline:
         await self._prepare({self._texts(QueryBook(wanted).at())})
         changes = camera.analysis.queries.replace(wanted, time_ns=time.time_ns())
         if changes:
-            self._items.put_nowait(_Changed(stream, changes))
+            self._items.put_nowait(_QueriesChanged(stream, changes))
         return changes
 
     def report(self) -> list[StreamReport]:
@@ -300,7 +300,7 @@ class Pipeline:
             await self._room.acquire()
             self._items.put_nowait(self._settle(batch, found))
             for name in going - (still := self._merge.streams):
-                self._items.put_nowait(_Ended(name))
+                self._items.put_nowait(_StreamEnded(name))
             going = still
 
     def _ask(self, frame: Frame) -> tuple[Frame, QuerySet]:
@@ -332,7 +332,7 @@ class Pipeline:
 
     def _settle(
         self, batch: Sequence[tuple[Frame, QuerySet]], found: dict[int, sv.Detections | Exception]
-    ) -> list[_Found]:
+    ) -> list[_DetectedFrame]:
         """Account for every frame of a batch."""
         settled = []
         position = 0
@@ -350,7 +350,7 @@ class Pipeline:
                 else:
                     account.analyse()
                     detections = result
-            settled.append(_Found(frame, queries, detections))
+            settled.append(_DetectedFrame(frame, queries, detections))
         return settled
 
     def _tell_detector_error(self, stream: str, error: Exception) -> None:
@@ -385,11 +385,11 @@ class Pipeline:
                 await self._follow(item)
             elif isinstance(item, StateChange):
                 await self._spool_all(self._turn(item))
-            elif isinstance(item, _Changed):
+            elif isinstance(item, _QueriesChanged):
                 moment = self._now(item.stream)
                 analysis = self._cameras[item.stream].analysis
                 await self._spool_all([event for change in item.changes for event in analysis.changed(change, moment)])
-            elif isinstance(item, _Tick):
+            elif isinstance(item, _ClockTick):
                 await self._cover_live()
             elif isinstance(item, Enrichment):
                 await self._spool_all(self._cameras[item.stream].analysis.enriched(item))
@@ -398,7 +398,7 @@ class Pipeline:
         for name in self._cameras:
             await self._close(name)
 
-    async def _follow(self, batch: Sequence[_Found]) -> None:
+    async def _follow(self, batch: Sequence[_DetectedFrame]) -> None:
         events: list[Event] = []
         for found in batch:
             frame = found.frame
@@ -406,7 +406,7 @@ class Pipeline:
             if follow.dark_since_ns is not None:
                 continue  # it was on its way when the stream went dark; its tracks have been ended
             if not camera.source.live and not follow.begun:
-                events += camera.analysis.online(Moment.of(frame))
+                events += camera.analysis.online(EventTime.of(frame))
                 follow.begun = True
             if found.detections is None:
                 tracked = camera.analysis.predict(frame)
@@ -421,7 +421,7 @@ class Pipeline:
                 follow.analysed += 1
                 if self._enricher is not None:
                     self._enricher.offer(frame, happened)
-            follow.last = Moment.of(frame)
+            follow.last = EventTime.of(frame)
             if follow.first_ns is None:
                 follow.first_ns = frame.time_ns
             if camera.source.live:
@@ -440,7 +440,7 @@ class Pipeline:
         camera, follow = self._cameras[change.stream], self._follows[change.stream]
         if not camera.source.live:
             return []
-        moment = Moment(change.time_ns, self._arrival(follow), follow.last.frame if follow.last else None)
+        moment = EventTime(change.time_ns, self._arrival(follow), follow.last.frame if follow.last else None)
         if change.state is SourceState.LIVE and (not follow.begun or follow.dark_since_ns is not None):
             events = camera.analysis.close(moment, "stream_down") if follow.dark_since_ns is not None else []
             events += camera.analysis.online(moment, follow.dark_cause, follow.dark_since_ns)
@@ -456,7 +456,7 @@ class Pipeline:
         of everything else, so that one task alone numbers the events of a stream."""
         while True:
             await asyncio.sleep(COVERAGE_EVERY_S / 10)
-            self._items.put_nowait(_Tick())
+            self._items.put_nowait(_ClockTick())
 
     async def _cover_live(self) -> None:
         now_ns = time.time_ns()
@@ -465,17 +465,17 @@ class Pipeline:
             if camera.source.live and not follow.closed and follow.meter.due(now_ns):
                 await self._spool_all(self._cover(camera, camera.source.account.tally()))
 
-    def _cover(self, camera: Camera, tally: Tally) -> list[Event]:
+    def _cover(self, camera: Camera, tally: FrameTally) -> list[Event]:
         moment = self._now(camera.name)
         meter = self._follows[camera.name].meter
         return camera.analysis.coverage(moment, meter.measure(tally, moment.time_ns, self._spool.dropped(camera.name)))
 
     @staticmethod
-    def _file_tally(follow: _Follow, received: int) -> Tally:
+    def _file_tally(follow: _FollowState, received: int) -> FrameTally:
         """A recording's account as of the frame that is followed: the reader may be ahead by any number."""
         lost = received - follow.analysed - follow.not_sampled - follow.failed
         dropped = {"corrupt": lost, "detector_error": follow.failed, "not_sampled": follow.not_sampled}
-        return Tally(received, follow.analysed, {reason: count for reason, count in dropped.items() if count})
+        return FrameTally(received, follow.analysed, {reason: count for reason, count in dropped.items() if count})
 
     async def _close(self, stream: str) -> None:
         """The last words of a stream: what is open ends, and its account is told."""
@@ -493,7 +493,7 @@ class Pipeline:
         events = camera.analysis.close(moment, "shutdown" if over else "stream_down")
         await self._spool_all(events + self._cover(camera, camera.source.account.tally()))
 
-    def _now(self, stream: str) -> Moment:
+    def _now(self, stream: str) -> EventTime:
         """The time of what concerns the stream as a whole: that of its last frame while frames come, so that the times
         of its events rise; else the clock on the wall."""
         follow, now_ns = self._follows[stream], time.time_ns()
@@ -502,10 +502,10 @@ class Pipeline:
             is_fresh = follow.dark_since_ns is None and now_ns - last.time_ns < _FRESH_NS
             if is_fresh or not self._cameras[stream].source.live:
                 return last
-        return Moment(now_ns, self._arrival(follow), last.frame if last else None)
+        return EventTime(now_ns, self._arrival(follow), last.frame if last else None)
 
     @staticmethod
-    def _arrival(follow: _Follow) -> FrameClock:
+    def _arrival(follow: _FollowState) -> FrameClock:
         connection = follow.last.clock.connection if follow.last else 0
         return FrameClock("arrival", 0.0, time.time_ns(), connection)
 

@@ -21,7 +21,7 @@ from streamer.rules.places import Line, Zone
 
 if TYPE_CHECKING:
     from streamer.frame import Frame
-    from streamer.recorders.painter import Painter
+    from streamer.recorders.painter import BoxPainter
     from streamer.recorders.video_writer import VideoWriter
 
 NameOf = Callable[[int], str]
@@ -182,7 +182,7 @@ class AnnotatedVideo:
         self._wait = wait
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="video")
         self._pending: deque[asyncio.Future[None]] = deque()
-        self._painter: Painter | None = None
+        self._painter: BoxPainter | None = None
         self._writer: VideoWriter | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -214,10 +214,10 @@ class AnnotatedVideo:
 
     def _draw(self, frame: Frame, tracked: sv.Detections) -> None:
         if self._writer is None or self._painter is None:
-            from streamer.recorders.painter import Painter
+            from streamer.recorders.painter import BoxPainter
             from streamer.recorders.video_writer import VideoWriter
 
             size = (frame.width, frame.height)
-            self._painter = Painter(size, self._name_of, self._zones, self._lines)
+            self._painter = BoxPainter(size, self._name_of, self._zones, self._lines)
             self._writer = VideoWriter(self.path, size)
         self._writer.write(self._painter.paint(frame.image, tracked), frame.time_ns)

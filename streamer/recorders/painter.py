@@ -21,7 +21,7 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 
-class Painter:
+class BoxPainter:
     """Draws on pictures of one stream in the order of its frames (traces remember). `name_of` gives a query's words
     from its number."""
 

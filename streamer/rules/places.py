@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from sinks.event import CountInfo, EventType, LineInfo, ZoneInfo
 from streamer.errors import ConfigError
 from streamer.rules.geometry import Inside, crosses_within, polygon, segment, signed_distance
-from streamer.rules.rule import Floats, Happening, Observation, Rule
+from streamer.rules.rule import Floats, FrameObservation, Rule, RuleFinding
 
 SETTLE_S = 0.2
 """How long a foot must stay on the other side of a zone's edge before that counts: boxes tremble."""
@@ -18,7 +18,7 @@ LINE_MARGIN = 0.005
 
 
 @dataclass(slots=True)
-class _Visit:
+class _ZoneVisit:
     since_ns: int
     dwelt: int = 0
     outside_since_ns: int | None = None
@@ -41,15 +41,15 @@ class Zone:
             raise ConfigError(f"zone {name!r} has dwell time {self.dwell_s[0]}: give seconds above 0")
         self._settle_ns = int(settle_s * 1e9)
         self._entering: dict[int, int] = {}
-        self._visits: dict[int, _Visit] = {}
+        self._visits: dict[int, _ZoneVisit] = {}
 
     @property
     def occupants(self) -> list[int]:
         """Tracks inside, sorted by id."""
         return sorted(self._visits)
 
-    def update(self, seen: Observation) -> list[Happening]:
-        happenings: list[Happening] = []
+    def update(self, seen: FrameObservation) -> list[RuleFinding]:
+        happenings: list[RuleFinding] = []
         for track, is_inside in zip(seen.ids.tolist(), self._inside(seen.feet).tolist(), strict=True):
             visit = self._visits.get(track)
             if visit is not None:
@@ -57,8 +57,8 @@ class Zone:
             elif not is_inside:
                 self._entering.pop(track, None)
             elif seen.time_ns - self._entering.setdefault(track, seen.time_ns) >= self._settle_ns:
-                self._visits[track] = _Visit(self._entering.pop(track))
-                happenings.append(Happening(EventType.ZONE_ENTER, track, {"zone": ZoneInfo(id=self.name)}))
+                self._visits[track] = _ZoneVisit(self._entering.pop(track))
+                happenings.append(RuleFinding(EventType.ZONE_ENTER, track, {"zone": ZoneInfo(id=self.name)}))
         alive = set(seen.alive.tolist())
         for track in [track for track in self._visits if track not in alive]:
             happenings.append(self._leave(track, seen.time_ns))
@@ -66,11 +66,11 @@ class Zone:
             del self._entering[track]
         return happenings
 
-    def close(self, time_ns: int) -> list[Happening]:
+    def close(self, time_ns: int) -> list[RuleFinding]:
         self._entering.clear()
         return [self._leave(track, time_ns) for track in self.occupants]
 
-    def _stay(self, track: int, visit: _Visit, is_inside: bool, time_ns: int) -> list[Happening]:
+    def _stay(self, track: int, visit: _ZoneVisit, is_inside: bool, time_ns: int) -> list[RuleFinding]:
         if is_inside:
             visit.outside_since_ns = None
         else:
@@ -82,15 +82,15 @@ class Zone:
         stayed_s = (time_ns - visit.since_ns) / 1e9
         while visit.dwelt < len(self.dwell_s) and stayed_s >= self.dwell_s[visit.dwelt]:
             dwell = ZoneInfo(id=self.name, dwell_s=self.dwell_s[visit.dwelt])
-            happenings.append(Happening(EventType.ZONE_DWELL, track, {"zone": dwell}))
+            happenings.append(RuleFinding(EventType.ZONE_DWELL, track, {"zone": dwell}))
             visit.dwelt += 1
         return happenings
 
-    def _leave(self, track: int, time_ns: int) -> Happening:
+    def _leave(self, track: int, time_ns: int) -> RuleFinding:
         visit = self._visits.pop(track)
         until_ns = time_ns if visit.outside_since_ns is None else visit.outside_since_ns
         stayed_s = round((until_ns - visit.since_ns) / 1e9, 6)
-        return Happening(EventType.ZONE_EXIT, track, {"zone": ZoneInfo(id=self.name, dwell_s=stayed_s)})
+        return RuleFinding(EventType.ZONE_EXIT, track, {"zone": ZoneInfo(id=self.name, dwell_s=stayed_s)})
 
 
 class Line:
@@ -105,8 +105,8 @@ class Line:
         self._margin = margin
         self._last: dict[int, tuple[bool, Floats]] = {}
 
-    def update(self, seen: Observation) -> list[Happening]:
-        happenings: list[Happening] = []
+    def update(self, seen: FrameObservation) -> list[RuleFinding]:
+        happenings: list[RuleFinding] = []
         feet = seen.feet
         distances = signed_distance(feet, self.ends).tolist()
         for row, (track, distance) in enumerate(zip(seen.ids.tolist(), distances, strict=True)):
@@ -116,20 +116,20 @@ class Line:
             was_right, before = self._last.get(track, (is_right, feet[row]))
             if is_right != was_right and crosses_within(before, feet[row], self.ends):
                 crossing = LineInfo(id=self.name, direction="in" if is_right else "out")
-                happenings.append(Happening(EventType.LINE_CROSS, track, {"line": crossing}))
+                happenings.append(RuleFinding(EventType.LINE_CROSS, track, {"line": crossing}))
             self._last[track] = (is_right, feet[row])
         if len(self._last) > len(seen.alive):
             alive = set(seen.alive.tolist())
             self._last = {track: last for track, last in self._last.items() if track in alive}
         return happenings
 
-    def close(self, time_ns: int) -> list[Happening]:
+    def close(self, time_ns: int) -> list[RuleFinding]:
         self._last.clear()
         return []
 
 
 @dataclass(slots=True)
-class _Window:
+class _CountWindow:
     start_ns: int
     last_ns: int
     occupancy: int = 0
@@ -145,7 +145,7 @@ class Count:
 
     Counts a zone (`entered`, `left`, occupancy), a line (`entered` = in, `left` = out) or, without either, the tracks
     of the whole picture. `query` limits it to one query by number, named `query_text` in the event.
-    It must be updated with what the place said of the same frame: see `Places`.
+    It must be updated with what the place said of the same frame: see `PlaceRules`.
     """
 
     def __init__(
@@ -163,12 +163,12 @@ class Count:
         self._window_ns = int(window_s * 1e9)
         self._query = query
         self._query_text = query_text
-        self._window: _Window | None = None
+        self._window: _CountWindow | None = None
 
-    def update(self, seen: Observation, happenings: Iterable[Happening]) -> list[Happening]:
+    def update(self, seen: FrameObservation, happenings: Iterable[RuleFinding]) -> list[RuleFinding]:
         """`happenings` are those of the place for this frame."""
         if self._window is None:
-            self._window = _Window(seen.time_ns, seen.time_ns)
+            self._window = _CountWindow(seen.time_ns, seen.time_ns)
         finished = []
         while seen.time_ns >= (end_ns := self._end_ns(self._window.start_ns)):
             finished.append(self._finish(end_ns))
@@ -191,7 +191,7 @@ class Count:
         window.occupancy_max = max(window.occupancy_max, window.occupancy)
         return finished
 
-    def close(self, time_ns: int) -> list[Happening]:
+    def close(self, time_ns: int) -> list[RuleFinding]:
         window, self._window = self._window, None
         if window is None or time_ns <= window.start_ns:
             return []
@@ -213,7 +213,7 @@ class Count:
         return self._query is None or self._query in matched.get(track, ())
 
     def _count_crossing(
-        self, window: _Window, line: str, happening: Happening, matched: Mapping[int, AbstractSet[int]]
+        self, window: _CountWindow, line: str, happening: RuleFinding, matched: Mapping[int, AbstractSet[int]]
     ) -> None:
         crossed: LineInfo | None = happening.data.get("line")
         if crossed is None or crossed.id != line or happening.track is None:
@@ -222,7 +222,7 @@ class Count:
             window.entered += crossed.direction == "in"
             window.left += crossed.direction == "out"
 
-    def _finish(self, end_ns: int) -> Happening:
+    def _finish(self, end_ns: int) -> RuleFinding:
         window = self._window
         assert window is not None
         occupied_ns = window.occupied_ns + window.occupancy * max(0, end_ns - max(window.last_ns, window.start_ns))
@@ -237,11 +237,11 @@ class Count:
             entered=window.entered,
             left=window.left,
         )
-        self._window = _Window(end_ns, end_ns, window.occupancy, window.occupancy, inside=window.inside)
-        return Happening(EventType.COUNT, None, {"count": info})
+        self._window = _CountWindow(end_ns, end_ns, window.occupancy, window.occupancy, inside=window.inside)
+        return RuleFinding(EventType.COUNT, None, {"count": info})
 
 
-class Places:
+class PlaceRules:
     """The zones, lines and counts of one stream as one rule."""
 
     def __init__(self, zones: Sequence[Zone] = (), lines: Sequence[Line] = (), counts: Sequence[Count] = ()) -> None:
@@ -250,11 +250,11 @@ class Places:
         self._places: tuple[Rule, ...] = (*self.zones, *self.lines)
         self._counts = tuple(counts)
 
-    def update(self, seen: Observation) -> list[Happening]:
+    def update(self, seen: FrameObservation) -> list[RuleFinding]:
         happenings = [happening for place in self._places for happening in place.update(seen)]
         counted = [count for rule in self._counts for count in rule.update(seen, happenings)]
         return happenings + counted
 
-    def close(self, time_ns: int) -> list[Happening]:
+    def close(self, time_ns: int) -> list[RuleFinding]:
         happenings = [happening for place in self._places for happening in place.close(time_ns)]
         return happenings + [count for rule in self._counts for count in rule.close(time_ns)]

@@ -31,7 +31,7 @@ NO_MATCHES: Mapping[int, AbstractSet[int]] = {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Observation:
+class FrameObservation:
     """The tracks of one analysed frame, rows sorted by id.
 
     `ids` (N,) tracker ids seen in this frame; `boxes` (N, 4) x1, y1, x2, y2 as fractions of the frame, inside it;
@@ -59,7 +59,7 @@ class Observation:
         return np.stack([(self.boxes[:, 0] + self.boxes[:, 2]) / 2, self.boxes[:, 3]], axis=1)
 
     @classmethod
-    def of(cls, tracked: sv.Detections, tracker: Tracker, labels: Ints, frame: Frame) -> Observation:
+    def of(cls, tracked: sv.Detections, tracker: Tracker, labels: Ints, frame: Frame) -> FrameObservation:
         """From what a tracker said of a frame, `tracked` in pixels with `data["label_scores"]` (N, K)."""
         size = (frame.width, frame.height, frame.width, frame.height)
         ids = np.zeros(0, np.int64) if tracked.tracker_id is None else np.asarray(tracked.tracker_id, np.int64)
@@ -79,7 +79,7 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
+class RuleFinding:
     """Something a rule noticed. `track` is the tracker's id, None for what concerns the stream; `data` holds fields of
     the event's `data` by name. The journal makes an event of it."""
 
@@ -91,8 +91,8 @@ class Happening:
 class Rule(Protocol):
     """Sees every analysed frame of one stream in order."""
 
-    def update(self, seen: Observation) -> Sequence[Happening]: ...
+    def update(self, seen: FrameObservation) -> Sequence[RuleFinding]: ...
 
-    def close(self, time_ns: int) -> Sequence[Happening]:
+    def close(self, time_ns: int) -> Sequence[RuleFinding]:
         """The stream ends or goes dark: nothing that is open stays open. The rule starts afresh after it."""
         ...

@@ -11,7 +11,7 @@ from typing import Literal
 
 from sinks.event import Box, EventType, TrackInfo
 from streamer.rules.mask_rle import mask_model
-from streamer.rules.rule import Bools, Happening, Observation
+from streamer.rules.rule import Bools, FrameObservation, RuleFinding
 from streamer.rules.track_ids import NewUid
 
 LOST_AFTER_S = 0.5
@@ -72,7 +72,7 @@ class TrackRecord:
         )
 
 
-class Tracks:
+class TrackLives:
     """`track.begin` at the first sight of a confirmed track; `track.update` when it is lost, found again, comes to rest
     or moves off, shows itself clearly better, and every `update_every_s`; `track.end` when the tracker gave it up;
     `track.merge` when one that had ended turns out to go on under another number.
@@ -90,9 +90,9 @@ class Tracks:
         self._still_update_every_ns = int(max(update_every_s, STATIONARY_UPDATE_EVERY_S) * 1e9)
         self._lost_after_ns = int(lost_after_s * 1e9)
 
-    def update(self, seen: Observation) -> list[Happening]:
+    def update(self, seen: FrameObservation) -> list[RuleFinding]:
         now = seen.time_ns
-        happenings: list[Happening] = []
+        happenings: list[RuleFinding] = []
         rows = zip(seen.ids.tolist(), seen.boxes.tolist(), seen.scores.tolist(), seen.stationary.tolist(), strict=True)
         for number, box, score, stationary in rows:
             record = self.records.get(number)
@@ -119,23 +119,23 @@ class Tracks:
                 self.records[number].mask = mask
         return happenings
 
-    def close(self, time_ns: int, reason: EndReason = "shutdown") -> list[Happening]:
+    def close(self, time_ns: int, reason: EndReason = "shutdown") -> list[RuleFinding]:
         return [self._end(number, reason, time_ns) for number in sorted(self.records)]
 
     def find(self, number: int) -> TrackRecord | None:
         """A track that lives, or ended not long ago."""
         return self.records.get(number) or self._past.get(number)
 
-    def _merge(self, ended: int, into: int, now: int) -> list[Happening]:
+    def _merge(self, ended: int, into: int, now: int) -> list[RuleFinding]:
         record, other = self.find(ended), self.find(into)
         if record is None or other is None:
             return []
         record.merged_into = other.uid
         if ended in self.records:
             return [self._end(ended, "merged", now)]
-        return [Happening(EventType.TRACK_MERGE, ended)]
+        return [RuleFinding(EventType.TRACK_MERGE, ended)]
 
-    def _miss(self, seen: Observation) -> list[Happening]:
+    def _miss(self, seen: FrameObservation) -> list[RuleFinding]:
         happenings = []
         present, alive = set(seen.ids.tolist()), set(seen.alive.tolist())
         for number in sorted(self.records.keys() - present):
@@ -153,12 +153,12 @@ class Tracks:
             return True
         return since >= BETTER_VIEW_EVERY_S * 1e9 and record.view > BETTER_VIEW * record.told_view
 
-    def _tell(self, kind: EventType, record: TrackRecord, now: int) -> Happening:
+    def _tell(self, kind: EventType, record: TrackRecord, now: int) -> RuleFinding:
         record.told_ns = now
         record.told_view = max(record.view, record.told_view)
-        return Happening(kind, record.number)
+        return RuleFinding(kind, record.number)
 
-    def _end(self, number: int, reason: EndReason, now: int) -> Happening:
+    def _end(self, number: int, reason: EndReason, now: int) -> RuleFinding:
         record = self._past[number] = self.records.pop(number)
         if len(self._past) > _REMEMBERED:
             del self._past[next(iter(self._past))]
@@ -176,7 +176,7 @@ def _why_gone(record: TrackRecord) -> EndReason:
 
 
 @dataclass(slots=True)
-class _Vote:
+class _WordVote:
     """Evidence that one track answers one query: `support` fades with time as the ballot's weight does."""
 
     score: float
@@ -191,15 +191,15 @@ class _Vote:
 
 
 @dataclass(slots=True)
-class _Ballot:
+class _VoteBallot:
     """All votes on one track; `weight` is the fading number of its sightings."""
 
     last_ns: int
     weight: float = 0.0
-    votes: dict[int, _Vote] = field(default_factory=dict)
+    votes: dict[int, _WordVote] = field(default_factory=dict)
 
 
-class Matches:
+class QueryMatches:
     """`match.begin` when a track has answered a query in most of its recent sightings for `settle_s`, `match.end` when
     it has answered in few of them for as long, or ends.
 
@@ -223,7 +223,7 @@ class Matches:
         self._half_life_ns = half_life_s * 1e9
         self._begin_share = begin_share
         self._end_share = end_share
-        self._ballots: dict[int, _Ballot] = {}
+        self._ballots: dict[int, _VoteBallot] = {}
         self._matched: dict[int, frozenset[int]] = {}
         self._ended: dict[int, dict[int, float]] = {}
         self._stopped: dict[tuple[int, int], float] = {}
@@ -248,15 +248,15 @@ class Matches:
             return self._stopped[track, query]
         return self._ballots[track].votes[query].score
 
-    def update(self, seen: Observation) -> list[Happening]:
+    def update(self, seen: FrameObservation) -> list[RuleFinding]:
         self._ended.clear()
         self._stopped.clear()
-        happenings: list[Happening] = []
+        happenings: list[RuleFinding] = []
         labels = seen.labels.tolist()
         for track, scores in zip(seen.ids.tolist(), seen.label_scores.tolist(), strict=True):
             ballot = self._ballots.get(track)
             if ballot is None:
-                ballot = self._ballots[track] = _Ballot(seen.time_ns)
+                ballot = self._ballots[track] = _VoteBallot(seen.time_ns)
             fade = 0.5 ** ((seen.time_ns - ballot.last_ns) / self._half_life_ns)
             ballot.last_ns = seen.time_ns
             ballot.weight = ballot.weight * fade + 1
@@ -272,7 +272,7 @@ class Matches:
                 happenings += self._forget(track)
         return happenings
 
-    def withdraw(self, query: int) -> list[Happening]:
+    def withdraw(self, query: int) -> list[RuleFinding]:
         """A query is no longer asked: whatever matched it stops matching."""
         happenings = []
         for track, ballot in sorted(self._ballots.items()):
@@ -281,35 +281,35 @@ class Matches:
                 happenings.append(self._stop(track, query, vote))
         return happenings
 
-    def close(self, time_ns: int) -> list[Happening]:
+    def close(self, time_ns: int) -> list[RuleFinding]:
         self._ended.clear()
         self._stopped.clear()
         return [happening for track in sorted(self._ballots) for happening in self._forget(track)]
 
     @staticmethod
-    def _cast(ballot: _Ballot, scores: Iterable[tuple[int, float]], fade: float, now: int) -> None:
+    def _cast(ballot: _VoteBallot, scores: Iterable[tuple[int, float]], fade: float, now: int) -> None:
         for query, score in scores:
             vote = ballot.votes.get(query)
             if vote is None:
                 if not score:
                     continue
-                vote = ballot.votes[query] = _Vote(score, now)
+                vote = ballot.votes[query] = _WordVote(score, now)
             vote.support = vote.support * fade + (score > 0)
             if score:
                 vote.score += (score - vote.score) / max(1.0, vote.support)
 
-    def _is_denied(self, query: int, ballot: _Ballot) -> bool:
+    def _is_denied(self, query: int, ballot: _VoteBallot) -> bool:
         denying = [ballot.votes[other] for other in self.denied_by.get(query, ()) if other in ballot.votes]
         return any(vote.strength > ballot.votes[query].strength for vote in denying)
 
-    def _decide(self, track: int, query: int, vote: _Vote, share: float, now: int) -> list[Happening]:
+    def _decide(self, track: int, query: int, vote: _WordVote, share: float, now: int) -> list[RuleFinding]:
         if not vote.matched:
             if share < self._begin_share or vote.score < self.thresholds.get(query, 0.0):
                 vote.since_ns = now
             elif now - vote.since_ns >= self._settle_ns:
                 vote.matched = True
                 self._matched[track] = self._matched.get(track, frozenset()) | {query}
-                return [Happening(EventType.MATCH_BEGIN, track, {"query_number": query})]
+                return [RuleFinding(EventType.MATCH_BEGIN, track, {"query_number": query})]
             return []
         if share >= self._end_share:
             vote.doubted_ns = None
@@ -323,12 +323,12 @@ class Matches:
         vote.since_ns = now
         return [self._stop(track, query, vote)]
 
-    def _stop(self, track: int, query: int, vote: _Vote) -> Happening:
+    def _stop(self, track: int, query: int, vote: _WordVote) -> RuleFinding:
         self._stopped[track, query] = vote.score
         self._matched[track] = self._matched[track] - {query}
-        return Happening(EventType.MATCH_END, track, {"query_number": query})
+        return RuleFinding(EventType.MATCH_END, track, {"query_number": query})
 
-    def _forget(self, track: int) -> list[Happening]:
+    def _forget(self, track: int) -> list[RuleFinding]:
         self._ended[track] = self.scores(track)
         votes = self._ballots.pop(track).votes
         ends = [self._stop(track, query, votes[query]) for query in sorted(self._matched.get(track, ()))]

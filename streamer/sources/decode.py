@@ -1,7 +1,7 @@
 """Decoding, and nothing else: the only module of `streamer` that imports PyAV.
 
-`Video` opens anything FFmpeg reads and yields its pictures in presentation order. It never yields a damaged one: what
-was lost is yielded as a `Lost`, so that whoever reads can count it.
+`VideoReader` opens anything FFmpeg reads and yields its pictures in presentation order. Damaged pictures are
+never yielded: a `LostPictures` counts them for the reader.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class NoVideo(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class LostPictures:
     """A frame that arrived damaged, or cannot be shown because it builds on one that did or never came."""
 
     pts_ns: int | None
 
 
-class Picture:
+class DecodedPicture:
     """One decoded picture. `pts_ns` is its presentation time in the container's clock, None where it has none.
 
     `sender_ns` is the sender's own wall clock (UTC) at capture, from RTCP sender reports, None where there are none.
@@ -78,12 +78,12 @@ class Picture:
             return self._pixels
 
 
-class _Group:
+class _PictureGroup:
     """A key picture and those that build on it, in decoding order. Damage to one is damage to all that follow."""
 
     __slots__ = ("_key_pts_ns", "_previous", "broken")
 
-    def __init__(self, key_pts_ns: int | None, previous: _Group | None) -> None:
+    def __init__(self, key_pts_ns: int | None, previous: _PictureGroup | None) -> None:
         self._key_pts_ns = key_pts_ns
         self._previous = previous
         self.broken = False
@@ -97,7 +97,7 @@ class _Group:
         return not self.broken
 
 
-class Video:
+class VideoReader:
     """An opened file, stream or device; a context manager. For one thread.
 
     `options` are FFmpeg's. The time-outs are in seconds; None waits for ever. `lossy` says that whole pictures may get
@@ -195,17 +195,17 @@ class Video:
         """Whether the container's clock may jump without time having passed (MPEG transport streams)."""
         return Flags.ts_discont in Flags(self._container.format.flags)
 
-    def pictures(self) -> Iterator[Picture | Lost]:
+    def pictures(self) -> Iterator[DecodedPicture | LostPictures]:
         """Decode to the end. Raises `DecodeError` where reading fails, after all that could be decoded."""
         numbers = FrameNumbers() if self._lossy else None
-        group: _Group | None = None
+        group: _PictureGroup | None = None
         for packet in self._container.demux(self._stream):
             self._note_sender_clock(packet)
             if packet.is_keyframe:
-                group = _Group(_pts_ns(packet), group)
+                group = _PictureGroup(_pts_ns(packet), group)
             if group is None:  # nothing can be shown before the first picture that builds on no other
                 if packet.size:
-                    yield Lost(_pts_ns(packet))
+                    yield LostPictures(_pts_ns(packet))
                 continue
             packet.opaque = group
             if numbers is not None and numbers.gap(bytes(packet)) and not packet.is_keyframe:
@@ -214,13 +214,13 @@ class Video:
                 frames = self._stream.decode(packet)
             except av.error.InvalidDataError:
                 group.broken = True
-                yield Lost(_pts_ns(packet))
+                yield LostPictures(_pts_ns(packet))
                 continue
             for frame in frames:
                 pts_ns = _pts_ns(frame)
-                home = frame.opaque if isinstance(frame.opaque, _Group) else group
+                home = frame.opaque if isinstance(frame.opaque, _PictureGroup) else group
                 home.broken = home.broken or frame.is_corrupt
-                yield self._picture(frame, pts_ns) if home.shows(pts_ns) else Lost(pts_ns)
+                yield self._picture(frame, pts_ns) if home.shows(pts_ns) else LostPictures(pts_ns)
 
     def _note_sender_clock(self, packet: Packet[VideoStream]) -> None:
         """Learn how far the sender's wall clock is ahead of presentation time, from the packet's reference time."""
@@ -229,10 +229,10 @@ class Video:
             wall_us: int = struct.unpack_from("<q", bytes(packet.get_sidedata("prft")))[0]
             self._sender_offset_ns = wall_us * 1000 - pts_ns
 
-    def _picture(self, frame: VideoFrame, pts_ns: int | None) -> Picture:
+    def _picture(self, frame: VideoFrame, pts_ns: int | None) -> DecodedPicture:
         if pts_ns is None or self._sender_offset_ns is None:
-            return Picture(frame, pts_ns, None)
-        return Picture(frame, pts_ns, pts_ns + self._sender_offset_ns)
+            return DecodedPicture(frame, pts_ns, None)
+        return DecodedPicture(frame, pts_ns, pts_ns + self._sender_offset_ns)
 
 
 def reason(error: DecodeError) -> str:

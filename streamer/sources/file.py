@@ -11,12 +11,12 @@ from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
 from streamer.sources.address import redact
 from streamer.sources.clock import FileClock
-from streamer.sources.frame_counter import Account
+from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.handover import Handover, joined
 from streamer.sources.source import OnState, SourceState, StateChange
 
 if TYPE_CHECKING:
-    from streamer.sources.decode import DecodeError, Video
+    from streamer.sources.decode import DecodeError, VideoReader
 
 _AHEAD = 8  # decoded frames that may wait for the reader
 _AHEAD_BYTES = 64 * 2**20  # what they may take together where frames are large
@@ -40,7 +40,7 @@ class FileSource:
         self, path: str, name: str, *, start_time_ns: int | None = None, on_state: OnState | None = None
     ) -> None:
         self.name = name
-        self.account = Account()
+        self.account = FrameCounter()
         self.expected_frames: int | None = None  # by the container's own account, once it is open
         self.recording = None if "://" in path else Path(path)
         self._path = path
@@ -74,13 +74,13 @@ class FileSource:
 
     def _read(self) -> None:
         """The thread: decode until the end, or until nobody wants more."""
-        from streamer.sources.decode import DecodeError, NoVideo, Video
+        from streamer.sources.decode import DecodeError, NoVideo, VideoReader
 
         handover = self._handover
         assert handover is not None
         error: Exception | None = None
         try:
-            with Video(self._path, open_timeout_s=15, read_timeout_s=15) as video:
+            with VideoReader(self._path, open_timeout_s=15, read_timeout_s=15) as video:
                 self._hand_over(video, handover)
         except NoVideo:
             error = SourceError(f"{self._shown} holds no pictures that can be decoded: give a video file")
@@ -91,15 +91,15 @@ class FileSource:
         self._tell(SourceState.CLOSED, str(error or self._damage()))
         handover.finish(error)
 
-    def _hand_over(self, video: Video, handover: Handover) -> None:
-        from streamer.sources.decode import Lost
+    def _hand_over(self, video: VideoReader, handover: Handover) -> None:
+        from streamer.sources.decode import LostPictures
 
         self.expected_frames = video.frame_count
         clock, basis = self._clocks(video)
         first_ns = last_ns = None
         shown = lost_at_end = 0
         for picture in video.pictures():
-            if isinstance(picture, Lost):
+            if isinstance(picture, LostPictures):
                 lost_at_end += 1
                 self.account.receive()
                 self.account.drop("corrupt")
@@ -125,7 +125,7 @@ class FileSource:
         if first_ns is not None and last_ns is not None:
             self._check_end((last_ns - first_ns) / 1e9, lost_at_end, video.duration_s)
 
-    def _clocks(self, video: Video) -> tuple[FileClock, FrameClock]:
+    def _clocks(self, video: VideoReader) -> tuple[FileClock, FrameClock]:
         if self._start_time_ns is not None:
             start_ns, uncertainty_ms = self._start_time_ns, 0.0
         elif video.recorded_ns is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class FrameTally:
     """An account at one moment."""
 
     received: int
@@ -21,7 +21,7 @@ class Tally:
         return self.received - self.analysed - sum(self.dropped.values())
 
 
-class Account:
+class FrameCounter:
     """Counts the frames of one stream. Thread-safe: decoders, the batcher and the reporter share it."""
 
     def __init__(self) -> None:
@@ -46,6 +46,6 @@ class Account:
             with self._lock:
                 self._dropped[reason] += count
 
-    def tally(self) -> Tally:
+    def tally(self) -> FrameTally:
         with self._lock:
-            return Tally(self._received, self._analysed, dict(self._dropped))
+            return FrameTally(self._received, self._analysed, dict(self._dropped))

@@ -15,7 +15,7 @@ _CHROMA_PROFILES = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138
 
 
 @dataclass(frozen=True, slots=True)
-class _Numbering:
+class _FrameNumbering:
     """How a stream numbers its pictures, from its sequence parameter set."""
 
     bits: int
@@ -27,7 +27,7 @@ class FrameNumbers:
     """Follows the frame numbers of one stream, packet by packet in decoding order."""
 
     def __init__(self) -> None:
-        self._numbering: _Numbering | None = None
+        self._numbering: _FrameNumbering | None = None
         self._reference: int | None = None  # number of the last reference picture
 
     def gap(self, packet: bytes) -> bool:
@@ -40,8 +40,8 @@ class FrameNumbers:
                 return self._follow(unit, self._numbering, kind == _IDR)
         return False
 
-    def _follow(self, unit: bytes, numbering: _Numbering, is_idr: bool) -> bool:
-        bits = _Bits(unit[1:])
+    def _follow(self, unit: bytes, numbering: _FrameNumbering, is_idr: bool) -> bool:
+        bits = _BitReader(unit[1:])
         for _ in ("first macroblock", "slice type", "picture parameter set"):
             bits.exponential()
         if numbering.separate_planes:
@@ -55,7 +55,7 @@ class FrameNumbers:
         return number not in (before, (before + 1) % 2**numbering.bits)
 
 
-class _Bits:
+class _BitReader:
     """Reads an H.264 bit stream, most significant bit first, without its emulation prevention bytes."""
 
     def __init__(self, data: bytes) -> None:
@@ -89,9 +89,9 @@ def _units(packet: bytes) -> Iterator[bytes]:
         start = packet.find(b"\0\0\1", start + 3)
 
 
-def _numbering(unit: bytes) -> _Numbering | None:
+def _numbering(unit: bytes) -> _FrameNumbering | None:
     """Read a sequence parameter set as far as its frame numbers; None where it is damaged."""
-    bits = _Bits(unit[1:])
+    bits = _BitReader(unit[1:])
     try:
         profile = bits.read(8)
         bits.read(16)  # constraints and level
@@ -118,12 +118,12 @@ def _numbering(unit: bytes) -> _Numbering | None:
             for _ in range(bits.exponential()):
                 bits.signed_exponential()
         bits.exponential()  # how many reference pictures are kept
-        return _Numbering(number_bits, bool(bits.read(1)), separate_planes) if number_bits <= 16 else None
+        return _FrameNumbering(number_bits, bool(bits.read(1)), separate_planes) if number_bits <= 16 else None
     except ValueError:
         return None
 
 
-def _skip_scaling_list(bits: _Bits, size: int) -> None:
+def _skip_scaling_list(bits: _BitReader, size: int) -> None:
     last, following = 8, 8
     for _ in range(size):
         if following:

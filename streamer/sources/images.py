@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
 from streamer.sources.address import natural
-from streamer.sources.frame_counter import Account
+from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.source import OnState, SourceState, StateChange
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ImageSource:
         on_state: OnState | None = None,
     ) -> None:
         self.name = name
-        self.account = Account()
+        self.account = FrameCounter()
         self.recording = folder
         self._paths = [folder / entry for entry in natural(image_names(folder))]
         self.expected_frames: int | None = len(self._paths)

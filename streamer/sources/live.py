@@ -16,12 +16,12 @@ from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
 from streamer.sources.address import redact
 from streamer.sources.clock import LiveClock
-from streamer.sources.frame_counter import Account
+from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.handover import Handover, joined
 from streamer.sources.source import OnState, SourceState, StateChange
 
 if TYPE_CHECKING:
-    from streamer.sources.decode import Picture, Video
+    from streamer.sources.decode import DecodedPicture, VideoReader
 
 _FIRST_OPEN_S = 10.0  # how long a camera that was never seen may take to answer
 _AGAIN_OPEN_S = 1.5  # and one that was, at the least; this and the next two keep a restart within 3 s
@@ -36,7 +36,7 @@ _PORTS = {**_RTSP_PORTS, "http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class CameraLink:
     """How FFmpeg is to open a camera; after `stall_s` without a new picture it counts as stalled."""
 
     address: str
@@ -46,7 +46,7 @@ class Link:
     bursts: bool = False  # pictures come by the second, as in HLS, and are to be shown one after the other
 
 
-class Trouble(Exception):
+class CameraTrouble(Exception):
     """A connection failed. `final` where trying again as asked cannot help."""
 
     def __init__(self, cause: str, *, final: bool = False, stalled: bool = False, pause_s: float = 0.0) -> None:
@@ -70,9 +70,9 @@ class LiveSource:
 
     live = True
 
-    def __init__(self, link: Link, name: str, *, strict: bool = False, on_state: OnState | None = None) -> None:
+    def __init__(self, link: CameraLink, name: str, *, strict: bool = False, on_state: OnState | None = None) -> None:
         self.name = name
-        self.account = Account()
+        self.account = FrameCounter()
         self.expected_frames: int | None = None
         self.state = SourceState.CONNECTING
         self.cause = ""
@@ -119,8 +119,8 @@ class LiveSource:
             try:
                 self._enter(SourceState.CONNECTING)
                 self._watch(handover)
-                trouble = Trouble("the camera ended the stream")
-            except Trouble as failure:
+                trouble = CameraTrouble("the camera ended the stream")
+            except CameraTrouble as failure:
                 trouble = failure
             except Exception as failure:  # a bug of ours must be heard of, not end in a thread that is gone
                 error = failure
@@ -135,20 +135,20 @@ class LiveSource:
         handover.finish(error)
 
     def _watch(self, handover: Handover) -> None:
-        """One connection, from opening it to its end. Raises `Trouble`."""
-        from streamer.sources.decode import DecodeError, Lost, TimedOut, reason
+        """One connection, from opening it to its end. Raises `CameraTrouble`."""
+        from streamer.sources.decode import DecodeError, LostPictures, TimedOut, reason
 
         with self._open() as video:
             self._connection += 1
             self._clock.reconnected()
-            watchdog = _Watchdog(self._link.stall_s)
+            watchdog = _StallWatchdog(self._link.stall_s)
             try:
                 for picture in video.pictures():
                     if self._closing.is_set():
                         return
                     new = watchdog.moves(picture.pts_ns)
                     index = self.account.receive()
-                    if isinstance(picture, Lost):
+                    if isinstance(picture, LostPictures):
                         self.account.drop("corrupt")
                         if watchdog.blind():
                             self._enter(SourceState.STALLED, "only damaged pictures come")
@@ -162,10 +162,10 @@ class LiveSource:
             except TimedOut:
                 raise _silence(self._link.stall_s) from None
             except DecodeError as failure:
-                raise Trouble(f"the connection broke: {reason(failure)}") from None
+                raise CameraTrouble(f"the connection broke: {reason(failure)}") from None
 
-    def _open(self) -> Video:
-        from streamer.sources.decode import DecodeError, NotFound, NoVideo, Unauthorised, Video, reason
+    def _open(self) -> VideoReader:
+        from streamer.sources.decode import DecodeError, NotFound, NoVideo, Unauthorised, VideoReader, reason
 
         link = self._link
         is_rtsp = urlsplit(link.address).scheme in _RTSP_PORTS
@@ -174,7 +174,7 @@ class LiveSource:
         limit_s = _FIRST_OPEN_S if self._open_s is None else max(_AGAIN_OPEN_S, 3 * self._open_s)
         began = time.monotonic()
         try:
-            video = Video(
+            video = VideoReader(
                 link.address,
                 form=link.form,
                 options=link.options,
@@ -183,20 +183,20 @@ class LiveSource:
                 lossy=True,
             )
         except NoVideo:
-            raise Trouble("it sends no pictures", final=True) from None
+            raise CameraTrouble("it sends no pictures", final=True) from None
         except Unauthorised as failure:
-            raise Trouble(reason(failure), final=True, pause_s=_LOCKOUT_S) from None
+            raise CameraTrouble(reason(failure), final=True, pause_s=_LOCKOUT_S) from None
         except NotFound as failure:
-            raise Trouble(reason(failure), final=True) from None
+            raise CameraTrouble(reason(failure), final=True) from None
         except DecodeError as failure:
             late = time.monotonic() - began >= limit_s
             if not late and not is_rtsp:  # only now: some cameras over HTTP take one connection and no more
                 _reach(link.address)
-            raise Trouble(f"no answer within {limit_s:.0f} s" if late else reason(failure)) from None
+            raise CameraTrouble(f"no answer within {limit_s:.0f} s" if late else reason(failure)) from None
         self._open_s = time.monotonic() - began
         return video
 
-    def _hand_over(self, handover: Handover, picture: Picture, index: int, *, timed: bool) -> None:
+    def _hand_over(self, handover: Handover, picture: DecodedPicture, index: int, *, timed: bool) -> None:
         arrival_ns = time.time_ns()
         pts_ns = picture.pts_ns if timed else None
         time_ns, basis, uncertainty_ms = self._clock.read(pts_ns, picture.sender_ns, arrival_ns)
@@ -231,7 +231,7 @@ class LiveSource:
                 self._handover.call(self._on_state, StateChange(self.name, state, time.time_ns(), cause))
 
 
-class _Watchdog:
+class _StallWatchdog:
     """Whether timestamps still move, and whether there is anything to see."""
 
     def __init__(self, stall_s: float) -> None:
@@ -240,7 +240,7 @@ class _Watchdog:
         self._called_at = self._moved_at = self._seen_at = time.monotonic()
 
     def moves(self, pts_ns: int | None) -> bool:
-        """Whether a picture with this timestamp is a new one. Raises `Trouble` where none came for too long."""
+        """Whether a picture with this timestamp is a new one. Raises `CameraTrouble` where none came for too long."""
         now = time.monotonic()
         waited_s, self._called_at = now - self._called_at, now
         newest_ns = self._newest_ns
@@ -251,26 +251,26 @@ class _Watchdog:
         if moved:
             self._newest_ns, self._moved_at = pts_ns, now
         elif now - self._moved_at > self._stall_s:
-            raise Trouble(f"the same picture came for {self._stall_s:g} s: the camera is frozen", stalled=True)
+            raise CameraTrouble(f"the same picture came for {self._stall_s:g} s: the camera is frozen", stalled=True)
         return moved
 
     def sees(self) -> None:
         self._seen_at = time.monotonic()
 
     def blind(self) -> bool:
-        """Whether nothing whole has come for a while. Raises `Trouble` where it is so long that waiting is vain."""
+        """Whether no intact picture arrived for a while. Raises `CameraTrouble` when waiting longer is pointless."""
         blind_s = time.monotonic() - self._seen_at
         if blind_s > max(_DAMAGED_S, self._stall_s):
-            raise Trouble(f"only damaged pictures came for {blind_s:.0f} s", stalled=True)
+            raise CameraTrouble(f"only damaged pictures came for {blind_s:.0f} s", stalled=True)
         return blind_s > self._stall_s
 
 
-def _silence(stall_s: float) -> Trouble:
-    return Trouble(f"no picture came for {stall_s:g} s", stalled=True)
+def _silence(stall_s: float) -> CameraTrouble:
+    return CameraTrouble(f"no picture came for {stall_s:g} s", stalled=True)
 
 
 def _reach(address: str) -> None:
-    """Say precisely what keeps us from a server, as FFmpeg does not. Raises `Trouble`."""
+    """Say precisely what keeps us from a server, as FFmpeg does not. Raises `CameraTrouble`."""
     url = urlsplit(address)
     if url.scheme not in _PORTS or url.hostname is None:
         return
@@ -280,8 +280,8 @@ def _reach(address: str) -> None:
     try:
         socket.create_connection((url.hostname, port), timeout=_REACH_S).close()
     except socket.gaierror:
-        raise Trouble(f"the host {url.hostname} is not known", final=True) from None
+        raise CameraTrouble(f"the host {url.hostname} is not known", final=True) from None
     except ConnectionRefusedError:
-        raise Trouble(f"nothing listens at {url.hostname}:{port}", final=True) from None
+        raise CameraTrouble(f"nothing listens at {url.hostname}:{port}", final=True) from None
     except OSError:
-        raise Trouble(f"{url.hostname}:{port} does not answer") from None
+        raise CameraTrouble(f"{url.hostname}:{port} does not answer") from None

@@ -13,7 +13,7 @@ from streamer.errors import SourceAddressError, SourceError
 from streamer.sources.address import natural, redact, stream_name, unique
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names
-from streamer.sources.live import Link, LiveSource
+from streamer.sources.live import CameraLink, LiveSource
 from streamer.sources.source import OnState, Source
 
 # fmt: off
@@ -103,31 +103,31 @@ def _check_url(address: str) -> None:
         )
 
 
-def _rtsp(address: str, transport: str, stall_s: float | None) -> Link:
+def _rtsp(address: str, transport: str, stall_s: float | None) -> CameraLink:
     if transport not in ("tcp", "udp"):
         raise SourceAddressError(f"RTSP cannot come over {transport!r}: give tcp or udp")
     # The session description says what is sent; looking at the stream itself first would only cost a second.
     options = {"rtsp_transport": transport, "analyzeduration": "0", "probesize": "32", "allowed_media_types": "video"}
-    return Link(address, options=options, stall_s=stall_s or 4.0)
+    return CameraLink(address, options=options, stall_s=stall_s or 4.0)
 
 
-def _http(address: str, suffix: str, stall_s: float | None) -> Link:
+def _http(address: str, suffix: str, stall_s: float | None) -> CameraLink:
     if suffix == ".m3u8":  # segments of some seconds each
-        return Link(address, stall_s=stall_s or 20.0, bursts=True)
-    return Link(address, stall_s=stall_s or 4.0)
+        return CameraLink(address, stall_s=stall_s or 20.0, bursts=True)
+    return CameraLink(address, stall_s=stall_s or 4.0)
 
 
-def _webcam(address: str, stall_s: float | None) -> Link:
+def _webcam(address: str, stall_s: float | None) -> CameraLink:
     number = address.partition(":")[2]
     if not number.isdecimal():
         raise SourceAddressError(f"{address} names no camera: give webcam:0 for the first, webcam:1 for the next")
     if sys.platform == "darwin":
-        return Link(number, form="avfoundation", stall_s=stall_s or 4.0)
+        return CameraLink(number, form="avfoundation", stall_s=stall_s or 4.0)
     if not sys.platform.startswith("linux"):
         raise SourceAddressError(
             f"webcams can be read on Linux and macOS, this is {sys.platform}: give an RTSP address"
         )
-    return Link(f"/dev/video{number}", form="video4linux2", stall_s=stall_s or 4.0)
+    return CameraLink(f"/dev/video{number}", form="video4linux2", stall_s=stall_s or 4.0)
 
 
 def _synthetic(address: str, name: str, on_state: OnState | None) -> Source:

@@ -11,7 +11,7 @@ from streamer.sources.source import Source
 
 
 @dataclass(slots=True)
-class Sampling:
+class FrameSampling:
     """Every `every`-th frame, or at most `fps` frames per second of capture time. One per stream: it remembers."""
 
     every: int = 1
@@ -41,7 +41,7 @@ class Sampling:
 async def sampled(sources: Sequence[Source], *, every: int = 1, fps: float | None = None) -> AsyncIterator[Frame]:
     """The frames that a detector would look at, of one source after the other."""
     for source in sources:
-        sampling = Sampling(every, fps)
+        sampling = FrameSampling(every, fps)
         try:
             async for frame in source:
                 if sampling.wants(frame):

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from streamer.frame import Frame
-from streamer.sources.frame_counter import Account
+from streamer.sources.frame_counter import FrameCounter
 
 
 class SourceState(StrEnum):
@@ -43,7 +43,7 @@ class Source(Protocol):
 
     name: str
     live: bool
-    account: Account
+    account: FrameCounter
     expected_frames: int | None  # by a recording's own account; None where it is unknown or has no end
 
     def __aiter__(self) -> AsyncIterator[Frame]: ...

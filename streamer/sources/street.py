@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 
 from streamer.errors import SourceAddressError
 from streamer.frame import Frame, FrameClock
-from streamer.sources.frame_counter import Account
+from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.source import OnState, SourceState, StateChange
 from streamer.street.street import Street
 from streamer.street.world import Light, Scenario, Weather
@@ -69,7 +69,7 @@ class StreetSource:
         if weather is not None:
             _one_of("weather", weather, get_args(Weather))
         self.name, self.live = name, live
-        self.account = Account()
+        self.account = FrameCounter()
         self.expected_frames = None if duration_s is None else max(1, round(duration_s * fps))
         chosen = Scenario(light or base.light, weather or base.weather, crowd, traffic, base.robots, clean)
         self.street = Street(seed, size, fps, chosen)

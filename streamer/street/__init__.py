@@ -4,8 +4,8 @@
 `streamer.sources.street.StreetSource` is a stream of it.
 """
 
-from streamer.street.street import Picture, Street, sample
-from streamer.street.truth import Seen, StreetEvent, Truth
-from streamer.street.world import Scenario, Thing
+from streamer.street.street import Street, StreetPicture, sample
+from streamer.street.truth import SeenObject, StreetEvent, StreetTruth
+from streamer.street.world import Scenario, StreetObject
 
-__all__ = ["Picture", "Scenario", "Seen", "Street", "StreetEvent", "Thing", "Truth", "sample"]
+__all__ = ["Scenario", "SeenObject", "Street", "StreetEvent", "StreetObject", "StreetPicture", "StreetTruth", "sample"]

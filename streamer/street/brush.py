@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from streamer.street.dice import noise
-from streamer.street.sketch import FRACTION_BITS, Colour, Figure, Shape
+from streamer.street.sketch import FRACTION_BITS, Colour, SketchFigure, SketchShape
 
 Image = npt.NDArray[np.uint8]
 
 
-class Haze(Protocol):
+class HazeLayer(Protocol):
     """What lies over colours that shine by themselves."""
 
     @property
@@ -24,7 +24,7 @@ class Haze(Protocol):
     def haze_share(self) -> float: ...
 
 
-def solids(image: Image, figure: Figure) -> None:
+def solids(image: Image, figure: SketchFigure) -> None:
     """Every shape in its own colour."""
     for shape in figure.shapes:
         points = figure.points[shape.start : shape.stop]
@@ -35,7 +35,9 @@ def solids(image: Image, figure: Figure) -> None:
             cv2.fillPoly(image, [points], shape.colour, cv2.LINE_AA, FRACTION_BITS)
 
 
-def toned(figure: Figure, gains: tuple[float, float, float], veil: float, haze: Colour, *, is_dark: bool) -> Figure:
+def toned(
+    figure: SketchFigure, gains: tuple[float, float, float], veil: float, haze: Colour, *, is_dark: bool
+) -> SketchFigure:
     """The figure as the light at its place and the haze before it show it; lamps shine when it `is_dark`."""
     clear = 1.0 - veil
     blue, green, red = (gain * clear for gain in gains)
@@ -51,11 +53,11 @@ def toned(figure: Figure, gains: tuple[float, float, float], veil: float, haze: 
             else:
                 tone = int(b * blue + add_blue), int(g * green + add_green), int(r * red + add_red)
             tone = tones[colour, is_lamp] = min(tone[0], 255), min(tone[1], 255), min(tone[2], 255)
-        shapes.append(Shape(start, stop, tone, stroke_m, is_detail, is_lamp))
+        shapes.append(SketchShape(start, stop, tone, stroke_m, is_detail, is_lamp))
     return figure._replace(shapes=shapes)
 
 
-def lamps(image: Image, figure: Figure, light: Haze) -> None:
+def lamps(image: Image, figure: SketchFigure, light: HazeLayer) -> None:
     """Only the shapes that shine by themselves, over a picture that has been darkened."""
     share = light.haze_share
     for shape in figure.shapes:
@@ -66,7 +68,7 @@ def lamps(image: Image, figure: Figure, light: Haze) -> None:
             cv2.fillPoly(image, [figure.points[shape.start : shape.stop]], (b, g, r), cv2.LINE_AA, FRACTION_BITS)
 
 
-def glows(image: Image, figure: Figure, strength: float) -> None:
+def glows(image: Image, figure: SketchFigure, strength: float) -> None:
     """Light around lamps, added to what is there."""
     height, width = image.shape[:2]
     for x, y, radius, (blue, green, red) in figure.glows:
@@ -94,7 +96,7 @@ def _disc(radius: int) -> Image:
     return disc
 
 
-def silhouette(figure: Figure) -> tuple[npt.NDArray[np.uint8], int, int] | None:
+def silhouette(figure: SketchFigure) -> tuple[npt.NDArray[np.uint8], int, int] | None:
     """The figure as a mask, with the pixel of its left upper corner; it may reach beyond the picture.
 
     (h, w) uint8, 1 where the figure is. None where there is nothing of it.

@@ -11,7 +11,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Camera:
+class StreetCamera:
     """A pinhole with an upright picture plane (a shift lens), so that what stands upright stays upright.
 
     The street's x runs along it, y up, z away from the camera, in metres; the camera stands at (0, `rise`, 0) and is

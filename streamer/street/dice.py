@@ -29,7 +29,7 @@ def _scramble(word: int) -> int:
     return word ^ (word >> 31)
 
 
-class Dice:
+class SeededDice:
     """A SplitMix64 generator whose key is a row of integers: every walker and every car throws its own."""
 
     __slots__ = ("_state",)

@@ -12,14 +12,14 @@ import numpy as np
 
 from streamer.street import words
 from streamer.street.street import Street
-from streamer.street.truth import Place, Seen, StreetEvent, Truth
+from streamer.street.truth import Place, SeenObject, StreetEvent, StreetTruth
 
 CATEGORIES: Mapping[str, int] = {kind: number for number, kind in enumerate((*words.KINDS, "robot"), start=1)}
 """COCO's category ids, and the classes of MOT lines."""
 
 
 def coco(
-    truths: Iterable[Truth], file_name: str = "{index:06d}.jpg", *, least_visibility: float = 0.0
+    truths: Iterable[StreetTruth], file_name: str = "{index:06d}.jpg", *, least_visibility: float = 0.0
 ) -> dict[str, Any]:
     """A COCO data set. Image ids count from 1; every annotation carries its visible mask as RLE, and beside COCO's
     fields `track_id`, `visibility`, `colour`, `attributes` and `phrases` (what is true of it, in words).
@@ -49,7 +49,7 @@ def coco(
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _annotation(one: Seen, truth: Truth, image_id: int, number: int) -> dict[str, Any]:
+def _annotation(one: SeenObject, truth: StreetTruth, image_id: int, number: int) -> dict[str, Any]:
     x1, y1, x2, y2 = one.box
     return {
         "id": number,
@@ -67,7 +67,7 @@ def _annotation(one: Seen, truth: Truth, image_id: int, number: int) -> dict[str
     }
 
 
-def rle(one: Seen) -> dict[str, Any]:
+def rle(one: SeenObject) -> dict[str, Any]:
     """The visible mask as COCO's compressed RLE, `size` (height, width) and `counts` as text."""
     from pycocotools import mask
 
@@ -75,7 +75,7 @@ def rle(one: Seen) -> dict[str, Any]:
     return {"size": list(packed["size"]), "counts": packed["counts"].decode("ascii")}
 
 
-def mot_lines(truths: Iterable[Truth]) -> list[str]:
+def mot_lines(truths: Iterable[StreetTruth]) -> list[str]:
     """Lines of a MOT Challenge gt.txt: frame from 1, identity from 1 in order of appearance, left, top, width, height
     of the whole thing (hidden parts too), 1 to be counted, class as in `CATEGORIES`, visibility."""
     numbers: dict[int, int] = {}
@@ -101,7 +101,7 @@ def write_mot(folder: Path, street: Street, frames: int, name: str = "street") -
     )
 
 
-def write_coco(path: Path, truths: Iterable[Truth], file_name: str = "{index:06d}.jpg") -> None:
+def write_coco(path: Path, truths: Iterable[StreetTruth], file_name: str = "{index:06d}.jpg") -> None:
     path.write_text(json.dumps(coco(truths, file_name)))
 
 

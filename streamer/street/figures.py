@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from streamer.street.camera import Camera
-from streamer.street.dice import Dice, circle, cosine, sine
-from streamer.street.sketch import Colour, Figure, Point, Sketch, blend, shade
-from streamer.street.world import State
+from streamer.street.camera import StreetCamera
+from streamer.street.dice import SeededDice, circle, cosine, sine
+from streamer.street.sketch import Colour, Point, Sketch, SketchFigure, blend, shade
+from streamer.street.world import ObjectState
 
 PAINT: dict[str, Colour] = {
     "red": (36, 30, 198),
@@ -40,7 +40,7 @@ HEADLIGHT: Colour = (226, 246, 252)
 TAILLIGHT: Colour = (40, 34, 210)
 
 
-def figure(state: State, camera: Camera) -> Figure:
+def figure(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     """The thing as it is seen from the camera at this moment."""
     return _FIGURES[state.thing.kind](state, camera)
 
@@ -49,7 +49,7 @@ def figure(state: State, camera: Camera) -> Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class _View:
+class _FigureView:
     """How a body is turned: `across` to the right of the picture, `towards` the camera; both together a unit vector."""
 
     across: float
@@ -60,7 +60,7 @@ class _View:
         return forward * self.across - side * self.towards, up
 
 
-def _view(state: State, camera: Camera) -> _View:
+def _view(state: ObjectState, camera: StreetCamera) -> _FigureView:
     """Turn the heading into the camera's frame at the place where it stands."""
     right, away = camera.cos * state.x - camera.sin * state.z, camera.depth(state.x, state.z)
     norm = (right * right + away * away) ** 0.5
@@ -69,7 +69,7 @@ def _view(state: State, camera: Camera) -> _View:
     ahead_away = camera.sin * state.heading_x + camera.cos * state.heading_z
     across = ahead_right * sight_away - ahead_away * sight_right
     towards = -(ahead_right * sight_right + ahead_away * sight_away)
-    return _View(across, towards)
+    return _FigureView(across, towards)
 
 
 def _capsule(a: Point, b: Point, ra: float, rb: float) -> list[Point]:
@@ -108,12 +108,12 @@ def _bend(root: Point, goal: Point, upper: float, lower: float, forward: float) 
     return root[0] + ux * along - uy * off, root[1] + uy * along + ux * off
 
 
-class _Body:
+class _PersonBody:
     """A person's skeleton, in heights of the person, and the clothes upon it."""
 
-    def __init__(self, state: State, view: _View) -> None:
+    def __init__(self, state: ObjectState, view: _FigureView) -> None:
         thing = state.thing
-        dice = Dice(thing.dice)
+        dice = SeededDice(thing.dice)
         self.thing, self.view = thing, view
         self.is_child = thing.sex == "child"
         self.coat = PAINT[thing.colour]
@@ -383,14 +383,14 @@ class _Body:
         sketch.stroke([(top[0], top[1] + drop * 0.1), (top[0], top[1] + drop * 0.35)], (60, 60, 62), 0.02)
 
 
-def _person(state: State, camera: Camera) -> Figure:
+def _person(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     sketch = Sketch()
     view = _view(state, camera)
     if "bicycle" in state.thing.attributes:
         _rider(sketch, state, view)
     else:
         stride = 0.82 * state.thing.height
-        body = _Body(state, view)
+        body = _PersonBody(state, view)
         body.draw(sketch, state.travelled / stride, state.bearing == "walk")
     return sketch.card(camera, state.x, state.z)
 
@@ -403,13 +403,13 @@ _SADDLE = -0.22, 0.98
 _GRIP = 0.44, 1.02
 
 
-def _foreshorten(view: _View) -> float:
+def _foreshorten(view: _FigureView) -> float:
     """How long something that is seen from the side looks; never so thin that it is a line."""
     across = view.across
     return across if abs(across) > 0.35 else (0.35 if across >= 0 else -0.35)
 
 
-def _bicycle(state: State, camera: Camera) -> Figure:
+def _bicycle(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     sketch = Sketch()
     across = _foreshorten(_view(state, camera))
     paint = PAINT[state.thing.colour]
@@ -442,9 +442,9 @@ def _bicycle(state: State, camera: Camera) -> Figure:
     return sketch.card(camera, state.x, state.z)
 
 
-def _rider(sketch: Sketch, state: State, view: _View) -> None:
+def _rider(sketch: Sketch, state: ObjectState, view: _FigureView) -> None:
     across = _foreshorten(view)
-    body = _Body(state, _View(across, view.towards * 0.3))
+    body = _PersonBody(state, _FigureView(across, view.towards * 0.3))
     sign = 1.0 if across >= 0 else -1.0
 
     def at(point: Point) -> tuple[float, float]:
@@ -497,10 +497,10 @@ def _rider(sketch: Sketch, state: State, view: _View) -> None:
 # -- dogs ----------------------------------------------------------------------------------------------------------
 
 
-def _dog(state: State, camera: Camera) -> Figure:
+def _dog(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     """Points are in shoulder-to-tail lengths of a dog 0.95 m long."""
     thing = state.thing
-    dice = Dice(thing.dice)
+    dice = SeededDice(thing.dice)
     fur = DOG_FUR[thing.colour]
     dark, ear_up = shade(fur, 0.7), dice.chance(0.5)
     spots = thing.colour == "white" and dice.chance(0.6)
@@ -572,10 +572,10 @@ def _dog(state: State, camera: Camera) -> Figure:
 # -- vehicles ------------------------------------------------------------------------------------------------------
 
 
-class _Hull:
+class _VehicleHull:
     """A vehicle in street coordinates: heads along x, its near side faces the camera."""
 
-    def __init__(self, state: State, camera: Camera) -> None:
+    def __init__(self, state: ObjectState, camera: StreetCamera) -> None:
         self.x, self.z = state.x, state.z
         self.ahead = 1.0 if state.heading_x >= 0 else -1.0
         self.camera = camera
@@ -663,7 +663,7 @@ def _inset(profile: _Profile, back: float, front: float, low: float, high: float
     return [on(back, low), on(front, low), on(front, high), on(back, high)]
 
 
-def _car(state: State, camera: Camera) -> Figure:
+def _car(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     thing = state.thing
     body = next(name for name in _CAR_SHAPES if name in thing.attributes)
     half = thing.length / 2
@@ -671,8 +671,8 @@ def _car(state: State, camera: Camera) -> Figure:
     paint = PAINT[thing.colour]
     if thing.colour == "black":
         paint = (44, 42, 42)
-    hull, sketch = _Hull(state, camera), Sketch()
-    dice = Dice(thing.dice)
+    hull, sketch = _VehicleHull(state, camera), Sketch()
+    dice = SeededDice(thing.dice)
     rim = dice.pick((METAL, (196, 196, 196), (120, 120, 122)))
     radius = 0.37 if body == "suv" else 0.32
     underbody = [
@@ -732,7 +732,7 @@ def _car(state: State, camera: Camera) -> Figure:
     return sketch.solid(camera, state.x, state.z)
 
 
-def _ends(sketch: Sketch, hull: _Hull, lower: _Profile, half: float) -> None:
+def _ends(sketch: Sketch, hull: _VehicleHull, lower: _Profile, half: float) -> None:
     """Number plate, grille and windscreen-high lamps, where nose or tail shows."""
     if hull.eye > half:
         height = lower[1][1]
@@ -749,7 +749,7 @@ def _ends(sketch: Sketch, hull: _Hull, lower: _Profile, half: float) -> None:
         sketch.fill(plate, (200, 214, 216), is_detail=True)
 
 
-def _lamps(sketch: Sketch, hull: _Hull, half: float, up: float, near: float, *, shines: bool) -> None:
+def _lamps(sketch: Sketch, hull: _VehicleHull, half: float, up: float, near: float, *, shines: bool) -> None:
     """Head and tail lamps wrap around the corners, so that they show from the side as well."""
     side = near + 0.17
     for end, colour in ((1.0, HEADLIGHT), (-1.0, TAILLIGHT)):
@@ -775,15 +775,15 @@ def _lamps(sketch: Sketch, hull: _Hull, half: float, up: float, near: float, *, 
                 sketch.glow(hull.at(edge, up, -near), glow, colour)
 
 
-def _bus(state: State, camera: Camera) -> Figure:
+def _bus(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     thing = state.thing
     half, height, wide = thing.length / 2, thing.height, thing.width / 2
     paint = PAINT[thing.colour]
-    dice = Dice(thing.dice)
+    dice = SeededDice(thing.dice)
     trim = dice.pick(((238, 238, 238), (60, 54, 50), shade(paint, 0.55)))
     if thing.colour == "white":
         trim = dice.pick(((150, 90, 40), (60, 110, 60), (70, 60, 60)))
-    hull, sketch = _Hull(state, camera), Sketch()
+    hull, sketch = _VehicleHull(state, camera), Sketch()
     underbody = [hull.at(f * half * 0.96, u, wide - 0.1) for f, u in ((1, 0.12), (-1, 0.12), (-1, 0.5), (1, 0.5))]
     sketch.fill(underbody, (26, 25, 25))
     shell = [
@@ -847,7 +847,9 @@ def _bus(state: State, camera: Camera) -> Figure:
     return sketch.solid(camera, state.x, state.z)
 
 
-def _bus_windows(sketch: Sketch, hull: _Hull, half: float, belt: float, tall: float, wide: float, dice: Dice) -> None:
+def _bus_windows(
+    sketch: Sketch, hull: _VehicleHull, half: float, belt: float, tall: float, wide: float, dice: SeededDice
+) -> None:
     count = max(3, round((2 * half - 0.8) / 1.4))
     pitch = (2 * half - 0.8) / count
     for pane in range(count):
@@ -875,10 +877,10 @@ def _bus_windows(sketch: Sketch, hull: _Hull, half: float, belt: float, tall: fl
 # -- the newcomer --------------------------------------------------------------------------------------------------
 
 
-def _robot(state: State, camera: Camera) -> Figure:
+def _robot(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     """A delivery robot: a white box on six wheels with a lid, an eye band and a flag on a whip."""
-    hull, sketch = _Hull(state, camera), Sketch()
-    dice = Dice(state.thing.dice)
+    hull, sketch = _VehicleHull(state, camera), Sketch()
+    dice = SeededDice(state.thing.dice)
     lid = dice.pick(((60, 60, 62), (40, 120, 230), (120, 160, 40)))
     half, wide, shell = 0.36, 0.27, (236, 238, 240)
     body = [
@@ -912,7 +914,7 @@ def _robot(state: State, camera: Camera) -> Figure:
     return sketch.solid(camera, state.x, state.z)
 
 
-_FIGURES: dict[str, Callable[[State, Camera], Figure]] = {
+_FIGURES: dict[str, Callable[[ObjectState, StreetCamera], SketchFigure]] = {
     "person": _person,
     "bicycle": _bicycle,
     "dog": _dog,

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from streamer.street import brush, figures
-from streamer.street.dice import Dice, circle, mix, sine
-from streamer.street.scenery import Prop, Scenery
-from streamer.street.sketch import FRACTION_BITS, Figure, fixed
-from streamer.street.world import State, World
+from streamer.street.dice import SeededDice, circle, mix, sine
+from streamer.street.scenery import StreetProp, StreetScenery
+from streamer.street.sketch import FRACTION_BITS, SketchFigure, fixed
+from streamer.street.world import ObjectState, StreetWorld
 
 Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.uint8]
@@ -23,7 +23,7 @@ _DEEP, _SOFT = 0.62, 0.80  # how bright the ground is in the core and at the rim
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Silhouette:
+class FigureSilhouette:
     """The whole of one thing, hidden or not: `mask` (h, w) uint8 0/1 whose left upper pixel is (`left`, `top`)."""
 
     mask: Mask
@@ -31,16 +31,16 @@ class Silhouette:
     top: int
 
 
-class Painter:
+class StreetPainter:
     """Paints one world. Any moment, in any order; not for several threads at once."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: StreetWorld) -> None:
         self.world = world
-        self.scenery = Scenery(world)
+        self.scenery = StreetScenery(world)
         self._lighting = self.scenery.lighting
         self._is_dark = world.conditions.light != "day"
 
-    def figures(self, time_s: float) -> list[tuple[State, Figure]]:
+    def figures(self, time_s: float) -> list[tuple[ObjectState, SketchFigure]]:
         """Whatever may be in the picture, the most distant first."""
         camera = self.world.camera
         drawn = []
@@ -52,13 +52,13 @@ class Painter:
                 drawn.append((state, figure))
         return drawn
 
-    def paint(self, time_s: float, drawn: list[tuple[State, Figure]]) -> Image:
+    def paint(self, time_s: float, drawn: list[tuple[ObjectState, SketchFigure]]) -> Image:
         """The picture, (H, W, 3) BGR, of what `figures` gave for the same moment."""
         image = self._empty.copy()
         self._shadows(image, drawn)
         stopped = self.world.stopped(time_s)
         for item, figure in self._in_order(drawn):
-            if isinstance(item, Prop):
+            if isinstance(item, StreetProp):
                 self._put(image, figure)
                 if item.lights is not None:
                     self._put(image, item.lights[stopped])
@@ -66,16 +66,18 @@ class Painter:
                 self._put(image, self._lit(figure, item.x, item.z))
         return self._lens(image, time_s)
 
-    def labels(self, drawn: list[tuple[State, Figure]]) -> tuple[npt.NDArray[np.uint8], list[Silhouette | None]]:
+    def labels(
+        self, drawn: list[tuple[ObjectState, SketchFigure]]
+    ) -> tuple[npt.NDArray[np.uint8], list[FigureSilhouette | None]]:
         """Which thing each pixel shows, (H, W): its position in `drawn` from 1, or 0; and every whole silhouette."""
         camera = self.world.camera
         labels = np.zeros((camera.height, camera.width), np.uint8)
-        shapes: list[Silhouette | None] = []
+        shapes: list[FigureSilhouette | None] = []
         for item, figure in self._in_order(drawn):
             found = brush.silhouette(figure)
             label = 0
-            if isinstance(item, State):
-                shapes.append(None if found is None else Silhouette(*found))
+            if isinstance(item, ObjectState):
+                shapes.append(None if found is None else FigureSilhouette(*found))
                 label = len(shapes)
             if found is None:
                 continue
@@ -103,7 +105,9 @@ class Painter:
             np.asarray(cv2.LUT(self._empty, (levels * _DEEP).astype(np.uint8)), np.uint8),
         )
 
-    def _in_order(self, drawn: list[tuple[State, Figure]]) -> Iterator[tuple[State | Prop, Figure]]:
+    def _in_order(
+        self, drawn: list[tuple[ObjectState, SketchFigure]]
+    ) -> Iterator[tuple[ObjectState | StreetProp, SketchFigure]]:
         """Things and props together, the most distant first."""
         props = self._props
         next_prop = 0
@@ -115,25 +119,25 @@ class Painter:
         for prop in props[next_prop:]:
             yield prop, prop.figure
 
-    def _lit(self, figure: Figure, x: float, z: float) -> Figure:
+    def _lit(self, figure: SketchFigure, x: float, z: float) -> SketchFigure:
         lighting = self._lighting
         return brush.toned(figure, lighting.gains(x, z), lighting.veil(z), lighting.haze, is_dark=self._is_dark)
 
     @cached_property
-    def _props(self) -> list[Prop]:
+    def _props(self) -> list[StreetProp]:
         """The scenery's props in their own light, the most distant first."""
         props = []
         for x, z, figure, lights in self.scenery.props:
             lit = lights and (self._lit(lights[0], x, z), self._lit(lights[1], x, z))
-            props.append(Prop(x, z, self._lit(figure, x, z), lit))
+            props.append(StreetProp(x, z, self._lit(figure, x, z), lit))
         return props
 
-    def _put(self, image: Image, figure: Figure) -> None:
+    def _put(self, image: Image, figure: SketchFigure) -> None:
         brush.solids(image, figure)
         if self._is_dark and figure.glows:
             brush.glows(image, figure, 0.55 if self.world.conditions.light == "night" else 0.3)
 
-    def _shadows(self, image: Image, drawn: list[tuple[State, Figure]]) -> None:
+    def _shadows(self, image: Image, drawn: list[tuple[ObjectState, SketchFigure]]) -> None:
         """Everything rests in a soft shadow; under the sun a deep one falls to one side."""
         conditions = self.world.conditions
         soft = np.zeros(image.shape[:2], np.uint8)
@@ -162,7 +166,7 @@ class Painter:
             self._prop_shadow(mask, prop)
         return mask
 
-    def _ground_shape(self, mask: Mask, state: State, corners: list[tuple[float, float]], height: float) -> None:
+    def _ground_shape(self, mask: Mask, state: ObjectState, corners: list[tuple[float, float]], height: float) -> None:
         sun_x, sun_z = self.world.conditions.sun
         points = [(state.x + x, 0.0, state.z + z) for x, z in corners]
         if height:
@@ -171,7 +175,7 @@ class Painter:
         hull = cv2.convexHull(pixels) if height else pixels
         cv2.fillPoly(mask, [hull], 255, cv2.LINE_8, FRACTION_BITS)
 
-    def _prop_shadow(self, mask: Mask, prop: Prop) -> None:
+    def _prop_shadow(self, mask: Mask, prop: StreetProp) -> None:
         """A card's shadow is the card laid down along the sun."""
         camera = self.world.camera
         sun_x, sun_z = self.world.conditions.sun
@@ -188,7 +192,7 @@ class Painter:
         """Rain and snow, passing clouds, then what the camera adds: blur, noise, compression."""
         conditions = self.world.conditions
         height, width = image.shape[:2]
-        moment = Dice(self.world.seed, 50, int(time_s * 1000 + 0.5))
+        moment = SeededDice(self.world.seed, 50, int(time_s * 1000 + 0.5))
         if conditions.weather == "rain":
             _fall(image, _rain_tile(height, width, self.world.seed & 3), time_s, (70.0, -900.0), height / 384)
         elif conditions.weather == "snow":
@@ -227,7 +231,7 @@ def _wrap(layer: Image) -> Image:
 @lru_cache(maxsize=16)
 def _rain_tile(height: int, width: int, variant: int) -> Image:
     layer = np.zeros((height, width), np.uint8)
-    dice = Dice(51, variant)
+    dice = SeededDice(51, variant)
     for _ in range(230):
         x, y = dice.between(0, width), dice.between(0, height)
         length = dice.between(9, 26) * height / 384
@@ -239,7 +243,7 @@ def _rain_tile(height: int, width: int, variant: int) -> Image:
 @lru_cache(maxsize=16)
 def _snow_tile(height: int, width: int, depth: int) -> Image:
     layer = np.zeros((height, width), np.uint8)
-    dice = Dice(52, depth)
+    dice = SeededDice(52, depth)
     for _ in range((150, 90, 36)[depth]):
         x, y = dice.between(0, width), dice.between(0, height)
         radius = (0.8, 1.3, 2.1)[depth] * dice.between(0.7, 1.2) * height / 384

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streamer.street.dice import Dice, circle
-from streamer.street.sketch import Colour, Figure, Point, Sketch, blend, shade
-from streamer.street.world import Conditions, Layout, World
+from streamer.street.dice import SeededDice, circle
+from streamer.street.sketch import Colour, Point, Sketch, SketchFigure, blend, shade
+from streamer.street.world import SceneConditions, StreetLayout, StreetWorld
 
 Gains = tuple[float, float, float]
 """Factors for blue, green and red."""
@@ -31,22 +31,22 @@ _WALLS: tuple[Colour, ...] = (
 _AWNINGS: tuple[Colour, ...] = ((72, 72, 178), (92, 120, 70), (150, 96, 60), (60, 150, 200), (110, 84, 120))
 
 
-class Prop(NamedTuple):
+class StreetProp(NamedTuple):
     """A standing piece of scenery: its place decides what it hides. A signal has lights for rolling and for stopped
     traffic."""
 
     x: float
     z: float
-    figure: Figure
-    lights: tuple[Figure, Figure] | None = None
+    figure: SketchFigure
+    lights: tuple[SketchFigure, SketchFigure] | None = None
 
 
 @dataclass
-class Lighting:
+class StreetLighting:
     """How bright a place is and how much haze lies before it."""
 
-    conditions: Conditions
-    layout: Layout
+    conditions: SceneConditions
+    layout: StreetLayout
     lamps: tuple[tuple[float, float], ...]
 
     @cached_property
@@ -77,19 +77,19 @@ class Lighting:
         return min(self.haze_share * z / self.layout.facade, 0.95)
 
 
-class Scenery:
+class StreetScenery:
     """Paints the empty street once; gives the standing props to be painted among the things."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: StreetWorld) -> None:
         self.world = world
         self.camera, self.layout, self.conditions = world.camera, world.layout, world.conditions
-        self._dice = Dice(world.seed, 40)
-        self.lighting = Lighting(self.conditions, self.layout, self._lamp_places())
+        self._dice = SeededDice(world.seed, 40)
+        self.lighting = StreetLighting(self.conditions, self.layout, self._lamp_places())
         self.props = tuple(self._props())
 
     def _lamp_places(self) -> tuple[tuple[float, float], ...]:
         layout = self.layout
-        dice = Dice(self.world.seed, 41)
+        dice = SeededDice(self.world.seed, 41)
         places = []
         for z, pitch in ((layout.far[0] + 0.25, 12.0), (layout.near[1] - 0.2, 16.0)):
             left, right = self.camera.reach(z)
@@ -141,7 +141,7 @@ class Scenery:
         sketch.fill([(left0 - 2, y, z0), (right0 + 2, y, z0), (right1 + 2, y, z1), (left1 - 2, y, z1)], colour)
 
     def _ground(self, sketch: Sketch) -> None:
-        layout, dice = self.layout, Dice(self.world.seed, 42)
+        layout, dice = self.layout, SeededDice(self.world.seed, 42)
         snow = self.conditions.weather == "snow"
         wet = self.conditions.weather == "rain"
         slab = dice.pick(((176, 184, 190), (164, 168, 172), (150, 166, 184)))
@@ -205,7 +205,7 @@ class Scenery:
 
     def _tracks(self, sketch: Sketch, asphalt: Colour) -> None:
         """Worn wheel tracks and mended patches keep the road from looking like paper."""
-        dice = Dice(self.world.seed, 43)
+        dice = SeededDice(self.world.seed, 43)
         for lane in self.layout.lanes:
             for offset in (-0.75, 0.75):
                 self._strip(sketch, lane + offset - 0.28, lane + offset + 0.28, shade(asphalt, 0.94))
@@ -227,13 +227,13 @@ class Scenery:
     def _houses(self, sketch: Sketch) -> None:
         z = self.layout.facade
         left, right = self.camera.reach(z)
-        dice = Dice(self.world.seed, 44)
+        dice = SeededDice(self.world.seed, 44)
         x = left - dice.between(1.0, 8.0)
         before: Colour | None = None
         while x < right:
             wide = dice.between(6.0, 11.0)
             wall = dice.pick(tuple(colour for colour in _WALLS if colour != before))
-            _House(sketch, x, wide, z, wall, dice, self.conditions).draw()
+            _HouseFront(sketch, x, wide, z, wall, dice, self.conditions).draw()
             before = wall
             x += wide
 
@@ -291,7 +291,7 @@ class Scenery:
 
     # -- what stands in the street ---------------------------------------------------------------------------------
 
-    def _props(self) -> list[Prop]:
+    def _props(self) -> list[StreetProp]:
         layout, dice = self.layout, self._dice
         props = [self._lamp_post(x, z) for x, z in self.lighting.lamps]
         left, right = self.camera.reach(layout.far[0])
@@ -312,15 +312,15 @@ class Scenery:
         props.append(self._signal_post(layout.crossing + layout.hand * 2.4, layout.far[0] + 0.25))
         return sorted(props, key=lambda prop: (-prop.z, prop.x))
 
-    def _lamp_post(self, x: float, z: float) -> Prop:
+    def _lamp_post(self, x: float, z: float) -> StreetProp:
         sketch, iron = Sketch(), (66, 62, 58)
         sketch.fill([(-0.09, 0.0), (0.09, 0.0), (0.05, 0.9), (0.045, 4.6), (-0.045, 4.6), (-0.05, 0.9)], iron)
         sketch.fill([(-0.16, 4.6), (0.16, 4.6), (0.26, 5.1), (-0.26, 5.1)], (190, 226, 240), is_lamp=True)
         sketch.fill([(-0.32, 5.1), (0.32, 5.1), (0.0, 5.4)], iron)
         sketch.glow((0.0, 4.85), 1.5, (150, 210, 240))
-        return Prop(x, z, sketch.card(self.camera, x, z))
+        return StreetProp(x, z, sketch.card(self.camera, x, z))
 
-    def _tree(self, x: float, z: float, dice: Dice) -> Prop:
+    def _tree(self, x: float, z: float, dice: SeededDice) -> StreetProp:
         sketch = Sketch()
         bark, snow = (52, 70, 92), self.conditions.weather == "snow"
         leaf = dice.pick(((58, 132, 74), (52, 118, 96), (66, 146, 104), (60, 120, 60)))
@@ -341,17 +341,17 @@ class Scenery:
                     for k, (c, s) in enumerate(circle(13))
                 ]
                 sketch.fill(crown, colour)
-        return Prop(x, z, sketch.card(self.camera, x, z))
+        return StreetProp(x, z, sketch.card(self.camera, x, z))
 
-    def _bench(self, x: float, z: float) -> Prop:
+    def _bench(self, x: float, z: float) -> StreetProp:
         sketch, wood, iron = Sketch(), (62, 98, 140), (58, 54, 52)
         for leg in (-0.7, 0.7):
             sketch.fill([(leg - 0.04, 0.0), (leg + 0.04, 0.0), (leg + 0.04, 0.85), (leg - 0.04, 0.85)], iron)
         for low, high, tone in ((0.40, 0.48, 0.8), (0.55, 0.65, 1.0), (0.70, 0.80, 1.08)):
             sketch.fill([(-0.9, low), (0.9, low), (0.9, high), (-0.9, high)], shade(wood, tone))
-        return Prop(x, z, sketch.card(self.camera, x, z))
+        return StreetProp(x, z, sketch.card(self.camera, x, z))
 
-    def _planter(self, x: float, z: float, dice: Dice) -> Prop:
+    def _planter(self, x: float, z: float, dice: SeededDice) -> StreetProp:
         sketch, leaf = Sketch(), (60, 124, 70)
         sketch.fill([(-0.4, 0.0), (0.4, 0.0), (0.48, 0.45), (-0.48, 0.45)], (110, 124, 140))
         for _ in range(7):
@@ -359,22 +359,22 @@ class Scenery:
             sketch.fill(
                 [(bx + radius * c, by + radius * s) for c, s in circle(9)], shade(leaf, dice.between(0.75, 1.15))
             )
-        return Prop(x, z, sketch.card(self.camera, x, z))
+        return StreetProp(x, z, sketch.card(self.camera, x, z))
 
-    def _bin(self, x: float, z: float) -> Prop:
+    def _bin(self, x: float, z: float) -> StreetProp:
         sketch = Sketch()
         sketch.fill([(-0.2, 0.05), (0.2, 0.05), (0.24, 0.8), (-0.24, 0.8)], (70, 84, 70))
         sketch.fill([(-0.27, 0.8), (0.27, 0.8), (0.22, 0.95), (-0.22, 0.95)], (52, 60, 52))
-        return Prop(x, z, sketch.card(self.camera, x, z))
+        return StreetProp(x, z, sketch.card(self.camera, x, z))
 
-    def _signal_post(self, x: float, z: float) -> Prop:
+    def _signal_post(self, x: float, z: float) -> StreetProp:
         sketch = Sketch()
         sketch.fill([(-0.05, 0.0), (0.05, 0.0), (0.05, 2.4), (-0.05, 2.4)], (70, 68, 66))
         sketch.fill([(-0.17, 2.3), (0.17, 2.3), (0.17, 3.2), (-0.17, 3.2)], (36, 34, 34))
         lights = self._signal_lights(x, z, stopped=False), self._signal_lights(x, z, stopped=True)
-        return Prop(x, z, sketch.card(self.camera, x, z), lights)
+        return StreetProp(x, z, sketch.card(self.camera, x, z), lights)
 
-    def _signal_lights(self, x: float, z: float, stopped: bool) -> Figure:
+    def _signal_lights(self, x: float, z: float, stopped: bool) -> SketchFigure:
         sketch = Sketch()
         red, green = ((40, 36, 240), (38, 60, 40)) if stopped else ((36, 34, 70), (90, 220, 60))
         for height, colour in ((2.97, red), (2.55, green)):
@@ -384,11 +384,18 @@ class Scenery:
         return sketch.card(self.camera, x, z)
 
 
-class _House:
+class _HouseFront:
     """One front: wall, rows of windows, a shop or a door."""
 
     def __init__(
-        self, sketch: Sketch, x: float, wide: float, z: float, wall: Colour, dice: Dice, conditions: Conditions
+        self,
+        sketch: Sketch,
+        x: float,
+        wide: float,
+        z: float,
+        wall: Colour,
+        dice: SeededDice,
+        conditions: SceneConditions,
     ) -> None:
         self.sketch, self.x, self.wide, self.z, self.wall = sketch, x, wide, z, wall
         self.dice, self.conditions = dice, conditions

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streamer.street.dice import Dice
-from streamer.street.truth import Place, Seen, StreetEvent, Truth, Watch, foot
-from streamer.street.world import Scenario, State, World
+from streamer.street.dice import SeededDice
+from streamer.street.truth import Place, SeenObject, StreetEvent, StreetTruth, TruthWatch, foot
+from streamer.street.world import ObjectState, Scenario, StreetWorld
 
 if TYPE_CHECKING:
-    from streamer.street.painter import Painter, Silhouette
-    from streamer.street.sketch import Figure
+    from streamer.street.painter import FigureSilhouette, StreetPainter
+    from streamer.street.sketch import SketchFigure
 
 LEAST_AREA = 4
 """Whatever shows fewer pixels is hidden."""
 
 
-class Picture(NamedTuple):
+class StreetPicture(NamedTuple):
     """A frame, (H, W, 3) BGR uint8, and what is in it."""
 
     image: npt.NDArray[np.uint8]
-    truth: Truth
+    truth: StreetTruth
 
 
 @dataclass
@@ -43,14 +43,14 @@ class Street:
     scenario: Scenario = field(default_factory=Scenario)
 
     @cached_property
-    def world(self) -> World:
-        return World(self.seed, self.size, self.scenario)
+    def world(self) -> StreetWorld:
+        return StreetWorld(self.seed, self.size, self.scenario)
 
     @cached_property
-    def _painter(self) -> Painter:
-        from streamer.street.painter import Painter
+    def _painter(self) -> StreetPainter:
+        from streamer.street.painter import StreetPainter
 
-        return Painter(self.world)
+        return StreetPainter(self.world)
 
     def time_s(self, index: int) -> float:
         return index / self.fps
@@ -60,13 +60,13 @@ class Street:
         time_s = self.time_s(index)
         return self._painter.paint(time_s, self._painter.figures(time_s))
 
-    def truth(self, index: int) -> Truth:
+    def truth(self, index: int) -> StreetTruth:
         """What is in the picture, without painting it."""
         return self._truth(index, self._painter.figures(self.time_s(index)))
 
-    def picture(self, index: int) -> Picture:
+    def picture(self, index: int) -> StreetPicture:
         drawn = self._painter.figures(self.time_s(index))
-        return Picture(self._painter.paint(self.time_s(index), drawn), self._truth(index, drawn))
+        return StreetPicture(self._painter.paint(self.time_s(index), drawn), self._truth(index, drawn))
 
     def events(
         self,
@@ -75,17 +75,17 @@ class Street:
         zones: Mapping[str, Place] | None = None,
     ) -> list[StreetEvent]:
         """Line crossings, zone entries and exits of the first `duration_s` seconds, in order of time."""
-        events = Watch(self.world, lines or {}, zones or {}).between(0.0, duration_s, 1.0 / self.fps)
+        events = TruthWatch(self.world, lines or {}, zones or {}).between(0.0, duration_s, 1.0 / self.fps)
         return [replace(event, visibility=self._visibility(event)) for event in events]
 
     def _visibility(self, event: StreetEvent) -> float:
         truth = self.truth(int(event.time_s * self.fps + 0.5))
         return next((one.visibility for one in truth.seen if one.thing.identity == event.identity), 0.0)
 
-    def _truth(self, index: int, drawn: list[tuple[State, Figure]]) -> Truth:
+    def _truth(self, index: int, drawn: list[tuple[ObjectState, SketchFigure]]) -> StreetTruth:
         labels, shapes = self._painter.labels(drawn)
-        seen: list[Seen] = []
-        hidden: list[Seen] = []
+        seen: list[SeenObject] = []
+        hidden: list[SeenObject] = []
         for order, position in enumerate(reversed(range(len(drawn)))):
             shape = shapes[position]
             if shape is None:
@@ -93,11 +93,11 @@ class Street:
             one = self._seen(drawn[position][0], shape, labels, position + 1, order)
             if one is not None:
                 (seen if one.area >= LEAST_AREA else hidden).append(one)
-        return Truth(index, self.time_s(index), self.size, tuple(seen), tuple(hidden))
+        return StreetTruth(index, self.time_s(index), self.size, tuple(seen), tuple(hidden))
 
     def _seen(
-        self, state: State, shape: Silhouette, labels: npt.NDArray[np.uint8], label: int, order: int
-    ) -> Seen | None:
+        self, state: ObjectState, shape: FigureSilhouette, labels: npt.NDArray[np.uint8], label: int, order: int
+    ) -> SeenObject | None:
         import cv2
 
         camera = self.world.camera
@@ -114,7 +114,7 @@ class Street:
         left, top, wide, tall = cv2.boundingRect(visible.view(np.uint8))
         patch = visible[top : top + tall, left : left + wide].copy()
         area = int(np.count_nonzero(patch))
-        return Seen(
+        return SeenObject(
             thing=state.thing,
             box=(x0 + left, y0 + top, x0 + left + wide, y0 + top + tall),
             full_box=full,
@@ -129,9 +129,11 @@ class Street:
         )
 
 
-def sample(seed: int, index: int, size: tuple[int, int] = (640, 384), scenario: Scenario | None = None) -> Picture:
+def sample(
+    seed: int, index: int, size: tuple[int, int] = (640, 384), scenario: Scenario | None = None
+) -> StreetPicture:
     """Picture `index` of an endless set for training: every one shows another street at another moment."""
     from streamer.street.painter import moment_seed
 
     street = Street(moment_seed(seed, index), size, fps=1000.0, scenario=scenario or Scenario())
-    return street.picture(Dice(seed, 61, index).whole(0, 600_000))
+    return street.picture(SeededDice(seed, 61, index).whole(0, 600_000))

@@ -10,15 +10,15 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from streamer.street.camera import Camera
-from streamer.street.world import State, Thing, World
+from streamer.street.camera import StreetCamera
+from streamer.street.world import ObjectState, StreetObject, StreetWorld
 
 Box = tuple[int, int, int, int]
 """x1, y1, x2, y2 in pixels; the last row and column lie just outside."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Seen:
+class SeenObject:
     """One thing in one frame.
 
     `box` holds its visible pixels; `full_box` the whole of it, hidden parts and parts outside the picture included.
@@ -28,7 +28,7 @@ class Seen:
     `box`.
     """
 
-    thing: Thing
+    thing: StreetObject
     box: Box
     full_box: Box
     visibility: float
@@ -55,15 +55,15 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Truth:
+class StreetTruth:
     """Everything in one frame. `seen` has visible pixels, the nearest first; `hidden` is in the picture, but wholly
     covered by nearer things."""
 
     index: int
     time_s: float
     size: tuple[int, int]
-    seen: tuple[Seen, ...]
-    hidden: tuple[Seen, ...] = ()
+    seen: tuple[SeenObject, ...]
+    hidden: tuple[SeenObject, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class StreetEvent:
     visibility: float = 1.0
 
 
-def foot(state: State, camera: Camera) -> tuple[float, float] | None:
+def foot(state: ObjectState, camera: StreetCamera) -> tuple[float, float] | None:
     """The bottom centre of the thing's box inside the picture, in fractions of it; None where it is outside.
 
     The box is that of the solid the thing fits in, so that swinging legs do not shake it.
@@ -107,14 +107,14 @@ Place = Sequence[Sequence[float]]
 
 
 @dataclass
-class Watch:
+class TruthWatch:
     """Finds the moments at which feet cross lines and the edges of zones, each by bisection to a microsecond.
 
     Geometry is that of `streamer.rules`: fractions of the frame; `in` is from the left to the right of someone who
     walks the line from its first to its second point.
     """
 
-    world: World
+    world: StreetWorld
     lines: Mapping[str, Place] = field(default_factory=dict)
     zones: Mapping[str, Place] = field(default_factory=dict)
 
@@ -143,7 +143,7 @@ class Watch:
             before = now
         return sorted(events, key=lambda event: (event.time_s, event.identity, event.place))
 
-    def _feet(self, time_s: float) -> dict[int, tuple[Point, Thing]]:
+    def _feet(self, time_s: float) -> dict[int, tuple[Point, StreetObject]]:
         feet = {}
         for state in self.world.at(time_s):
             point = foot(state, self.world.camera)
@@ -154,8 +154,8 @@ class Watch:
     def _changes(
         self,
         identity: int,
-        before: tuple[Point, Thing] | None,
-        now: tuple[Point, Thing] | None,
+        before: tuple[Point, StreetObject] | None,
+        now: tuple[Point, StreetObject] | None,
         earlier: float,
         later: float,
     ) -> list[StreetEvent]:

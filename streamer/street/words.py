@@ -13,15 +13,15 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from streamer.street.dice import Dice
-from streamer.street.world import BICYCLE_COLOURS, BUS_COLOURS, CAR_COLOURS, CLOTHES_COLOURS, DOG_COLOURS, Thing
+from streamer.street.dice import SeededDice
+from streamer.street.world import BICYCLE_COLOURS, BUS_COLOURS, CAR_COLOURS, CLOTHES_COLOURS, DOG_COLOURS, StreetObject
 
 if TYPE_CHECKING:
-    from streamer.street.truth import Seen
+    from streamer.street.truth import SeenObject
 
 
 @dataclass(frozen=True, slots=True)
-class Meaning:
+class PhraseMeaning:
     """What a phrase says. Empty fields say nothing."""
 
     kinds: frozenset[str]
@@ -34,18 +34,18 @@ class Meaning:
 
 
 @dataclass(frozen=True, slots=True)
-class _Noun:
+class _NounEntry:
     singular: str
     plural: str
-    meaning: Meaning
+    meaning: PhraseMeaning
 
 
-def _noun(singular: str, plural: str, *kinds: str, **parts: object) -> _Noun:
+def _noun(singular: str, plural: str, *kinds: str, **parts: object) -> _NounEntry:
     fields = {name: frozenset(value) if isinstance(value, tuple) else value for name, value in parts.items()}
-    return _Noun(singular, plural, replace(Meaning(frozenset(kinds)), **fields))  # type: ignore[arg-type]
+    return _NounEntry(singular, plural, replace(PhraseMeaning(frozenset(kinds)), **fields))  # type: ignore[arg-type]
 
 
-NOUNS: tuple[_Noun, ...] = (
+NOUNS: tuple[_NounEntry, ...] = (
     _noun("person", "people", "person"),
     _noun("human", "humans", "person"),
     _noun("pedestrian", "pedestrians", "person", excluded=("bicycle",)),
@@ -105,7 +105,7 @@ _MIDDLE = 0.42, 0.58
 # -- truth ---------------------------------------------------------------------------------------------------------
 
 
-def holds(meaning: Meaning, thing: Thing, middle: float | None = None) -> bool | None:
+def holds(meaning: PhraseMeaning, thing: StreetObject, middle: float | None = None) -> bool | None:
     """Whether `meaning` is true of `thing`, whose middle is at the fraction `middle` of the width; None is unclear."""
     if thing.kind not in meaning.kinds:
         return None if len(meaning.kinds) > 1 and thing.kind in ("bicycle", "robot") else False
@@ -124,7 +124,7 @@ def holds(meaning: Meaning, thing: Thing, middle: float | None = None) -> bool |
     return True
 
 
-def matches(text: str, seen: Sequence[Seen]) -> list[Seen] | None:
+def matches(text: str, seen: Sequence[SeenObject]) -> list[SeenObject] | None:
     """Of which of `seen` the text is true; None where the text is not in the language or something is unclear."""
     meaning = parse(text)
     if meaning is None:
@@ -139,7 +139,7 @@ def matches(text: str, seen: Sequence[Seen]) -> list[Seen] | None:
 
 
 @lru_cache(maxsize=4096)
-def parse(text: str) -> Meaning | None:
+def parse(text: str) -> PhraseMeaning | None:
     """The meaning of a text of the language, however it is put; None for any other text."""
     words = [_SPELLINGS.get(word, word) for word in re.findall(r"[a-z\-]+", text.lower())]
     if words and words[0] in _ARTICLES:
@@ -165,7 +165,7 @@ def _take(words: list[str], known: dict[str, str]) -> tuple[str, list[str]]:
     return "", words
 
 
-def _clauses(meaning: Meaning, rest: str) -> Meaning | None:
+def _clauses(meaning: PhraseMeaning, rest: str) -> PhraseMeaning | None:
     """Read what follows the noun, clause by clause."""
     kind = next(iter(meaning.kinds)) if len(meaning.kinds) == 1 else ""
     while rest:
@@ -191,7 +191,7 @@ def _clauses(meaning: Meaning, rest: str) -> Meaning | None:
 # -- saying --------------------------------------------------------------------------------------------------------
 
 
-def nouns_of(meaning: Meaning) -> list[_Noun]:
+def nouns_of(meaning: PhraseMeaning) -> list[_NounEntry]:
     """The nouns that say a part of `meaning` and nothing more, the plain name first."""
     return [
         noun
@@ -204,7 +204,7 @@ def nouns_of(meaning: Meaning) -> list[_Noun]:
 
 
 def say(
-    meaning: Meaning, *, article: str = "a", plural: bool = False, noun: int = 0, clause: int = 0, size: int = 0
+    meaning: PhraseMeaning, *, article: str = "a", plural: bool = False, noun: int = 0, clause: int = 0, size: int = 0
 ) -> str:
     """The meaning in words. `noun`, `clause` and `size` choose among synonyms; `article` may be "", "a" or "the"."""
     nouns = nouns_of(meaning)
@@ -253,9 +253,9 @@ def variants(text: str) -> tuple[str, ...]:
     )
 
 
-def true_meanings(thing: Thing) -> list[Meaning]:
+def true_meanings(thing: StreetObject) -> list[PhraseMeaning]:
     """What may be said of a thing wherever it is, from the plain to the particular."""
-    plain = Meaning(frozenset({thing.kind}))
+    plain = PhraseMeaning(frozenset({thing.kind}))
     spoken = sorted(thing.attributes & _spoken(thing.kind))
     bases = [plain]
     if thing.kind == "person":
@@ -269,8 +269,8 @@ def true_meanings(thing: Thing) -> list[Meaning]:
     meanings += [replace(base, attributes=frozenset({attribute})) for base in bases for attribute in spoken]
     meanings += [replace(plain, attributes=frozenset({one}), colour=thing.colour) for one in spoken]
     if thing.kind in ("car", "bus"):
-        meanings.append(Meaning(frozenset({"car", "bus"})))
-        meanings.append(Meaning(frozenset({"car", "bus"}), colour=thing.colour))
+        meanings.append(PhraseMeaning(frozenset({"car", "bus"})))
+        meanings.append(PhraseMeaning(frozenset({"car", "bus"}), colour=thing.colour))
     if thing.kind == "person" and "bicycle" not in thing.attributes:
         meanings.append(replace(plain, excluded=frozenset({"bicycle"})))
     return meanings
@@ -281,14 +281,14 @@ def _spoken(kind: str) -> frozenset[str]:
     return frozenset(ATTRIBUTES.get(kind, {})) | {name for name, owner in before_noun if owner == kind}
 
 
-def phrases(one: Seen, others: Iterable[Seen]) -> tuple[str, ...]:
+def phrases(one: SeenObject, others: Iterable[SeenObject]) -> tuple[str, ...]:
     """What is true of `one` among all that is seen, in plain words, most general first.
 
     A side is named only where that points at this one thing alone.
     """
     texts = [say(meaning) for meaning in true_meanings(one.thing)]
     for side in _SIDES:
-        meaning = Meaning(frozenset({one.thing.kind}), side=side)
+        meaning = PhraseMeaning(frozenset({one.thing.kind}), side=side)
         if holds(meaning, one.thing, one.middle) and not any(
             holds(meaning, other.thing, other.middle) is not False
             for other in others
@@ -299,7 +299,7 @@ def phrases(one: Seen, others: Iterable[Seen]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Grounding:
+class PhraseGrounding:
     """A phrase and the identities of everything it is true of; none for what is absent."""
 
     text: str
@@ -307,24 +307,24 @@ class Grounding:
 
 
 def ground(
-    seen: Sequence[Seen],
-    dice: Dice,
+    seen: Sequence[SeenObject],
+    dice: SeededDice,
     *,
     present: int,
     absent: int,
-    hidden: Sequence[Seen] = (),
+    hidden: Sequence[SeenObject] = (),
     kinds: Sequence[str] = KINDS,
-) -> list[Grounding]:
+) -> list[PhraseGrounding]:
     """Phrases for one picture in random words: up to `present` true of something, `absent` true of nothing.
 
     No two say the same, and none is unclear of anything in the picture, what is `hidden` included.
     """
     everything = [*seen, *hidden]
-    pool: list[Meaning] = []
+    pool: list[PhraseMeaning] = []
     for one in seen:
         pool += [meaning for meaning in true_meanings(one.thing) if meaning not in pool]
-    said: list[Grounding] = []
-    used: set[Meaning] = set()
+    said: list[PhraseGrounding] = []
+    used: set[PhraseMeaning] = set()
     for _ in range(present * 4):
         if not pool or len(said) == present:
             break
@@ -334,15 +334,15 @@ def ground(
             continue
         used.add(meaning)
         identities = frozenset(other.thing.identity for other in seen if holds(meaning, other.thing, other.middle))
-        said.append(Grounding(say_freely(meaning, dice), identities))
+        said.append(PhraseGrounding(say_freely(meaning, dice), identities))
     for meaning in absent_meanings(everything, dice, absent, kinds):
         if meaning not in used:
             used.add(meaning)
-            said.append(Grounding(say_freely(meaning, dice)))
+            said.append(PhraseGrounding(say_freely(meaning, dice)))
     return said
 
 
-def contrasts(seen: Sequence[Seen], dice: Dice, hidden: Sequence[Seen] = ()) -> list[Grounding]:
+def contrasts(seen: Sequence[SeenObject], dice: SeededDice, hidden: Sequence[SeenObject] = ()) -> list[PhraseGrounding]:
     """What is true of one thing, and everything that differs from it in one word: each colour, or man, woman, child.
 
     In random words, in the order of that word; none is unclear of anything in the picture.
@@ -353,25 +353,27 @@ def contrasts(seen: Sequence[Seen], dice: Dice, hidden: Sequence[Seen] = ()) -> 
 
 
 def colours(
-    seen: Sequence[Seen], dice: Dice, hidden: Sequence[Seen] = (), kinds: Sequence[str] = KINDS
-) -> list[Grounding]:
+    seen: Sequence[SeenObject], dice: SeededDice, hidden: Sequence[SeenObject] = (), kinds: Sequence[str] = KINDS
+) -> list[PhraseGrounding]:
     """Every kind in every colour that it comes in, in random words; none is unclear of anything in the picture."""
-    meanings = [Meaning(frozenset({kind}), colour=colour) for kind in kinds for colour in COLOURS.get(kind, ())]
+    meanings = [PhraseMeaning(frozenset({kind}), colour=colour) for kind in kinds for colour in COLOURS.get(kind, ())]
     return _grounded(meanings, seen, hidden, dice)
 
 
-def _grounded(meanings: Iterable[Meaning], seen: Sequence[Seen], hidden: Sequence[Seen], dice: Dice) -> list[Grounding]:
+def _grounded(
+    meanings: Iterable[PhraseMeaning], seen: Sequence[SeenObject], hidden: Sequence[SeenObject], dice: SeededDice
+) -> list[PhraseGrounding]:
     """Each meaning in random words with those of `seen` it is true of; without what is unclear or only `hidden`."""
     said = []
     for meaning in meanings:
         verdicts = [holds(meaning, one.thing, one.middle) for one in (*seen, *hidden)]
         identities = frozenset(one.thing.identity for one, yes in zip(seen, verdicts, strict=False) if yes)
         if None not in verdicts and (identities or True not in verdicts):
-            said.append(Grounding(say_freely(meaning, dice), identities))
+            said.append(PhraseGrounding(say_freely(meaning, dice), identities))
     return said
 
 
-def _families(meaning: Meaning) -> list[list[Meaning]]:
+def _families(meaning: PhraseMeaning) -> list[list[PhraseMeaning]]:
     """For each particular of a meaning about one kind: the meaning with every other value of it."""
     if len(meaning.kinds) != 1:
         return []
@@ -388,7 +390,7 @@ def _families(meaning: Meaning) -> list[list[Meaning]]:
     return found
 
 
-def say_freely(meaning: Meaning, dice: Dice) -> str:
+def say_freely(meaning: PhraseMeaning, dice: SeededDice) -> str:
     """One of the ways to say it."""
     return say(
         meaning,
@@ -400,10 +402,12 @@ def say_freely(meaning: Meaning, dice: Dice) -> str:
     )
 
 
-def absent_meanings(everything: Sequence[Seen], dice: Dice, count: int, kinds: Sequence[str] = KINDS) -> list[Meaning]:
+def absent_meanings(
+    everything: Sequence[SeenObject], dice: SeededDice, count: int, kinds: Sequence[str] = KINDS
+) -> list[PhraseMeaning]:
     """Up to `count` different meanings that are false of everything: mostly the right kind with something wrong."""
     present = sorted({one.thing.kind for one in everything})
-    found: list[Meaning] = []
+    found: list[PhraseMeaning] = []
     for _ in range(count * 12):
         if len(found) == count:
             break
@@ -414,13 +418,13 @@ def absent_meanings(everything: Sequence[Seen], dice: Dice, count: int, kinds: S
     return found
 
 
-def absent(everything: Sequence[Seen], dice: Dice, count: int, kinds: Sequence[str] = KINDS) -> list[str]:
+def absent(everything: Sequence[SeenObject], dice: SeededDice, count: int, kinds: Sequence[str] = KINDS) -> list[str]:
     """Phrases in random words that are false of everything given."""
     return [say_freely(meaning, dice) for meaning in absent_meanings(everything, dice, count, kinds)]
 
 
-def _any_meaning(kind: str, dice: Dice) -> Meaning:
-    meaning = Meaning(frozenset({kind}))
+def _any_meaning(kind: str, dice: SeededDice) -> PhraseMeaning:
+    meaning = PhraseMeaning(frozenset({kind}))
     if kind == "person" and dice.chance(0.35):
         meaning = replace(meaning, sex=dice.pick(("man", "woman", "child")))
     colours, spoken = COLOURS.get(kind, ()), sorted(_spoken(kind))

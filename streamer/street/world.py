@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from streamer.street.camera import Camera
-from streamer.street.dice import Dice
+from streamer.street.camera import StreetCamera
+from streamer.street.dice import SeededDice
 
 Kind = Literal["person", "car", "bus", "bicycle", "dog", "robot"]
 Light = Literal["day", "dusk", "night"]
@@ -57,7 +57,7 @@ _FOREVER = 1e9
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
+class StreetObject:
     """Something that has an identity, and what is true of it as long as it lives.
 
     `colour` is that of the body, the frame, the coat or the clothes above the belt. `attributes` are from
@@ -78,11 +78,11 @@ class Thing:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ObjectState:
     """A thing at one moment: its ground point in metres, where it heads, and how far it has come: that turns wheels and
     swings legs."""
 
-    thing: Thing
+    thing: StreetObject
     x: float
     z: float
     heading_x: float
@@ -93,7 +93,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Conditions:
+class SceneConditions:
     """Light, weather and the camera's faults. `noise` and `blur` in grey levels and pixels, `jpeg` a quality or 0."""
 
     light: Light
@@ -107,7 +107,7 @@ class Conditions:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class StreetLayout:
     """Distances from the camera, in metres, and where the crossing is."""
 
     near: tuple[float, float]
@@ -125,7 +125,7 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class _Leg:
+class _PathLeg:
     """A straight piece of a walker's plan."""
 
     start_s: float
@@ -138,13 +138,13 @@ class _Leg:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _PathPlan:
     """What a walker does from its first to its last moment."""
 
-    thing: Thing
-    legs: tuple[_Leg, ...]
+    thing: StreetObject
+    legs: tuple[_PathLeg, ...]
     side: int
-    dog: Thing | None = None
+    dog: StreetObject | None = None
 
     @property
     def start_s(self) -> float:
@@ -168,7 +168,7 @@ class Scenario:
 
 
 @dataclass
-class World:
+class StreetWorld:
     """A street grown from a seed, seen by one camera of `size` (width, height)."""
 
     seed: int
@@ -176,12 +176,12 @@ class World:
     scenario: Scenario = field(default_factory=Scenario)
 
     def __post_init__(self) -> None:
-        dice = Dice(self.seed, 1)
+        dice = SeededDice(self.seed, 1)
         self.camera, self.layout = _survey(dice, self.size)
-        self.conditions = _conditions(Dice(self.seed, 2), self.scenario)
-        self._plans: dict[tuple[int, int], _Plan] = {}
-        self._vehicles: dict[tuple[int, int], Thing | None] = {}
-        mood = Dice(self.seed, 3)
+        self.conditions = _conditions(SeededDice(self.seed, 2), self.scenario)
+        self._plans: dict[tuple[int, int], _PathPlan] = {}
+        self._vehicles: dict[tuple[int, int], StreetObject | None] = {}
+        mood = SeededDice(self.seed, 3)
         self._phase = mood.between(0.0, ROUND_S)
         self._speeds = tuple(mood.pick((4, 5, 6, 7)) * SLOT for _ in range(2))
         self._cycle_advance = 8 * BICYCLE_SLOT
@@ -195,7 +195,7 @@ class World:
         self._robot_gap_s = mood.between(6.0, 12.0) / crowd
         self._umbrellas = {"rain": 0.55, "snow": 0.2}.get(self.conditions.weather, 0.12)
 
-    def at(self, time_s: float) -> list[State]:
+    def at(self, time_s: float) -> list[ObjectState]:
         """Everything near the picture at `time_s`, the most distant first."""
         states = [*self._convoys(time_s), *self._parked, *self._strollers(time_s)]
         camera = self.camera
@@ -219,7 +219,7 @@ class World:
         way += speed * starting * starting / (2 * START_S)
         return rounds * per_round + way, ROLL_S + BRAKE_S <= phase < ROLL_S + BRAKE_S + STAND_S
 
-    def _convoys(self, time_s: float) -> Iterator[State]:
+    def _convoys(self, time_s: float) -> Iterator[ObjectState]:
         layout = self.layout
         for lane, z in enumerate(layout.lanes):
             direction = layout.hand if lane == 0 else -layout.hand
@@ -228,7 +228,7 @@ class World:
 
     def _convoy(
         self, lane: int, z: float, direction: int, per_round: float, slot: float, time_s: float
-    ) -> Iterator[State]:
+    ) -> Iterator[ObjectState]:
         way, stands = self._advance(time_s, per_round)
         left, right = self.camera.reach(z)
         origin = self.layout.crossing - direction * slot / 2  # the crossing lies between two slots of a standing convoy
@@ -238,7 +238,7 @@ class World:
             thing = self._vehicle(lane, index)
             if thing is None:
                 continue
-            dice = Dice(self.seed, 11, lane, index)
+            dice = SeededDice(self.seed, 11, lane, index)
             room = max(slot / 2 - 3.1 - thing.length / 2, 0.0)
             along = way - index * slot + dice.between(-room, room)
             x = origin + direction * along
@@ -246,22 +246,26 @@ class World:
                 continue
             offset = dice.between(-0.15, 0.15)
             if thing.kind == "bicycle":
-                yield State(thing, x, z + offset, direction, 0.0, way, "ride")
-                yield State(self._rider(lane, index), x, z + offset, direction, 0.0, way, "stand" if stands else "ride")
+                yield ObjectState(thing, x, z + offset, direction, 0.0, way, "ride")
+                yield ObjectState(
+                    self._rider(lane, index), x, z + offset, direction, 0.0, way, "stand" if stands else "ride"
+                )
             else:
-                yield State(thing, x, z + offset, direction, 0.0, way, "roll")
+                yield ObjectState(thing, x, z + offset, direction, 0.0, way, "roll")
 
-    def _vehicle(self, lane: int, index: int) -> Thing | None:
+    def _vehicle(self, lane: int, index: int) -> StreetObject | None:
         key = lane, index
         if key not in self._vehicles:
-            dice = Dice(self.seed, 10, lane, index)
+            dice = SeededDice(self.seed, 10, lane, index)
             fill = self._cycle_fill if lane == 2 else self._fill
             thing = None
             if dice.chance(fill):
                 identity = _identity(lane, index)
                 if lane == 2:
                     colour = dice.weigh(BICYCLE_COLOURS)
-                    thing = Thing(identity, "bicycle", colour, dice=dice.word(), length=1.75, height=1.05, width=0.3)
+                    thing = StreetObject(
+                        identity, "bicycle", colour, dice=dice.word(), length=1.75, height=1.05, width=0.3
+                    )
                 elif dice.chance(self._bus_share):
                     thing = _bus(identity, dice)
                 else:
@@ -269,8 +273,8 @@ class World:
             self._vehicles[key] = thing
         return self._vehicles[key]
 
-    def _rider(self, lane: int, index: int) -> Thing:
-        dice = Dice(self.seed, 12, lane, index)
+    def _rider(self, lane: int, index: int) -> StreetObject:
+        dice = SeededDice(self.seed, 12, lane, index)
         attributes = {"bicycle"}
         if dice.chance(0.3):
             attributes.add("backpack")
@@ -278,27 +282,27 @@ class World:
             attributes.add("helmet")
         sex = "woman" if dice.chance(0.5) else "man"
         colour = dice.weigh(CLOTHES_COLOURS)
-        return Thing(
+        return StreetObject(
             _identity(3, index), "person", colour, frozenset(attributes), sex=sex, dice=dice.word(), height=1.72
         )
 
     @cached_property
-    def _parked(self) -> tuple[State, ...]:
+    def _parked(self) -> tuple[ObjectState, ...]:
         z = self.layout.parking
         left, right = self.camera.reach(z)
         states = []
         for index in range(int(left // 6.2) - 1, int(right // 6.2) + 2):
-            dice = Dice(self.seed, 13, index)
+            dice = SeededDice(self.seed, 13, index)
             x = index * 6.2 + dice.between(-0.4, 0.4)
             if abs(x - self.layout.crossing) < 5.2 or not dice.chance(self._parked_fill):
                 continue
             thing = _car(_identity(4, index), dice, parked=True)
-            states.append(State(thing, x, z, -self.layout.hand, 0.0, dice.between(0, 2), "roll"))
+            states.append(ObjectState(thing, x, z, -self.layout.hand, 0.0, dice.between(0, 2), "roll"))
         return tuple(states)
 
     # -- whoever walks -------------------------------------------------------------------------------------------
 
-    def _strollers(self, time_s: float) -> Iterator[State]:
+    def _strollers(self, time_s: float) -> Iterator[ObjectState]:
         for group, gap in ((5, self._walk_gap_s[0]), (6, self._walk_gap_s[1]), (8, self._dog_gap_s)):
             yield from self._stroll(group, gap, time_s)
         if self.scenario.robots:
@@ -306,7 +310,7 @@ class World:
         if self.scenario.crowd > 0:
             yield from self._idlers
 
-    def _stroll(self, group: int, gap_s: float, time_s: float) -> Iterator[State]:
+    def _stroll(self, group: int, gap_s: float, time_s: float) -> Iterator[ObjectState]:
         if self.scenario.crowd <= 0:
             return
         longest_s = 110.0
@@ -317,8 +321,8 @@ class World:
             if plan.start_s <= time_s < plan.end_s:
                 yield from _walk(plan, time_s)
 
-    def _make_plan(self, group: int, index: int, gap_s: float) -> _Plan:
-        dice = Dice(self.seed, 20, group, index)
+    def _make_plan(self, group: int, index: int, gap_s: float) -> _PathPlan:
+        dice = SeededDice(self.seed, 20, group, index)
         start_s = (index + dice.unit()) * gap_s
         is_near = dice.chance(0.5) if group in (8, 9) else group == 5
         layout = self.layout
@@ -330,7 +334,7 @@ class World:
             thing = _dog(_identity(group, index), dice)
             speed = dice.between(1.3, 2.6)
         elif group == 9:
-            thing = Thing(
+            thing = StreetObject(
                 _identity(group, index), "robot", "white", dice=dice.word(), length=0.75, height=1.15, width=0.55
             )
             speed = dice.between(0.9, 1.5)
@@ -340,7 +344,7 @@ class World:
             speed = dice.between(1.0, 1.65) * (0.8 if thing.sex == "child" else 1.0)
             if walks_dog:
                 dog = _dog(_identity(7, index * 2 + (group == 6)), dice, leashed=True)
-        way = _Way(start_s, self._door(z, -direction), z)
+        way = _PathWay(start_s, self._door(z, -direction), z)
         target_strip = strip
         if group != 8 and dice.chance(0.3):
             kerb, other_kerb = layout.kerbs if is_near else layout.kerbs[::-1]
@@ -362,7 +366,7 @@ class World:
             if dice.chance(0.25):
                 direction = -direction
         way.go(self._door(z, direction), z, speed)
-        return _Plan(thing, tuple(way.legs), dice.sign(), dog)
+        return _PathPlan(thing, tuple(way.legs), dice.sign(), dog)
 
     def _door(self, z: float, direction: int) -> float:
         """Just outside the picture, on the side `direction` points to."""
@@ -375,27 +379,27 @@ class World:
         return time_s if since < 0.4 else time_s + ROUND_S - since
 
     @cached_property
-    def _idlers(self) -> tuple[State, ...]:
+    def _idlers(self) -> tuple[ObjectState, ...]:
         """People who wait somewhere for as long as anybody looks."""
         states = []
-        for index in range(Dice(self.seed, 30).whole(0, 3)):
-            dice = Dice(self.seed, 31, index)
+        for index in range(SeededDice(self.seed, 30).whole(0, 3)):
+            dice = SeededDice(self.seed, 31, index)
             strip = self.layout.near if dice.chance(0.35) else self.layout.far
             z = dice.between(strip[0] + 0.6, strip[1] - 0.6)
             left, right = self.camera.reach(z)
             thing = _person(_identity(10, index), dice, self._umbrellas, leads=False)
             heading = dice.pick(((1.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (0.0, -1.0), (0.0, 1.0)))
-            states.append(State(thing, dice.between(left * 0.85, right * 0.85), z, *heading, 0.0, "stand"))
+            states.append(ObjectState(thing, dice.between(left * 0.85, right * 0.85), z, *heading, 0.0, "stand"))
         return tuple(states)
 
 
-class _Way:
+class _PathWay:
     """Builds a plan leg by leg."""
 
     def __init__(self, time_s: float, x: float, z: float) -> None:
         self.time_s, self.x, self.z = time_s, x, z
         self.travelled = 0.0
-        self.legs: list[_Leg] = []
+        self.legs: list[_PathLeg] = []
 
     def go(self, x: float, z: float, speed: float) -> None:
         length = ((x - self.x) ** 2 + (z - self.z) ** 2) ** 0.5
@@ -408,31 +412,31 @@ class _Way:
             self._add(self.time_s + seconds, self.x, self.z)
 
     def _add(self, end_s: float, x: float, z: float) -> None:
-        self.legs.append(_Leg(self.time_s, end_s, self.x, self.z, x, z, self.travelled))
+        self.legs.append(_PathLeg(self.time_s, end_s, self.x, self.z, x, z, self.travelled))
         self.time_s, self.x, self.z = end_s, x, z
 
 
-def _walk(plan: _Plan, time_s: float) -> Iterator[State]:
+def _walk(plan: _PathPlan, time_s: float) -> Iterator[ObjectState]:
     x, z, heading_x, heading_z, travelled, moves = _follow(plan, time_s)
     thing = plan.thing
     if plan.dog is None:
-        yield State(thing, x, z, heading_x, heading_z, travelled, _bearing(thing, moves))
+        yield ObjectState(thing, x, z, heading_x, heading_z, travelled, _bearing(thing, moves))
         return
     ahead_x, ahead_z, _, _, dog_travelled, dog_moves = _follow(plan, time_s + 0.55)
     dog_x, dog_z = ahead_x + plan.side * 0.25, ahead_z - 0.3
-    yield State(thing, x, z, heading_x, heading_z, travelled, _bearing(thing, moves))
-    yield State(
+    yield ObjectState(thing, x, z, heading_x, heading_z, travelled, _bearing(thing, moves))
+    yield ObjectState(
         plan.dog, dog_x, dog_z, heading_x, heading_z, dog_travelled, "walk" if dog_moves else "stand", leash=(x, z)
     )
 
 
-def _bearing(thing: Thing, moves: bool) -> Bearing:
+def _bearing(thing: StreetObject, moves: bool) -> Bearing:
     if thing.kind == "robot":
         return "roll"
     return "walk" if moves else "stand"
 
 
-def _follow(plan: _Plan, time_s: float) -> tuple[float, float, float, float, float, bool]:
+def _follow(plan: _PathPlan, time_s: float) -> tuple[float, float, float, float, float, bool]:
     """x, z, heading x, heading z, metres travelled, whether it moves; it goes on straight after the plan's end."""
     leg = next((leg for leg in plan.legs if time_s < leg.end_s), plan.legs[-1])
     share = (time_s - leg.start_s) / (leg.end_s - leg.start_s)
@@ -448,7 +452,7 @@ def _follow(plan: _Plan, time_s: float) -> tuple[float, float, float, float, flo
     return x, z, ahead_x / norm, ahead_z / norm, leg.travelled, False
 
 
-def _row(state: State) -> float:
+def _row(state: ObjectState) -> float:
     """What decides who is in front: everything in the street stands in planes along it."""
     return state.z - (0.01 if state.thing.kind == "person" and "bicycle" in state.thing.attributes else 0.0)
 
@@ -458,21 +462,21 @@ def _identity(group: int, index: int) -> int:
     return (index + 100_000) * 16 + group
 
 
-def _car(identity: int, dice: Dice, parked: bool = False) -> Thing:
+def _car(identity: int, dice: SeededDice, parked: bool = False) -> StreetObject:
     body, length, height = dice.pick((("saloon", 4.5, 1.45), ("hatchback", 3.9, 1.5), ("suv", 4.6, 1.75)))
     attributes = {body} | ({"parked"} if parked else set())
     colour = dice.weigh(CAR_COLOURS)
-    return Thing(
+    return StreetObject(
         identity, "car", colour, frozenset(attributes), dice=dice.word(), length=length, height=height, width=1.8
     )
 
 
-def _bus(identity: int, dice: Dice) -> Thing:
+def _bus(identity: int, dice: SeededDice) -> StreetObject:
     colour = dice.weigh(BUS_COLOURS)
     if dice.chance(0.35):
-        return Thing(identity, "bus", colour, size="small", dice=dice.word(), length=7.2, height=2.7, width=2.2)
+        return StreetObject(identity, "bus", colour, size="small", dice=dice.word(), length=7.2, height=2.7, width=2.2)
     decks = dice.chance(0.3)
-    return Thing(
+    return StreetObject(
         identity,
         "bus",
         colour,
@@ -485,10 +489,10 @@ def _bus(identity: int, dice: Dice) -> Thing:
     )
 
 
-def _dog(identity: int, dice: Dice, leashed: bool = False) -> Thing:
+def _dog(identity: int, dice: SeededDice, leashed: bool = False) -> StreetObject:
     is_large = dice.chance(0.5)
     scale = dice.between(1.0, 1.15) if is_large else dice.between(0.6, 0.72)
-    return Thing(
+    return StreetObject(
         identity,
         "dog",
         dice.weigh(DOG_COLOURS),
@@ -501,7 +505,7 @@ def _dog(identity: int, dice: Dice, leashed: bool = False) -> Thing:
     )
 
 
-def _person(identity: int, dice: Dice, umbrellas: float, leads: bool) -> Thing:
+def _person(identity: int, dice: SeededDice, umbrellas: float, leads: bool) -> StreetObject:
     sex = dice.weigh({"man": 0.42, "woman": 0.42, "child": 0.0 if leads else 0.16})
     attributes = set()
     if leads:
@@ -515,7 +519,7 @@ def _person(identity: int, dice: Dice, umbrellas: float, leads: bool) -> Thing:
     if not leads and sex != "child" and dice.chance(0.14):
         attributes.add("suitcase")
     height = dice.between(1.05, 1.3) if sex == "child" else dice.between(1.6, 1.76) + (0.08 if sex == "man" else 0.0)
-    return Thing(
+    return StreetObject(
         identity,
         "person",
         dice.weigh(CLOTHES_COLOURS),
@@ -527,7 +531,7 @@ def _person(identity: int, dice: Dice, umbrellas: float, leads: bool) -> Thing:
     )
 
 
-def _survey(dice: Dice, size: tuple[int, int]) -> tuple[Camera, Layout]:
+def _survey(dice: SeededDice, size: tuple[int, int]) -> tuple[StreetCamera, StreetLayout]:
     width, height = size
     base = min(width, height * 640 / 384)
     focal = base * dice.between(0.66, 0.98)
@@ -536,7 +540,9 @@ def _survey(dice: Dice, size: tuple[int, int]) -> tuple[Camera, Layout]:
     start = focal * rise / (height - horizon)
     half_turn = dice.between(-0.13, 0.13)
     norm = 1.0 + half_turn * half_turn
-    camera = Camera(width, height, focal, rise, horizon, (1.0 - half_turn * half_turn) / norm, 2.0 * half_turn / norm)
+    camera = StreetCamera(
+        width, height, focal, rise, horizon, (1.0 - half_turn * half_turn) / norm, 2.0 * half_turn / norm
+    )
     start = start / camera.cos
     near = start + 0.2, start + dice.between(2.8, 3.6)
     cycle = near[1] + 0.9
@@ -546,10 +552,10 @@ def _survey(dice: Dice, size: tuple[int, int]) -> tuple[Camera, Layout]:
     far = far_start, far_start + dice.between(2.8, 4.0)
     left, right = camera.reach(lanes[0])
     crossing = dice.between(left * 0.65, right * 0.65)
-    return camera, Layout(near, cycle, lanes, parking, far, far[1] + 0.1, crossing, dice.sign())
+    return camera, StreetLayout(near, cycle, lanes, parking, far, far[1] + 0.1, crossing, dice.sign())
 
 
-def _conditions(dice: Dice, scenario: Scenario) -> Conditions:
+def _conditions(dice: SeededDice, scenario: Scenario) -> SceneConditions:
     light: Light = dice.weigh({"day": 0.6, "dusk": 0.2, "night": 0.2})
     weather: Weather = dice.weigh({"clear": 0.55, "rain": 0.18, "fog": 0.12, "snow": 0.15})
     sun = dice.between(-1.1, 1.1), dice.between(0.1, 0.7)
@@ -564,4 +570,4 @@ def _conditions(dice: Dice, scenario: Scenario) -> Conditions:
         noise, blur, jpeg, flicker = 0, 0.0, 0, 0.0
     elif light == "night":
         noise += 3
-    return Conditions(light, weather, sun, noise, blur, jpeg, flicker, haze)
+    return SceneConditions(light, weather, sun, noise, blur, jpeg, flicker, haze)

@@ -26,15 +26,15 @@ from trackers import Tracker, create_tracker
 if TYPE_CHECKING:
     import supervision as sv
 
-    from streamer.enrichment.loading import Loading
-    from streamer.tasks.grand_records import Annotator
+    from streamer.enrichment.loading import GlammLoading
+    from streamer.tasks.grand_records import GrandAnnotator
 
 _JPEG_QUALITY = 92
 _NO_TRACK = -1
 
 
 @dataclass(frozen=True)
-class Task:
+class AnnotateTask:
     """What `groundstream annotate` was asked to do; see its options."""
 
     sources: Sequence[str]
@@ -50,7 +50,7 @@ class Task:
     tracker: str | None = None
     sam: str | None = None
     gligen: bool = False
-    describe: Loading | None = None
+    describe: GlammLoading | None = None
 
 
 @dataclass
@@ -148,11 +148,11 @@ def _fractions(bbox: Sequence[float], image: dict[str, Any]) -> list[float]:
     return [round(min(max(value, 0.0), 1.0), 6) for value in corners]
 
 
-def annotate(task: Task, *, as_json: bool = False, quiet: bool = False) -> None:
+def annotate(task: AnnotateTask, *, as_json: bool = False, quiet: bool = False) -> None:
     """Do the task and tell what came of it. Raises what sources, detectors and the model raise."""
     data = DataSet([" ".join(query.split()) for query in task.queries])
     told = Console(stderr=True, quiet=quiet or as_json or not sys.stderr.isatty())
-    written = asyncio.run(_Work(task, data).run(told))
+    written = asyncio.run(_AnnotateWork(task, data).run(told))
     if as_json:
         Console(soft_wrap=True).print_json(json.dumps(written))
     else:
@@ -162,10 +162,10 @@ def annotate(task: Task, *, as_json: bool = False, quiet: bool = False) -> None:
         )
 
 
-class _Work:
+class _AnnotateWork:
     """One run of a task."""
 
-    def __init__(self, task: Task, data: DataSet) -> None:
+    def __init__(self, task: AnnotateTask, data: DataSet) -> None:
         self._task = task
         self._data = data
         self._sources = open_sources(task.sources)  # a wrong address is told before models are loaded
@@ -174,7 +174,7 @@ class _Work:
         self._trackers: dict[str, Tracker] = {}
         if task.tracker is not None:
             create_tracker(task.tracker)  # a wrong name is told before anything is opened
-        self._describer: Annotator | None = None
+        self._describer: GrandAnnotator | None = None
         self._records: dict[str, dict[str, Any]] = {}
 
     def _detector(self, name: str) -> Detector:
@@ -191,10 +191,10 @@ class _Work:
         if self._task.describe is None:
             return
         from detectors.glamm.box_masks import BoxMasks
-        from streamer.tasks.grand_records import Annotator
+        from streamer.tasks.grand_records import GrandAnnotator
 
         glamm = self._task.describe.load()
-        self._describer = Annotator(glamm, BoxMasks(glamm.model.sam))
+        self._describer = GrandAnnotator(glamm, BoxMasks(glamm.model.sam))
 
     async def run(self, told: Console) -> dict[str, Any]:
         self._load_describer()

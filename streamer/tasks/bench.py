@@ -24,7 +24,7 @@ _ZONE = {"id": "centre", "polygon": [[0.3, 0.3], [0.7, 0.3], [0.7, 0.9], [0.3, 0
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class PathPace:
     """Frames per second by the clock on the wall, and milliseconds of CPU per frame over all threads."""
 
     frames_per_s: float
@@ -32,14 +32,14 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PaceComparison:
     """Medians over rounds that were run in turns."""
 
     video: str
     frames: int
     boxes: int
-    decoding: Pace
-    pipeline: Pace
+    decoding: PathPace
+    pipeline: PathPace
     share: float
     cpu_ms_beyond_decoding: float
     peak_memory_mib: float
@@ -68,7 +68,7 @@ def compare_with_decoding(
     )
 
 
-def measure(video: Path, *, boxes: int, rounds: int, folder: Path) -> Comparison:
+def measure(video: Path, *, boxes: int, rounds: int, folder: Path) -> PaceComparison:
     """Decode alone, then decode, follow `boxes` scripted boxes a frame with the default tracker and rules, in turns.
 
     Raises what opening the video raises.
@@ -78,15 +78,15 @@ def measure(video: Path, *, boxes: int, rounds: int, folder: Path) -> Comparison
     frames = count_frames(video)
     script = folder / "script.json"
     script.write_text(json.dumps({"frames": _walks(boxes, frames), "repeat": True}))
-    decoding: list[Pace] = []
-    pipeline: list[Pace] = []
+    decoding: list[PathPace] = []
+    pipeline: list[PathPace] = []
     for _ in range(rounds):
-        with _Watch(frames) as watch:
+        with _ResourceWatch(frames) as watch:
             count_frames(video)
         decoding.append(watch.pace)
         pipeline.append(asyncio.run(_run(video, script, folder, frames)))
     alone, whole = _median(decoding), _median(pipeline)
-    return Comparison(
+    return PaceComparison(
         video=video.name,
         frames=frames,
         boxes=boxes,
@@ -131,7 +131,7 @@ def _walks(boxes: int, frames: int) -> list[list[dict[str, object]]]:
     return rows
 
 
-async def _run(video: Path, script: Path, folder: Path, frames: int) -> Pace:
+async def _run(video: Path, script: Path, folder: Path, frames: int) -> PathPace:
     """Building the pipeline and reading the script are not the frame path, and are left out."""
     raw = {
         "streams": [{"source": str(video), "zones": [_ZONE], "lines": [_LINE], "counts": [{"window_s": 10}]}],
@@ -140,12 +140,12 @@ async def _run(video: Path, script: Path, folder: Path, frames: int) -> Pace:
         "sinks": [f"jsonl:{folder / 'events.jsonl'}"],
     }
     async with open_pipeline(parse_config(raw, "bench")) as pipeline:
-        with _Watch(frames) as watch:
+        with _ResourceWatch(frames) as watch:
             await pipeline.run()
     return watch.pace
 
 
-class _Watch:
+class _ResourceWatch:
     """Times a block in which `frames` frames are worked on."""
 
     def __init__(self, frames: int) -> None:
@@ -157,10 +157,10 @@ class _Watch:
 
     def __exit__(self, *_: object) -> None:
         wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
-        self.pace = Pace(self._frames / wall, cpu * 1000 / self._frames)
+        self.pace = PathPace(self._frames / wall, cpu * 1000 / self._frames)
 
 
-def _median(paces: list[Pace]) -> Pace:
-    return Pace(
+def _median(paces: list[PathPace]) -> PathPace:
+    return PathPace(
         statistics.median(pace.frames_per_s for pace in paces), statistics.median(pace.cpu_ms for pace in paces)
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from streamer.tasks.process import Job, natural_detector, process_videos, wide_console
+from streamer.tasks.process import ProcessJob, natural_detector, process_videos, wide_console
 
 _SIZE = "640x384"
 _FPS = 12
@@ -21,7 +21,7 @@ QUERIES = ("a person", "a car", "a bus", "a bicycle", "a dog")
 def show_street(queries: Sequence[str], out: Path, seed: int, seconds: float) -> bool:
     """Process `seconds` of street number `seed`, show tracks and events; returns whether it failed."""
     chosen = list(queries) or list(QUERIES)
-    job = Job(
+    job = ProcessJob(
         videos=[f"synthetic:street?seed={seed}&size={_SIZE}&fps={_FPS}&duration={seconds:g}"],
         queries=chosen,
         detector=natural_detector(chosen, "glip-mini"),

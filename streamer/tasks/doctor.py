@@ -38,7 +38,7 @@ State = Literal["works", "missing", "broken"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """`missing`: groundstream runs without it; `broken`: it does not."""
 
     what: str
@@ -46,16 +46,16 @@ class Finding:
     told: str
 
 
-def check(sinks: Sequence[str] = (), sources: Sequence[str] = ()) -> list[Finding]:
+def check(sinks: Sequence[str] = (), sources: Sequence[str] = ()) -> list[CheckResult]:
     """Look at everything; nothing is changed except a probe file in the state folder."""
-    checks: list[Callable[[], Iterator[Finding]]] = [_python, _libraries, _codecs, _device, _models, _disk]
+    checks: list[Callable[[], Iterator[CheckResult]]] = [_python, _libraries, _codecs, _device, _models, _disk]
     findings = [finding for look in checks for finding in look()]
     findings += [_sink(address) for address in sinks]
     findings += [_source(address) for address in sources]
     return findings
 
 
-def show(findings: Sequence[Finding], *, as_json: bool) -> None:
+def show(findings: Sequence[CheckResult], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))  # noqa: T201
         return
@@ -67,20 +67,20 @@ def show(findings: Sequence[Finding], *, as_json: bool) -> None:
     wide_console().print(table)
 
 
-def _python() -> Iterator[Finding]:
-    yield Finding("Python", "works", platform.python_version())
+def _python() -> Iterator[CheckResult]:
+    yield CheckResult("Python", "works", platform.python_version())
 
 
-def _libraries() -> Iterator[Finding]:
+def _libraries() -> Iterator[CheckResult]:
     for name in _NEEDED:
         version = _version(name)
         if version is None:
-            yield Finding(name, "broken", "not installed: run pip install groundstream again")
+            yield CheckResult(name, "broken", "not installed: run pip install groundstream again")
         else:
-            yield Finding(name, "works", version)
+            yield CheckResult(name, "works", version)
     for name, use in _OPTIONAL.items():
         version = _version(name)
-        yield Finding(name, "missing" if version is None else "works", use if version is None else version)
+        yield CheckResult(name, "missing" if version is None else "works", use if version is None else version)
 
 
 def _version(name: str) -> str | None:
@@ -90,32 +90,32 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _codecs() -> Iterator[Finding]:
+def _codecs() -> Iterator[CheckResult]:
     from streamer.sources.decode import codecs_available
 
     for codec, available in codecs_available(("h264", "hevc", "av1", "mjpeg")).items():
         told = "decodes" if available else "this build of FFmpeg cannot decode it: pip install --upgrade av"
-        yield Finding(f"codec {codec}", "works" if available else "missing", told)
+        yield CheckResult(f"codec {codec}", "works" if available else "missing", told)
 
 
-def _device() -> Iterator[Finding]:
+def _device() -> Iterator[CheckResult]:
     from detectors.device import describe_devices
 
     for name, told in describe_devices():
-        yield Finding(name, "works", told)
+        yield CheckResult(name, "works", told)
 
 
-def _models() -> Iterator[Finding]:
+def _models() -> Iterator[CheckResult]:
     from detectors.catalogue import catalogue
 
     here = [model for model in catalogue() if model.is_here]
     if not here:
-        yield Finding("models", "missing", "none fetched yet: groundstream models pull glip-tiny")
+        yield CheckResult("models", "missing", "none fetched yet: groundstream models pull glip-tiny")
     for model in here:
-        yield Finding(f"model {model.name}", "works", str(model.folder))
+        yield CheckResult(f"model {model.name}", "works", str(model.folder))
 
 
-def _disk() -> Iterator[Finding]:
+def _disk() -> Iterator[CheckResult]:
     folder = state_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,13 +123,13 @@ def _disk() -> Iterator[Finding]:
             probe.write(b"groundstream")
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        yield Finding("state folder", "broken", f"cannot write to {folder}: {error.strerror}")
+        yield CheckResult("state folder", "broken", f"cannot write to {folder}: {error.strerror}")
         return
     told = f"{folder}, {free / 1024**3:.0f} GiB free"
-    yield Finding("state folder", "works" if free > _LEAST_DISK else "broken", told)
+    yield CheckResult("state folder", "works" if free > _LEAST_DISK else "broken", told)
 
 
-def _sink(text: str) -> Finding:
+def _sink(text: str) -> CheckResult:
     from sinks.address import parse_address, redact
     from sinks.registry import open_sink
     from sinks.sink import SinkError
@@ -148,11 +148,11 @@ def _sink(text: str) -> Finding:
 
     name = f"sink {redact(text)}"
     try:
-        return Finding(name, "works", asyncio.run(try_it()))
+        return CheckResult(name, "works", asyncio.run(try_it()))
     except SinkError as error:
-        return Finding(name, "broken", str(error))
+        return CheckResult(name, "broken", str(error))
     except OSError as error:
-        return Finding(name, "broken", f"cannot be reached: {error.strerror or error}")
+        return CheckResult(name, "broken", f"cannot be reached: {error.strerror or error}")
 
 
 async def _file_sink(scheme: str, path: str, rest: str) -> str:
@@ -180,17 +180,17 @@ def _check_writable(path: Path, *, is_folder: bool) -> None:
         raise SinkError(f"{path} cannot be written: {nearest} may not be changed by this user")
 
 
-def _source(address: str) -> Finding:
+def _source(address: str) -> CheckResult:
     from streamer.errors import SourceError
     from streamer.sources import redact
 
     name = f"source {redact(address)}"
     try:
-        return Finding(name, "works", asyncio.run(_first_frame(address)))
+        return CheckResult(name, "works", asyncio.run(_first_frame(address)))
     except SourceError as error:
-        return Finding(name, "broken", str(error))
+        return CheckResult(name, "broken", str(error))
     except TimeoutError:
-        return Finding(name, "broken", f"no picture within {_SOURCE_WAIT_S:.0f} s")
+        return CheckResult(name, "broken", f"no picture within {_SOURCE_WAIT_S:.0f} s")
 
 
 async def _first_frame(address: str) -> str:

@@ -22,7 +22,7 @@ class LabelError(StreamerError, ValueError):
 
 
 @dataclass(frozen=True)
-class Happening:
+class LabelledEvent:
     """Something that happened at `time_s`: `type` as in `line.cross`, `place` the line's or zone's name."""
 
     time_s: float
@@ -54,16 +54,16 @@ class EventScore:
         return self.right / (self.right + self.missed) if self.right + self.missed else float("nan")
 
 
-def score_events(truth: Sequence[Happening], told: Sequence[Happening], tolerance_s: float = 1.0) -> EventScore:
+def score_events(truth: Sequence[LabelledEvent], told: Sequence[LabelledEvent], tolerance_s: float = 1.0) -> EventScore:
     """One labelled event answers for one told event of the same stream, type, place and direction, at most
     `tolerance_s` apart: as many pairs as possible, and of those the nearest (Hungarian assignment)."""
     from scipy.optimize import linear_sum_assignment
 
-    groups: dict[tuple[Any, ...], tuple[list[Happening], list[Happening]]] = defaultdict(lambda: ([], []))
+    groups: dict[tuple[Any, ...], tuple[list[LabelledEvent], list[LabelledEvent]]] = defaultdict(lambda: ([], []))
     for side, happenings in enumerate((truth, told)):
         for one in happenings:
             groups[one.stream, one.type, one.place, one.direction][side].append(one)
-    pairs: list[tuple[Happening, Happening]] = []
+    pairs: list[tuple[LabelledEvent, LabelledEvent]] = []
     for real, found in groups.values():
         if not real or not found:
             continue
@@ -88,7 +88,7 @@ def _middle_and_tail(values: Sequence[float]) -> tuple[float, float]:
     return float(np.median(values)), float(np.percentile(values, 95))
 
 
-def read_happenings(path: Path) -> list[Happening]:
+def read_happenings(path: Path) -> list[LabelledEvent]:
     """Lines of JSON: groundstream's events, or labels `{"time_s", "type", "place"}` with `direction` and `stream`.
 
     Only line crossings and zone entries and exits are taken. Times of events are seconds since 1970, labels' as they
@@ -114,22 +114,22 @@ def read_happenings(path: Path) -> list[Happening]:
     return found
 
 
-def _label(row: dict[str, Any]) -> Happening | None:
+def _label(row: dict[str, Any]) -> LabelledEvent | None:
     if row["type"] not in PLACED:
         return None
-    return Happening(
+    return LabelledEvent(
         float(row["time_s"]), str(row["type"]), str(row["place"]), row.get("direction"), str(row.get("stream", ""))
     )
 
 
-def _event(row: dict[str, Any]) -> Happening | None:
+def _event(row: dict[str, Any]) -> LabelledEvent | None:
     kind = row["type"].removeprefix("groundstream.").removesuffix(".v1")
     if kind not in PLACED:
         return None
     data = row["data"]
     place = data[PLACED[kind]]
     emitted = data["clock"].get("emitted_ns")
-    return Happening(
+    return LabelledEvent(
         datetime.fromisoformat(row["time"]).timestamp(),
         kind,
         place["id"],
@@ -139,9 +139,11 @@ def _event(row: dict[str, Any]) -> Happening | None:
     )
 
 
-def shifted(happenings: Iterable[Happening], seconds: float, stream: str | None) -> list[Happening]:
+def shifted(happenings: Iterable[LabelledEvent], seconds: float, stream: str | None) -> list[LabelledEvent]:
     """Labels of a film brought to the clock and the stream's name of a run."""
     return [
-        Happening(one.time_s + seconds, one.type, one.place, one.direction, one.stream if stream is None else stream)
+        LabelledEvent(
+            one.time_s + seconds, one.type, one.place, one.direction, one.stream if stream is None else stream
+        )
         for one in happenings
     ]

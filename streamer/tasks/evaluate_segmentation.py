@@ -22,7 +22,7 @@ from rich.table import Table
 
 from detectors.glamm import metrics
 from streamer.enrichment import grounded
-from streamer.enrichment.loading import Loading
+from streamer.enrichment.loading import GlammLoading
 from streamer.errors import ConfigError, StreamerError
 from streamer.rules.mask_rle import mask_model
 
@@ -32,7 +32,7 @@ BoolMask = npt.NDArray[np.bool_]
 Similarity = Callable[[Sequence[str], Sequence[str]], npt.NDArray[np.float64]]
 
 
-class Benchmark(StrEnum):
+class SegmentationBenchmark(StrEnum):
     """What is scored: grounded conversation generation, referring segmentation, region captions."""
 
     GCG = "gcg"
@@ -41,7 +41,7 @@ class Benchmark(StrEnum):
 
 
 @dataclass(frozen=True)
-class Record:
+class MaskRecord:
     """One image of a file: its caption, its phrases and the mask of each; `image_id` ties two files together."""
 
     image_id: str
@@ -63,7 +63,7 @@ def _decode(rle: Mapping[str, Any]) -> BoolMask:
     return np.asarray(sv.rle_to_mask(rle["counts"], (width, height)), dtype=bool)
 
 
-def read_records(path: Path) -> dict[str, Record]:
+def read_records(path: Path) -> dict[str, MaskRecord]:
     """A JSON list, or JSON lines, of `{image_id, caption, phrases, pred_masks or masks}`, masks as COCO run lengths.
 
     GranD-f's own form, `{file_name, caption, groundings: {phrase: {rle_masks}}}`, is read too. Raises `ConfigError`.
@@ -83,7 +83,7 @@ def read_records(path: Path) -> dict[str, Record]:
     return {record.image_id: record for record in records}
 
 
-def _record(entry: Mapping[str, Any]) -> Record:
+def _record(entry: Mapping[str, Any]) -> MaskRecord:
     identity = str(entry["image_id"] if "image_id" in entry else entry["file_name"])
     image = str(entry.get("image", entry.get("file_name", "")))
     if "groundings" in entry:
@@ -92,30 +92,30 @@ def _record(entry: Mapping[str, Any]) -> Record:
     else:
         phrases, rles = entry.get("phrases", []), entry.get("pred_masks", entry.get("masks", []))
     box = tuple(float(value) for value in entry.get("box", ()))
-    return Record(identity, str(entry.get("caption", "")), tuple(phrases), tuple(rles), image, box)
+    return MaskRecord(identity, str(entry.get("caption", "")), tuple(phrases), tuple(rles), image, box)
 
 
 def score(
-    benchmark: Benchmark,
-    truth: Mapping[str, Record],
-    predicted: Mapping[str, Record],
+    benchmark: SegmentationBenchmark,
+    truth: Mapping[str, MaskRecord],
+    predicted: Mapping[str, MaskRecord],
     similarity: Similarity | None,
 ) -> dict[str, float | int | str | None]:
     """The scores by name. What cannot be had is None, with the reason under `NAME_missing`."""
-    answers = {identity: predicted.get(identity, Record(identity, "", (), ())) for identity in truth}
+    answers = {identity: predicted.get(identity, MaskRecord(identity, "", (), ())) for identity in truth}
     found: dict[str, float | int | str | None] = {
         "images": len(truth),
         "without_answer": sum(identity not in predicted for identity in truth),
     }
-    if benchmark is Benchmark.REFSEG:
+    if benchmark is SegmentationBenchmark.REFSEG:
         return found | _referring(truth, answers)
-    if benchmark is Benchmark.GCG:
+    if benchmark is SegmentationBenchmark.GCG:
         found |= {"ap50": average_precision(truth, answers), "miou": _mean_iou(truth, answers)}
         found |= _recall(truth, answers, similarity)
     return found | caption_scores(truth, answers)
 
 
-def _mean_iou(truth: Mapping[str, Record], answers: Mapping[str, Record]) -> float:
+def _mean_iou(truth: Mapping[str, MaskRecord], answers: Mapping[str, MaskRecord]) -> float:
     ious = [
         metrics.mean_iou(record.masks(), answers[identity].masks()) if answers[identity].rles else 0.0
         for identity, record in truth.items()
@@ -124,7 +124,7 @@ def _mean_iou(truth: Mapping[str, Record], answers: Mapping[str, Record]) -> flo
 
 
 def _recall(
-    truth: Mapping[str, Record], answers: Mapping[str, Record], similarity: Similarity | None
+    truth: Mapping[str, MaskRecord], answers: Mapping[str, MaskRecord], similarity: Similarity | None
 ) -> dict[str, float | str | None]:
     """Where phrases and masks of an answer differ in number, its image counts as missed, as in the paper's script."""
     if similarity is None:
@@ -138,9 +138,9 @@ def _recall(
     return {"recall": metrics.average_recall(hits, [len(record.phrases) for record in truth.values()])}
 
 
-def _referring(truth: Mapping[str, Record], answers: Mapping[str, Record]) -> dict[str, float]:
+def _referring(truth: Mapping[str, MaskRecord], answers: Mapping[str, MaskRecord]) -> dict[str, float]:
     """A phrase without an answer counts with an empty mask."""
-    total = metrics.Referring()
+    total = metrics.ReferringScore()
     for identity, record in truth.items():
         wanted = record.masks()
         given = answers[identity].masks() if answers[identity].rles else wanted[:0]
@@ -149,7 +149,7 @@ def _referring(truth: Mapping[str, Record], answers: Mapping[str, Record]) -> di
     return {"ciou": total.ciou, "giou": total.giou}
 
 
-def average_precision(truth: Mapping[str, Record], answers: Mapping[str, Record]) -> float:
+def average_precision(truth: Mapping[str, MaskRecord], answers: Mapping[str, MaskRecord]) -> float:
     """COCO's AP at IoU 0.5 over masks of one class, every score 1, as the paper has it."""
     try:
         from pycocotools.coco import COCO
@@ -178,7 +178,7 @@ def average_precision(truth: Mapping[str, Record], answers: Mapping[str, Record]
     return float(evaluation.stats[1])
 
 
-def _pairs(records: Mapping[str, Record]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _pairs(records: Mapping[str, MaskRecord]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for identity, record in records.items():
         for rle in record.rles:
             yield identity, rle
@@ -193,7 +193,7 @@ def _annotation(image: int, rle: Mapping[str, Any]) -> dict[str, Any]:
     return {"image_id": image, "category_id": 1, "segmentation": segmentation}
 
 
-def caption_scores(truth: Mapping[str, Record], answers: Mapping[str, Record]) -> dict[str, float | str | None]:
+def caption_scores(truth: Mapping[str, MaskRecord], answers: Mapping[str, MaskRecord]) -> dict[str, float | str | None]:
     """METEOR and CIDEr by pycocoevalcap, the package behind every published figure; it runs Java programs."""
     reason = _no_captions()
     if reason:
@@ -214,7 +214,9 @@ def _no_captions() -> str:
     return "" if shutil.which("java") else "pycocoevalcap needs Java"
 
 
-def predict(benchmark: Benchmark, truth: Mapping[str, Record], images: Path, loading: Loading) -> dict[str, Record]:
+def predict(
+    benchmark: SegmentationBenchmark, truth: Mapping[str, MaskRecord], images: Path, loading: GlammLoading
+) -> dict[str, MaskRecord]:
     """What GLaMM answers to the images of `truth`, `image` or `file_name` below `images`.
 
     Captions are asked for in the wording behind the published figures. Referring answers are teacher-forced with one
@@ -226,18 +228,18 @@ def predict(benchmark: Benchmark, truth: Mapping[str, Record], images: Path, loa
     answers = {}
     for identity, record in truth.items():
         image = grounded.read_picture(images / (record.image or identity))
-        if benchmark is Benchmark.GCG:
+        if benchmark is SegmentationBenchmark.GCG:
             told = glamm.describe(image, prompts.DESCRIBE_AS_PUBLISHED)
             phrases = tuple(span.phrase for span in told.spans)
-            answers[identity] = Record(identity, told.text, phrases, _rles(told.masks))
-        elif benchmark is Benchmark.REFSEG:
+            answers[identity] = MaskRecord(identity, told.text, phrases, _rles(told.masks))
+        elif benchmark is SegmentationBenchmark.REFSEG:
             found = glamm.segment(image, record.phrases)
             assert found.class_id is not None
             masks = np.zeros((len(record.phrases), *image.shape[:2]), dtype=bool)
             masks[found.class_id] = grounded.masks_of(found)
-            answers[identity] = Record(identity, "", record.phrases, _rles(masks))
+            answers[identity] = MaskRecord(identity, "", record.phrases, _rles(masks))
         else:
-            answers[identity] = Record(identity, glamm.caption_region(image, record.box), (), ())
+            answers[identity] = MaskRecord(identity, glamm.caption_region(image, record.box), (), ())
     return answers
 
 
@@ -246,12 +248,12 @@ def _rles(masks: BoolMask) -> tuple[dict[str, Any], ...]:
 
 
 def evaluate(
-    benchmark: Benchmark,
+    benchmark: SegmentationBenchmark,
     truth_file: Path,
     predictions: Path | None,
     images: Path | None,
     text_model: str,
-    loading: Loading,
+    loading: GlammLoading,
     *,
     as_json: bool,
 ) -> None:
@@ -260,7 +262,7 @@ def evaluate(
     if predictions is None and images is None:
         raise ConfigError("nothing to score: give a file of predictions, or --images to have them made")
     similarity: Similarity | None = None
-    if benchmark is Benchmark.GCG and text_model != "none":
+    if benchmark is SegmentationBenchmark.GCG and text_model != "none":
         from detectors.glamm.similarity import TextSimilarity
 
         similarity = TextSimilarity.load(text_model).matrix

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from detectors.detector import DetectorError, Grounded, PromptError
+from detectors.detector import DetectorError, GroundedText, PromptError
 from detectors.glamm import prompts
 from streamer.enrichment import grounded
 from streamer.enrichment.grounded import Image
-from streamer.enrichment.loading import Loading
+from streamer.enrichment.loading import GlammLoading
 from streamer.errors import ConfigError, StreamerError
 from streamer.sources.opening import VIDEO_SUFFIXES
 from streamer.sources.sampling import sampled
@@ -38,7 +38,7 @@ class NoMask(DetectorError):
 def segment(
     address: str,
     phrases: Sequence[str],
-    loading: Loading,
+    loading: GlammLoading,
     *,
     generate: bool,
     fps: float,
@@ -64,7 +64,13 @@ def segment(
 
 
 async def _segment_video(
-    address: str, phrases: Sequence[str], loading: Loading, generate: bool, fps: float, out: Path | None, as_json: bool
+    address: str,
+    phrases: Sequence[str],
+    loading: GlammLoading,
+    generate: bool,
+    fps: float,
+    out: Path | None,
+    as_json: bool,
 ) -> int:
     from streamer.sources import open_sources
 
@@ -118,7 +124,7 @@ def _save_segments(out: Path | None, name: str, image: Image, found: sv.Detectio
         _save(out, f"{name}.png", grounded.encode_png(grounded.paint(image, grounded.masks_of(found), labels)))
 
 
-def describe(path: Path, loading: Loading, *, out: Path, as_json: bool) -> None:
+def describe(path: Path, loading: GlammLoading, *, out: Path, as_json: bool) -> None:
     image = grounded.read_picture(path)
     glamm = loading.load()
     told = glamm.describe(image)
@@ -131,7 +137,7 @@ def describe(path: Path, loading: Loading, *, out: Path, as_json: bool) -> None:
         _tell(f"{page} and {picture} show it")
 
 
-def region(path: Path, boxes: Sequence[str], loading: Loading, *, as_json: bool) -> None:
+def region(path: Path, boxes: Sequence[str], loading: GlammLoading, *, as_json: bool) -> None:
     places = [grounded.parse_box(box) for box in boxes]
     image = grounded.read_picture(path)
     _check_boxes(places, image)
@@ -145,7 +151,7 @@ def region(path: Path, boxes: Sequence[str], loading: Loading, *, as_json: bool)
             sys.stdout.write(f"{box}: {text}\n" if len(boxes) > 1 else f"{text}\n")
 
 
-def caption(path: Path, loading: Loading, *, as_json: bool) -> None:
+def caption(path: Path, loading: GlammLoading, *, as_json: bool) -> None:
     image = grounded.read_picture(path)
     glamm = loading.load()
     text = glamm.caption(image)
@@ -156,7 +162,7 @@ def caption(path: Path, loading: Loading, *, as_json: bool) -> None:
 
 
 def chat(
-    path: Path, messages: Sequence[str], boxes: Sequence[str], loading: Loading, *, out: Path | None, as_json: bool
+    path: Path, messages: Sequence[str], boxes: Sequence[str], loading: GlammLoading, *, out: Path | None, as_json: bool
 ) -> None:
     places = [grounded.parse_box(box) for box in boxes]
     image = grounded.read_picture(path)
@@ -165,7 +171,7 @@ def chat(
     _check_boxes(places, image)
     glamm = loading.load()
     (look,) = glamm.look([image])
-    history: list[tuple[str, Grounded]] = []
+    history: list[tuple[str, GroundedText]] = []
     marks = 0
     for message in messages or _typed_messages():
         wanted = marks + message.count("<bbox>")
@@ -215,7 +221,7 @@ def _print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
-def _print_grounded(told: Grounded) -> None:
+def _print_grounded(told: GroundedText) -> None:
     text = Text()
     for words, span in grounded.pieces(told):
         if span is not None and span.masks:

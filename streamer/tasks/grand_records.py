@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from detectors.detector import Grounded
+from detectors.detector import GroundedText
 from streamer.enrichment.grounded import union
 from streamer.rules.mask_rle import mask_model
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import supervision as sv
 
     from detectors.glamm.box_masks import BoxMasks
-    from detectors.glamm.segmenter import Glamm, Look
+    from detectors.glamm.segmenter import EncodedImage, Glamm
 
 Boxes = npt.NDArray[np.float64]
 BoolMask = npt.NDArray[np.bool_]
@@ -53,7 +53,7 @@ _SPEAKER = re.compile(r"^(?:assistant|answer|region\s*\d*)\s*:\s*", re.IGNORECAS
 
 
 @dataclass
-class Thing:
+class GrandObject:
     """Something that one or more voters saw, `box` in pixels; the best score leads."""
 
     box: Boxes
@@ -98,9 +98,9 @@ def box_ious(first: Boxes, second: Boxes) -> npt.NDArray[np.float64]:
     return np.asarray(sv.box_iou_batch(first.reshape(-1, 4), second.reshape(-1, 4)), dtype=np.float64)
 
 
-def vote(found: Mapping[str, sv.Detections], told: Grounded) -> list[Thing]:
+def vote(found: Mapping[str, sv.Detections], told: GroundedText) -> list[GrandObject]:
     """The things that detectors and the description speak of, each with who saw it; best scores first."""
-    things: list[Thing] = []
+    things: list[GrandObject] = []
     for source, candidates in [*((name, _candidates(name, rows)) for name, rows in found.items()), _described(told)]:
         known = list(things)
         for candidate in _distinct(candidates):
@@ -114,7 +114,7 @@ def vote(found: Mapping[str, sv.Detections], told: Grounded) -> list[Thing]:
     return sorted(things, key=lambda thing: -thing.score)
 
 
-def _join(thing: Thing, candidate: Thing) -> None:
+def _join(thing: GrandObject, candidate: GrandObject) -> None:
     """The label and box of the better score stay; the other's label is kept as a candidate."""
     thing.votes[candidate.source] = candidate.label
     if candidate.mask is not None:
@@ -127,18 +127,18 @@ def _join(thing: Thing, candidate: Thing) -> None:
         )  # fmt: skip
 
 
-def _candidates(source: str, found: sv.Detections) -> list[Thing]:
+def _candidates(source: str, found: sv.Detections) -> list[GrandObject]:
     scores = np.ones(len(found)) if found.confidence is None else found.confidence
     tracks = [None] * len(found) if found.tracker_id is None else found.tracker_id.tolist()
     rows = zip(found.xyxy.astype(np.float64), found.data.get("class_name", ()), scores, tracks, strict=True)
     return [
-        Thing(box, _label(str(name)), float(score), source, track=track)
+        GrandObject(box, _label(str(name)), float(score), source, track=track)
         for box, name, score, track in rows
         if score >= LEAST_SCORE
     ]
 
 
-def _described(told: Grounded) -> tuple[str, list[Thing]]:
+def _described(told: GroundedText) -> tuple[str, list[GrandObject]]:
     """The phrases of the description that have a mask."""
     import supervision as sv
 
@@ -147,13 +147,13 @@ def _described(told: Grounded) -> tuple[str, list[Thing]]:
         mask = union(told, span)
         if mask is not None and mask.any():
             box = sv.mask_to_xyxy(mask[None])[0].astype(np.float64)
-            things.append(Thing(box, span.phrase.lower(), 0.0, DESCRIPTION, mask=mask))
+            things.append(GrandObject(box, span.phrase.lower(), 0.0, DESCRIPTION, mask=mask))
     return DESCRIPTION, things
 
 
-def _distinct(candidates: Sequence[Thing]) -> list[Thing]:
+def _distinct(candidates: Sequence[GrandObject]) -> list[GrandObject]:
     """Without those that nearly cover a better one of the same voter."""
-    kept: list[Thing] = []
+    kept: list[GrandObject] = []
     for candidate in sorted(candidates, key=lambda thing: -thing.score):
         if not kept or box_ious(candidate.box[None], np.array([thing.box for thing in kept])).max() <= DUPLICATE:
             kept.append(candidate)
@@ -164,7 +164,7 @@ def _label(name: str) -> str:
     return "person" if name.lower() in _PERSONS else name
 
 
-class Annotator:
+class GrandAnnotator:
     """Makes the records of frames with one GLaMM."""
 
     def __init__(self, glamm: Glamm, masks: BoxMasks) -> None:
@@ -206,7 +206,7 @@ class Annotator:
             "timestamp": time_s,
         }
 
-    def _segment(self, image: npt.NDArray[np.uint8], things: Sequence[Thing]) -> None:
+    def _segment(self, image: npt.NDArray[np.uint8], things: Sequence[GrandObject]) -> None:
         """SAM's mask of the box; where GLaMM's mask of the words agrees with it, that one, as two saw it."""
         masks, _ = self._masks.masks(image, np.array([thing.box for thing in things]).reshape(-1, 4))
         for thing, mask in zip(things, masks, strict=True):
@@ -214,7 +214,7 @@ class Annotator:
             thing.segmentation = thing.mask if agreed else mask
             thing.segmentation_source = "GLAMM" if agreed else "SAM"
 
-    def _give_attributes(self, look: Look, objects: Sequence[Thing]) -> None:
+    def _give_attributes(self, look: EncodedImage, objects: Sequence[GrandObject]) -> None:
         height, width = look.size
         boxes = [(np.clip(thing.box, 0, [width, height] * 2)).tolist() for thing in objects]
         real = [place for place, (x1, y1, x2, y2) in enumerate(boxes) if x2 > x1 and y2 > y1]
@@ -222,13 +222,13 @@ class Annotator:
             if attribute := _SPEAKER.sub("", text).strip():
                 objects[place].attributes.insert(0, attribute)
 
-    def _landmark(self, look: Look) -> dict[str, str | None]:
+    def _landmark(self, look: EncodedImage) -> dict[str, str | None]:
         """Asked twice, first for the kind, then for the kind within it; an answer outside the list does not count."""
         coarse = self._choose(look, COARSE, tuple(LANDMARKS))
         fine = None if coarse is None else self._choose(look, FINE, LANDMARKS[coarse], coarse=coarse.lower())
         return {"category": coarse, "fine_category": fine}
 
-    def _choose(self, look: Look, question: str, choices: Sequence[str], **words: str) -> str | None:
+    def _choose(self, look: EncodedImage, question: str, choices: Sequence[str], **words: str) -> str | None:
         answer = self._glamm.chat(look, [], question.format(choices=", ".join(choices), **words)).text.lower()
         named = [
             choice for choice in choices if choice.lower() in answer or choice.split()[0].lower() in answer.split()
@@ -241,7 +241,7 @@ def _mask_iou(first: BoolMask, second: BoolMask) -> float:
     return float((first & second).sum() / union_area) if union_area else 0.0
 
 
-def ground_exactly(caption: str, things: Mapping[int, Thing]) -> list[dict[str, Any]]:
+def ground_exactly(caption: str, things: Mapping[int, GrandObject]) -> list[dict[str, Any]]:
     """Where labels of things stand in a caption, plurals too; of overlapping finds the longest stays."""
     finds: list[tuple[int, int, int]] = []
     for number, thing in things.items():
@@ -264,7 +264,7 @@ def ground_exactly(caption: str, things: Mapping[int, Thing]) -> list[dict[str, 
     ]
 
 
-def _dense_details(told: Grounded, things: Mapping[int, Thing]) -> list[dict[str, Any]]:
+def _dense_details(told: GroundedText, things: Mapping[int, GrandObject]) -> list[dict[str, Any]]:
     """GLaMM's own phrases, each linked to the things whose box its mask fills."""
     import supervision as sv
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from detectors import catalogue
-from detectors.cache import Model
+from detectors.cache import ReleasedModel
 from streamer.errors import ConfigError
 
 
@@ -60,7 +60,7 @@ def show(name: str, *, as_json: bool) -> None:
     Console().print(table)
 
 
-def _facts(model: Model) -> dict[str, Any]:
+def _facts(model: ReleasedModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "kind": model.kind,

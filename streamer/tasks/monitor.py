@@ -191,14 +191,14 @@ def _metrics(pipeline: Pipeline, config: Config) -> Iterator[None]:
 
 async def _show(pipeline: Pipeline) -> None:
     """A live table on standard error, so that events on standard output can be piped away."""
-    rates = _Rates()
+    rates = _FrameRates()
     with Live(console=Console(stderr=True), auto_refresh=False, transient=False) as live:
         while True:
             live.update(_table(pipeline.report(), rates, pipeline), refresh=True)
             await asyncio.sleep(TABLE_EVERY_S)
 
 
-class _Rates:
+class _FrameRates:
     """Frames per second of each stream between two looks."""
 
     def __init__(self) -> None:
@@ -212,7 +212,7 @@ class _Rates:
         return (analysed - before) / (now - then) if now > then else 0.0
 
 
-def _table(reports: Sequence[StreamReport], rates: _Rates, pipeline: Pipeline) -> Table:
+def _table(reports: Sequence[StreamReport], rates: _FrameRates, pipeline: Pipeline) -> Table:
     table = Table("stream", "state", "analysed", "per second", "age", "dropped", "tracks", "events")
     for report in reports:
         dropped = ", ".join(f"{reason} {count}" for reason, count in report.tally.dropped.items()) or "0"

@@ -22,7 +22,7 @@ from detectors.registry import ANYTHING_THAT_MOVES
 from sinks.files import JsonlSink
 from sinks.sink import Sink, SinkError
 from sinks.sqlite import SqliteSink
-from streamer.analysis.stream_analysis import Analysis
+from streamer.analysis.stream_analysis import StreamAnalysis
 from streamer.build import VIDEO, annotated_video, open_pipeline, settle
 from streamer.config import Config, parse_config
 from streamer.errors import ConfigError
@@ -35,7 +35,7 @@ _EARLIEST_YEAR, _LATEST_YEAR = 1970, 2200  # times are nanoseconds since 1970 in
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ProcessJob:
     """What `groundstream process` was asked to do; see its options."""
 
     videos: Sequence[str]
@@ -60,7 +60,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class StreamSummary:
     """What came of one video."""
 
     stream: str
@@ -74,7 +74,7 @@ class Summary:
     error: str = ""
 
 
-def process_videos(job: Job, *, as_json: bool = False, quiet: bool = False) -> bool:
+def process_videos(job: ProcessJob, *, as_json: bool = False, quiet: bool = False) -> bool:
     """Run the job and tell what came of it; returns whether any video failed."""
     to_stdout = any(sink.startswith("stdout:") for sink in job.sinks)
     if as_json and to_stdout:
@@ -97,7 +97,7 @@ def process_videos(job: Job, *, as_json: bool = False, quiet: bool = False) -> b
     return any(summary.error for summary in summaries)
 
 
-def job_config(job: Job) -> Config:
+def job_config(job: ProcessJob) -> Config:
     """The configuration that the job's options stand for. Raises `ConfigError`."""
     stream = {
         "zones": [{"id": name, "polygon": points} for name, points in map(_place, job.zones)],
@@ -123,16 +123,18 @@ def job_config(job: Job) -> Config:
     return parse_config(raw, "command line")
 
 
-async def _run(job: Job, tell: Callable[[Pipeline], Callable[[str], None]]) -> tuple[list[Summary], SinkError | None]:
+async def _run(
+    job: ProcessJob, tell: Callable[[Pipeline], Callable[[str], None]]
+) -> tuple[list[StreamSummary], SinkError | None]:
     """What came of every video, and what could not be delivered of its events after all were analysed."""
     config = job_config(job)
     start_ns = None if job.start_time is None else _start_ns(job.start_time)
     advance: list[Callable[[str], None]] = []
 
-    def outputs(source: Source, analysis: Analysis) -> Sequence[Recorder]:
+    def outputs(source: Source, analysis: StreamAnalysis) -> Sequence[Recorder]:
         return _outputs(job, source, analysis)
 
-    summaries: list[Summary] = []
+    summaries: list[StreamSummary] = []
     try:
         async with open_pipeline(
             config,
@@ -154,7 +156,7 @@ async def _run(job: Job, tell: Callable[[Pipeline], Callable[[str], None]]) -> t
     return summaries, None
 
 
-def _open_results(job: Job, config: Config) -> dict[str, Sink]:
+def _open_results(job: ProcessJob, config: Config) -> dict[str, Sink]:
     """The job's own files of events, in the place of those of an earlier one."""
     lines, database = job.out / "events.jsonl", job.out / "events.sqlite"
     addresses = [f"jsonl:{lines}", f"sqlite:{database}"]
@@ -195,7 +197,7 @@ def stopping_on_signals(pipeline: Pipeline) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _outputs(job: Job, source: Source, analysis: Analysis) -> list[Recorder]:
+def _outputs(job: ProcessJob, source: Source, analysis: StreamAnalysis) -> list[Recorder]:
     folder = job.out / source.name
     images = folder / "images" if job.images else None
     recorders: list[Recorder] = [
@@ -207,10 +209,10 @@ def _outputs(job: Job, source: Source, analysis: Analysis) -> list[Recorder]:
     return recorders
 
 
-def _sum_up(job: Job, pipeline: Pipeline, report: StreamReport) -> Summary:
+def _sum_up(job: ProcessJob, pipeline: Pipeline, report: StreamReport) -> StreamSummary:
     stream = report.stream
     events: Counter[str] = pipeline.event_counts[stream]
-    return Summary(
+    return StreamSummary(
         stream=stream,
         frames=report.tally.received,
         analysed=report.tally.analysed,
@@ -228,7 +230,7 @@ def _short(kind: str) -> str:
     return kind.removeprefix("groundstream.").rpartition(".")[0]
 
 
-def _show(console: Console, summaries: Sequence[Summary], job: Job, wall_s: float) -> None:
+def _show(console: Console, summaries: Sequence[StreamSummary], job: ProcessJob, wall_s: float) -> None:
     table = Table("video", "frames", "analysed", "dropped", "length", "tracks", "events")
     for summary in summaries:
         events = ", ".join(f"{kind} {count}" for kind, count in summary.events.items())

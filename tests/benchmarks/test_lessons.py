@@ -11,20 +11,20 @@ from benchmarks.glip_mini.examination import examine, is_clear, questions
 from benchmarks.glip_mini.lessons import CROP, NEAR, NEAR_UNTIL, SIZE, Lessons, to_batch
 from benchmarks.glip_mini.vocabulary import street_words, vocabulary
 from detectors.detector import detections
-from detectors.glip.caption import Tokenizer
+from detectors.glip.caption import BertTokenizer
 from detectors.glip.model_files import PACKAGED, VOCABULARY
-from streamer.street import Picture, sample
-from streamer.street.dice import Dice
+from streamer.street import StreetPicture, sample
+from streamer.street.dice import SeededDice
 from streamer.street.words import COLOURS, KINDS, holds, parse
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(PACKAGED / VOCABULARY)
+def tokenizer() -> BertTokenizer:
+    return BertTokenizer(PACKAGED / VOCABULARY)
 
 
 @pytest.fixture(scope="module")
-def lessons(tokenizer: Tokenizer) -> Lessons:
+def lessons(tokenizer: BertTokenizer) -> Lessons:
     return Lessons(tokenizer, seed=4, batch=4)
 
 
@@ -32,12 +32,12 @@ def test_the_packaged_vocabulary_is_the_streets() -> None:
     assert (PACKAGED / VOCABULARY).read_text().split("\n")[:-1] == vocabulary()
 
 
-def test_every_word_of_the_street_is_one_token_and_others_are_spelled(tokenizer: Tokenizer) -> None:
+def test_every_word_of_the_street_is_one_token_and_others_are_spelled(tokenizer: BertTokenizer) -> None:
     assert all(tokenizer.count(word) == 1 for word in street_words())
     assert tokenizer.encode("scooter").tokens == ["[CLS]", "s", "##c", "##o", "##o", "##t", "##e", "##r", "[SEP]"]
 
 
-def test_words_that_were_never_learned_are_known(tokenizer: Tokenizer) -> None:
+def test_words_that_were_never_learned_are_known(tokenizer: BertTokenizer) -> None:
     assert tokenizer.spelled("a red double-decker bus") == []
     assert tokenizer.spelled("a zebra with a scooter") == ["zebra", "scooter"]
 
@@ -94,7 +94,7 @@ def test_nearly_half_of_the_pictures_are_asked_for_everything_in_every_colour(le
     assert max(coloured) == sum(len(COLOURS[kind]) for kind in KINDS)
 
 
-def test_tokens_point_at_the_phrases_of_each_box(lessons: Lessons, tokenizer: Tokenizer) -> None:
+def test_tokens_point_at_the_phrases_of_each_box(lessons: Lessons, tokenizer: BertTokenizer) -> None:
     taught = lessons.lessons(0)
     batch = to_batch(taught, tokenizer)
     pieces = vocabulary()
@@ -113,7 +113,7 @@ def test_tokens_point_at_the_phrases_of_each_box(lessons: Lessons, tokenizer: To
             assert said == wanted
 
 
-def true_boxes(picture: Picture, queries: list[str], colour_blind: bool = False) -> sv.Detections:
+def true_boxes(picture: StreetPicture, queries: list[str], colour_blind: bool = False) -> sv.Detections:
     """What somebody who knows the street answers; or somebody who cannot tell colours."""
     boxes, labels = [], []
     for label, query in enumerate(queries):
@@ -156,7 +156,7 @@ def test_who_finds_nothing_fails() -> None:
 def test_questions_name_present_and_absent_things_that_are_clear() -> None:
     for index in range(4):
         picture = sample(11, index)
-        for text in questions(picture, Dice(1, index)):
+        for text in questions(picture, SeededDice(1, index)):
             meaning = parse(text)
             assert meaning is not None
             assert meaning.kinds <= set(KINDS)

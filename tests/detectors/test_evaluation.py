@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from detectors.evaluation import (
-    EvaluationError,
-    Phrase,
+    DetectionEvaluationError,
+    TruePhrase,
     coco_score,
     lvis_score,
     pair_phrases,
@@ -108,8 +108,8 @@ def test_fixed_ap_has_no_limit_an_image() -> None:
     assert lvis_score(truth, crowd).categories["dog"] == pytest.approx(1)
 
 
-def phrase(boxes: list[list[float]], found: list[list[float]]) -> Phrase:
-    return Phrase(np.array(boxes, np.float64).reshape(-1, 4), np.array(found, np.float64).reshape(-1, 4))
+def phrase(boxes: list[list[float]], found: list[list[float]]) -> TruePhrase:
+    return TruePhrase(np.array(boxes, np.float64).reshape(-1, 4), np.array(found, np.float64).reshape(-1, 4))
 
 
 def test_any_box_will_do_for_one_protocol_and_the_box_around_all_for_the_other() -> None:
@@ -142,14 +142,14 @@ def test_files_that_are_something_else_are_told(tmp_path: Path) -> None:
         path.write_text(json.dumps(value))
         return path
 
-    with pytest.raises(EvaluationError, match="COCO's format"):
+    with pytest.raises(DetectionEvaluationError, match="COCO's format"):
         read_truth(written([1]))
-    with pytest.raises(EvaluationError, match="annotation 0 needs a bbox"):
+    with pytest.raises(DetectionEvaluationError, match="annotation 0 needs a bbox"):
         read_truth(written({"images": [image(1)], "annotations": [{"image_id": 1, "bbox": [1, 2]}]}))
     truth = {"images": [image(1)], "annotations": []}
-    with pytest.raises(EvaluationError, match="result 0 lacks"):
+    with pytest.raises(DetectionEvaluationError, match="result 0 lacks"):
         read_results(written([{"image_id": 1}]), truth)
-    with pytest.raises(EvaluationError, match="image 7, which the truth has not"):
+    with pytest.raises(DetectionEvaluationError, match="image 7, which the truth has not"):
         read_results(written([box(7, 1, 0, score=1)]), truth)
-    with pytest.raises(EvaluationError, match="cannot read"):
+    with pytest.raises(DetectionEvaluationError, match="cannot read"):
         read_truth(tmp_path / "absent.json")

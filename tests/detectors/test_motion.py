@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detectors import Detector, PromptError, Request, create_detector
-from detectors.motion import Motion, MotionOptionError
+from detectors.motion import MotionDetector, MotionOptionError
 from detectors.registry import ANYTHING_THAT_MOVES
 from tests.detectors.conformance import DetectorConformance
 
@@ -22,7 +22,7 @@ class TestMotionConforms(DetectorConformance):
 class Camera:
     """A still, textured scene with noise; `show` draws dark upright figures with their feet at (x, y)."""
 
-    def __init__(self, detector: Motion, seed: int = 3) -> None:
+    def __init__(self, detector: MotionDetector, seed: int = 3) -> None:
         self._random = np.random.default_rng(seed)
         coarse = self._random.integers(70, 190, (HEIGHT // 8, WIDTH // 8, 3))
         self._scene = coarse.repeat(8, 0).repeat(8, 1).astype(np.float32)
@@ -46,7 +46,7 @@ class Camera:
 
 @pytest.fixture
 def camera() -> Camera:
-    return Camera(Motion())
+    return Camera(MotionDetector())
 
 
 def box_of(x: int, y: int, width: int = 18, height: int = 48) -> list[int]:
@@ -111,7 +111,7 @@ def test_a_walker_is_found_while_the_exposure_changes(camera):
 
 
 def test_every_stream_has_its_own_memory():
-    detector = Motion()
+    detector = MotionDetector()
     prompt = detector.prepare([ANYTHING_THAT_MOVES])
     dark, light = np.full((120, 160, 3), 40, np.uint8), np.full((120, 160, 3), 200, np.uint8)
     for _ in range(30):
@@ -120,7 +120,7 @@ def test_every_stream_has_its_own_memory():
 
 
 def test_a_change_of_resolution_begins_anew(camera):
-    detector = Motion()
+    detector = MotionDetector()
     prompt = detector.prepare([ANYTHING_THAT_MOVES])
     for size in [(120, 160)] * 10 + [(240, 320)] * 10:
         [found] = detector.detect([Request(np.full((*size, 3), 90, np.uint8), prompt, "camera")])
@@ -128,7 +128,7 @@ def test_a_change_of_resolution_begins_anew(camera):
 
 
 def test_whether_anything_moves_can_be_asked_alone():
-    detector = Motion()
+    detector = MotionDetector()
     camera = Camera(detector)
     assert not detector.anything_moves("camera")
     camera.settle()
@@ -142,7 +142,7 @@ def test_whether_anything_moves_can_be_asked_alone():
 
 def test_other_words_get_one_sentence_that_names_them():
     with pytest.raises(PromptError, match=r"'red car'.*'anything that moves'"):
-        Motion().prepare([ANYTHING_THAT_MOVES, "red car"])
+        MotionDetector().prepare([ANYTHING_THAT_MOVES, "red car"])
 
 
 def test_options_out_of_range_are_refused():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detectors import Detector, Prompt, Request, create_detector
-from detectors.scripted import Scripted, ScriptError
+from detectors.scripted import ScriptedDetector, ScriptError
 from tests.detectors.conformance import DetectorConformance
 
 PERSON = {"query": "person", "box": [1, 2, 3, 4], "confidence": 0.9}
@@ -17,7 +17,7 @@ def no_picture() -> np.ndarray:
     raise AssertionError("the scripted detector looked at a picture")
 
 
-def names(detector: Scripted, prompt: Prompt, stream: str = "gate") -> list[str]:
+def names(detector: ScriptedDetector, prompt: Prompt, stream: str = "gate") -> list[str]:
     [found] = detector.detect([Request(no_picture, prompt, stream)])
     return list(found.data["class_name"])
 
@@ -25,18 +25,18 @@ def names(detector: Scripted, prompt: Prompt, stream: str = "gate") -> list[str]
 class TestScriptedConforms(DetectorConformance):
     def make(self) -> Detector:
         tiny = [{"query": query, "box": [0, 0, 1, 1], "confidence": 0.5} for query in ("person", "dog", "red car")]
-        return Scripted([tiny], repeat=True)
+        return ScriptedDetector([tiny], repeat=True)
 
 
 def test_each_stream_gets_its_frames_in_order_without_a_look_at_the_picture():
-    detector = Scripted([[PERSON], [], [PERSON, CAR]])
+    detector = ScriptedDetector([[PERSON], [], [PERSON, CAR]])
     prompt = detector.prepare(["person", "red car"])
     for stream in ("gate", "yard"):
         assert [names(detector, prompt, stream) for _ in range(4)] == [["person"], [], ["person", "red car"], []]
 
 
 def test_boxes_scores_and_classes_are_those_written():
-    detector = Scripted([[PERSON, CAR]])
+    detector = ScriptedDetector([[PERSON, CAR]])
     [found] = detector.detect([Request(no_picture, detector.prepare(["red car", "person"]))])
     assert found.xyxy.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert found.confidence.tolist() == pytest.approx([0.9, 1.0])
@@ -44,25 +44,25 @@ def test_boxes_scores_and_classes_are_those_written():
 
 
 def test_a_repeated_script_begins_again():
-    detector = Scripted([[PERSON], []], repeat=True)
+    detector = ScriptedDetector([[PERSON], []], repeat=True)
     prompt = detector.prepare(["person"])
     assert [names(detector, prompt) for _ in range(5)] == [["person"], [], ["person"], [], ["person"]]
 
 
 def test_a_query_that_is_not_in_the_script_finds_nothing():
-    detector = Scripted([[PERSON]])
+    detector = ScriptedDetector([[PERSON]])
     assert names(detector, detector.prepare(["unicorn"])) == []
 
 
 def test_a_stream_has_its_own_script_or_that_of_all_others():
-    detector = Scripted({"gate": [[PERSON]], "*": [[CAR]]})
+    detector = ScriptedDetector({"gate": [[PERSON]], "*": [[CAR]]})
     prompt = detector.prepare(["person", "red car"])
     assert names(detector, prompt, "gate") == ["person"]
     assert names(detector, prompt, "yard") == ["red car"]
 
 
 def test_a_stream_without_a_script_finds_nothing():
-    detector = Scripted({"gate": [[PERSON]]})
+    detector = ScriptedDetector({"gate": [[PERSON]]})
     assert names(detector, detector.prepare(["person"]), "yard") == []
 
 
@@ -99,7 +99,7 @@ def test_a_file_may_ask_for_repetition_and_the_option_decides(tmp_path):
 )
 def test_a_wrong_script_names_the_place_and_what_is_allowed(answers, told):
     with pytest.raises(ScriptError, match=told):
-        Scripted(answers)
+        ScriptedDetector(answers)
 
 
 @pytest.mark.parametrize("text", ["not json", '{"frame": []}', '{"frames": [], "loop": true}', "3"])
@@ -107,7 +107,7 @@ def test_a_wrong_file_is_named(tmp_path, text):
     file = tmp_path / "script.json"
     file.write_text(text)
     with pytest.raises(ScriptError, match=r"script\.json"):
-        Scripted.load(file)
+        ScriptedDetector.load(file)
 
 
 def test_a_missing_file_and_a_missing_script_are_told(tmp_path):

@@ -35,7 +35,7 @@ from kafka.protocol.sasl import (
     SaslHandshakeResponse,
 )
 
-from sinks.kafka.client import Broker as Cluster
+from sinks.kafka.client import BrokerClient as Cluster
 from sinks.kafka.client import open_admin
 from tests.sinks.broker import Broker, Proxy, free_port
 

@@ -19,7 +19,7 @@ from sinks import SinkAddressError, SinkError, open_sink
 from sinks.event import EventType, rfc3339
 from sinks.files import JsonlSink
 from sinks.sqlite import SqliteSink
-from sinks.subscribe import Gap, subscribe
+from sinks.subscribe import SequenceGap, subscribe
 from tests.sinks.makes import START_NS, event, events, ids, until
 
 pytestmark = pytest.mark.anyio
@@ -46,7 +46,7 @@ async def test_each_event_is_read_once_and_gaps_are_told(address: str) -> None:
     await write(address, events(5))
     await write(address, events(4, first=3))
     await write(address, events(2, first=9))
-    gaps: list[Gap] = []
+    gaps: list[SequenceGap] = []
     subscription = subscribe(address, on_gap=gaps.append)
     assert ids([one async for one in subscription]) == ids([*events(7), *events(2, first=9)])
     assert [str(gap) for gap in gaps] == ["2 events of gate missing: 7 to 8 of run 1700000000000"]

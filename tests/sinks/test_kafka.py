@@ -15,7 +15,7 @@ import pytest
 
 from sinks import PoisonError, SinkError, open_sink, open_sinks
 from sinks.event import EventType
-from sinks.kafka.sink import Broker as Cluster
+from sinks.kafka.sink import BrokerClient as Cluster
 from sinks.kafka.sink import open_admin
 from sinks.spool.spool import Spool
 from sinks.subscribe import subscribe

@@ -23,7 +23,7 @@ from kafka.protocol.api_key import ApiKey
 from kafka.protocol.consumer import ListOffsetsResponse
 from kafka.protocol.producer import InitProducerIdResponse
 
-from sinks.kafka.client import Broker as Cluster
+from sinks.kafka.client import BrokerClient as Cluster
 from sinks.kafka.client import kafka, open_admin
 from tests.sinks.kafka_proxy import KafkaProxy, broker_behind_kafka_proxy
 

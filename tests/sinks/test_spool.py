@@ -415,7 +415,9 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 async def test_two_processes_never_share_a_spool(path: Path) -> None:
-    code = "import sys; from sinks.spool.store import Store; from pathlib import Path; Store(Path(sys.argv[1]))"
+    code = (
+        "import sys; from sinks.spool.store import SpoolStore; from pathlib import Path; SpoolStore(Path(sys.argv[1]))"
+    )
     async with await Spool.open(path, {}):
         found = run_python(code, str(path))
     assert found.returncode == 1

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from sinks.event import EventType
-from streamer.rules.rule import Happening, Observation
+from streamer.rules.rule import FrameObservation, RuleFinding
 
 SIZE = 0.1
 
@@ -21,7 +21,7 @@ def seen(
     scores: Mapping[int, Iterable[float]] | None = None,
     still: Iterable[int] = (),
     matched: Mapping[int, set[int]] | None = None,
-) -> Observation:
+) -> FrameObservation:
     """Tracks whose foot points are at `feet`; each answers the first label with 0.9 where `scores` says nothing."""
     ids = np.array(sorted(feet), np.int64)
     points = np.array([feet[track] for track in ids.tolist()], float).reshape(-1, 2)
@@ -30,7 +30,7 @@ def seen(
     rows = [list((scores or {}).get(track, default)) for track in ids.tolist()]
     boxes = np.concatenate([points - [SIZE / 2, SIZE], points + [SIZE / 2, 0]], axis=1).clip(0, 1)
     table = np.array(rows, float).reshape(len(ids), len(numbers))
-    return Observation(
+    return FrameObservation(
         time_ns=round(time_s * 1e9),
         ids=ids,
         boxes=boxes,
@@ -43,7 +43,7 @@ def seen(
     )
 
 
-def told(happenings: Iterable[Happening]) -> list[tuple[str, int | None]]:
+def told(happenings: Iterable[RuleFinding]) -> list[tuple[str, int | None]]:
     """('zone.enter', 3) for each happening."""
     return [(short(happening.type), happening.track) for happening in happenings]
 

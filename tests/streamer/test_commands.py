@@ -368,7 +368,7 @@ def test_labels_stay_in_the_picture_and_can_be_read():
     import numpy as np
     import supervision as sv
 
-    from streamer.recorders.painter import Painter, ink_on
+    from streamer.recorders.painter import BoxPainter, ink_on
 
     assert ink_on(sv.Color.from_hex("#ffe119")) == (0, 0, 0)
     assert ink_on(sv.Color.from_hex("#1a2b4c")) == (255, 255, 255)
@@ -376,7 +376,7 @@ def test_labels_stay_in_the_picture_and_can_be_read():
     def painted(box: list[float]) -> int:
         tracked = sv.Detections(np.array([box]), tracker_id=np.array([3]), class_id=np.array([1]))
         image = np.zeros((240, 320, 3), np.uint8)
-        return np.count_nonzero(Painter((320, 240), lambda _: "a red car", (), ()).paint(image, tracked).any(axis=2))
+        return np.count_nonzero(BoxPainter((320, 240), lambda _: "a red car", (), ()).paint(image, tracked).any(axis=2))
 
     middle = painted([100, 100, 140, 140])
     for corner in ([280, 100], [100, 0], [280, 0], [280, 200]):  # a label that is cut there loses 700 pixels or more

@@ -19,7 +19,15 @@ from sinks.event import (
     TrackInfo,
     ZoneInfo,
 )
-from streamer.enrichment.enricher import Budget, Enricher, Enrichment, EnrichTally, Plan, Subject, Trigger
+from streamer.enrichment.enricher import (
+    CallBudget,
+    Enricher,
+    Enrichment,
+    EnrichPlan,
+    EnrichSubject,
+    EnrichTally,
+    EnrichTrigger,
+)
 from streamer.errors import ConfigError
 from streamer.frame import Frame, FrameClock
 
@@ -106,24 +114,24 @@ def test_a_track_that_begins_is_described_in_its_box(scenes: Any) -> None:
     scene.offer(begun())
     assert scene.settle() == EnrichTally(1, 1, 0, {})
     (told,) = scene.told
-    assert (told.stream, told.trigger, told.cause) == ("door", Trigger.TRACK, "1.door.A")
+    assert (told.stream, told.trigger, told.cause) == ("door", EnrichTrigger.TRACK, "1.door.A")
     assert (told.subject.track_uid, told.subject.track_number, told.subject.box) == ("A", 3, (0.1, 0.2, 0.5, 0.6))
     assert told.moment.frame is not None
     assert (told.moment.frame.index, told.description.text) == (7, "seen 1")
 
 
 def test_only_the_zones_of_the_plan_are_told_of(scenes: Any) -> None:
-    scene = scenes(plan=Plan(tracks=False, zones=frozenset({"gate"})))
+    scene = scenes(plan=EnrichPlan(tracks=False, zones=frozenset({"gate"})))
     scene.offer(begun(), event(EventType.ZONE_ENTER, "B", "gate"), event(EventType.ZONE_ENTER, "C", "lawn"))
     scene.settle()
-    assert [(told.trigger, told.subject.track_uid) for told in scene.told] == [(Trigger.ZONE, "B")]
-    anywhere = scenes(plan=Plan(tracks=False, zones=frozenset()))
+    assert [(told.trigger, told.subject.track_uid) for told in scene.told] == [(EnrichTrigger.ZONE, "B")]
+    anywhere = scenes(plan=EnrichPlan(tracks=False, zones=frozenset()))
     anywhere.offer(event(EventType.ZONE_ENTER, "C", "lawn"))
     assert anywhere.settle().answered == 1
 
 
 def test_a_scene_is_described_every_so_often_if_it_changed(scenes: Any) -> None:
-    scene = scenes(plan=Plan(tracks=False, every_s=10))
+    scene = scenes(plan=EnrichPlan(tracks=False, every_s=10))
     for at_s, grey in ((0, 0), (5, 90), (10, 1), (20, 90)):
         scene.offer(at_s=at_s, grey=grey)
         tally = scene.settle()
@@ -132,9 +140,9 @@ def test_a_scene_is_described_every_so_often_if_it_changed(scenes: Any) -> None:
 
 
 def test_a_request_is_served_with_the_next_frame_of_its_stream(scenes: Any) -> None:
-    scene = scenes(plan=Plan(tracks=False))
+    scene = scenes(plan=EnrichPlan(tracks=False))
     scene.enricher.request("door")
-    scene.enricher.request("door", Subject("A", 3, (0.0, 0.0, 1.0, 1.0), "man"))
+    scene.enricher.request("door", EnrichSubject("A", 3, (0.0, 0.0, 1.0, 1.0), "man"))
     scene.offer(stream="yard")
     assert scene.enricher.tally().pending == 2
     scene.offer()
@@ -143,7 +151,7 @@ def test_a_request_is_served_with_the_next_frame_of_its_stream(scenes: Any) -> N
 
 
 def test_what_was_described_lately_is_told_again_without_a_call(scenes: Any) -> None:
-    scene = scenes(plan=Plan(zones=frozenset()), cache_s=60)
+    scene = scenes(plan=EnrichPlan(zones=frozenset()), cache_s=60)
     scene.offer(begun())
     scene.offer(event(EventType.ZONE_ENTER, "A", "gate"))
     assert scene.settle() == EnrichTally(2, 1, 1, {})
@@ -154,7 +162,7 @@ def test_what_was_described_lately_is_told_again_without_a_call(scenes: Any) -> 
 
 
 def test_the_budget_holds_for_a_stream_and_for_all(scenes: Any) -> None:
-    scene = scenes(budget=Budget(per_minute=3, per_stream_minute=2))
+    scene = scenes(budget=CallBudget(per_minute=3, per_stream_minute=2))
     for number in range(3):
         for stream in ("door", "yard"):
             scene.offer(begun(f"{stream}{number}"), stream=stream)
@@ -240,6 +248,6 @@ def test_a_describer_with_nothing_to_tell_is_counted(scenes: Any) -> None:
 
 def test_a_plan_or_budget_that_means_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="time above 0"):
-        Plan(every_s=0)
+        EnrichPlan(every_s=0)
     with pytest.raises(ConfigError, match="allows nothing"):
-        Budget(per_minute=0)
+        CallBudget(per_minute=0)

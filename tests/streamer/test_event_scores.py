@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamer.tasks.evaluate_events import Happening, LabelError, read_happenings, score_events, shifted
+from streamer.tasks.evaluate_events import LabelError, LabelledEvent, read_happenings, score_events, shifted
 
 
-def cross(time_s: float, place: str = "gate", direction: str | None = "in", told_s: float | None = None) -> Happening:
-    return Happening(time_s, "line.cross", place, direction, "cam", told_s)
+def cross(
+    time_s: float, place: str = "gate", direction: str | None = "in", told_s: float | None = None
+) -> LabelledEvent:
+    return LabelledEvent(time_s, "line.cross", place, direction, "cam", told_s)
 
 
 def test_found_missed_and_made_up_events_are_counted() -> None:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import supervision as sv
 
-from detectors.detector import Grounded, GroundedSpan, detections
-from streamer.tasks.grand_records import Thing, ground_exactly, vote
+from detectors.detector import GroundedSpan, GroundedText, detections
+from streamer.tasks.grand_records import GrandObject, ground_exactly, vote
 
 
 def found(*rows: tuple[str, float, list[float]]) -> sv.Detections:
@@ -12,7 +12,7 @@ def found(*rows: tuple[str, float, list[float]]) -> sv.Detections:
     return detections([box for *_, box in rows], [score for _, score, _ in rows], range(len(rows)), names)
 
 
-def told(*phrases: tuple[str, tuple[int, int, int, int]]) -> Grounded:
+def told(*phrases: tuple[str, tuple[int, int, int, int]]) -> GroundedText:
     """A description whose phrases fill boxes of a picture of 100x100."""
     text, spans = "", []
     masks = np.zeros((len(phrases), 100, 100), bool)
@@ -20,7 +20,7 @@ def told(*phrases: tuple[str, tuple[int, int, int, int]]) -> Grounded:
         masks[number, y1 : y2 + 1, x1 : x2 + 1] = True
         spans.append(GroundedSpan(len(text), len(text) + len(phrase), phrase, (number,)))
         text += phrase + " "
-    return Grounded(text.strip(), tuple(spans), masks, "")
+    return GroundedText(text.strip(), tuple(spans), masks, "")
 
 
 def test_what_two_saw_is_an_object_and_what_one_saw_floats() -> None:
@@ -65,9 +65,9 @@ def test_one_thing_gets_one_vote_of_a_voter_and_neighbours_stay_apart() -> None:
 
 def test_labels_are_found_in_a_caption_the_longest_first() -> None:
     things = {
-        0: Thing(np.array([0.0, 0, 1, 1]), "car", 0.9, "a"),
-        1: Thing(np.array([2.0, 0, 3, 1]), "red car", 0.9, "a"),
-        2: Thing(np.array([4.0, 0, 5, 1]), "dog", 0.9, "a"),
+        0: GrandObject(np.array([0.0, 0, 1, 1]), "car", 0.9, "a"),
+        1: GrandObject(np.array([2.0, 0, 3, 1]), "red car", 0.9, "a"),
+        2: GrandObject(np.array([4.0, 0, 5, 1]), "dog", 0.9, "a"),
     }
     details = ground_exactly("Two dogs beside a red car and scarce cars.", things)
     assert [(detail["phrase"], detail["id"]) for detail in details] == [("dogs", 2), ("red car", 1), ("cars", 0)]

@@ -23,7 +23,7 @@ import pytest
 
 from streamer.errors import SourceError
 from streamer.frame import Frame
-from streamer.pipeline.merge import Merge
+from streamer.pipeline.merge import FrameMerge
 from streamer.sources import SourceState, StateChange, open_sources
 from streamer.sources.clock import LiveClock
 from tests.support.clips import draw, make_clip, read_index
@@ -298,7 +298,7 @@ def test_a_slow_consumer_only_ever_sees_fresh_frames(clips: dict[str, Path]) -> 
     async def work() -> list[float]:
         with RtspServer({"cam": clips["h264"]}) as server:
             (source,) = open_sources(server.url())
-            merge = Merge([source])
+            merge = FrameMerge([source])
             ages = []
             for _ in range(12):
                 (frame,) = await merge.take(1)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
-from streamer.pipeline.merge import Merge
-from streamer.sources.frame_counter import Account
+from streamer.pipeline.merge import FrameMerge
+from streamer.sources.frame_counter import FrameCounter
 
 PIXELS = np.zeros((2, 2, 3), np.uint8)
 CLOCK = FrameClock("arrival")
@@ -28,7 +28,7 @@ class Script:
         self, name: str, pauses: Sequence[float], *, live: bool = False, error: Exception | None = None
     ) -> None:
         self.name, self.live = name, live
-        self.account = Account()
+        self.account = FrameCounter()
         self.closed = 0
         self._pauses, self._error = pauses, error
 
@@ -45,7 +45,7 @@ class Script:
         self.closed += 1
 
 
-async def drain(merge: Merge, sources: Sequence[Script], limit: int = 8, wait_s: float = 0.0) -> list[Frame]:
+async def drain(merge: FrameMerge, sources: Sequence[Script], limit: int = 8, wait_s: float = 0.0) -> list[Frame]:
     by_name = {source.name: source for source in sources}
     taken: list[Frame] = []
     while frames := await merge.take(limit, wait_s):
@@ -69,7 +69,7 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
 def test_recordings_lose_no_frame_and_keep_their_order() -> None:
     async def work() -> None:
         sources = [Script("a", [0] * 50), Script("b", [0] * 5), Script("c", [0.001] * 20)]
-        taken = await drain(Merge(sources), sources)
+        taken = await drain(FrameMerge(sources), sources)
         assert Counter(frame.stream for frame in taken) == {"a": 50, "b": 5, "c": 20}
         for source in sources:
             indices = [frame.index for frame in taken if frame.stream == source.name]
@@ -83,7 +83,7 @@ def test_recordings_lose_no_frame_and_keep_their_order() -> None:
 def test_streams_take_turns() -> None:
     async def work() -> None:
         sources = [Script(name, [0] * 8) for name in "abc"]
-        merge = Merge(sources)
+        merge = FrameMerge(sources)
         await asyncio.sleep(0.01)
         assert [frame.stream for frame in await merge.take(6)] == ["a", "b", "c", "a", "b", "c"]
         assert [frame.stream for frame in await merge.take(4)] == ["a", "b", "c", "a"]
@@ -96,7 +96,7 @@ def test_streams_take_turns() -> None:
 def test_a_recording_is_held_back_and_a_camera_keeps_only_its_newest() -> None:
     async def work() -> None:
         recording, camera = Script("file", [0] * 100), Script("camera", [0.001] * 20, live=True)
-        merge = Merge([recording, camera], ahead=4)
+        merge = FrameMerge([recording, camera], ahead=4)
         await asyncio.sleep(0.2)
         assert recording.account.tally().received == 4
         assert camera.account.tally().dropped == {"stale": 19}
@@ -111,7 +111,7 @@ def test_a_recording_is_held_back_and_a_camera_keeps_only_its_newest() -> None:
 
 def test_take_waits_for_the_first_frame_then_no_longer_than_it_was_told() -> None:
     async def work() -> None:
-        merge = Merge([Script("slow", [0.05, 0.05, 30.0])])
+        merge = FrameMerge([Script("slow", [0.05, 0.05, 30.0])])
         assert len(await merge.take(8, 0.0)) == 1
         assert len(await merge.take(8, 0.02)) == 1
         with pytest.raises(TimeoutError):
@@ -124,7 +124,7 @@ def test_take_waits_for_the_first_frame_then_no_longer_than_it_was_told() -> Non
 
 def test_one_camera_alone_is_not_made_to_wait_for_a_batch_it_cannot_fill() -> None:
     async def work() -> None:
-        merge = Merge([Script("camera", [0.0, 60.0], live=True)])
+        merge = FrameMerge([Script("camera", [0.0, 60.0], live=True)])
         async with asyncio.timeout(5):
             assert len(await merge.take(8, 60.0)) == 1
         await merge.aclose()
@@ -138,7 +138,7 @@ def test_a_source_that_raises_ends_alone_and_after_its_last_frame() -> None:
         bad = Script("bad", [0, 0], error=SourceError("the tape is torn"))
         worse = Script("worse", [], error=RuntimeError("boom"))
         good = Script("good", [0.001] * 30)
-        merge = Merge([bad, worse, good], on_error=lambda name, error: told.append((name, str(error))))
+        merge = FrameMerge([bad, worse, good], on_error=lambda name, error: told.append((name, str(error))))
         taken = await drain(merge, [bad, worse, good])
         assert Counter(frame.stream for frame in taken) == {"bad": 2, "good": 30}
         assert sorted(told) == [("bad", "the tape is torn"), ("worse", "boom")]
@@ -150,7 +150,7 @@ def test_bad_neighbours_leave_a_streams_frames_alone() -> None:
     async def frames_in_half_a_second(neighbours: list[Script]) -> int:
         good = Script("good", [0.002] * 10_000, live=True)
         sources = [good, *neighbours]
-        merge = Merge(sources)
+        merge = FrameMerge(sources)
         seen, end = 0, time.monotonic() + 0.5
         while time.monotonic() < end:
             seen += sum(frame.stream == "good" for frame in await merge.take(8, 0.005))
@@ -175,7 +175,7 @@ def test_bad_neighbours_leave_a_streams_frames_alone() -> None:
 def test_sources_come_and_go_while_it_runs() -> None:
     async def work() -> None:
         first, second = Script("first", [0] * 100), Script("second", [0] * 3)
-        merge = Merge([first], ahead=4)
+        merge = FrameMerge([first], ahead=4)
         await merge.take(1)
         first.account.analyse()
         merge.add(second)
@@ -196,7 +196,7 @@ def test_sources_come_and_go_while_it_runs() -> None:
 def test_a_cancelled_take_loses_no_frame() -> None:
     async def work() -> None:
         source = Script("file", [0.003] * 40)
-        merge = Merge([source])
+        merge = FrameMerge([source])
         seen: list[int] = []
         while merge.streams:
             taking = asyncio.create_task(merge.take(8, 0.01))
@@ -224,7 +224,7 @@ def test_received_is_analysed_plus_dropped_exactly_however_it_ends(
 ) -> None:
     async def work() -> None:
         sources = [Script(str(n), [0] * counts[n], live=live) for n, live in enumerate(lives)]
-        merge = Merge(sources, ahead=ahead)
+        merge = FrameMerge(sources, ahead=ahead)
         for turn in range(takes):
             for frame in await merge.take(limit):
                 sources[int(frame.stream)].account.analyse()

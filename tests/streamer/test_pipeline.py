@@ -16,7 +16,7 @@ from detectors import PromptError
 from sinks.event import Description, EventType
 from streamer.enrichment.enricher import Enricher
 from streamer.errors import ConfigError
-from streamer.sources.sampling import Sampling
+from streamer.sources.sampling import FrameSampling
 from streamer.sources.source import SourceState, StateChange
 from tests.support.fakes import Bench, FakeDetector, FakeSource, ListSink, camera, one_box_per_query
 from trackers import create_tracker
@@ -83,7 +83,7 @@ def test_every_frame_is_accounted_for(streams, batch_size, failing):
         return [
             camera(
                 FakeSource(f"cam{number}", count=count, live=live, period_s=0.001, fail_at=fail_at),
-                sampling=Sampling(every=every),
+                sampling=FrameSampling(every=every),
             )
             for number, (count, every, live, fail_at) in enumerate(streams)
         ]
@@ -265,7 +265,7 @@ def test_frames_between_samples_are_tracked_by_motion_alone():
         )
 
     bench = run(
-        lambda: [camera(FakeSource(count=25), sampling=Sampling(every=2), recorders=[Recorder()])],
+        lambda: [camera(FakeSource(count=25), sampling=FrameSampling(every=2), recorders=[Recorder()])],
         FakeDetector(moving),
     )
     assert tallies(bench)["cam"].dropped == {"not_sampled": 12}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from streamer.errors import ConfigError
 from streamer.rules.geometry import Inside, polygon, signed_distance
-from streamer.rules.places import Count, Line, Places, Zone
+from streamer.rules.places import Count, Line, PlaceRules, Zone
 from tests.streamer.scenes import seen, told
 
 YARD = [(0.2, 0.2), (0.8, 0.2), (0.8, 0.8), (0.2, 0.8)]
@@ -120,7 +120,7 @@ def test_right_of_a_line_is_right_of_who_walks_along_it():
 
 def test_counts_tell_occupancy_and_traffic_of_a_zone_by_window():
     zone = Zone("yard", YARD, settle_s=0)
-    places = Places([zone], [], [Count("yard", 1.0, zone)])
+    places = PlaceRules([zone], [], [Count("yard", 1.0, zone)])
     happenings = []
     for tenth in range(21):
         feet = {1: INSIDE if tenth >= 5 else OUTSIDE, 2: INSIDE if 7 <= tenth < 12 else OUTSIDE}
@@ -136,7 +136,7 @@ def test_counts_tell_occupancy_and_traffic_of_a_zone_by_window():
 
 def test_counts_of_a_query_leave_the_others_out():
     zone = Zone("yard", YARD, settle_s=0)
-    places = Places([zone], [], [Count("yard", 1.0, zone, query=7, query_text="a red car")])
+    places = PlaceRules([zone], [], [Count("yard", 1.0, zone, query=7, query_text="a red car")])
     matched = {1: {7}, 2: {8}}
     for tenth in range(10):
         places.update(seen(tenth / 10, {1: INSIDE, 2: INSIDE}, matched=matched))
@@ -149,7 +149,7 @@ def test_counts_of_a_query_leave_the_others_out():
 
 
 def test_a_day_without_frames_is_not_a_thousand_events():
-    places = Places(counts=[Count("street", 1.0)])
+    places = PlaceRules(counts=[Count("street", 1.0)])
     places.update(seen(0.0, {}))
     assert len(places.update(seen(86_400.0, {}))) == 1
 
@@ -173,7 +173,7 @@ def test_what_cannot_be_is_told_in_a_sentence(make, sentence):
 
 def test_a_track_that_ends_in_a_zone_leaves_the_count_of_its_query():
     zone = Zone("yard", YARD, settle_s=0)
-    places = Places([zone], [], [Count("yard", 1.0, zone, query=7, query_text="a red car")])
+    places = PlaceRules([zone], [], [Count("yard", 1.0, zone, query=7, query_text="a red car")])
     places.update(seen(0.1, {1: INSIDE, 2: INSIDE}))  # not yet matched
     places.update(seen(0.2, {1: INSIDE, 2: INSIDE}, matched={1: {7}, 2: {7}}))
     places.update(seen(0.5, {2: INSIDE}, alive=[2], matched={1: {7}, 2: {7}}))  # 1 has ended in this frame
@@ -184,7 +184,7 @@ def test_a_track_that_ends_in_a_zone_leaves_the_count_of_its_query():
 
 
 def test_count_windows_never_overlap_and_know_only_what_was_seen():
-    counts = Places(counts=[Count("street", 10.0)])
+    counts = PlaceRules(counts=[Count("street", 10.0)])
     happenings = []
     for second in range(4, 8):
         happenings += counts.update(seen(second, {1: INSIDE}))

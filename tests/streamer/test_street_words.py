@@ -6,8 +6,19 @@ import pytest
 
 from streamer.street import sample
 from streamer.street import words as street_words
-from streamer.street.dice import Dice
-from streamer.street.words import Meaning, absent, contrasts, ground, holds, matches, parse, phrases, say, variants
+from streamer.street.dice import SeededDice
+from streamer.street.words import (
+    PhraseMeaning,
+    absent,
+    contrasts,
+    ground,
+    holds,
+    matches,
+    parse,
+    phrases,
+    say,
+    variants,
+)
 
 SIZE = (320, 192)
 
@@ -40,7 +51,7 @@ def test_absent_phrases_are_false_of_everything_in_the_picture(truths):
     wrong_colour = 0
     for number, truth in enumerate(truths):
         everything = [*truth.seen, *truth.hidden]
-        texts = absent(everything, Dice(1, number), 12)
+        texts = absent(everything, SeededDice(1, number), 12)
         assert len(texts) == 12
         for text in texts:
             assert matches(text, everything) == [], text
@@ -53,7 +64,7 @@ def test_absent_phrases_are_false_of_everything_in_the_picture(truths):
 
 def test_grounded_phrases_name_everything_they_are_true_of(truths):
     for number, truth in enumerate(truths):
-        for grounding in ground(truth.seen, Dice(2, number), present=5, absent=5, hidden=truth.hidden):
+        for grounding in ground(truth.seen, SeededDice(2, number), present=5, absent=5, hidden=truth.hidden):
             found = matches(grounding.text, truth.seen)
             assert found is not None
             assert {one.thing.identity for one in found} == grounding.identities, grounding.text
@@ -73,18 +84,21 @@ def test_a_side_is_named_only_where_it_points_at_one_thing(truths):
 @pytest.mark.parametrize(
     ("text", "meaning"),
     [
-        ("Red cars", Meaning(frozenset({"car"}), colour="red")),
-        ("the gray automobile", Meaning(frozenset({"car"}), colour="grey")),
-        ("a parked blue car", Meaning(frozenset({"car"}), colour="blue", attributes=frozenset({"parked"}))),
+        ("Red cars", PhraseMeaning(frozenset({"car"}), colour="red")),
+        ("the gray automobile", PhraseMeaning(frozenset({"car"}), colour="grey")),
+        ("a parked blue car", PhraseMeaning(frozenset({"car"}), colour="blue", attributes=frozenset({"parked"}))),
         (
             "a green double-decker bus",
-            Meaning(frozenset({"bus"}), colour="green", attributes=frozenset({"double-decker"})),
+            PhraseMeaning(frozenset({"bus"}), colour="green", attributes=frozenset({"double-decker"})),
         ),
-        ("a big bus", Meaning(frozenset({"bus"}), size="large")),
+        ("a big bus", PhraseMeaning(frozenset({"bus"}), size="large")),
         ("people with umbrellas", None),
-        ("a man in green with a hat", Meaning(frozenset({"person"}), "man", "green", attributes=frozenset({"hat"}))),
-        ("cyclists", Meaning(frozenset({"person"}), attributes=frozenset({"bicycle"}))),
-        ("a dog on the left", Meaning(frozenset({"dog"}), side="left")),
+        (
+            "a man in green with a hat",
+            PhraseMeaning(frozenset({"person"}), "man", "green", attributes=frozenset({"hat"})),
+        ),
+        ("cyclists", PhraseMeaning(frozenset({"person"}), attributes=frozenset({"bicycle"}))),
+        ("a dog on the left", PhraseMeaning(frozenset({"dog"}), side="left")),
         ("a zebra", None),
     ],
 )
@@ -93,10 +107,10 @@ def test_texts_are_read(text, meaning):
 
 
 def test_articles_fit_their_words():
-    orange = Meaning(frozenset({"car"}), colour="orange")
+    orange = PhraseMeaning(frozenset({"car"}), colour="orange")
     assert say(orange) == "an orange car"
     assert say(orange, plural=True) == "orange cars"
-    assert say(Meaning(frozenset({"person"}), sex="child"), article="the", plural=True) == "the children"
+    assert say(PhraseMeaning(frozenset({"person"}), sex="child"), article="the", plural=True) == "the children"
 
 
 def test_a_text_outside_the_language_has_no_variants():
@@ -105,7 +119,7 @@ def test_a_text_outside_the_language_has_no_variants():
 
 
 def test_every_kind_has_a_plain_name():
-    assert {say(Meaning(frozenset({kind})), article="") for kind in street_words.KINDS} == set(street_words.KINDS)
+    assert {say(PhraseMeaning(frozenset({kind})), article="") for kind in street_words.KINDS} == set(street_words.KINDS)
 
 
 def test_contrasts_differ_in_one_word_and_are_true_of_whom_they_name(truths):
@@ -113,7 +127,7 @@ def test_contrasts_differ_in_one_word_and_are_true_of_whom_they_name(truths):
     families = 0
     for index, truth in enumerate(truths):
         seen, hidden = truth.seen, truth.hidden
-        said = contrasts(seen, Dice(5, index), hidden) if seen else []
+        said = contrasts(seen, SeededDice(5, index), hidden) if seen else []
         families += len(said) > 1
         meanings = [parse(one.text) for one in said]
         assert None not in meanings

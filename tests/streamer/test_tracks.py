@@ -8,14 +8,14 @@ import numpy as np
 import supervision as sv
 
 from streamer.rules.track_ids import derived_uids
-from streamer.rules.tracks import Matches, Tracks
+from streamer.rules.tracks import QueryMatches, TrackLives
 from tests.streamer.scenes import seen, told
 
 HERE = (0.5, 0.5)
 
 
-def tracks(**options) -> Tracks:
-    return Tracks(derived_uids("test"), **options)
+def tracks(**options) -> TrackLives:
+    return TrackLives(derived_uids("test"), **options)
 
 
 def test_one_object_has_one_begin_and_one_end():
@@ -99,7 +99,7 @@ def test_a_track_is_told_with_its_mask():
     assert sv.rle_to_mask(told_mask.counts, (30, 20)).sum() == 25
 
 
-def votes(rule: Matches, frames, step_s=0.1, labels=(1, 2)):
+def votes(rule: QueryMatches, frames, step_s=0.1, labels=(1, 2)):
     return [
         [(*entry, happening.data["query_number"]) for happening, entry in zip(said, told(said), strict=True)]
         for said in (
@@ -110,39 +110,39 @@ def votes(rule: Matches, frames, step_s=0.1, labels=(1, 2)):
 
 
 def test_a_match_begins_when_it_has_lasted_and_ends_with_the_track():
-    rule = Matches(settle_s=0.2)
+    rule = QueryMatches(settle_s=0.2)
     said = votes(rule, [(0.8, 0)] * 4)
     assert said == [[], [], [("match.begin", 1, 1)], []]
     assert told(rule.update(seen(1, {}, alive=[]))) == [("match.end", 1)]
 
 
 def test_a_label_that_flickers_for_some_frames_is_neither_a_match_nor_the_end_of_one():
-    rule = Matches(settle_s=0.2)
+    rule = QueryMatches(settle_s=0.2)
     car, bus = (0.8, 0), (0, 0.9)
     said = votes(rule, [car] * 10 + [bus] * 2 + [car] * 10)
     assert sum(said, []) == [("match.begin", 1, 1)]
 
 
 def test_a_thing_that_changes_for_good_changes_its_match():
-    rule = Matches(settle_s=0.2, half_life_s=0.5)
+    rule = QueryMatches(settle_s=0.2, half_life_s=0.5)
     said = votes(rule, [(0.8, 0)] * 10 + [(0, 0.9)] * 30)
     assert sum(said, []) == [("match.begin", 1, 1), ("match.begin", 1, 2), ("match.end", 1, 1)]
 
 
 def test_one_track_may_answer_two_queries_at_once():
-    rule = Matches(settle_s=0)
+    rule = QueryMatches(settle_s=0)
     assert votes(rule, [(0.8, 0.7)]) == [[("match.begin", 1, 1), ("match.begin", 1, 2)]]
     assert rule.scores(1) == {1: 0.8, 2: 0.7}
 
 
 def test_a_score_under_the_threshold_is_no_match():
-    rule = Matches(settle_s=0)
+    rule = QueryMatches(settle_s=0)
     rule.thresholds = {1: 0.5}
     assert sum(votes(rule, [(0.4, 0)] * 20), []) == []
 
 
 def test_a_withdrawn_query_ends_its_matches():
-    rule = Matches(settle_s=0)
+    rule = QueryMatches(settle_s=0)
     votes(rule, [(0.8, 0.7)])
     assert told(rule.withdraw(1)) == [("match.end", 1)]
     assert rule.matched == {1: {2}}
@@ -150,7 +150,7 @@ def test_a_withdrawn_query_ends_its_matches():
 
 def test_a_poster_of_a_person_is_no_person_and_a_person_before_a_poster_is_one():
     def matches(frames):
-        rule = Matches(settle_s=0.2)
+        rule = QueryMatches(settle_s=0.2)
         rule.denied_by, rule.denials = {1: (2,)}, frozenset({2})
         return sum(votes(rule, frames), [])
 

@@ -16,14 +16,14 @@ from detectors import Prompt, Request
 from detectors.detector import clean_queries, detections
 from sinks.event import Event, Producer
 from sinks.spool.spool import Spool
-from streamer.analysis.event_writer import Identity
+from streamer.analysis.event_writer import StreamIdentity
 from streamer.analysis.queries import QueryBook
-from streamer.analysis.stream_analysis import Analysis
+from streamer.analysis.stream_analysis import StreamAnalysis
 from streamer.frame import Frame, FrameClock
 from streamer.pipeline.pipeline import Camera, Pipeline, StateRelay
 from streamer.rules.track_ids import derived_uids
-from streamer.sources.frame_counter import Account
-from streamer.sources.sampling import Sampling
+from streamer.sources.frame_counter import FrameCounter
+from streamer.sources.sampling import FrameSampling
 from trackers import create_tracker
 
 SIZE = (64, 48)
@@ -47,7 +47,7 @@ class FakeSource:
     ) -> None:
         self.name = name
         self.live = live
-        self.account = Account()
+        self.account = FrameCounter()
         self.expected_frames = count
         self._count = count
         self._period_s = period_s
@@ -122,11 +122,11 @@ PRODUCER = Producer(version="0", detector="fake", tracker="bytetrack", config_ha
 
 
 def camera(source: FakeSource, queries: Sequence[str] = ("person",), *, threshold: float = 0.5, **options) -> Camera:
-    """A camera around a source; `options` are those of `Analysis`."""
-    sampling = options.pop("sampling", Sampling())
+    """A camera around a source; `options` are those of `StreamAnalysis`."""
+    sampling = options.pop("sampling", FrameSampling())
     recorders = options.pop("recorders", ())
-    identity = Identity(source.name, f"/streams/{source.name}", 1, PRODUCER, derived_uids(source.name))
-    analysis = Analysis(identity, create_tracker("bytetrack"), QueryBook(queries), threshold, **options)
+    identity = StreamIdentity(source.name, f"/streams/{source.name}", 1, PRODUCER, derived_uids(source.name))
+    analysis = StreamAnalysis(identity, create_tracker("bytetrack"), QueryBook(queries), threshold, **options)
     return Camera(source, analysis, sampling, recorders)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.trackers.scenes import EMPTY, boxes, crowd, ids, walker
 from trackers import TrackerError, TrackerInputError, create_tracker, tracker_names
-from trackers.tracker import Merge
+from trackers.tracker import TrackMerge
 
 NAMES = tracker_names()
 
@@ -267,7 +267,7 @@ def test_a_thing_that_appears_elsewhere_is_no_merge() -> None:
     tracker = create_tracker("default", lost_s=0.5, relink_s=5.0)
     ids(tracker, [boxes(walker(300))] * 10)
     ids(tracker, [EMPTY] * 40, start_s=10 / 30)
-    merges: list[Merge] = []
+    merges: list[TrackMerge] = []
     for number in range(4):
         tracker.update(boxes(walker(900)), 2 + number / 30)
         merges += tracker.merges

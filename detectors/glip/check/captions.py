@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detectors.glip.caption import (
+    BertTokenizer,
     Caption,
-    Tokenizer,
     category_caption,
     clean_name,
     interactive_caption,
@@ -19,13 +19,13 @@ from detectors.glip.caption import (
 )
 
 if TYPE_CHECKING:
-    from detectors.glip.check.report import Report
+    from detectors.glip.check.report import CheckReport
 
 
-def check_captions(report: Report, folder: Path) -> None:
+def check_captions(report: CheckReport, folder: Path) -> None:
     """Every text of `captions.json`, with the vocabulary beside it."""
     golden = json.loads((folder / "captions.json").read_text())
-    tokenizer = Tokenizer(folder / golden.get("vocab_file", "vocab.txt"))
+    tokenizer = BertTokenizer(folder / golden.get("vocab_file", "vocab.txt"))
     for case in golden.get("category_lists_eval_style", []):
         name, prompts = case["name"], case["prompt"]
         report.equal(f"{name}.cleaned", [clean_name(category) for category in case["categories"]], case["cleaned"])
@@ -52,7 +52,9 @@ def check_captions(report: Report, folder: Path) -> None:
         report.equal(f"tokenise {case['text'][:24]!r}", tokenizer.encode(case["text"]).ids, case["input_ids"])
 
 
-def _check_caption(report: Report, name: str, tokenizer: Tokenizer, caption: Caption, case: dict[str, Any]) -> None:
+def _check_caption(
+    report: CheckReport, name: str, tokenizer: BertTokenizer, caption: Caption, case: dict[str, Any]
+) -> None:
     tokens = tokenizer(caption)
     report.equal(f"{name}.caption", caption.text, case["caption"])
     if "spans" in case:

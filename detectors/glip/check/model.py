@@ -20,26 +20,26 @@ from torch import Tensor
 
 from detectors.detector import DetectorError
 from detectors.glip.check.captions import check_captions
-from detectors.glip.check.report import EXACT, FEATURES, GRADIENT, LOGITS, LOSS, PIXELS, SCORES, Report
+from detectors.glip.check.report import EXACT, FEATURES, GRADIENT, LOGITS, LOSS, PIXELS, SCORES, CheckReport
 from detectors.glip.config import GlipConfig
 from detectors.glip.convert import build_from, fill, load_checkpoint
 from detectors.glip.modeling.anchors import decode
 from detectors.glip.modeling.dyhead import DyConv, Shapes, as_map
 from detectors.glip.modeling.model import Predictions
 from detectors.glip.modeling.text import TextFeatures, TextLayer
-from detectors.glip.postprocess import Candidates, aggregate, best_first, candidates, root, select, token_map, weigh
-from detectors.glip.runtime import DTYPES, Precision, choose_device, use_deform
+from detectors.glip.postprocess import BoxCandidates, aggregate, best_first, candidates, root, select, token_map, weigh
+from detectors.glip.runtime import DTYPES, ComputePrecision, choose_device, use_deform
 from detectors.glip.training import tuned_prompt as tuning
-from detectors.glip.training.loss import Losses, Truth, losses, make_targets, token_targets
+from detectors.glip.training.loss import GlipLosses, TrainingTruth, losses, make_targets, token_targets
 from detectors.images import collate, normalise, resize, target_size
 
 
-def check(folder: Path, device: str = "cpu", dtype: str = "float32", deform: str | None = None) -> Report:
+def check(folder: Path, device: str = "cpu", dtype: str = "float32", deform: str | None = None) -> CheckReport:
     """Everything that the folder has reference values for.
 
     Raises `DetectorError` when there is nothing to compare with.
     """
-    report = Report()
+    report = CheckReport()
     values = (folder / "io.safetensors").is_file() and (folder / "config.json").is_file()
     try:
         if (folder / "captions.json").is_file():
@@ -60,7 +60,7 @@ def check(folder: Path, device: str = "cpu", dtype: str = "float32", deform: str
     return report
 
 
-def check_preprocessing(report: Report, folder: Path, device: torch.device) -> None:
+def check_preprocessing(report: CheckReport, folder: Path, device: torch.device) -> None:
     golden = {key: value.to(device) for key, value in load_file(folder / "io.safetensors").items()}
     config = json.loads((folder / "config.json").read_text())
     for row in config.get("size_rule_800_1333", []):
@@ -84,8 +84,8 @@ def check_preprocessing(report: Report, folder: Path, device: torch.device) -> N
 class ModelCheck:
     """One network and its reference tensors."""
 
-    def __init__(self, report: Report, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-        self.report, self.device, self.precision = report, device, Precision(dtype, device)
+    def __init__(self, report: CheckReport, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+        self.report, self.device, self.precision = report, device, ComputePrecision(dtype, device)
         self.values: dict[str, Any] = json.loads((folder / "config.json").read_text())
         self.config = GlipConfig.from_plain(self.values)
         tensors = load_checkpoint(folder / "weights.safetensors")
@@ -207,7 +207,7 @@ class ModelCheck:
             self._found(f"post.{picture}.pre_nms", best_first(found, everything), picture)
             self._found(f"post.{picture}.final", survivors, picture)
 
-    def _found(self, name: str, found: Candidates, picture: int) -> None:
+    def _found(self, name: str, found: BoxCandidates, picture: int) -> None:
         if f"{name}.labels" not in self.golden:
             return
         valid = found.valid[picture]
@@ -225,11 +225,11 @@ class ModelCheck:
         self.report.compare(f"{name}.scores", scores, want[1], SCORES)
         self.report.compare(f"{name}.labels", labels, want[2], EXACT)
 
-    def truths(self) -> list[Truth]:
+    def truths(self) -> list[TrainingTruth]:
         positive, truths, start = self.golden["loss.in.positive_map"] > 0, [], 0
         for picture in range(len(self.golden["in.images"])):
             boxes = self.golden[f"loss.in.{picture}.gt_boxes"]
-            truths.append(Truth(boxes, positive[start : start + len(boxes)]))
+            truths.append(TrainingTruth(boxes, positive[start : start + len(boxes)]))
             start += len(boxes)
         return truths
 
@@ -246,7 +246,7 @@ class ModelCheck:
             self.compare(f"{name}.centerness_targets_pos", target.centerness[positive], SCORES)
         self.compare("loss.num_pos", torch.tensor(float(positives)), EXACT)
 
-    def loss(self, predictions: Predictions, golden: dict[str, Tensor], prefix: str = "") -> Losses:
+    def loss(self, predictions: Predictions, golden: dict[str, Tensor], prefix: str = "") -> GlipLosses:
         anchors = self.model.rpn.anchor_generator(predictions.shapes)
         found = losses(predictions, anchors, self.golden["in.attention_mask"], self.truths())
         names = {
@@ -298,7 +298,7 @@ class ModelCheck:
 
 
 def check_model(
-    report: Report, folder: Path, device: torch.device, dtype: torch.dtype, deform: str | None = None
+    report: CheckReport, folder: Path, device: torch.device, dtype: torch.dtype, deform: str | None = None
 ) -> None:
     subject = ModelCheck(report, folder, device, dtype)
     use_deform(subject.model, deform)
@@ -332,7 +332,7 @@ def same_order(boxes: Tensor, labels: Tensor, others: Tensor, other_labels: Tens
 
 
 @dataclass(frozen=True)
-class Drift:
+class PrecisionDrift:
     """What a precision costs, over the pairs of region and label that pass the threshold in single precision."""
 
     logit: float  # the worst token logit of all
@@ -342,13 +342,13 @@ class Drift:
     kept: float  # share of the pairs that pass the threshold in the other precision, too
 
 
-def drift(folder: Path, dtype: str, device: str = "cpu") -> Drift:
+def drift(folder: Path, dtype: str, device: str = "cpu") -> PrecisionDrift:
     """Run the network of `folder` in float32 and in `dtype` on the folder's pictures."""
     exact, rough = (_measured(folder, precision, device) for precision in ("float32", dtype))
     threshold = exact.subject.config.postprocess.score_threshold
     passed = exact.scores > threshold
     far = (exact.boxes - rough.boxes).abs().amax(-1)[passed.any(-1)]
-    return Drift(
+    return PrecisionDrift(
         logit=(exact.logits - rough.logits).abs().max().item(),
         box_median=far.median().item(),
         box_worst=far.max().item(),
@@ -358,7 +358,7 @@ def drift(folder: Path, dtype: str, device: str = "cpu") -> Drift:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _MeasuredRun:
     subject: ModelCheck
     logits: Tensor  # (B, N, L)
     boxes: Tensor  # (B, N, 4)
@@ -366,8 +366,8 @@ class _Measured:
     final: Tensor  # (B, N, K)
 
 
-def _measured(folder: Path, dtype: str, device: str) -> _Measured:
-    subject = ModelCheck(Report(), folder, torch.device(device), DTYPES[dtype])
+def _measured(folder: Path, dtype: str, device: str) -> _MeasuredRun:
+    subject = ModelCheck(CheckReport(), folder, torch.device(device), DTYPES[dtype])
     with torch.no_grad(), subject.precision.autocast():
         found = subject.stages()
     tokens = subject.token_maps(subject.labels)
@@ -375,4 +375,4 @@ def _measured(folder: Path, dtype: str, device: str) -> _Measured:
     scores = aggregate(found.logits.float().sigmoid(), tokens, rule.aggregate)
     final = root(weigh(scores, found.centerness, rule), rule)
     boxes = decode(found.deltas.float(), subject.model.anchors(found.shapes))
-    return _Measured(subject, found.logits.float(), boxes, scores, final)
+    return _MeasuredRun(subject, found.logits.float(), boxes, scores, final)

@@ -14,7 +14,7 @@ PIXELS, SCORES, LOSS, GRADIENT = (0.02, 0.0), (2e-4, 0.0), (0.0, 1e-4), (1e-3, 0
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One line of the table: the worst difference of a stage, and whether it is tolerated."""
 
     stage: str
@@ -23,11 +23,11 @@ class Row:
     passed: bool
 
 
-class Report:
+class CheckReport:
     """Collects rows; tensors that do not match in shape fail with an infinite difference."""
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[ComparisonRow] = []
 
     @property
     def passed(self) -> bool:
@@ -36,19 +36,19 @@ class Report:
     def compare(self, stage: str, mine: Tensor, golden: Tensor, tolerance: tuple[float, float]) -> None:
         mine, golden = mine.detach().double().cpu(), golden.double().cpu()
         if mine.shape != golden.shape:
-            self.rows.append(Row(stage, float("inf"), tolerance, passed=False))
+            self.rows.append(ComparisonRow(stage, float("inf"), tolerance, passed=False))
             return
         difference = (mine - golden).abs()
         allowed = tolerance[0] + tolerance[1] * golden.abs()
         worst = difference.max().item() if difference.numel() else 0.0
-        self.rows.append(Row(stage, worst, tolerance, bool((difference <= allowed).all())))
+        self.rows.append(ComparisonRow(stage, worst, tolerance, bool((difference <= allowed).all())))
 
     def equal(self, stage: str, mine: object, golden: object) -> None:
         """For what has no distance: texts, ids, tables."""
-        self.rows.append(Row(stage, 0.0 if mine == golden else float("inf"), EXACT, mine == golden))
+        self.rows.append(ComparisonRow(stage, 0.0 if mine == golden else float("inf"), EXACT, mine == golden))
 
 
-def render(report: Report) -> Table:
+def render(report: CheckReport) -> Table:
     """The table that the command prints."""
     table = Table("stage", "worst difference", "tolerance", "")
     for row in report.rows:

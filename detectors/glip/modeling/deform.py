@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from detectors.glip.modeling.deform_grid import TAPS, Grid, by_tap, corners
+from detectors.glip.modeling.deform_grid import TAPS, SamplingGrid, by_tap, corners
 from detectors.glip.modeling.linear import linear
 
 
 def by_embedding_bag(
-    regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor
+    regions: Tensor, grid: SamplingGrid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
     """One sample is a weighted sum of four rows of the map laid out as (positions, channels): an embedding bag.
 
@@ -37,7 +37,9 @@ def by_embedding_bag(
     return linear(columns.view(batch, -1, TAPS * channels), by_tap(weight.float()), bias.float())
 
 
-def by_torchvision(regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def by_torchvision(
+    regions: Tensor, grid: SamplingGrid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
     """torchvision's operator, one call for each output map; it wants channels first."""
     from torchvision.ops import deform_conv2d
 
@@ -56,14 +58,16 @@ def by_torchvision(regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, w
     return torch.cat(found, dim=1)
 
 
-def by_triton(regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def by_triton(
+    regions: Tensor, grid: SamplingGrid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
     """One fused kernel for NVIDIA GPUs, without columns in memory; inference only."""
     from detectors.glip.modeling.deform_triton import fused
 
     return fused(regions, grid, offsets, mask, weight, bias)
 
 
-Implementation = Callable[[Tensor, Grid, Tensor, Tensor, Tensor, Tensor], Tensor]
+Implementation = Callable[[Tensor, SamplingGrid, Tensor, Tensor, Tensor, Tensor], Tensor]
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "embedding-bag": by_embedding_bag,
     "torchvision": by_torchvision,

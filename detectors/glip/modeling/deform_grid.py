@@ -12,7 +12,7 @@ TAPS = 9
 
 
 @dataclass(frozen=True)
-class Grid:
+class SamplingGrid:
     """Where the taps of P output positions fall without offsets, and in which of the concatenated maps.
 
     `y`, `x` (P, 9) float32; `height`, `width`, `start` (P, 1) int64: the source map's size and its first row among the
@@ -36,7 +36,7 @@ def make_grid(
     outputs: Sequence[tuple[int, int]],
     stride: int,
     device: torch.device | None = None,
-) -> Grid:
+) -> SamplingGrid:
     """`shapes` of all levels; output map i, of size `outputs[i]`, samples level `sources[i]`."""
     starts = [0]
     for tall, wide in shapes:
@@ -56,10 +56,10 @@ def make_grid(
         sizes.append(size.expand(rows * columns, 3))
     height, width, start = torch.cat(sizes)[..., None].unbind(1)  # (P, 1) each
     plan = tuple(shapes), tuple(sources), tuple(outputs), stride
-    return Grid(torch.cat(ys), torch.cat(xs), height, width, start, *plan)
+    return SamplingGrid(torch.cat(ys), torch.cat(xs), height, width, start, *plan)
 
 
-def corners(grid: Grid, offsets: Tensor, mask: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+def corners(grid: SamplingGrid, offsets: Tensor, mask: Tensor, positions: int) -> tuple[Tensor, Tensor]:
     """Rows to read and their weights, both (B * P * 9, 4).
 
     offsets (B, P, 18): dy and dx of each tap in turn; mask (B, P, 9); `positions` is the number of rows of one picture.

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detectors.glip.modeling.deform_grid import TAPS, Grid, by_tap
+from detectors.glip.modeling.deform_grid import TAPS, SamplingGrid, by_tap
 
 TILE = 64  # output positions of a program
 SLICE = 64  # input channels at a time
@@ -74,7 +74,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     )
 
 
-def fused(regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def fused(regions: Tensor, grid: SamplingGrid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """As `deform.deform_conv`, without gradients: (B, N, C) -> (B, P, O), in single precision."""
     if torch.is_autocast_enabled(regions.device.type):
         regions = regions.to(torch.get_autocast_dtype(regions.device.type))

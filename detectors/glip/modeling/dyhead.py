@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detectors.glip.modeling.deform import Implementation, by_embedding_bag
-from detectors.glip.modeling.deform_grid import TAPS, Grid, make_grid
+from detectors.glip.modeling.deform_grid import TAPS, SamplingGrid, make_grid
 
 Shapes = tuple[tuple[int, int], ...]
 
 
 @lru_cache(maxsize=64)
-def grids(shapes: Shapes, device: torch.device, learning: bool) -> tuple[Grid, Grid, Grid]:
+def grids(shapes: Shapes, device: torch.device, learning: bool) -> tuple[SamplingGrid, SamplingGrid, SamplingGrid]:
     """Sampling grids for: every level from the coarser one, from itself, from the finer one.
 
     `learning` only keeps apart in the cache what autograd may use and what was made in inference mode.
@@ -40,7 +40,9 @@ class ConvAndNorm(nn.Module):
         self.bn = nn.GroupNorm(groups, channels)  # "bn" in the checkpoints
         self.implementation: Implementation = by_embedding_bag
 
-    def forward(self, regions: Tensor, grid: Grid, offsets: Tensor, mask: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    def forward(
+        self, regions: Tensor, grid: SamplingGrid, offsets: Tensor, mask: Tensor, sizes: Sequence[int]
+    ) -> list[Tensor]:
         """(B, N, C) -> for each output level (B, P, C), `sizes` giving the P; each level is normed by itself."""
         assert self.conv.bias is not None
         found = self.implementation(regions, grid, offsets, mask, self.conv.weight, self.conv.bias)

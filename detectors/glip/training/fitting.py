@@ -24,12 +24,12 @@ from torch import Tensor
 
 from detectors.detector import PromptError
 from detectors.evaluation import DetectionScore, coco_score
-from detectors.glip.caption import Tokenizer, Tokens, category_caption, clean_name
+from detectors.glip.caption import BertTokenizer, CaptionTokens, category_caption, clean_name
 from detectors.glip.config import ImageConfig
 from detectors.glip.modeling.model import GlipModel
 from detectors.glip.postprocess import candidates, select, token_map
-from detectors.glip.training.loss import Truth
-from detectors.glip.training.trainer import Batch, Recipe, Trainer, TrainingError
+from detectors.glip.training.loss import TrainingTruth
+from detectors.glip.training.trainer import GlipTrainer, TrainingBatch, TrainingError, TrainingRecipe
 from detectors.glip.training.tuned_prompt import TunedPrompt, add_offsets
 from detectors.images import collate, normalise, resize, target_size
 
@@ -83,8 +83,8 @@ def few_shots(truth: Mapping[str, Any], shots: int, seed: int) -> list[int]:
 
 
 def caption_of(
-    names: Sequence[str], tokenizer: Tokenizer, limit: int, descriptions: Mapping[str, str] | None = None
-) -> Tokens:
+    names: Sequence[str], tokenizer: BertTokenizer, limit: int, descriptions: Mapping[str, str] | None = None
+) -> CaptionTokens:
     """The one caption of a domain: all names in their order, each with what `descriptions` say of it behind it.
 
     `{"stingray": ", flat and round"}` makes "stingray, flat and round"; only the name's own tokens speak for it.
@@ -111,13 +111,13 @@ def folder_of(truth: Path, data: Mapping[str, Any]) -> Path:
 
 
 @dataclass(frozen=True)
-class Examples:
+class TrainingExamples:
     """Labelled pictures of a data set in COCO's format, as batches by number."""
 
     truth: Mapping[str, Any]
     folder: Path
     images: Sequence[int]
-    tokens: Tokens
+    tokens: CaptionTokens
     size: ImageConfig
     batch: int
     seed: int
@@ -128,7 +128,7 @@ class Examples:
         """Batches of an epoch."""
         return math.ceil(len(self.images) * self.repeats / self.batch)
 
-    def __call__(self, number: int) -> Batch:
+    def __call__(self, number: int) -> TrainingBatch:
         epoch, place = divmod(number, self.steps)
         order = [image for _ in range(self.repeats) for image in self.images]
         random.Random(f"{self.seed} {epoch}").shuffle(order)
@@ -136,8 +136,8 @@ class Examples:
         chosen = order[place * self.batch : (place + 1) * self.batch]
         pictures, boxes = zip(*(self._seen(image, dice) for image in chosen), strict=True)
         ids = torch.tensor([self.tokens.ids]).expand(len(chosen), -1)
-        truths = [Truth(own, self._words(image)) for own, image in zip(boxes, chosen, strict=True)]
-        return Batch(collate([normalise(picture) for picture in pictures]), ids, torch.ones_like(ids), truths)
+        truths = [TrainingTruth(own, self._words(image)) for own, image in zip(boxes, chosen, strict=True)]
+        return TrainingBatch(collate([normalise(picture) for picture in pictures]), ids, torch.ones_like(ids), truths)
 
     def _seen(self, image: int, dice: random.Random) -> tuple[Tensor, Tensor]:
         """A picture at a random size, mirrored half of the time, and its boxes there."""
@@ -191,7 +191,7 @@ class Examples:
 
 
 @torch.inference_mode()
-def scored(model: GlipModel, examples: Examples) -> DetectionScore:
+def scored(model: GlipModel, examples: TrainingExamples) -> DetectionScore:
     """COCO's average precision of the model over the examples' pictures, at the size in use."""
     model.eval()
     device = model.rpn.head.bias0.device
@@ -228,7 +228,7 @@ def scored(model: GlipModel, examples: Examples) -> DetectionScore:
 
 
 @dataclass(frozen=True)
-class Course:
+class FittingCourse:
     """How long and how fast; what is None is the reference's for the mode and the number of shots."""
 
     mode: str = "prompt"
@@ -240,19 +240,19 @@ class Course:
     patience: int | None = None
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> TrainingRecipe:
         prompt = self.mode == "prompt"
         rate = self.rate if self.rate is not None else 0.05 if prompt else 1e-4
         decay = 0.25 if prompt else 0.05
         # The rate is cut by the plateau rule, not by the recipe.
-        return Recipe(rate=rate, text_rate=rate / 10, weight_decay=decay, warm_up=0.0, steps=10**9)
+        return TrainingRecipe(rate=rate, text_rate=rate / 10, weight_decay=decay, warm_up=0.0, steps=10**9)
 
 
 def fit(
     model: GlipModel,
-    training: Examples,
-    validation: Examples,
-    course: Course,
+    training: TrainingExamples,
+    validation: TrainingExamples,
+    course: FittingCourse,
     after: Callable[[int, float, float], None] = lambda epoch, loss, ap: None,
 ) -> float:
     """Tune the model in place, to its best epoch; returns that epoch's validation AP.
@@ -264,9 +264,9 @@ def fit(
     choose(model, course.mode)
     few = course.shots is not None
     training = replace(training, repeats=_REPEATS.get(course.shots or 0, 1))
-    trainer = Trainer(model, course.recipe, model.rpn.head.bias0.device, course.seed)
+    trainer = GlipTrainer(model, course.recipe, model.rpn.head.bias0.device, course.seed)
     patience, end = (3, 8) if few else (2, 4)
-    plateau = _Plateau(trainer, course.patience or patience, end)
+    plateau = _PlateauRule(trainer, course.patience or patience, end)
     best_ap, best = scored(model, validation).ap, _learned(model)
     after(0, float("nan"), best_ap)
     number = 0
@@ -292,10 +292,10 @@ def _learned(model: GlipModel) -> dict[str, Tensor]:
     return {name: copy.deepcopy(value) for name, value in model.state_dict().items() if name in learning}
 
 
-class _Plateau:
+class _PlateauRule:
     """Cuts the rate by ten when the AP has not risen for more than `patience` epochs, and ends after `end` of them."""
 
-    def __init__(self, trainer: Trainer, patience: int, end: int, least: float = 1e-6) -> None:
+    def __init__(self, trainer: GlipTrainer, patience: int, end: int, least: float = 1e-6) -> None:
         self._trainer, self._patience, self._end, self._least = trainer, patience, end, least
         self._best, self._waited, self._still = -1.0, 0, 0
 
@@ -312,6 +312,6 @@ class _Plateau:
         return self._still >= self._end
 
 
-def tuned_prompt(model: GlipModel, names: Sequence[str], tokens: Tokens) -> TunedPrompt:
+def tuned_prompt(model: GlipModel, names: Sequence[str], tokens: CaptionTokens) -> TunedPrompt:
     """What `--tuned` reads: the caption's features as the model, its offsets included, makes them."""
     return TunedPrompt.of(model, names, tokens)

@@ -18,14 +18,14 @@ BOX_WEIGHT = 2.0
 NO_OBJECT = 255  # the token that stands for "nothing" where a caption is long enough to have it
 
 
-class Truth(NamedTuple):
+class TrainingTruth(NamedTuple):
     """What is in one picture: boxes (G, 4) in pixels of the padded batch, tokens (G, L) bool: the words for each."""
 
     boxes: Tensor
     tokens: Tensor
 
 
-class Losses(NamedTuple):
+class GlipLosses(NamedTuple):
     """Scalars, each with its weight in it."""
 
     token: Tensor
@@ -37,7 +37,7 @@ class Losses(NamedTuple):
         return self.token + self.box + self.centerness
 
 
-class Targets(NamedTuple):
+class AnchorTargets(NamedTuple):
     """What each of N anchors should say."""
 
     matched: Tensor  # (N,) int64: 0 for background, else 1 + the box's index
@@ -86,14 +86,14 @@ def centerness(boxes: Tensor, anchors: Tensor) -> Tensor:
     return ratio.clamp(min=0).prod(-1).sqrt()
 
 
-def make_targets(anchors: Sequence[Tensor], truth: Truth) -> Targets:
+def make_targets(anchors: Sequence[Tensor], truth: TrainingTruth) -> AnchorTargets:
     """One picture's targets. anchors: one (n, 4) for each level."""
     everything = torch.cat(list(anchors))
     matched = assign(anchors, truth.boxes)
     if not len(truth.boxes):
-        return Targets(matched, everything, torch.zeros_like(everything[:, 0]))
+        return AnchorTargets(matched, everything, torch.zeros_like(everything[:, 0]))
     boxes = truth.boxes[(matched - 1).clamp(min=0)]
-    return Targets(matched, boxes, centerness(boxes, everything))
+    return AnchorTargets(matched, boxes, centerness(boxes, everything))
 
 
 def token_targets(matched: Tensor, tokens: Tensor) -> Tensor:
@@ -124,7 +124,9 @@ def giou_loss(a: Tensor, b: Tensor) -> Tensor:
     return 1 - (shared / union - (hull - union) / hull)
 
 
-def losses(predictions: Predictions, anchors: Sequence[Tensor], text_mask: Tensor, truths: Sequence[Truth]) -> Losses:
+def losses(
+    predictions: Predictions, anchors: Sequence[Tensor], text_mask: Tensor, truths: Sequence[TrainingTruth]
+) -> GlipLosses:
     """The three losses of a batch: B predictions and truths, text_mask (B, L), anchors one (n, 4) for each level."""
     everything = torch.cat(list(anchors))
     targets = [make_targets(anchors, truth) for truth in truths]
@@ -143,4 +145,4 @@ def losses(predictions: Predictions, anchors: Sequence[Tensor], text_mask: Tenso
     box = BOX_WEIGHT * (giou_loss(found, boxes) * central).sum() / torch.where(weight > 0, weight, 1.0)
 
     middle = F.binary_cross_entropy_with_logits(predictions.centerness.float()[positive], central, reduction="sum")
-    return Losses(token, box, middle / count)
+    return GlipLosses(token, box, middle / count)

@@ -24,28 +24,28 @@ from detectors.detector import DetectorError
 from detectors.glip.modeling.dyhead import ConvAndNorm
 from detectors.glip.modeling.model import GlipModel
 from detectors.glip.modeling.swin import PatchMerging
-from detectors.glip.training.loss import Losses, Truth, losses
+from detectors.glip.training.loss import GlipLosses, TrainingTruth, losses
 
 
 class TrainingError(DetectorError):
     """Training cannot go on: the checkpoint is unreadable or of another model, or the loss is no number any more."""
 
 
-class Batch(NamedTuple):
+class TrainingBatch(NamedTuple):
     """Normalised pictures (B, 3, H, W), their captions' ids and mask (B, L) int64, and what is in each picture."""
 
     images: Tensor
     input_ids: Tensor
     attention_mask: Tensor
-    truths: Sequence[Truth]
+    truths: Sequence[TrainingTruth]
 
-    def to(self, device: torch.device) -> Batch:
-        truths = [Truth(truth.boxes.to(device), truth.tokens.to(device)) for truth in self.truths]
-        return Batch(self.images.to(device), self.input_ids.to(device), self.attention_mask.to(device), truths)
+    def to(self, device: torch.device) -> TrainingBatch:
+        truths = [TrainingTruth(truth.boxes.to(device), truth.tokens.to(device)) for truth in self.truths]
+        return TrainingBatch(self.images.to(device), self.input_ids.to(device), self.attention_mask.to(device), truths)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """How fast and how long. The defaults are GLIP's for pre-training, but for the length.
 
     A run ends after `steps` batches or `minutes` of training, whichever is given; the rate follows the share of it that
@@ -89,7 +89,7 @@ class Recipe:
         return 0.01 + 0.99 * (1 + math.cos(math.pi * left)) / 2
 
 
-class Progress(NamedTuple):
+class TrainingProgress(NamedTuple):
     """After a step: the last batch's losses as numbers, and how far the run has come."""
 
     step: int
@@ -130,7 +130,7 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and not other and min(parameter.shape[0], parameter[0].numel()) >= 16
 
 
-class Average:
+class WeightAverage:
     """A moving average of the weights, arXiv:1503.01780's use: what is evaluated and kept. Young ones move faster."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -147,15 +147,17 @@ class Average:
                 self.tensors[key].copy_(value)
 
 
-class Trainer:
+class GlipTrainer:
     """A model on its way. `run` steps through batches; `save` and `resume` carry the whole state."""
 
-    def __init__(self, model: GlipModel, recipe: Recipe, device: torch.device | str = "cpu", seed: int = 0) -> None:
+    def __init__(
+        self, model: GlipModel, recipe: TrainingRecipe, device: torch.device | str = "cpu", seed: int = 0
+    ) -> None:
         torch.manual_seed(seed)
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.recipe = recipe
-        self.average = Average(model, recipe.average)
+        self.average = WeightAverage(model, recipe.average)
         named = dict(model.named_parameters())
         rate, text_rate, decay = recipe.matrix_rate, recipe.text_rate, recipe.weight_decay
         hidden = [name for name, p in named.items() if rate and p.requires_grad and is_matrix(name, p)]
@@ -180,7 +182,9 @@ class Trainer:
         """The parameter groups of all optimizers; `rate` is what the recipe's factor multiplies."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
-    def run(self, batches: Iterable[Batch], after: Callable[[Progress], None] = lambda progress: None) -> None:
+    def run(
+        self, batches: Iterable[TrainingBatch], after: Callable[[TrainingProgress], None] = lambda progress: None
+    ) -> None:
         """Step through `batches`, the first being number `self.step`, until they or the recipe's length end."""
         self.training()
         source = iter(batches)
@@ -203,7 +207,7 @@ class Trainer:
         if not self.recipe.drop_block:
             self.model.backbone.fpn.eval()
 
-    def learn(self, batch: Batch) -> Progress:
+    def learn(self, batch: TrainingBatch) -> TrainingProgress:
         """One step. Raises `TrainingError` when the loss is no number."""
         done = self.recipe.done(self.step, self.seconds)
         factor = self.recipe.factor(done)
@@ -228,9 +232,9 @@ class Trainer:
         self.average.update(self.model, self.step)
         token, box, centerness = (float(part.detach()) for part in found)
         rate = self.recipe.rate * factor
-        return Progress(self.step, self.seconds, done, rate, token, box, centerness, float(norm))
+        return TrainingProgress(self.step, self.seconds, done, rate, token, box, centerness, float(norm))
 
-    def losses(self, batch: Batch) -> Losses:
+    def losses(self, batch: TrainingBatch) -> GlipLosses:
         """The three losses of a batch that is on the device."""
         kind = torch.float16 if self._half else torch.bfloat16
         with torch.autocast(self.device.type, kind, enabled=self.recipe.mixed_precision):
@@ -296,7 +300,7 @@ def longest(seconds: float) -> float:
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """What `Trainer.save` wrote. Raises `TrainingError` when it cannot be read."""
+    """What `GlipTrainer.save` wrote. Raises `TrainingError` when it cannot be read."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
@@ -307,7 +311,9 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     return state
 
 
-def numbered(batch: Callable[[int], Batch], start: int, workers: int, stride: int = 1) -> Iterator[Batch]:
+def numbered(
+    batch: Callable[[int], TrainingBatch], start: int, workers: int, stride: int = 1
+) -> Iterator[TrainingBatch]:
     """`batch(start)`, `batch(start + stride)`, ... without end, made ahead in worker processes (0: when asked for)."""
     if not workers:
         for number in itertools.count(start, stride):
@@ -323,11 +329,11 @@ def numbered(batch: Callable[[int], Batch], start: int, workers: int, stride: in
     yield from loader
 
 
-class _Numbered(torch.utils.data.Dataset[Batch]):
-    def __init__(self, batch: Callable[[int], Batch]) -> None:
+class _Numbered(torch.utils.data.Dataset[TrainingBatch]):
+    def __init__(self, batch: Callable[[int], TrainingBatch]) -> None:
         self._batch = batch
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> TrainingBatch:
         return self._batch(number)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from detectors.detector import DetectorError, PromptError
-from detectors.glip.caption import Tokens
+from detectors.glip.caption import CaptionTokens
 from detectors.glip.modeling.model import GlipModel
 from detectors.glip.modeling.text import TextFeatures
 
@@ -53,7 +53,7 @@ class TunedPrompt:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: GlipModel, queries: Sequence[str], tokens: Tokens) -> TunedPrompt:
+    def of(cls, model: GlipModel, queries: Sequence[str], tokens: CaptionTokens) -> TunedPrompt:
         """What `model`, offsets included, makes of the caption `tokens` with the label i for `queries[i]`."""
         ids = torch.tensor([tokens.ids], device=model.rpn.head.bias0.device)
         return cls(tuple(queries), tokens.labels, model.encode_text(ids, torch.ones_like(ids)))

@@ -55,7 +55,7 @@ def test_wrong_metrics_are_found(shared: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_passes_for_a_number() -> None:
-    assert not check.Row("stage", "what", float("nan"), 1.0).ok
+    assert not check.CheckRow("stage", "what", float("nan"), 1.0).ok
     assert check.relative_error(torch.zeros(2), torch.zeros(3)) == float("inf")
 
 

@@ -17,11 +17,11 @@ import typer
 from typer.testing import CliRunner
 
 from detectors.glamm.similarity import TextSimilarity
-from streamer.commands.evaluate_segmentation import Task, evaluate_segmentation
+from streamer.commands.evaluate_segmentation import SegmentationTask, evaluate_segmentation
 from streamer.errors import ConfigError
 from streamer.rules.mask_rle import mask_model
 from streamer.tasks import evaluate_segmentation as mask_scores
-from streamer.tasks.evaluate_segmentation import Benchmark, Record, score
+from streamer.tasks.evaluate_segmentation import MaskRecord, SegmentationBenchmark, score
 
 app = typer.Typer()
 app.command()(evaluate_segmentation)
@@ -33,9 +33,9 @@ def box_mask(x1: int, y1: int, x2: int, y2: int) -> np.ndarray:
     return mask
 
 
-def record(identity: str, caption: str = "", **phrases: np.ndarray) -> Record:
+def record(identity: str, caption: str = "", **phrases: np.ndarray) -> MaskRecord:
     rles = tuple(mask_model(mask).model_dump() for mask in phrases.values())
-    return Record(identity, caption, tuple(phrases), rles)
+    return MaskRecord(identity, caption, tuple(phrases), rles)
 
 
 def exactly(first: Any, second: Any) -> np.ndarray:
@@ -51,48 +51,48 @@ def test_the_golden_cases_give_the_papers_totals(shared: Path) -> None:
         found = tuple(f"{number}:{i}" for i in range(len(case["pred_masks"])))
         for into, phrases, masks in ((truth, names, "gt_masks"), (predicted, found, "pred_masks")):
             rles = tuple(mask_model(np.array(mask, bool)).model_dump() for mask in case[masks])
-            into[str(number)] = Record(str(number), "", phrases, rles)
+            into[str(number)] = MaskRecord(str(number), "", phrases, rles)
         similarities[names] = np.array(case["text_similarity"])
-    scores = score(Benchmark.GCG, truth, predicted, lambda first, second: similarities[tuple(first)])
+    scores = score(SegmentationBenchmark.GCG, truth, predicted, lambda first, second: similarities[tuple(first)])
     assert scores["miou"] == pytest.approx(reference["totals"]["mean_miou"], abs=1e-6)
     assert scores["recall"] == pytest.approx(reference["totals"]["recall"], abs=1e-6)
 
 
 def test_a_perfect_answer_scores_one_and_a_missing_one_nothing() -> None:
     truth = {"a": record("a", cat=box_mask(5, 5, 30, 30)), "b": record("b", dog=box_mask(40, 10, 80, 50))}
-    perfect = score(Benchmark.GCG, truth, truth, exactly)
+    perfect = score(SegmentationBenchmark.GCG, truth, truth, exactly)
     assert (perfect["ap50"], perfect["miou"], perfect["recall"]) == (1.0, 1.0, 1.0)
-    half = score(Benchmark.GCG, truth, {"a": truth["a"]}, exactly)
+    half = score(SegmentationBenchmark.GCG, truth, {"a": truth["a"]}, exactly)
     assert (half["miou"], half["recall"], half["without_answer"]) == (0.5, 0.5, 1)
     assert 0 < half["ap50"] < 1
 
 
 def test_no_masks_on_either_side_score_nothing() -> None:
-    from detectors.glamm.metrics import Referring, mean_iou, recall_matches
+    from detectors.glamm.metrics import ReferringScore, mean_iou, recall_matches
 
     some, none = box_mask(0, 0, 9, 9)[None], np.zeros((0, 60, 90), bool)
     assert (mean_iou(some, none), mean_iou(none, some), mean_iou(none, none)) == (0, 0, 0)
     assert recall_matches(none, none, np.zeros((0, 0))) == []
-    assert (Referring().ciou, Referring().giou) == (0, 0)
+    assert (ReferringScore().ciou, ReferringScore().giou) == (0, 0)
 
 
 def test_an_answer_with_more_phrases_than_masks_is_missed() -> None:
     truth = {"a": record("a", cat=box_mask(5, 5, 30, 30))}
-    odd = {"a": Record("a", "", ("cat", "dog"), truth["a"].rles)}
-    assert score(Benchmark.GCG, truth, odd, exactly)["recall"] == 0
+    odd = {"a": MaskRecord("a", "", ("cat", "dog"), truth["a"].rles)}
+    assert score(SegmentationBenchmark.GCG, truth, odd, exactly)["recall"] == 0
 
 
 def test_referring_masks_are_paired_in_order() -> None:
     truth = {"a": record("a", cat=box_mask(0, 0, 20, 20), dog=box_mask(40, 0, 60, 20))}
     first = {"a": record("a", cat=box_mask(0, 0, 20, 20))}
-    scores = score(Benchmark.REFSEG, truth, first, None)
+    scores = score(SegmentationBenchmark.REFSEG, truth, first, None)
     assert scores["ciou"] == pytest.approx(0.5)
     assert scores["giou"] == pytest.approx(0.5, abs=1e-4)
 
 
 def test_missing_packages_leave_a_reason_in_place_of_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mask_scores, "_no_captions", lambda: "pycocoevalcap needs Java")
-    scores = score(Benchmark.REGCAP, {"a": record("a", "a cat")}, {"a": record("a", "a cat")}, None)
+    scores = score(SegmentationBenchmark.REGCAP, {"a": record("a", "a cat")}, {"a": record("a", "a cat")}, None)
     assert (scores["meteor"], scores["meteor_missing"]) == (None, "pycocoevalcap needs Java")
 
 
@@ -119,7 +119,7 @@ def test_captions_reach_the_package_in_its_own_form(monkeypatch: pytest.MonkeyPa
             monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
         monkeypatch.setitem(sys.modules, f"pycocoevalcap.{name}", module)
     monkeypatch.setattr(mask_scores, "_no_captions", lambda: "")
-    scores = score(Benchmark.REGCAP, {"a": record("a", "A cat")}, {"a": record("a", "A dog")}, None)
+    scores = score(SegmentationBenchmark.REGCAP, {"a": record("a", "A cat")}, {"a": record("a", "A dog")}, None)
     assert (scores["meteor"], scores["cider"]) == (0.5, 0.5)
     assert asked[0] == ({"a": ["a cat"]}, {"a": ["a dog"]})
 
@@ -172,4 +172,4 @@ def test_phrases_are_compared_by_the_means_of_their_states(tmp_path: Path) -> No
 
 
 def test_the_commands_tasks_are_the_modules() -> None:
-    assert [task.value for task in Task] == [benchmark.value for benchmark in Benchmark]
+    assert [task.value for task in SegmentationTask] == [benchmark.value for benchmark in SegmentationBenchmark]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from detectors.glamm.model import GlammModel, Turn, mask_places
+from detectors.glamm.model import ChatTurn, GlammModel, mask_places
 from detectors.glamm.processor import clip_pixels, inner_size, sam_pixels
 from detectors.glamm.region import layer_indices, roi_align
 
@@ -70,7 +70,7 @@ def rows(*lengths: int) -> list[torch.Tensor]:
 def test_rows_of_any_length_share_a_pass(model: GlammModel) -> None:
     prefix, *texts = rows(10, 3, 7, 5)
     (memory,) = model.remember(prefix[None])
-    together = model.read([Turn(memory, text) for text in texts])
+    together = model.read([ChatTurn(memory, text) for text in texts])
     for text, states in zip(texts, together, strict=True):
         alone = model(torch.cat([prefix, text])[None])[0, 10:]
         torch.testing.assert_close(states, alone, rtol=1e-5, atol=1e-5)
@@ -79,7 +79,7 @@ def test_rows_of_any_length_share_a_pass(model: GlammModel) -> None:
 def test_answers_do_not_depend_on_the_batch(model: GlammModel) -> None:
     prefix, other, *texts = rows(10, 10, 3, 7)
     memories = model.remember(torch.stack([prefix, other]))
-    turns = [Turn(memory, text) for memory, text in zip(memories, texts, strict=True)]
+    turns = [ChatTurn(memory, text) for memory, text in zip(memories, texts, strict=True)]
     together = model.generate(turns, 6)
     for turn, answer in zip(turns, together, strict=True):
         (alone,) = model.generate([turn], 6)
@@ -90,8 +90,8 @@ def test_answers_do_not_depend_on_the_batch(model: GlammModel) -> None:
 def test_memories_are_not_changed_by_reading(model: GlammModel) -> None:
     prefix, text = rows(10, 4)
     (memory,) = model.remember(prefix[None])
-    first = model.generate([Turn(memory, text)], 5)[0].ids
-    assert torch.equal(model.generate([Turn(memory, text)], 5)[0].ids, first)
+    first = model.generate([ChatTurn(memory, text)], 5)[0].ids
+    assert torch.equal(model.generate([ChatTurn(memory, text)], 5)[0].ids, first)
 
 
 def test_clip_sees_the_centre_and_sam_the_whole() -> None:

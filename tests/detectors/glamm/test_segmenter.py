@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from detectors.detector import DetectorError, Grounded, PromptError
+from detectors.detector import DetectorError, GroundedText, PromptError
 from detectors.glamm import weights
 from detectors.glamm.box_masks import BoxMasks
 from detectors.glamm.config import CLIP_NAME
@@ -133,7 +133,7 @@ def test_words_that_cannot_be_asked_are_refused(glamm: Glamm) -> None:
 
 
 def test_a_conversation_that_is_too_long_is_refused(glamm: Glamm) -> None:
-    answer = Grounded("", (), np.zeros((0, 60, 90), bool), "a long answer " * 40)
+    answer = GroundedText("", (), np.zeros((0, 60, 90), bool), "a long answer " * 40)
     history = [("again?", answer)] * 6
     with pytest.raises(PromptError, match=r"has \d+ tokens, GLaMM reads at most 1024.*begin a new one"):
         glamm.chat(picture(), history, "and now?")

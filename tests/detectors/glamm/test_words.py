@@ -10,46 +10,46 @@ import pytest
 from detectors.detector import DetectorError, PromptError
 from detectors.glamm import prompts
 from detectors.glamm.parsing import parse, tidy
-from detectors.glamm.tokenizer import Tokenizer
+from detectors.glamm.tokenizer import LlamaTokenizer
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+def tokenizer(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> LlamaTokenizer:
     return tiny.save_tokenizer(tmp_path_factory.mktemp("words") / "tokenizer.model")
 
 
-def test_seven_tokens_stand_behind_the_vocabulary(tokenizer: Tokenizer) -> None:
+def test_seven_tokens_stand_behind_the_vocabulary(tokenizer: LlamaTokenizer) -> None:
     assert tokenizer.encode("<im_start><im_end><bbox><point>[SEG]<p></p>") == list(range(440, 447))
     assert tokenizer.tokens.seg == 444
 
 
-def test_the_image_is_a_placeholder_and_the_sentence_begins_once(tokenizer: Tokenizer) -> None:
+def test_the_image_is_a_placeholder_and_the_sentence_begins_once(tokenizer: LlamaTokenizer) -> None:
     ids = tokenizer.encode_prompt("a <im_start><image><im_end> b")
     assert ids[0] == 1
     assert ids.count(1) == 1
     assert ids[ids.index(-200) - 1 : ids.index(-200) + 2] == [440, -200, 441]
 
 
-def test_space_beside_an_added_token_is_lost_but_not_beside_the_end_mark(tokenizer: Tokenizer) -> None:
+def test_space_beside_an_added_token_is_lost_but_not_beside_the_end_mark(tokenizer: LlamaTokenizer) -> None:
     assert tokenizer.encode("a [SEG] cat") == tokenizer.encode("a[SEG]cat")
     assert tokenizer.encode("a </s>") != tokenizer.encode("a</s>")
 
 
-def test_words_after_a_mark_keep_their_leading_space(tokenizer: Tokenizer) -> None:
+def test_words_after_a_mark_keep_their_leading_space(tokenizer: LlamaTokenizer) -> None:
     assert tokenizer.encode("<im_end>provides")[1:] == tokenizer.encode("provides")
 
 
-def test_decoding_puts_the_space_before_the_words_that_an_end_mark_follows(tokenizer: Tokenizer) -> None:
+def test_decoding_puts_the_space_before_the_words_that_an_end_mark_follows(tokenizer: LlamaTokenizer) -> None:
     assert tokenizer.decode([*tokenizer.encode("[SEG] cat"), 2]) == "[SEG]  cat</s>"
     assert tidy("ASSISTANT: [SEG]  cat</s>") == "[SEG] cat</s>"
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(DetectorError, match=r"tokenizer\.model is missing"):
-        Tokenizer(tmp_path / "tokenizer.model")
+        LlamaTokenizer(tmp_path / "tokenizer.model")
     (tmp_path / "tokenizer.model").write_bytes(b"nonsense")
     with pytest.raises(DetectorError, match="no sentencepiece model"):
-        Tokenizer(tmp_path / "tokenizer.model")
+        LlamaTokenizer(tmp_path / "tokenizer.model")
 
 
 def test_only_the_first_question_shows_the_image() -> None:

@@ -15,9 +15,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from detectors.glamm.config import ADDED_TOKENS, ClipConfig, GlammConfig, LlmConfig, RegionConfig, SamConfig, Tokens
+from detectors.glamm.config import (
+    ADDED_TOKENS,
+    ClipConfig,
+    GlammConfig,
+    LlmConfig,
+    RegionConfig,
+    SamConfig,
+    SpecialTokens,
+)
 from detectors.glamm.model import GlammModel
-from detectors.glamm.tokenizer import Tokenizer
+from detectors.glamm.tokenizer import LlamaTokenizer
 
 PIECES = 440
 SENTENCES = (
@@ -34,11 +42,11 @@ CONFIG = GlammConfig(
         4, 32, 2, 8, roi_strides=(1.75, 3.5, 7.0, 14.0), roi_base_size=56, pos_hidden=16, mid_dim=48, out_dim=64
     ),
     SamConfig(128, 16, 32, 2, 4, 2, 6, (1,), 32, decoder_mlp_dim=64, decoder_heads=4, iou_head_hidden_dim=24),
-    Tokens.behind(PIECES),
+    SpecialTokens.behind(PIECES),
 )
 
 
-def save_tokenizer(path: Path) -> Tokenizer:
+def save_tokenizer(path: Path) -> LlamaTokenizer:
     """A sentencepiece model in LLaMA's manner: BPE, bytes for what it does not know."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES),
@@ -51,7 +59,7 @@ def save_tokenizer(path: Path) -> Tokenizer:
         minloglevel=2,
     )
     path.with_suffix(".vocab").unlink()
-    return Tokenizer(path)
+    return LlamaTokenizer(path)
 
 
 def random_glamm(seed: int = 0) -> GlammModel:

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from detectors.detector import PromptError, Request
-from detectors.glip.caption import Tokenizer
+from detectors.glip.caption import BertTokenizer
 from detectors.glip.detector import create
 from detectors.glip.model_files import VOCABULARY, find
 from detectors.glip.modeling.model import GlipModel
 from detectors.glip.training.fitting import (
-    Course,
-    Examples,
+    FittingCourse,
+    TrainingExamples,
     caption_of,
     choose,
     few_shots,
@@ -32,8 +32,8 @@ NAMES = ["red car", "dog"]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer(folder / VOCABULARY)
+def tokenizer(folder: Path) -> BertTokenizer:
+    return BertTokenizer(folder / VOCABULARY)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,11 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
     return {"images": images, "annotations": rows, "categories": categories}, folder
 
 
-def examples(truth: tuple[dict[str, Any], Path], tokenizer: Tokenizer, **more: Any) -> Examples:
+def examples(truth: tuple[dict[str, Any], Path], tokenizer: BertTokenizer, **more: Any) -> TrainingExamples:
     data, folder = truth
     tokens = caption_of(NAMES, tokenizer, CONFIG.text.max_length)
     values = {"images": [image["id"] for image in data["images"]], "batch": 3, "seed": 1, **more}
-    return Examples(data, folder, tokens=tokens, size=CONFIG.image, **values)
+    return TrainingExamples(data, folder, tokens=tokens, size=CONFIG.image, **values)
 
 
 def learning(model: GlipModel) -> set[str]:
@@ -110,7 +110,7 @@ def test_few_shots_hold_enough_of_each_category_and_depend_on_the_seed() -> None
     assert taken == few_shots(data, 3, seed=30) != few_shots(data, 3, seed=3)
 
 
-def test_a_description_stands_behind_its_name_and_speaks_for_nobody(tokenizer: Tokenizer) -> None:
+def test_a_description_stands_behind_its_name_and_speaks_for_nobody(tokenizer: BertTokenizer) -> None:
     plain = caption_of(NAMES, tokenizer, 24)
     told = caption_of(NAMES, tokenizer, 24, {"red car": ", a light"})
     assert len(told.ids) == len(plain.ids) + 3
@@ -122,7 +122,7 @@ def test_a_description_stands_behind_its_name_and_speaks_for_nobody(tokenizer: T
 
 
 def test_boxes_stay_on_their_squares_whatever_the_size_and_side(
-    truth: tuple[dict[str, Any], Path], tokenizer: Tokenizer
+    truth: tuple[dict[str, Any], Path], tokenizer: BertTokenizer
 ) -> None:
     shown = examples(truth, tokenizer)
     for number in range(4):
@@ -136,11 +136,11 @@ def test_boxes_stay_on_their_squares_whatever_the_size_and_side(
 
 
 def test_full_tuning_lowers_the_loss_and_keeps_the_best_epoch(
-    truth: tuple[dict[str, Any], Path], tokenizer: Tokenizer
+    truth: tuple[dict[str, Any], Path], tokenizer: BertTokenizer
 ) -> None:
     model, shown = tiny_model(), examples(truth, tokenizer)
     told: list[tuple[int, float, float]] = []
-    best = fit(model, shown, shown, Course("full", epochs=12, rate=3e-3), lambda *row: told.append(row))
+    best = fit(model, shown, shown, FittingCourse("full", epochs=12, rate=3e-3), lambda *row: told.append(row))
     assert told[0][0] == 0
     assert told[-1][1] < 0.7 * told[1][1], "the loss falls"
     assert best == max(ap for _, _, ap in told)
@@ -148,12 +148,12 @@ def test_full_tuning_lowers_the_loss_and_keeps_the_best_epoch(
 
 
 def test_tuned_words_are_a_small_file_that_the_detector_reads(
-    truth: tuple[dict[str, Any], Path], tokenizer: Tokenizer, folder: Path, tmp_path: Path
+    truth: tuple[dict[str, Any], Path], tokenizer: BertTokenizer, folder: Path, tmp_path: Path
 ) -> None:
     model, _ = find("glip-mini", folder).load()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     shown = examples(truth, tokenizer)
-    fit(model, shown, shown, Course("prompt", shots=1, epochs=2))
+    fit(model, shown, shown, FittingCourse("prompt", shots=1, epochs=2))
     for key, value in before.items():
         assert torch.equal(value, model.state_dict()[key]), key
     tuned_prompt(model, NAMES, shown.tokens).save(tmp_path / "words.safetensors")
@@ -166,10 +166,10 @@ def test_tuned_words_are_a_small_file_that_the_detector_reads(
 
 
 def test_a_missing_picture_and_no_picture_are_told(
-    truth: tuple[dict[str, Any], Path], tokenizer: Tokenizer, tmp_path: Path
+    truth: tuple[dict[str, Any], Path], tokenizer: BertTokenizer, tmp_path: Path
 ) -> None:
     lost = examples((truth[0], tmp_path), tokenizer)
     with pytest.raises(TrainingError, match=r"1\.png is missing"):
         lost.pixels(1)
     with pytest.raises(TrainingError, match="no labelled picture"):
-        fit(tiny_model(), examples(truth, tokenizer, images=[]), lost, Course())
+        fit(tiny_model(), examples(truth, tokenizer, images=[]), lost, FittingCourse())

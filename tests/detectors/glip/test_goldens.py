@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detectors.glip.check.model import model as check
+from detectors.glip import check
 from detectors.glip.modeling import dyhead
 from detectors.glip.modeling.dyhead import TAPS
 

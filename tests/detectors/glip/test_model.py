@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from detectors.glip import runtime
-from detectors.glip.config import CONFIGS, ConfigError, GlipConfig
+from detectors.glip.config import CONFIGS, GlipConfig, GlipConfigError
 from detectors.glip.convert import build, build_from
 from detectors.glip.modeling.deform import by_embedding_bag as deform_conv
 from detectors.glip.modeling.deform import by_torchvision, by_triton
@@ -235,11 +235,11 @@ def test_training_drops_and_evaluation_repeats_itself() -> None:
 
 
 def test_sizes_that_cannot_be_built_are_refused_with_the_value() -> None:
-    with pytest.raises(ConfigError, match="num_heads"):
+    with pytest.raises(GlipConfigError, match="num_heads"):
         GlipConfig.from_plain({"swin": {"depths": [1, 1]}})
-    with pytest.raises(ConfigError, match=r"head\.channels = 'wide'"):
+    with pytest.raises(GlipConfigError, match=r"head\.channels = 'wide'"):
         GlipConfig.from_plain({"head": {"channels": "wide"}})
-    with pytest.raises(ConfigError, match="not a multiple of its 5 heads"):
+    with pytest.raises(GlipConfigError, match="not a multiple of its 5 heads"):
         GlipConfig.from_plain({"swin": {"num_heads": [3, 6, 5, 24]}})
 
 

@@ -9,20 +9,20 @@ import torch
 from detectors.boxes import suppress
 from detectors.glip.config import PostprocessConfig
 from detectors.glip.modeling.model import Predictions
-from detectors.glip.postprocess import Candidates, aggregate, candidates, select, token_map
+from detectors.glip.postprocess import BoxCandidates, aggregate, candidates, select, token_map
 
 
-def crowd(count: int, seed: int = 0) -> Candidates:
+def crowd(count: int, seed: int = 0) -> BoxCandidates:
     """Overlapping boxes of three labels."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(1, count, 2, generator=generator) * 40
     size = torch.rand(1, count, 2, generator=generator) * 30 + 20
     scores = torch.rand(1, count, generator=generator)
     labels = torch.randint(0, 3, (1, count), generator=generator)
-    return Candidates(torch.cat([corner, corner + size], -1), scores, labels, torch.ones(1, count, dtype=torch.bool))
+    return BoxCandidates(torch.cat([corner, corner + size], -1), scores, labels, torch.ones(1, count, dtype=torch.bool))
 
 
-def greedy(found: Candidates, threshold: float) -> list[int]:
+def greedy(found: BoxCandidates, threshold: float) -> list[int]:
     """One box after the other, by the book: +1 pixel, strictly greater."""
     boxes, labels = found.boxes[0].double().numpy(), found.labels[0].numpy()
     kept: list[int] = []
@@ -70,7 +70,7 @@ def test_a_chain_longer_than_the_rounds_is_reported_as_unsettled() -> None:
 def test_all_that_tie_with_the_last_one_within_the_limit_stay() -> None:
     boxes = torch.arange(5.0)[:, None] * 100 + torch.tensor([0.0, 0.0, 10.0, 10.0])
     scores = torch.tensor([[0.9, 0.5, 0.5, 0.5, 0.4]])
-    found = Candidates(boxes[None], scores, torch.zeros(1, 5, dtype=torch.int64), torch.ones(1, 5, dtype=torch.bool))
+    found = BoxCandidates(boxes[None], scores, torch.zeros(1, 5, dtype=torch.int64), torch.ones(1, 5, dtype=torch.bool))
     kept, _ = select(found, 0.6, limit=2)
     assert int(kept.valid.sum()) == 4
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from detectors.glip.modeling.model import GlipModel
-from detectors.glip.training.loss import Truth
+from detectors.glip.training.loss import TrainingTruth
 from detectors.glip.training.trainer import (
-    Batch,
-    Progress,
-    Recipe,
-    Trainer,
+    GlipTrainer,
+    TrainingBatch,
     TrainingError,
+    TrainingProgress,
+    TrainingRecipe,
     frequencies,
     numbered,
     parameter_groups,
@@ -26,7 +26,7 @@ from tests.detectors.glip.conftest import CONFIG
 SMALL = CONFIG
 
 
-def batch(number: int) -> Batch:
+def batch(number: int) -> TrainingBatch:
     """Two noisy pictures with a bright square each; the first word names it."""
     dice = torch.Generator().manual_seed(number)
     images = torch.randn(2, 3, 64, 64, generator=dice) * 0.1
@@ -36,35 +36,35 @@ def batch(number: int) -> Batch:
         image[:, y : y + 32, x : x + 32] += 2
         tokens = torch.zeros(1, 6, dtype=torch.bool)
         tokens[0, 1] = True
-        truths.append(Truth(torch.tensor([[x, y, x + 31, y + 31]], dtype=torch.float32), tokens))
+        truths.append(TrainingTruth(torch.tensor([[x, y, x + 31, y + 31]], dtype=torch.float32), tokens))
     ids = torch.tensor([[2, 5, 6, 7, 8, 3]]).expand(2, -1)
-    return Batch(images, ids, torch.ones_like(ids), truths)
+    return TrainingBatch(images, ids, torch.ones_like(ids), truths)
 
 
-def trainer(steps: int = 12, **recipe: object) -> Trainer:
+def trainer(steps: int = 12, **recipe: object) -> GlipTrainer:
     torch.manual_seed(3)
     values = {"rate": 4e-3, "text_rate": 2e-3, "warm_up": 0.05, "drop_block": False, "mixed_precision": False, **recipe}
-    return Trainer(start(GlipModel(SMALL)), Recipe(steps=steps, **values), seed=3)  # type: ignore[arg-type]
+    return GlipTrainer(start(GlipModel(SMALL)), TrainingRecipe(steps=steps, **values), seed=3)  # type: ignore[arg-type]
 
 
 def test_the_rate_rises_then_falls_in_steps_at_67_and_89_percent() -> None:
-    recipe = Recipe(steps=1000, warm_up=0.1)
+    recipe = TrainingRecipe(steps=1000, warm_up=0.1)
     assert [recipe.factor(done) for done in (0.0, 0.05, 0.1, 0.66, 0.67, 0.89)] == pytest.approx(
         [0.001, 0.5, 1.0, 1.0, 0.1, 0.01]
     )
 
 
 def test_the_cosine_ends_at_a_hundredth() -> None:
-    recipe = Recipe(steps=10, decay="cosine", warm_up=0.0)
+    recipe = TrainingRecipe(steps=10, decay="cosine", warm_up=0.0)
     assert recipe.factor(0.5) == pytest.approx(0.505)
     assert recipe.factor(1.0) == pytest.approx(0.01)
 
 
 def test_a_run_has_exactly_one_length() -> None:
     with pytest.raises(ValueError, match="give one of them"):
-        Recipe()
+        TrainingRecipe()
     with pytest.raises(ValueError, match="give one of them"):
-        Recipe(steps=3, minutes=1.0)
+        TrainingRecipe(steps=3, minutes=1.0)
 
 
 def test_biases_learn_twice_as_fast_without_decay_and_the_text_encoder_slower() -> None:
@@ -106,7 +106,7 @@ def test_muon_and_adamw_change_the_model_itself() -> None:
 
 @pytest.mark.parametrize("matrix_rate", [None, 2e-2])
 def test_the_loss_falls_on_what_is_seen_again_and_again(matrix_rate: float | None) -> None:
-    seen: list[Progress] = []
+    seen: list[TrainingProgress] = []
     trainer(60, decay="cosine", matrix_rate=matrix_rate).run((batch(number % 2) for number in range(60)), seen.append)
     assert len(seen) == 60
     assert seen[-1].total < 0.5 * seen[0].total
@@ -160,7 +160,7 @@ def test_a_checkpoint_of_something_else_is_told(tmp_path: Path) -> None:
     trainer().save(tmp_path / "small.pt")
     larger = dataclasses.replace(SMALL, head=dataclasses.replace(SMALL.head, num_convs=SMALL.head.num_convs + 1))
     with pytest.raises(TrainingError, match="not a checkpoint of this model"):
-        Trainer(GlipModel(larger), Recipe(steps=3)).resume(tmp_path / "small.pt")
+        GlipTrainer(GlipModel(larger), TrainingRecipe(steps=3)).resume(tmp_path / "small.pt")
 
 
 def test_frozen_parts_stay_in_evaluation_mode() -> None:
