@@ -114,7 +114,7 @@ def contest(name: str, size: str) -> dict[str, Any]:
 
 def drift(folder: Path) -> list[str]:
     """What a half precision costs on reference tensors: rows of a table."""
-    from detectors.glip.check.model import model as check
+    from detectors.glip import check
 
     rows = []
     for dtype in ("bfloat16", "float16"):

@@ -67,7 +67,7 @@ def test_the_command_prints_a_table_and_succeeds(golden: Path, capsys: pytest.Ca
 def test_the_command_fails_when_a_stage_is_beyond_its_tolerance(
     golden: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check, "normalise", lambda pixels: pixels.float() / 255)
+    monkeypatch.setattr(check.model, "normalise", lambda pixels: pixels.float() / 255)
     assert check.main([str(golden)]) == 1
     assert "beyond" in capsys.readouterr().out
 

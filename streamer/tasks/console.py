@@ -1,0 +1,77 @@
+"""Consoles and output files of the commands: user text is printed as it is, never interpreted as markup."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from streamer.errors import StreamerError
+
+PIPE_COLUMNS = 200
+"""Width of tables where no terminal sets a limit."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible_text(text: str) -> str:
+    """Text with its control characters (escape sequences, direction marks) written as `\\x1b`, so that none acts on a
+    terminal. Line feeds and tabs stay."""
+    return _CONTROL.sub(
+        lambda found: f"\\x{ord(found[0]):02x}" if ord(found[0]) < 256 else f"\\u{ord(found[0]):04x}", text
+    )
+
+
+class UserConsole(Console):
+    """A rich console for text that comes from users, files and cameras: no markup, no emoji codes, no highlighting."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints objects; strings lose the effect of their control characters and are wrapped by the terminal alone."""
+        options.setdefault("soft_wrap", all(isinstance(item, str) for item in objects))
+        super().print(*(visible_text(item) if isinstance(item, str) else item for item in objects), **options)
+
+
+def user_console(*, stderr: bool = False, quiet: bool = False) -> UserConsole:
+    """The console of a command. Tables are as wide as they need to be where the output is not a terminal."""
+    options: dict[str, Any] = {
+        "stderr": stderr,
+        "quiet": quiet,
+        "markup": False,
+        "emoji": False,
+        "highlight": False,
+    }
+    console = UserConsole(**options)
+    return console if console.is_terminal else UserConsole(width=PIPE_COLUMNS, **options)
+
+
+def report_line(text: str) -> None:
+    """Writes one line to standard error."""
+    sys.stderr.write(f"{visible_text(text)}\n")
+
+
+def make_folder(path: Path) -> Path:
+    """Makes an output folder with its parents. Raises `StreamerError` when that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise StreamerError(f"cannot create the folder {path}: a file has that name; choose another folder") from error
+    except OSError as error:
+        raise StreamerError(f"cannot create the folder {path}: {error.strerror}; choose a writable folder") from error
+    return path
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Writes an output file, making its folder. Raises `StreamerError` when that fails."""
+    make_folder(path.parent)
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise StreamerError(f"cannot write {path}: {error.strerror}; free space or choose another path") from error
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes an output file as UTF-8, making its folder. Raises `StreamerError` when that fails."""
+    return write_bytes(path, text.encode())
