@@ -237,7 +237,7 @@ def _places(stream: StreamConfig) -> tuple[list[Zone], list[Line]]:
 
 def _settings(config: Config) -> dict[str, Any]:
     """What results depend on: neither where recordings lie (their content counts), nor where events go."""
-    elsewhere = {"sinks", "spool", "metrics_port", "metrics_host"}
+    elsewhere = {"sinks", "spool", "metrics_port", "metrics_host", "web"}
     return config.model_dump(exclude={"streams": {"__all__": {"source"}}, **dict.fromkeys(elsewhere, True)})
 
 
