@@ -40,7 +40,7 @@ async def watch(
     source: str | Sequence[str],
     queries: Sequence[str | Mapping[str, Any]],
     *,
-    detector: str | Mapping[str, Any] = "glip-tiny",
+    detector: str | Mapping[str, Any] | None = None,
     tracker: str = "default",
     sinks: Sequence[str] = (),
     stream: Mapping[str, Any] | None = None,
@@ -48,15 +48,17 @@ async def watch(
     """Watch files or cameras for what `queries` name; yields events until all sources have ended.
 
     `source`: addresses as in the configuration file; `queries`: words, or mappings with `text`, `id`, `threshold`;
-    `sinks`: further addresses that get the events too; `stream`: more settings for every source as in the
-    configuration file (`zones`, `lines`, `counts`, `sample`, `transport`). Leaving the loop stops the cameras.
+    `detector`: a name, or a mapping with `name` and the detector's own options (`weights`, `dtype`, `short_side`, ...);
+    by default motion for the query "anything that moves", else glip-tiny; `sinks`: further addresses that get the
+    events too; `stream`: more settings for every source as in the configuration file (`zones`, `lines`, `counts`,
+    `sample`, `transport`). Leaving the loop stops the cameras.
     Raises `ConfigError` and what the parts raise: `SourceError`, `DetectorError`, `TrackerError`, `SinkError`.
     """
     sources = [source] if isinstance(source, str) else list(source)
     raw = {
         "streams": [{"source": address, **(stream or {})} for address in sources],
         "queries": list(queries),
-        "detector": dict(detector) if isinstance(detector, Mapping) else detector,
+        "detector": dict(detector) if isinstance(detector, Mapping) else detector or {},
         "tracker": tracker,
         "sinks": list(sinks),
     }

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from streamer.commands.detector_options import DetectorOptions
+
 
 def process(
     videos: Annotated[
@@ -26,6 +28,7 @@ def process(
     masks: Annotated[
         str | None, typer.Option(help="A SAM model that turns boxes into masks, such as facebook/sam-vit-base.")
     ] = None,
+    detector_option: DetectorOptions = None,
     tracker: Annotated[str, typer.Option(help="default, bytetrack, ocsort, botsort, sort.")] = "default",
     out: Annotated[Path, typer.Option(help="Where results go, a folder for each video.")] = Path("out"),
     sink: Annotated[
@@ -68,6 +71,7 @@ def process(
         device=device,
         threshold=threshold,
         masks=masks,
+        detector_options=detector_option or (),
         tracker=tracker,
         out=out,
         sinks=sink or (),
