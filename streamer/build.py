@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 
 from detectors import Detector, create_detector
+from groundstream import __version__
 from sinks.event import Producer
 from sinks.registry import open_sinks
 from sinks.sink import Sink, SinkError
@@ -34,7 +35,6 @@ from streamer.sources.address import natural
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names
 from streamer.sources.sampling import FrameSampling
-from streamer.version import __version__
 from trackers import create_tracker
 
 log = logging.getLogger("groundstream")
@@ -57,6 +57,7 @@ def settle() -> None:
 async def open_pipeline(
     config: Config,
     *,
+    detector: Detector | None = None,
     spool_path: Path | None = None,
     outputs: Outputs | None = None,
     start_time_ns: int | None = None,
@@ -68,6 +69,7 @@ async def open_pipeline(
 ) -> AsyncIterator[Pipeline]:
     """A pipeline that does what `config` says; its events are delivered to all sinks when the context is left.
 
+    `detector` is an object with the `Detector` contract instead of the one that `config` names.
     `spool_path` is where events are safe until then; None keeps them in memory, for jobs that can be run again.
     `strict` lets a live source that refuses us (401, 404) end with an error instead of being tried again.
     `more_sinks` get the events beside those of the configuration, and so do those of `open_results`, which is called
@@ -80,7 +82,7 @@ async def open_pipeline(
     relay = StateRelay()
     streams = _open_all(config, relay, start_time_ns=start_time_ns, strict=strict)
     _check_parts(config)
-    detector = load_detector(config.detector)
+    used_detector = load_detector(config.detector) if detector is None else detector
     sinks = {**open_sinks(address for address in config.sinks if not address.startswith(VIDEO)), **(more_sinks or {})}
     if open_results is not None:
         sinks |= open_results()
@@ -91,7 +93,7 @@ async def open_pipeline(
         written = Counter(event.data.stream for event in crashed)
         producer = Producer(
             version=__version__,
-            detector=config.detector.name.partition(":")[0],
+            detector=config.detector.name.partition(":")[0] if detector is None else type(detector).__name__,
             tracker=config.tracker,
             config_hash=config_hash(_settings(config)),
         )
@@ -100,7 +102,7 @@ async def open_pipeline(
                 config,
                 stream,
                 source,
-                detector,
+                used_detector,
                 producer,
                 run,
                 written[source.name],
@@ -111,7 +113,7 @@ async def open_pipeline(
         ]
         yield Pipeline(
             cameras,
-            detector,
+            used_detector,
             spool,
             relay,
             batch_size=config.batch.size,

@@ -1,4 +1,4 @@
-"""Multi-object trackers over `sv.Detections`. This package knows nothing of video, models or events."""
+"""groundstream's multi-object trackers over `sv.Detections`; independent of video, models and events."""
 
 from __future__ import annotations
 

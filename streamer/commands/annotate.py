@@ -10,7 +10,7 @@ import typer
 
 def annotate(
     sources: Annotated[
-        list[str], typer.Argument(metavar="VIDEO...", help="Files, globs, folders of images, or synthetic:street.")
+        list[str], typer.Argument(metavar="VIDEO", help="Files, globs, folders of images, or synthetic:street.")
     ],
     query: Annotated[list[str], typer.Option("--query", "-q", help="What to label, in plain words; repeatable.")],
     detector: Annotated[

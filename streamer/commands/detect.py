@@ -9,7 +9,7 @@ import typer
 
 
 def detect(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Picture files.")],
     query: Annotated[list[str], typer.Option("--query", "-q", help="What to look for, in plain words; repeatable.")],
     detector: Annotated[
         str, typer.Option(help="glip-tiny, glip-mini, grounding-dino-tiny, owlv2-base, ...")

@@ -10,7 +10,7 @@ import typer
 
 def monitor(
     sources: Annotated[
-        list[str] | None, typer.Argument(metavar="SOURCE...", help="rtsp://..., http://..., webcam:0, files.")
+        list[str] | None, typer.Argument(metavar="SOURCE", help="rtsp://..., http://..., webcam:0, files.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="A YAML file for several cameras; edits of its queries apply.")
