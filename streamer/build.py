@@ -12,8 +12,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from detectors import Detector, create_detector
 from groundstream import __version__
 from sinks.event import Producer
@@ -35,6 +33,7 @@ from streamer.sources.address import natural
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names
 from streamer.sources.sampling import FrameSampling
+from streamer.threads import limit_opencv, set_environment
 from trackers import create_tracker
 
 log = logging.getLogger("groundstream")
@@ -77,8 +76,8 @@ async def open_pipeline(
     waited for until they have everything or have taken nothing for `patience_s`.
     Raises what the parts raise: `SourceError`, `DetectorError`, `TrackerError`, `SinkError`, `ConfigError`.
     """
-    # OpenCV's own threads spin between its calls: in a pipeline they only take the cores from decoders and detector.
-    cv2.setNumThreads(1)
+    set_environment()
+    limit_opencv()
     relay = StateRelay()
     streams = _open_all(config, relay, start_time_ns=start_time_ns, strict=strict)
     _check_parts(config)

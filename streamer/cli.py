@@ -29,6 +29,7 @@ from streamer.commands import (
 )
 from streamer.commands.groups import CommandGroup
 from streamer.tasks.console import report_line
+from streamer.threads import set_environment
 
 SECTIONS = {
     "Watch": {
@@ -131,6 +132,7 @@ app.add_typer(bench.app, name="bench", help="Measure speed on this machine.")
 
 def main() -> None:
     """Runs the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
+    set_environment()
     # Decoding threads need the interpreter for microseconds, several times a frame. At Python's 5 ms they would wait
     # longer for the event loop to release it than decoding takes.
     sys.setswitchinterval(0.0001)
