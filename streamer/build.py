@@ -21,7 +21,8 @@ from streamer.analysis.event_writer import StreamIdentity, close_crashed
 from streamer.analysis.queries import Query, QueryBook, slug
 from streamer.analysis.stream_analysis import CountPlan, StreamAnalysis, config_hash
 from streamer.config import Config, DetectorConfig, EnrichConfig, StreamConfig
-from streamer.enrichment.enricher import CallBudget, Describer, Enricher, EnrichPlan, GlammDescriber, MaskDescriber
+from streamer.enrichment.describers import Describer, GlammDescriber, MaskDescriber
+from streamer.enrichment.enricher import CallBudget, Enricher, EnrichPlan
 from streamer.errors import ConfigError
 from streamer.pipeline.pipeline import NewEnricher, Pipeline
 from streamer.pipeline.stream import Recorder, StateRelay, Stream
