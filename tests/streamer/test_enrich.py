@@ -206,7 +206,7 @@ def test_a_failing_describer_is_counted_and_asked_again(scenes: Any, caplog: pyt
             raise error
         return tell(*arguments)
 
-    scene.enricher._describe = describe
+    scene.enricher._describer = describe
     scene.offer(begun("A"))
     scene.settle()
     scene.offer(begun("B"))
