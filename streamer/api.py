@@ -9,7 +9,7 @@ from typing import Any
 from sinks.event import Event
 from streamer.build import open_pipeline
 from streamer.config import parse_config
-from streamer.pipeline.pipeline import Pipeline
+from streamer.pipeline import Pipeline
 
 _AHEAD = 1024
 

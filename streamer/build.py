@@ -12,8 +12,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from detectors import Detector, create_detector
 from sinks.event import Producer
 from sinks.registry import open_sinks
@@ -25,7 +23,8 @@ from streamer.analysis.stream_analysis import CountPlan, StreamAnalysis, config_
 from streamer.config import Config, DetectorConfig, EnrichConfig, StreamConfig
 from streamer.enrichment.enricher import CallBudget, Describer, Enricher, EnrichPlan, GlammDescriber, MaskDescriber
 from streamer.errors import ConfigError
-from streamer.pipeline.pipeline import Camera, NewEnricher, Pipeline, Recorder, StateRelay
+from streamer.pipeline.pipeline import NewEnricher, Pipeline
+from streamer.pipeline.stream import Recorder, StateRelay, Stream
 from streamer.recorders.outputs import AnnotatedVideo
 from streamer.rules.places import Line, Zone
 from streamer.rules.track_ids import derived_uids, fingerprint, random_uids
@@ -34,6 +33,7 @@ from streamer.sources.address import natural
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names
 from streamer.sources.sampling import FrameSampling
+from streamer.threads import limit_opencv, set_environment
 from streamer.version import __version__
 from trackers import create_tracker
 
@@ -75,8 +75,8 @@ async def open_pipeline(
     waited for until they have everything or have taken nothing for `patience_s`.
     Raises what the parts raise: `SourceError`, `DetectorError`, `TrackerError`, `SinkError`, `ConfigError`.
     """
-    # OpenCV's own threads spin between its calls: in a pipeline they only take the cores from decoders and detector.
-    cv2.setNumThreads(1)
+    set_environment()
+    limit_opencv()
     relay = StateRelay()
     streams = _open_all(config, relay, start_time_ns=start_time_ns, strict=strict)
     _check_parts(config)
@@ -95,8 +95,8 @@ async def open_pipeline(
             tracker=config.tracker,
             config_hash=config_hash(_settings(config)),
         )
-        cameras = [
-            _camera(
+        made = [
+            _make_stream(
                 config,
                 stream,
                 source,
@@ -110,7 +110,7 @@ async def open_pipeline(
             for stream, source in streams
         ]
         yield Pipeline(
-            cameras,
+            made,
             detector,
             spool,
             relay,
@@ -241,7 +241,7 @@ def _settings(config: Config) -> dict[str, Any]:
     return config.model_dump(exclude={"streams": {"__all__": {"source"}}, **dict.fromkeys(elsewhere, True)})
 
 
-def _camera(
+def _make_stream(
     config: Config,
     stream: StreamConfig,
     source: Source,
@@ -252,7 +252,7 @@ def _camera(
     outputs: Outputs | None,
     *,
     several: bool,
-) -> Camera:
+) -> Stream:
     new_uid = random_uids()
     if not source.live:
         new_uid = derived_uids(_recording(stream.source, source), source.name, producer.config_hash)
@@ -273,7 +273,7 @@ def _camera(
         if address.startswith(VIDEO):
             path = video_path(address, source.name, several=several)
             recorders.append(annotated_video(path, source, analysis))
-    return Camera(source, analysis, FrameSampling(stream.sample.every, stream.sample.fps), recorders, origin(stream))
+    return Stream(source, analysis, FrameSampling(stream.sample.every, stream.sample.fps), recorders, origin(stream))
 
 
 def annotated_video(path: Path, source: Source, analysis: StreamAnalysis) -> AnnotatedVideo:

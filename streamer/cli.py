@@ -26,6 +26,7 @@ from streamer.commands import (
     track,
     tune,
 )
+from streamer.threads import set_environment
 from streamer.version import __version__
 
 app = typer.Typer(
@@ -85,6 +86,7 @@ app.add_typer(bench.app, name="bench", help="Measure speed on this machine.")
 
 def main() -> None:
     """Run the command line; ends with 0 when all went well, 1 when it failed, 2 when it was asked wrongly."""
+    set_environment()
     # Decoding threads need the interpreter for microseconds, several times a frame. At Python's 5 ms they would wait
     # longer for the event loop to hand it over than decoding takes: a third more frames per second with this.
     sys.setswitchinterval(0.0001)

@@ -22,7 +22,7 @@ from sinks.event import Event, EventType
 from streamer.build import open_pipeline
 from streamer.cli import main
 from streamer.config import parse_config
-from streamer.pipeline.pipeline import Pipeline
+from streamer.pipeline import Pipeline
 from tests.support.clips import make_clip, read_index
 from tests.support.fakes import FakeDetector, ListSink, one_box_per_query
 from tests.support.rtsp_server import RtspServer
