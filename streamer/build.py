@@ -26,7 +26,7 @@ from streamer.enrichment.enricher import CallBudget, Enricher, EnrichPlan
 from streamer.errors import ConfigError
 from streamer.pipeline.pipeline import NewEnricher, Pipeline
 from streamer.pipeline.stream import Recorder, StateRelay, Stream
-from streamer.recorders.outputs import AnnotatedVideo
+from streamer.recorders.video import AnnotatedVideo
 from streamer.rules.places import Line, Zone
 from streamer.rules.track_ids import derived_uids, fingerprint, random_uids
 from streamer.sources import Source, open_sources, redact

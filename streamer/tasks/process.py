@@ -27,7 +27,8 @@ from streamer.build import VIDEO, annotated_video, open_pipeline, settle
 from streamer.config import Config, parse_config
 from streamer.errors import ConfigError
 from streamer.pipeline import Pipeline, Recorder, StreamReport
-from streamer.recorders.outputs import CocoJson, MotText, OutputError, open_output
+from streamer.recorders.coco import CocoJson
+from streamer.recorders.text import MotText, OutputError, open_output
 from streamer.sources import Source
 
 _PIPE_COLUMNS = 1000
