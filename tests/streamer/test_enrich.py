@@ -240,7 +240,7 @@ def test_a_recording_may_wait_for_its_last_descriptions(scenes: Any) -> None:
 
 def test_a_describer_with_nothing_to_tell_is_counted(scenes: Any) -> None:
     scene = scenes()
-    scene.enricher._describe = lambda *_: None
+    scene.enricher._describer = lambda *_: None
     scene.offer(begun())
     assert scene.settle() == EnrichTally(1, 0, 0, {"nothing": 1})
     assert scene.told == []
