@@ -57,7 +57,7 @@ class EnrichPlan:
 
     def __post_init__(self) -> None:
         if self.every_s is not None and self.every_s <= 0:
-            raise ConfigError(f"enrichment interval {self.every_s} s is not above 0: give a number of seconds above 0")
+            raise ConfigError(f"enrichment interval {self.every_s} s is not positive: give a time above 0")
 
 
 @dataclass(frozen=True)
