@@ -249,5 +249,5 @@ def test_a_describer_with_nothing_to_tell_is_counted(scenes: Any) -> None:
 def test_a_plan_or_budget_that_means_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="time above 0"):
         EnrichPlan(every_s=0)
-    with pytest.raises(ConfigError, match="allows nothing"):
+    with pytest.raises(ConfigError, match="give 1 or more"):
         CallBudget(per_minute=0)
