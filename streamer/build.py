@@ -22,10 +22,12 @@ from streamer.analysis.event_writer import StreamIdentity, close_crashed
 from streamer.analysis.queries import Query, QueryBook, slug
 from streamer.analysis.stream_analysis import CountPlan, StreamAnalysis, config_hash
 from streamer.config import Config, DetectorConfig, EnrichConfig, StreamConfig
-from streamer.enrichment.enricher import CallBudget, Describer, Enricher, EnrichPlan, GlammDescriber, MaskDescriber
+from streamer.enrichment.describers import Describer, GlammDescriber, MaskDescriber
+from streamer.enrichment.enricher import CallBudget, Enricher, EnrichPlan
 from streamer.errors import ConfigError
-from streamer.pipeline.pipeline import Camera, NewEnricher, Pipeline, Recorder, StateRelay
-from streamer.recorders.outputs import AnnotatedVideo
+from streamer.pipeline.pipeline import NewEnricher, Pipeline
+from streamer.pipeline.stream import Recorder, StateRelay, Stream
+from streamer.recorders.video import AnnotatedVideo
 from streamer.rules.places import Line, Zone
 from streamer.rules.track_ids import derived_uids, fingerprint, random_uids
 from streamer.sources import Source, open_sources, redact
@@ -96,8 +98,8 @@ async def open_pipeline(
             tracker=config.tracker,
             config_hash=config_hash(_settings(config)),
         )
-        cameras = [
-            _camera(
+        made = [
+            _make_stream(
                 config,
                 stream,
                 source,
@@ -111,7 +113,7 @@ async def open_pipeline(
             for stream, source in streams
         ]
         yield Pipeline(
-            cameras,
+            made,
             used_detector,
             spool,
             relay,
@@ -242,7 +244,7 @@ def _settings(config: Config) -> dict[str, Any]:
     return config.model_dump(exclude={"streams": {"__all__": {"source"}}, **dict.fromkeys(elsewhere, True)})
 
 
-def _camera(
+def _make_stream(
     config: Config,
     stream: StreamConfig,
     source: Source,
@@ -253,7 +255,7 @@ def _camera(
     outputs: Outputs | None,
     *,
     several: bool,
-) -> Camera:
+) -> Stream:
     new_uid = random_uids()
     if not source.live:
         new_uid = derived_uids(_recording(stream.source, source), source.name, producer.config_hash)
@@ -274,7 +276,7 @@ def _camera(
         if address.startswith(VIDEO):
             path = video_path(address, source.name, several=several)
             recorders.append(annotated_video(path, source, analysis))
-    return Camera(source, analysis, FrameSampling(stream.sample.every, stream.sample.fps), recorders, origin(stream))
+    return Stream(source, analysis, FrameSampling(stream.sample.every, stream.sample.fps), recorders, origin(stream))
 
 
 def annotated_video(path: Path, source: Source, analysis: StreamAnalysis) -> AnnotatedVideo:

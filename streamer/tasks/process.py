@@ -26,8 +26,9 @@ from streamer.analysis.stream_analysis import StreamAnalysis
 from streamer.build import VIDEO, annotated_video, open_pipeline, settle
 from streamer.config import Config, parse_config
 from streamer.errors import ConfigError
-from streamer.pipeline.pipeline import Pipeline, Recorder, StreamReport
-from streamer.recorders.outputs import CocoJson, MotText, OutputError, open_output
+from streamer.pipeline import Pipeline, Recorder, StreamReport
+from streamer.recorders.coco import CocoJson
+from streamer.recorders.text import MotText, OutputError, open_output
 from streamer.sources import Source
 
 _PIPE_COLUMNS = 1000
@@ -286,7 +287,7 @@ def _progress(console: Console, *, hidden: bool) -> Iterator[Callable[[Pipeline]
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden, transient=True) as progress:
 
         def begin(pipeline: Pipeline) -> Callable[[str], None]:
-            sources = {camera.name: camera.source for camera in pipeline.cameras}
+            sources = {made.name: made.source for made in pipeline.streams}
             tasks = {name: progress.add_task(name, total=None, rate="") for name in sources}
 
             def advance(stream: str) -> None:
