@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from groundstream import GroundstreamError
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import supervision as sv
 
 
-class DetectorError(Exception):
+class DetectorError(GroundstreamError):
     """A detector cannot do its work: weights missing, checkpoint unreadable, device out of memory."""
 
 

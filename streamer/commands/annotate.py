@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from streamer.commands.detector_options import DetectorOptions, Device, Masks, Threshold, Tuned, Weights
+from streamer.commands.options import DetectorOptions, Device, Masks, Threshold, Tuned, Weights
 
 
 def annotate(
     sources: Annotated[
-        list[str], typer.Argument(metavar="VIDEO...", help="Files, globs, folders of images, or synthetic:street.")
+        list[str], typer.Argument(metavar="VIDEO", help="Files, globs, folders of images, or synthetic:street.")
     ],
     query: Annotated[list[str], typer.Option("--query", "-q", help="What to label, in plain words; repeatable.")],
     detector: Annotated[

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-from streamer.commands.detector_options import (
+from streamer.commands.options import (
+    BatchSize,
     DetectorName,
     DetectorOptions,
     Device,
     Masks,
+    Queries,
     Threshold,
     Tuned,
     Weights,
@@ -19,8 +21,8 @@ from streamer.commands.detector_options import (
 
 
 def detect(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
-    query: Annotated[list[str], typer.Option("--query", "-q", help="Words to detect, in plain language; repeatable.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Picture files.")],
+    query: Queries,
     detector: DetectorName = None,
     weights: Weights = None,
     tuned: Tuned = None,
@@ -28,7 +30,7 @@ def detect(
     threshold: Threshold = None,
     masks: Masks = None,
     detector_option: DetectorOptions = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures per detector call.")] = 8,
+    batch: BatchSize = 8,
     out: Annotated[Path | None, typer.Option(help="Folder for copies of the pictures with their boxes.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: a list of detections for each picture.")] = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from streamer.commands.detector_options import (
+from streamer.commands.options import (
     DetectorName,
     DetectorOptions,
     Device,
@@ -20,7 +20,7 @@ from streamer.commands.detector_options import (
 
 def monitor(
     sources: Annotated[
-        list[str] | None, typer.Argument(metavar="SOURCE...", help="rtsp://..., http://..., webcam:0, files.")
+        list[str] | None, typer.Argument(metavar="SOURCE", help="rtsp://..., http://..., webcam:0, files.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="A YAML file for several cameras; edits of its queries apply.")

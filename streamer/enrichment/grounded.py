@@ -1,4 +1,4 @@
-"""Texts tied to masks, made to be read: JSON with COCO run lengths, a picture, a page."""
+"""Output formats of grounded texts: JSON with COCO run lengths, a painted picture, an HTML page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
     try:
         x1, y1, x2, y2 = (float(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"{text!r} is no box: give x1,y1,x2,y2 in pixels, such as 40,60,200,220") from None
+        raise ConfigError(f"cannot parse box {text!r}: expected x1,y1,x2,y2 in pixels, such as 40,60,200,220") from None
     return x1, y1, x2, y2
 
 
@@ -43,22 +43,22 @@ def masks_of(found: sv.Detections) -> BoolMask:
 
 
 def union(grounded: GroundedText, span: GroundedSpan) -> BoolMask | None:
-    """What a span stands for, (H, W); None when nothing was shown for it."""
+    """The mask of a span, (H, W), all of its masks together; None when it has none."""
     return np.asarray(grounded.masks[list(span.masks)].any(axis=0)) if span.masks else None
 
 
 def description(grounded: GroundedText, model: str) -> Description:
-    """For an event: each span with all of its masks in one."""
+    """The description for an event: each span with all of its masks in one."""
     spans = []
     for span in grounded.spans:
         mask = union(grounded, span)
-        told = None if mask is None else mask_model(mask)
-        spans.append(Span(start=span.start, end=span.end, phrase=span.phrase, mask=told))
+        encoded = None if mask is None else mask_model(mask)
+        spans.append(Span(start=span.start, end=span.end, phrase=span.phrase, mask=encoded))
     return Description(text=grounded.text, spans=spans, model=model)
 
 
 def as_json(grounded: GroundedText) -> dict[str, Any]:
-    """`text`, what the model wrote, `spans` [start, end) with numbers into `masks`."""
+    """A mapping with `text`, the model's `answer`, and `spans` [start, end) with numbers into `masks`."""
     return {
         "text": grounded.text,
         "answer": grounded.answer,
@@ -88,7 +88,7 @@ def segments_as_json(found: sv.Detections) -> list[dict[str, Any]]:
 
 
 def color_of(number: int) -> sv.Color:
-    """The colour of a mask; there are as many as anyone asks for."""
+    """The colour of mask `number`; colours repeat after the palette's last."""
     return sv.ColorPalette.DEFAULT.by_idx(number)
 
 
@@ -157,7 +157,7 @@ def _pale(color: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def page(image: Image, grounded: GroundedText, title: str) -> str:
-    """One HTML file without anything outside it: pointing at a phrase shows its mask alone."""
+    """A self-contained HTML page: pointing at a phrase shows its mask alone."""
     layers = "".join(
         f'<img class="mask" data-mask="{number}" alt="" src="{_data_url(_layer(mask, color_of(number)))}">'
         for number, mask in enumerate(grounded.masks)

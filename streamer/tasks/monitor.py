@@ -19,7 +19,7 @@ from streamer.build import make_queries, open_pipeline, origin, settle, state_fo
 from streamer.config import Config, load_config, parse_config
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError, StreamerError
-from streamer.pipeline.pipeline import Pipeline, StreamReport
+from streamer.pipeline import Pipeline, StreamReport
 from streamer.tasks.process import stopping_on_signals
 
 RELOAD_EVERY_S = 1.0
@@ -146,7 +146,7 @@ async def _follow_edits(pipeline: Pipeline, config: Config, file: Path) -> None:
 
 async def _apply(pipeline: Pipeline, edited: Config, console: Console) -> None:
     queries = {origin(stream): make_queries(stream, edited) for stream in edited.streams}
-    for camera in pipeline.cameras:
+    for camera in pipeline.streams:
         if camera.origin in queries:
             for change in await pipeline.change_queries(camera.name, queries[camera.origin]):
                 console.print(f"{camera.name}: query {change.query.text!r} {change.change}", highlight=False)

@@ -26,8 +26,9 @@ from streamer.build import VIDEO, annotated_video, open_pipeline, settle
 from streamer.config import Config, parse_config
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError
-from streamer.pipeline.pipeline import Pipeline, Recorder, StreamReport
-from streamer.recorders.outputs import CocoJson, MotText, OutputError, open_output
+from streamer.pipeline import Pipeline, Recorder, StreamReport
+from streamer.recorders.coco import CocoJson
+from streamer.recorders.text import MotText, OutputError, open_output
 from streamer.sources import Source
 
 _PIPE_COLUMNS = 1000
@@ -75,6 +76,25 @@ class StreamSummary:
     error: str = ""
 
 
+def process_files(job: ProcessJob) -> list[StreamSummary]:
+    """Runs the job without any output on the terminal and returns the summary of every video.
+
+    Raises what the parts raise, and `SinkError` when events could not be delivered.
+    """
+    with _progress(wide_console(stderr=True), hidden=True) as advance:
+        summaries, undelivered = asyncio.run(_run(job, advance))
+    _write_summaries(summaries)
+    if undelivered is not None:
+        raise undelivered
+    return summaries
+
+
+def _write_summaries(summaries: Sequence[StreamSummary]) -> None:
+    for summary in summaries:
+        with open_output(Path(summary.folder) / "summary.json") as file:
+            json.dump(asdict(summary), file, indent=2)
+
+
 def process_videos(job: ProcessJob, *, as_json: bool = False, quiet: bool = False) -> bool:
     """Run the job and tell what came of it; returns whether any video failed."""
     to_stdout = any(sink.startswith("stdout:") for sink in job.sinks)
@@ -86,9 +106,7 @@ def process_videos(job: ProcessJob, *, as_json: bool = False, quiet: bool = Fals
     with _progress(console, hidden=hidden) as tell, contextlib.nullcontext() if as_json else _told_once():
         summaries, undelivered = asyncio.run(_run(job, tell))
     wall_s = time.monotonic() - started
-    for summary in summaries:
-        with open_output(Path(summary.folder) / "summary.json") as file:
-            json.dump(asdict(summary), file, indent=2)
+    _write_summaries(summaries)
     if as_json:
         print(json.dumps({"seconds": round(wall_s, 3), "videos": [asdict(summary) for summary in summaries]}))  # noqa: T201
     else:
@@ -265,7 +283,7 @@ def _progress(console: Console, *, hidden: bool) -> Iterator[Callable[[Pipeline]
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden, transient=True) as progress:
 
         def begin(pipeline: Pipeline) -> Callable[[str], None]:
-            sources = {camera.name: camera.source for camera in pipeline.cameras}
+            sources = {made.name: made.source for made in pipeline.streams}
             tasks = {name: progress.add_task(name, total=None, rate="") for name in sources}
 
             def advance(stream: str) -> None:
