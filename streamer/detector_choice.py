@@ -101,7 +101,7 @@ def load_detector(config: DetectorConfig) -> Detector:
         "threshold": config.threshold,
         **(config.model_extra or {}),
     }
-    detector = create_detector(config.name, **options)
+    detector = create_detector(config.name, **{name: value for name, value in options.items() if value is not None})
     if config.masks is None:
         return detector
     from detectors.glamm.box_masks import BoxMasks, WithMasks
