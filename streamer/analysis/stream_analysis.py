@@ -56,7 +56,7 @@ class StreamAnalysis:
         self.tracks = TrackLives(identity.new_uid)
         self.matches = QueryMatches()
         self._tracker = tracker
-        self._default_threshold = default_threshold
+        self.default_threshold = default_threshold
         self._places = PlaceRules(zones, lines, [self._count(identity.stream, plan) for plan in counts])
         self._journal = EventWriter(identity, self.tracks, self.matches, queries, default_threshold)
         self._resumed: dict[int, int] = {}
@@ -150,7 +150,7 @@ class StreamAnalysis:
         for happening in withdrawn:
             if happening.track in self.tracks.records and not self.matches.scores(happening.track):
                 self.tracks.records[happening.track].is_asked_for = False
-        threshold = query.least_score(self._default_threshold)
+        threshold = query.least_score(self.default_threshold)
         info = QueryInfo(id=query.id, rev=query.revision, text=query.text, threshold=threshold, change=change.change)
         told = RuleFinding(EventType.QUERY, None, {"query": info})
         return self._journal.write(withdrawn, moment) + self._journal.write([told], moment)
@@ -160,7 +160,7 @@ class StreamAnalysis:
         cached = self._threshold_cache
         if cached is None or cached[0] is not queries:
             numbers = np.array([query.number for query in queries], np.int64)
-            thresholds = np.array([query.least_score(self._default_threshold) for query in queries])
+            thresholds = np.array([query.least_score(self.default_threshold) for query in queries])
             self.matches.thresholds = dict(zip(numbers.tolist(), thresholds.tolist(), strict=True))
             by_text = {query.text: query.number for query in queries}
             self.matches.denied_by = {

@@ -62,11 +62,10 @@ class AccessTokens:
 
 
 def load_tokens(path: Path, configured: Mapping[Role, str | None]) -> tuple[AccessTokens, dict[Role, str]]:
-    """Returns the access tokens, and the ones generated now, which must be shown once.
+    """Returns the access tokens, and the ones generated now (32 bytes), to be shown once and stored.
 
-    Configured tokens count first. The others are read as hashes from `path`; missing ones are generated (32 bytes)
-    and stored there with file mode 0600. Raises `ConfigError` when both roles share a token, `StreamerError` when the
-    file cannot be read or written.
+    Configured tokens count first, the others are read as hashes from `path`. Raises `ConfigError` when both roles
+    share a token, `StreamerError` when the file cannot be read.
     """
     given = {role: token for role, token in configured.items() if token is not None}
     if len(set(given.values())) < len(given):
@@ -77,10 +76,14 @@ def load_tokens(path: Path, configured: Mapping[Role, str | None]) -> tuple[Acce
         if role not in given and role.value not in stored:
             made[role] = secrets.token_urlsafe(_TOKEN_BYTES)
             stored[role.value] = hash_secret(made[role])
-    if made:
-        _write_hashes(path, stored)
     hashes = {role: hash_secret(given[role]) if role in given else stored[role.value] for role in Role}
     return AccessTokens(hashes), made
+
+
+def store_tokens(path: Path, made: Mapping[Role, str]) -> None:
+    """Stores generated tokens as hashes, file mode 0600. Raises `StreamerError` when the file cannot be written."""
+    if made:
+        _write_hashes(path, _read_hashes(path) | {role.value: hash_secret(token) for role, token in made.items()})
 
 
 def _read_hashes(path: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.staticfiles import StaticFiles
 
-from streamer.version import __version__
+from groundstream import __version__
 from streamer.web import event_routes, stream_routes
 from streamer.web.access import SESSION_S, Role
 from streamer.web.event_store import EventQuery, compact_event

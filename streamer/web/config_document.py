@@ -163,7 +163,7 @@ class ConfigDocument:
                 if edit.kind == "append":
                     items.append(value)
                 else:
-                    del items[int(edit.path[-1])]
+                    items.pop(int(edit.path[-1]))
                 value = items
             result = {known: entry for known, entry in result.items() if known[: len(path)] != path}
             outer = next((known for known in result if path[: len(known)] == known), None)
@@ -213,8 +213,10 @@ def _apply_edit(tree: Any, edit: NodeEdit) -> None:
             node[part] = CommentedMap()
         node = node[part]
     if edit.kind == "remove":
-        if isinstance(node, list) or last in node:
-            del node[last]
+        if isinstance(node, list):
+            node.pop(int(last))
+        else:
+            node.pop(last, None)
     elif edit.kind == "append":
         if node.get(last) is None:
             node[last] = CommentedSeq()

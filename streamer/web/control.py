@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from sinks.address import redact as redact_sink
 from sinks.event import rfc3339
 from streamer.analysis.queries import slug
-from streamer.build import origin
+from streamer.build import make_queries, origin
 from streamer.config import Config, StreamConfig
 from streamer.pipeline.pipeline import Pipeline
 from streamer.sources.address import redact as redact_source
@@ -67,6 +67,7 @@ class ControlRoom:
         self._frames = frames
         self._allowed_sources = allowed_sources
         self._rates = _FrameRates()
+        self._config = document.load()
         self._lock = asyncio.Lock()
 
     @property
@@ -77,18 +78,11 @@ class ControlRoom:
     @property
     def config(self) -> Config:
         """The configuration in force."""
-        return self._pipeline.config
+        return self._config
 
     async def list_streams(self) -> list[StreamStatus]:
-        """Returns the state of every stream, in the order of the configuration, paused ones too."""
-        running = await self._call(self._describe_streams)
-        known = {status.name for status in running}
-        paused = [
-            _paused_status(stream)
-            for stream in self._pipeline.config.streams
-            if stream.paused and origin(stream) not in known
-        ]
-        return running + paused
+        """Returns the state of every stream."""
+        return await self._call(self._describe_streams)
 
     async def list_sinks(self) -> list[SinkState]:
         """Returns the state of every sink."""
@@ -162,7 +156,7 @@ class ControlRoom:
         """Adds a camera. Raises `Problem` 409 for a name that is taken, 422 for a source that is not allowed."""
         self._check_source(value["source"])
         async with self._lock:
-            if value["name"] in {origin(stream) for stream in self._pipeline.config.streams}:
+            if value["name"] in {origin(stream) for stream in self.config.streams}:
                 raise Problem(409, f"a stream named {value['name']!r} exists: choose another name")
             await self._apply([NodeEdit(("streams",), dict(value), "append")], f"stream {value['name']} added")
         return await self.read_stream(value["name"])
@@ -188,7 +182,7 @@ class ControlRoom:
         async with self._lock:
             position, config = await self._find_stream(stream)
             check_match(_stream_etag(config), if_match, None)
-            if len(self._pipeline.config.streams) == 1:
+            if len(self.config.streams) == 1:
                 raise Problem(409, f"{stream!r} is the only stream: add another one before, or pause it")
             await self._apply([NodeEdit(("streams", position), kind="remove")], f"stream {stream} removed")
 
@@ -205,7 +199,7 @@ class ControlRoom:
 
     def _describe_streams(self) -> list[StreamStatus]:
         reports = {report.stream: report for report in self._pipeline.report()}
-        sources = {origin(stream): stream.source for stream in self._pipeline.config.streams}
+        sources = {origin(stream): stream.source for stream in self.config.streams}
         found = []
         for stream in self._pipeline.streams:
             report = reports[stream.name]
@@ -255,13 +249,13 @@ class ControlRoom:
 
     async def _find_stream(self, name: str) -> tuple[int, StreamConfig]:
         origins = await self._call(lambda: {stream.name: stream.origin for stream in self._pipeline.streams})
-        for position, stream in enumerate(self._pipeline.config.streams):
+        for position, stream in enumerate(self.config.streams):
             if origin(stream) == origins.get(name, name):
                 return position, stream
         raise unknown_stream(name)
 
     def _section_state(self, position: int, stream: StreamConfig, section: str) -> SectionState:
-        config = self._pipeline.config
+        config = self.config
         shared = section == "queries" and stream.queries is None
         items: Sequence[Any] = config.queries if shared else getattr(stream, section)
         value = [item.model_dump(mode="json") for item in items]
@@ -291,9 +285,23 @@ class ControlRoom:
     async def _apply(self, edits: Sequence[NodeEdit], subject: str) -> None:
         """Checks, applies and stores edits; when the pipeline refuses, nothing has changed."""
         draft = await asyncio.to_thread(self._document.draft, edits)
-        changes = await self._await(lambda: self._pipeline.apply(draft.config))
+        changes = await self._await(lambda: self._apply_config(draft.config))
+        self._config = draft.config
         await asyncio.to_thread(self._document.store, draft)
         log.info("web: %s changed: %s", subject, "; ".join(changes) or "no effect")
+
+    async def _apply_config(self, config: Config) -> list[str]:
+        """In the pipeline's loop: switches to the queries of a configuration."""
+        settings: Any = {"queries": True, "streams": {"__all__": {"queries"}}}
+        if config.model_dump(exclude=settings) != self._config.model_dump(exclude=settings):
+            raise Problem(422, "only queries can be changed while the monitor runs")
+        changes = []
+        for stream in self._pipeline.streams:
+            for settings_of in config.streams:
+                if origin(settings_of) == stream.origin:
+                    made = await self._pipeline.change_queries(stream.name, make_queries(settings_of, config))
+                    changes += [f"query {change.query.text!r} {change.change}" for change in made]
+        return changes
 
     async def _call(self, function: Callable[[], R]) -> R:
         """Runs a function in the pipeline's loop."""
@@ -402,26 +410,5 @@ def _stream_etag(stream: StreamConfig) -> str:
 def _without_defaults(item: Mapping[str, Any], section: str) -> dict[str, Any]:
     """An item of the configuration as a person would write it: without what is the default anyway."""
     defaults = {"id": slug(item["text"])} if section == "queries" else {}
-    empty = (None, "", [], False)
+    empty: tuple[Any, ...] = (None, "", [], False)
     return {key: value for key, value in item.items() if value not in empty and defaults.get(key) != value}
-
-
-def _paused_status(stream: StreamConfig) -> StreamStatus:
-    return StreamStatus(
-        name=origin(stream),
-        live=True,
-        state="paused",
-        cause="paused by an operator",
-        source=redact_source(stream.source),
-        width=None,
-        height=None,
-        received=0,
-        analysed=0,
-        dropped={},
-        fps_received=0.0,
-        fps_analysed=0.0,
-        age_ms=None,
-        tracks=0,
-        clock=None,
-        last_frame=None,
-    )

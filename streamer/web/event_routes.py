@@ -7,7 +7,6 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
@@ -25,6 +24,7 @@ from streamer.web.event_store import (
 )
 from streamer.web.media_store import SHA256, find_media
 from streamer.web.models import BucketCount, BucketList, EventPage, TrackAnswer
+from streamer.web.parameters import parse_time
 from streamer.web.problems import Problem
 from streamer.web.security import secured
 from streamer.web.state import WebState, web_state
@@ -66,8 +66,8 @@ def event_filter(
         queries=query,
         place=zone,
         subject=subject,
-        since_ms=_parse_time("since", since),
-        until_ms=_parse_time("until", until),
+        since_ms=None if since is None else parse_time("since", since),
+        until_ms=None if until is None else parse_time("until", until),
         day_minutes=_parse_day_time(time_of_day),
         zone_name=tz,
         words=q,
@@ -269,22 +269,6 @@ def _media_response(state: WebState, sha256: str) -> Response:
 
 def _fields(query: EventQuery) -> dict[str, Any]:
     return {name: getattr(query, name) for name in EventQuery.__slots__}
-
-
-def _parse_time(name: str, text: str | None) -> int | None:
-    """UTC milliseconds of an RFC 3339 time. Raises `Problem` 422."""
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text.replace(" ", "+"))
-    except ValueError:
-        raise Problem(422, f"{name} {text!r} is not a time: write it as 2026-05-04T12:00:00Z") from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    try:
-        return int(moment.timestamp() * 1000)
-    except (OverflowError, ValueError):
-        raise Problem(422, f"{name} {text!r} lies outside of the years 1 to 9999") from None
 
 
 def _parse_day_time(text: str | None) -> tuple[int, int] | None:

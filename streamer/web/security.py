@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from fastapi import Depends, Request, WebSocket
 from starlette.datastructures import Headers, MutableHeaders
@@ -48,7 +48,9 @@ class RequestGuard:
         self._trusted = [ipaddress.ip_network(network) for network in trusted_proxies]
         self._proxied: Any = app
         if self._trusted:
-            self._proxied = ProxyHeadersMiddleware(app, trusted_hosts=[str(network) for network in self._trusted])
+            self._proxied = ProxyHeadersMiddleware(
+                cast("Any", app), trusted_hosts=[str(network) for network in self._trusted]
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection."""

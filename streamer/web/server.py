@@ -8,7 +8,7 @@ import errno
 import logging
 import socket
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from prometheus_client import CollectorRegistry
 
 from sinks.sink import Sink
 from streamer.analysis.stream_analysis import StreamAnalysis
-from streamer.config import Config, WebConfig
+from streamer.config import WebConfig
 from streamer.errors import StreamerError
 from streamer.pipeline.pipeline import Pipeline
 from streamer.sources.source import Source
-from streamer.web.access import AccessControl, Role, load_tokens
+from streamer.web.access import AccessControl, Role, load_tokens, store_tokens
 from streamer.web.app import create_app
 from streamer.web.config_document import ConfigDocument
 from streamer.web.control import ControlRoom
@@ -49,13 +49,14 @@ class WebAddress:
 class WebRoom:
     """The web side of one monitor: made before the pipeline, whose frames and events it needs, served beside it."""
 
-    def __init__(self, config: Config, settings: WebConfig, state_folder: Path, document: ConfigDocument) -> None:
+    def __init__(self, settings: WebConfig, state_folder: Path, document: ConfigDocument) -> None:
         """Opens the event store and the access tokens in `state_folder`. Raises `StreamerError`, `ConfigError`."""
         self.settings = settings
         self._folder = state_folder
         self._document = document
         configured = {Role.VIEWER: settings.tokens.viewer, Role.OPERATOR: settings.tokens.operator}
-        tokens, self.made_tokens = load_tokens(state_folder / "web-tokens.json", configured)
+        self._tokens_path = state_folder / "web-tokens.json"
+        tokens, self.made_tokens = load_tokens(self._tokens_path, configured)
         self.access = AccessControl(tokens)
         self.store = EventStore(state_folder / f"{_store_name(document)}.events.sqlite", keep_days=settings.keep_days)
         self.frames = LiveFrames(memory_s=settings.memory_s)
@@ -92,7 +93,13 @@ class WebRoom:
             media=[MediaFolder(self._folder / "media")],
         )
         with serve_state(state) as address:
+            store_tokens(self._tokens_path, self.made_tokens)  # only now: a start that fails must not use them up
             yield address
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether other machines reach the page without TLS."""
+        return self.settings.host not in {"127.0.0.1", "::1", "localhost"} and self.settings.certificate is None
 
     def close(self) -> None:
         """Closes store and encoder. Safe to call twice."""
@@ -101,12 +108,12 @@ class WebRoom:
 
 
 @contextlib.contextmanager
-def serve_state(state: WebState) -> AsyncIterator[WebAddress]:  # type: ignore[misc]
+def serve_state(state: WebState) -> Iterator[WebAddress]:
     """Serves `state` from a thread until the context is left."""
     server = WebServerThread(state)
     server.start()
     try:
-        yield server.address  # type: ignore[misc]
+        yield server.address
     finally:
         server.stop()
 
@@ -211,23 +218,6 @@ def bind_socket(host: str, port: int) -> socket.socket:
             hint = "web.host must be an address of this machine"
         raise StreamerError(f"cannot serve the page on {host}:{port}: {cause}; {hint}") from None
     return bound
-
-
-def is_exposed(settings: WebConfig) -> bool:
-    """Returns whether other machines reach the page without TLS."""
-    return settings.host not in {"127.0.0.1", "::1", "localhost"} and settings.certificate is None
-
-
-def parse_bind(text: str) -> tuple[str, int]:
-    """'HOST:PORT', 'HOST' or ':PORT' -> (host, port). Raises `ConfigError`."""
-    from streamer.errors import ConfigError
-
-    host, separator, port = text.rpartition(":")
-    if not separator:
-        host, port = (text, "8090") if not text.isdigit() else ("", text)
-    if not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"--web {text!r} is not an address: write HOST:PORT, such as 127.0.0.1:8090")
-    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def _store_name(document: ConfigDocument) -> str:

@@ -35,6 +35,7 @@ from streamer.web.models import (
     TryPlaceBody,
     ZoneBody,
 )
+from streamer.web.parameters import parse_time
 from streamer.web.problems import Problem
 from streamer.web.security import secured
 from streamer.web.state import WebState, web_state
@@ -45,6 +46,7 @@ StreamName = Annotated[str, Path(min_length=1, max_length=200, description="Name
 QueryId = Annotated[str, Path(min_length=1, max_length=200, description="Id of the query.")]
 IfMatch = Annotated[str | None, Header(max_length=500, description="ETag of the value that was read, or `*`.")]
 Width = Annotated[int, Query(ge=16, le=1920, description="Most pixels across.")]
+NEAREST_MS = 2000
 NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -156,6 +158,23 @@ async def read_remembered(
     frame = next((kept for kept in state.frames.remembered(stream) if kept.index == index), None)
     if frame is None:
         raise Problem(404, f"frame {index} of {stream!r} is not in memory any more")
+    picture = await asyncio.to_thread(_shrink, frame.picture, width)
+    return Response(picture, 200, {"Cache-Control": "private, max-age=300"}, "image/jpeg")
+
+
+@router.get("/streams/{stream}/memory.jpg", response_class=Response, **secured(Role.VIEWER, 404))
+async def read_nearest_remembered(
+    request: Request,
+    stream: StreamName,
+    time: Annotated[str, Query(min_length=1, max_length=40, description="Capture time, RFC 3339.")],
+    width: Width = 320,
+) -> Response:
+    """Returns the frame in memory whose capture time is nearest, within two seconds; 204 where there is none."""
+    wanted_ms = parse_time("time", time)
+    frames = web_state(request).frames.remembered(stream)
+    frame = min(frames, key=lambda kept: abs(kept.time_ns / 1e6 - wanted_ms), default=None)
+    if frame is None or abs(frame.time_ns / 1e6 - wanted_ms) > NEAREST_MS:
+        return Response(status_code=204, headers=NO_STORE)
     picture = await asyncio.to_thread(_shrink, frame.picture, width)
     return Response(picture, 200, {"Cache-Control": "private, max-age=300"}, "image/jpeg")
 
