@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from detectors import Detector, create_detector
+from sinks.address import redact
 from sinks.event import Producer
 from sinks.registry import open_sinks
 from sinks.sink import Sink, SinkError
@@ -27,7 +28,7 @@ from streamer.pipeline.pipeline import Camera, NewEnricher, Pipeline, Recorder, 
 from streamer.recorders.outputs import AnnotatedVideo
 from streamer.rules.places import Line, Zone
 from streamer.rules.track_ids import derived_uids, fingerprint, random_uids
-from streamer.sources import Source, open_sources, redact
+from streamer.sources import Source, open_sources
 from streamer.sources.address import natural
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names
