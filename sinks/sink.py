@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from groundstream import GroundstreamError
+
 if TYPE_CHECKING:
     from sinks.event import Event
 
 
-class SinkError(Exception):
+class SinkError(GroundstreamError):
     """An event could not be delivered for now: the peer is down, slow or refusing. Sending again may work.
 
     `delivered` tells how many events, from the batch's beginning, the peer has acknowledged all the same.
