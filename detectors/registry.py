@@ -1,4 +1,8 @@
-"""Detectors by name. A module is imported only when its detector is asked for."""
+"""Detectors by name. The module of a detector is imported when that detector is created.
+
+Other distributions add detectors by entry points: group `groundstream.detectors`, name = the detector's name, value = a
+function that takes the name and the options and returns a `Detector`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
 
 from detectors.detector import Detector, DetectorError
@@ -52,6 +57,9 @@ def create_detector(name: str, **options: Any) -> Detector:
             create: Callable[..., Detector] = getattr(import_module(module), factory)
             _check_options(base, argument, options, set(inspect.signature(create).parameters) - {"name"})
             return create(base, **options, **({"argument": argument} if argument else {}))
+    for point in entry_points(group="groundstream.detectors", name=base):
+        added: Detector = point.load()(base, **options, **({"argument": argument} if argument else {}))
+        return added
     near = difflib.get_close_matches(base, [key.rstrip("-") for key in _FACTORIES], n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UnknownDetector(f"no detector is called {base!r}: {hint}known are {', '.join(_FACTORIES)}")
