@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -17,7 +16,7 @@ from PIL import ImageDraw, ImageFont
 
 from detectors.detector import GroundedSpan, GroundedText
 from sinks.event import Description, Span
-from streamer.errors import ConfigError, SourceError
+from streamer.errors import ConfigError
 from streamer.rules.mask_rle import mask_model
 
 Image = npt.NDArray[np.uint8]
@@ -26,22 +25,6 @@ BoolMask = npt.NDArray[np.bool_]
 _OPACITY = 0.5
 _INK = (20, 20, 20)
 _PAPER = (255, 255, 255)
-
-
-class PictureError(SourceError, ValueError):
-    """A picture file cannot be read."""
-
-
-def read_picture(path: Path) -> Image:
-    """BGR, (height, width, 3), uint8. Raises `PictureError`."""
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise PictureError(f"the picture {path} cannot be read: {error.strerror}") from error
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise PictureError(f"cannot decode the picture {path}: give a JPEG, PNG, WebP, BMP or TIFF file")
-    return np.asarray(image, dtype=np.uint8)
 
 
 def parse_box(text: str) -> tuple[float, float, float, float]:

@@ -16,7 +16,8 @@ from rich.table import Table
 
 from detectors import Request, create_detector
 from streamer.analysis.label_scores import sure
-from streamer.errors import SourceError, StreamerError
+from streamer.errors import StreamerError
+from streamer.sources.picture import read_picture
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -58,18 +59,6 @@ def detect(
         print(json.dumps([_plain(file, each) for file, each in zip(images, results, strict=True)], indent=2))  # noqa: T201 - the output asked for
     else:
         _print_table(images, results)
-
-
-def read_picture(file: Path) -> Image:
-    """BGR, (height, width, 3). Raises `SourceError` where it is no picture."""
-    try:
-        content = np.fromfile(file, np.uint8)
-    except OSError as error:
-        raise SourceError(f"the picture {file} cannot be read: {error.strerror}") from None
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
-    if image is None:
-        raise SourceError(f"{file} is no picture that can be read: give a JPEG, PNG, WebP, BMP or TIFF file")
-    return np.asarray(image, np.uint8)
 
 
 def draw(image: Image, found: sv.Detections) -> Image:
