@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from detectors import Detector, create_detector
+from detectors import Detector
 from groundstream import __version__
 from sinks.event import Producer
 from sinks.registry import open_sinks
@@ -21,7 +21,8 @@ from sinks.spool.spool import Spool
 from streamer.analysis.event_writer import StreamIdentity, close_crashed
 from streamer.analysis.queries import Query, QueryBook, slug
 from streamer.analysis.stream_analysis import CountPlan, StreamAnalysis, config_hash
-from streamer.config import Config, DetectorConfig, EnrichConfig, StreamConfig
+from streamer.config import Config, EnrichConfig, StreamConfig
+from streamer.detector_choice import load_detector
 from streamer.enrichment.describers import Describer, GlammDescriber, MaskDescriber
 from streamer.enrichment.enricher import CallBudget, Enricher, EnrichPlan
 from streamer.errors import ConfigError
@@ -154,22 +155,6 @@ def _tell_undelivered(spool: Spool, *, kept: bool) -> None:
     if not kept:
         raise SinkError(f"{told}: they are lost with this job, run it again when the sink works")
     log.warning("%s: they stay in the spool and are sent at the next start", told)
-
-
-def load_detector(config: DetectorConfig) -> Detector:
-    """The detector with the options that were given; the others are its own."""
-    options = {
-        "weights": config.weights,
-        "tuned": config.tuned,
-        "device": config.device,
-        "threshold": config.threshold,
-    }
-    detector = create_detector(config.name, **{name: value for name, value in options.items() if value is not None})
-    if config.masks is None:
-        return detector
-    from detectors.glamm.box_masks import BoxMasks, WithMasks
-
-    return WithMasks(detector, BoxMasks.load(config.masks, config.device))
 
 
 def enricher_of(config: EnrichConfig) -> NewEnricher:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from streamer.commands.options import OptionalQueries
+from streamer.commands.options import DetectorOptions, OptionalQueries
 
 
 def demo(
@@ -15,9 +15,10 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the results.")] = Path("out/demo"),
     seed: Annotated[int, typer.Option(help="Seed of the street.")] = 5,
     seconds: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="Length of the video.")] = 20.0,
+    detector_option: DetectorOptions = None,
 ) -> None:
     """Run the whole path on a synthetic street: annotated video, table of tracks and events, and an event database."""
     from streamer.tasks.demo import show_street
 
-    failed = show_street(query or [], out, seed, seconds)
+    failed = show_street(query or [], out, seed, seconds, detector_option or ())
     raise typer.Exit(1 if failed else 0)

@@ -49,6 +49,17 @@ def convert(
 
 
 @app.command()
+def options(
+    name: Annotated[str, typer.Argument(metavar="DETECTOR", help="A detector, such as glip-tiny or motion.")],
+    as_json: AsJson = False,
+) -> None:
+    """List the options of a detector, for --detector-option and the detector section of a configuration."""
+    from streamer.tasks import models as model_store
+
+    model_store.show_options(name, as_json=as_json)
+
+
+@app.command()
 def info(name: Name, as_json: AsJson = False) -> None:
     """What is known of a model: where it comes from, how large it is, where it lies."""
     from streamer.tasks import models as model_store

@@ -40,6 +40,15 @@ Masks = Annotated[
     str | None,
     typer.Option("--masks", metavar="MODEL", help="SAM model that adds masks to boxes: facebook/sam-vit-base."),
 ]
+DetectorOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--detector-option",
+        metavar="NAME=VALUE",
+        help="Option of the detector, such as short_side=544 or dtype=float32; repeatable "
+        "(list: groundstream models options NAME).",
+    ),
+]
 TrackerName = Annotated[
     str | None,
     typer.Option("--tracker", metavar="NAME", help="default, bytetrack, botsort, ocsort or sort (default: default)."),

@@ -11,6 +11,7 @@ from streamer.commands.options import (
     AsJson,
     BatchSize,
     DetectorName,
+    DetectorOptions,
     Device,
     EveryNth,
     Lines,
@@ -38,6 +39,7 @@ def process(
     device: Device = None,
     threshold: Threshold = None,
     masks: Masks = None,
+    detector_option: DetectorOptions = None,
     tracker: TrackerName = None,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Folder of the results, with one folder per video.")
@@ -76,6 +78,7 @@ def process(
         device=device,
         threshold=threshold,
         masks=masks,
+        detector_options=detector_option or (),
         tracker=tracker or "default",
         out=out,
         sinks=sink or (),

@@ -53,6 +53,10 @@ class ImageSource:
         self._next = 0
         self._closed = False
 
+    def file_of(self, index: int) -> Path:
+        """The file that the frame with this index was read from."""
+        return self._paths[index]
+
     def __repr__(self) -> str:
         return f"ImageSource({str(self.recording)!r}, {len(self._paths)} images)"
 

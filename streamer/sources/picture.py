@@ -1,4 +1,4 @@
-"""The one reader of image files for all commands."""
+"""Reader of single picture files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ import numpy.typing as npt
 from streamer.errors import SourceError
 
 
-def read_picture(path: Path) -> npt.NDArray[np.uint8]:
-    """Returns an image file as BGR, (height, width, 3), uint8, turned upright by its EXIF orientation.
+class PictureError(SourceError, ValueError):
+    """A picture file that cannot be read."""
 
-    Raises `SourceError` where the file cannot be read or holds no image.
-    """
+
+def read_picture(path: Path) -> npt.NDArray[np.uint8]:
+    """The picture as BGR, (height, width, 3), uint8, turned upright by its EXIF data. Raises `PictureError`."""
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
-        raise SourceError(f"cannot read the image {path}: {error.strerror}") from error
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        raise PictureError(f"cannot read the picture {path}: {error.strerror}") from error
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except cv2.error:
+        image = None  # more pixels than OpenCV decodes
     if image is None:
-        raise SourceError(f"cannot decode the image {path}: give a JPEG, PNG, WebP, BMP or TIFF file")
+        raise PictureError(f"cannot decode the picture {path}: expected a JPEG, PNG, WebP, BMP or TIFF file")
     return np.asarray(image, dtype=np.uint8)

@@ -99,7 +99,7 @@ def test_a_conversation_at_the_terminal_survives_a_slip(hub: Path, photo: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message", "usage"),
     [
-        (["caption", "{dir}/none.png"], "cannot be read: No such file", True),
+        (["caption", "{dir}/none.png"], "none.png: No such file", True),
         (["caption", "{dir}/text.png"], "cannot decode the picture", True),
         (["segment", "{photo}", "-q", "  "], "is empty", True),
         (["region", "{photo}", "--box", "1,2,3"], "expected x1,y1,x2,y2", True),
