@@ -12,7 +12,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from detectors import Detector, create_detector
+from detectors import Detector
+from groundstream import __version__
+from sinks.address import redact
 from sinks.event import Producer
 from sinks.registry import open_sinks
 from sinks.sink import Sink, SinkError
@@ -20,21 +22,22 @@ from sinks.spool.spool import Spool
 from streamer.analysis.event_writer import StreamIdentity, close_crashed
 from streamer.analysis.queries import Query, QueryBook, slug
 from streamer.analysis.stream_analysis import CountPlan, StreamAnalysis, config_hash
-from streamer.config import Config, DetectorConfig, EnrichConfig, StreamConfig
-from streamer.enrichment.enricher import CallBudget, Describer, Enricher, EnrichPlan, GlammDescriber, MaskDescriber
+from streamer.config import Config, EnrichConfig, StreamConfig
+from streamer.detector_choice import load_detector
+from streamer.enrichment.describers import Describer, GlammDescriber, MaskDescriber
+from streamer.enrichment.enricher import CallBudget, Enricher, EnrichPlan
 from streamer.errors import ConfigError
 from streamer.pipeline.pipeline import NewEnricher, Pipeline
 from streamer.pipeline.stream import Recorder, StateRelay, Stream
-from streamer.recorders.outputs import AnnotatedVideo
+from streamer.recorders.video import AnnotatedVideo
 from streamer.rules.places import Line, Zone
 from streamer.rules.track_ids import derived_uids, fingerprint, random_uids
-from streamer.sources import Source, open_sources, redact
+from streamer.sources import Source, open_sources
 from streamer.sources.address import natural
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names
 from streamer.sources.sampling import FrameSampling
 from streamer.threads import limit_opencv, set_environment
-from streamer.version import __version__
 from trackers import create_tracker
 
 log = logging.getLogger("groundstream")
@@ -57,6 +60,7 @@ def settle() -> None:
 async def open_pipeline(
     config: Config,
     *,
+    detector: Detector | None = None,
     spool_path: Path | None = None,
     outputs: Outputs | None = None,
     start_time_ns: int | None = None,
@@ -68,6 +72,7 @@ async def open_pipeline(
 ) -> AsyncIterator[Pipeline]:
     """A pipeline that does what `config` says; its events are delivered to all sinks when the context is left.
 
+    `detector` is an object with the `Detector` contract instead of the one that `config` names.
     `spool_path` is where events are safe until then; None keeps them in memory, for jobs that can be run again.
     `strict` lets a live source that refuses us (401, 404) end with an error instead of being tried again.
     `more_sinks` get the events beside those of the configuration, and so do those of `open_results`, which is called
@@ -80,7 +85,7 @@ async def open_pipeline(
     relay = StateRelay()
     streams = _open_all(config, relay, start_time_ns=start_time_ns, strict=strict)
     _check_parts(config)
-    detector = load_detector(config.detector)
+    used_detector = load_detector(config.detector) if detector is None else detector
     sinks = {**open_sinks(address for address in config.sinks if not address.startswith(VIDEO)), **(more_sinks or {})}
     if open_results is not None:
         sinks |= open_results()
@@ -91,7 +96,7 @@ async def open_pipeline(
         written = Counter(event.data.stream for event in crashed)
         producer = Producer(
             version=__version__,
-            detector=config.detector.name.partition(":")[0],
+            detector=config.detector.name.partition(":")[0] if detector is None else type(detector).__name__,
             tracker=config.tracker,
             config_hash=config_hash(_settings(config)),
         )
@@ -100,7 +105,7 @@ async def open_pipeline(
                 config,
                 stream,
                 source,
-                detector,
+                used_detector,
                 producer,
                 run,
                 written[source.name],
@@ -111,7 +116,7 @@ async def open_pipeline(
         ]
         yield Pipeline(
             made,
-            detector,
+            used_detector,
             spool,
             relay,
             batch_size=config.batch.size,
@@ -146,22 +151,6 @@ def _tell_undelivered(spool: Spool, *, kept: bool) -> None:
     if not kept:
         raise SinkError(f"{told}: they are lost with this job, run it again when the sink works")
     log.warning("%s: they stay in the spool and are sent at the next start", told)
-
-
-def load_detector(config: DetectorConfig) -> Detector:
-    """The detector with the options that were given; the others are its own."""
-    options = {
-        "weights": config.weights,
-        "tuned": config.tuned,
-        "device": config.device,
-        "threshold": config.threshold,
-    }
-    detector = create_detector(config.name, **{name: value for name, value in options.items() if value is not None})
-    if config.masks is None:
-        return detector
-    from detectors.glamm.box_masks import BoxMasks, WithMasks
-
-    return WithMasks(detector, BoxMasks.load(config.masks, config.device))
 
 
 def enricher_of(config: EnrichConfig) -> NewEnricher:

@@ -13,9 +13,10 @@ from sinks.event import CoverageInfo, Event, EventType, OutageInfo, QueryInfo
 from streamer.analysis.event_writer import EventTime, EventWriter, StreamIdentity
 from streamer.analysis.label_scores import for_tracker
 from streamer.analysis.queries import QueryBook, QueryChange, QuerySet
+from streamer.rules.matches import QueryMatches
 from streamer.rules.places import Count, Line, PlaceRules, Zone
 from streamer.rules.rule import FrameObservation, RuleFinding
-from streamer.rules.tracks import EndReason, QueryMatches, TrackLives
+from streamer.rules.tracks import EndReason, TrackLives
 from streamer.sources.frame_counter import FrameTally
 
 if TYPE_CHECKING:

@@ -55,6 +55,10 @@ class ImageSource:
         self._next = 0
         self._closed = False
 
+    def file_of(self, index: int) -> Path:
+        """The file that the frame with this index was read from."""
+        return self._paths[index]
+
     def __repr__(self) -> str:
         return f"ImageSource({str(self._folder)!r}, {len(self._paths)} images)"
 

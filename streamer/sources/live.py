@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
+from sinks.address import redact
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
-from streamer.sources.address import redact
 from streamer.sources.clock import LiveClock
 from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.handover import FrameQueue, Handover, joined

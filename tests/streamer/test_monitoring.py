@@ -145,7 +145,7 @@ def test_a_detector_ten_times_too_slow_sees_only_fresh_frames(clips, script):
         raw = {"streams": [{"name": "gate", "source": server.url()}], "queries": ["person"], "sinks": []}
         raw["detector"] = f"scripted:{script}"
         async with open_pipeline(parse_config(raw), more_sinks={"list": sink}) as pipeline:
-            pipeline._detector = FakeDetector(look, delay_s=inference_s)
+            pipeline._detection._detector = FakeDetector(look, delay_s=inference_s)
             running = asyncio.create_task(pipeline.run())
             await until(lambda: len(behind) >= 10, 30, "ten inferences")
             await pipeline.stop()
