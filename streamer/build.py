@@ -14,6 +14,7 @@ from typing import Any
 
 from detectors import Detector
 from groundstream import __version__
+from sinks.address import redact
 from sinks.event import Producer
 from sinks.registry import open_sinks
 from sinks.sink import Sink, SinkError
@@ -32,7 +33,7 @@ from streamer.recorders.video import AnnotatedVideo
 from streamer.rules.places import Line, Zone
 from streamer.rules.rule import Rule
 from streamer.rules.track_ids import derived_uids, fingerprint, random_uids
-from streamer.sources import Source, open_sources, redact
+from streamer.sources import Source, open_sources
 from streamer.sources.address import natural
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names

@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
+from sinks.address import redact
 from streamer.errors import SourceAddressError, SourceError
-from streamer.sources.address import natural, redact, stream_name, unique
+from streamer.sources.address import natural, stream_name, unique
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names
 from streamer.sources.live import CameraLink, LiveSource
@@ -100,8 +101,10 @@ def open_sources(
 def _check_url(address: str) -> None:
     shown = redact(address)
     try:
-        url, plain = urlsplit(address), urlsplit(shown)
-        good = bool(plain.hostname) and url.hostname == plain.hostname and (plain.port is None or plain.port > 0)
+        url = urlsplit(address)
+        # An "@" behind "user:..." and a slash belongs to a password that was not encoded.
+        is_cut = ":" in url.netloc and "@" in address.partition("://")[2].removeprefix(url.netloc)
+        good = bool(url.hostname) and not is_cut and (url.port is None or url.port > 0)
     except ValueError:
         good = False
     if not good:
