@@ -71,7 +71,6 @@ def create_app(state: WebState) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
-        root_path=state.settings.root_path,
         lifespan=lifespan,
     )
     app.state.web = state
@@ -83,7 +82,8 @@ def create_app(state: WebState) -> FastAPI:
     _add_live(app)
     _add_document(app)
     _add_page(app)
-    app.add_middleware(RequestGuard, trusted_proxies=state.settings.trusted_proxies)
+    settings = state.settings
+    app.add_middleware(RequestGuard, trusted_proxies=settings.trusted_proxies, root_path=settings.root_path)
     return app
 
 

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from sinks.address import redact as redact_sink
+from sinks.address import redact
 from sinks.event import rfc3339
 from streamer.analysis.queries import slug
 from streamer.build import make_queries, origin
 from streamer.config import Config, StreamConfig
 from streamer.pipeline.pipeline import Pipeline
-from streamer.sources.address import redact as redact_source
 from streamer.web.config_document import ConfigDocument, NodeEdit, NodePath
 from streamer.web.live_frames import LiveFrames
 from streamer.web.models import ClockStatus, QueryStatus, SinkState, StreamStatus
@@ -88,10 +87,10 @@ class ControlRoom:
         """Returns the state of every sink."""
         return [
             SinkState(
-                name=redact_sink(status.name),
+                name=redact(status.name),
                 state=status.state,
                 since=rfc3339(status.since_ns),
-                error=redact_sink(status.error),
+                error=redact(status.error),
                 delivered=status.delivered,
                 dead=status.dead,
                 failures=status.failures,
@@ -216,8 +215,8 @@ class ControlRoom:
                     name=stream.name,
                     live=report.live,
                     state=report.state.value,
-                    cause=redact_source(report.error or (stream.dark_cause if is_dark else "")),
-                    source=redact_source(sources.get(stream.origin, stream.origin)),
+                    cause=redact(report.error or (stream.dark_cause if is_dark else "")),
+                    source=redact(sources.get(stream.origin, stream.origin)),
                     width=None if live is None else live.frame.width,
                     height=None if live is None else live.frame.height,
                     received=tally.received,
@@ -271,7 +270,7 @@ class ControlRoom:
         scheme, separator, _ = address.partition(":")
         if not separator or scheme.lower() not in SOURCE_SCHEMES:
             allowed = ", ".join(f"{scheme}:" for scheme in SOURCE_SCHEMES)
-            raise Problem(422, f"source {redact_source(address)!r} is not allowed here: use one of {allowed}")
+            raise Problem(422, f"source {redact(address)!r} is not allowed here: use one of {allowed}")
         if scheme.lower() in {"webcam", "synthetic"}:
             return
         try:
@@ -396,8 +395,8 @@ def redacted_config(config: Config) -> dict[str, Any]:
     """Returns the configuration as plain data with secrets as `***`."""
     raw: dict[str, Any] = config.model_dump(mode="json")
     for stream in raw["streams"]:
-        stream["source"] = redact_source(stream["source"])
-    raw["sinks"] = [redact_sink(address) for address in raw["sinks"]]
+        stream["source"] = redact(stream["source"])
+    raw["sinks"] = [redact(address) for address in raw["sinks"]]
     if raw.get("web"):
         raw["web"]["tokens"] = {role: "***" if token else None for role, token in raw["web"]["tokens"].items()}
     return raw

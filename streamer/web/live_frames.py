@@ -226,6 +226,19 @@ def resize(image: Image, width: int) -> Image:
     return image
 
 
+def cut_around(image: Image, box: Sequence[float]) -> Image:
+    """Returns the part of the image around a box (x1, y1, x2, y2, fractions), with a margin, 5:3 where that fits."""
+    height, width = image.shape[:2]
+    x1, y1, x2, y2 = box
+    high = max(abs(y2 - y1) * height * 1.3, 24.0)
+    wide = max(abs(x2 - x1) * width * 1.3, high * 5 / 3)
+    high = max(high, wide * 3 / 5)
+    wide, high = min(wide, width), min(high, height)
+    left = min(max(0.0, (x1 + x2) / 2 * width - wide / 2), width - wide)
+    top = min(max(0.0, (y1 + y2) / 2 * height - high / 2), height - high)
+    return image[int(top) : int(top + high), int(left) : int(left + wide)]
+
+
 def encode_jpeg(image: Image, quality: int = JPEG_QUALITY) -> bytes:
     """Returns the image as JPEG. Raises `ValueError` when OpenCV refuses it."""
     done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])

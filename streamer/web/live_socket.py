@@ -93,13 +93,14 @@ class LiveSocket:
             stop()
             for task in (receiving, sending):
                 task.cancel()
-            results = await asyncio.gather(receiving, sending, return_exceptions=True)
+            await asyncio.wait({receiving, sending})
         if self._close_code is not None:
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):
                 await self._websocket.close(self._close_code)
-        for result in results:
-            if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect):
-                raise result
+        for task in (receiving, sending):
+            error = None if task.cancelled() else task.exception()
+            if error is not None and not isinstance(error, WebSocketDisconnect):
+                raise error
 
     def _note_frame(self, stream: str) -> None:
         """From the pipeline's thread: a frame of a watched stream wakes the sender."""

@@ -15,10 +15,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from detectors import DetectorError
-from sinks.address import redact as redact_sink
+from sinks.address import redact
 from sinks.sink import SinkError
 from streamer.errors import StreamerError
-from streamer.sources.address import redact as redact_source
 from trackers import TrackerError
 
 log = logging.getLogger("groundstream")
@@ -63,7 +62,7 @@ def problem_response(
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
-        "detail": redact_sink(redact_source(detail)),
+        "detail": redact(detail),
         **(extra or {}),
     }
     return JSONResponse(body, status, {"Cache-Control": "no-store", **(headers or {})}, MEDIA_TYPE)

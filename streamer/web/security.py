@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -43,8 +44,9 @@ class WebClient:
 class RequestGuard:
     """Outermost ASGI layer: trusted proxies, security headers, the size of bodies."""
 
-    def __init__(self, app: ASGIApp, trusted_proxies: Sequence[Any] = ()) -> None:
+    def __init__(self, app: ASGIApp, trusted_proxies: Sequence[Any] = (), root_path: str = "") -> None:
         self._app = app
+        self._root_path = root_path
         self._trusted = [ipaddress.ip_network(network) for network in trusted_proxies]
         self._proxied: Any = app
         if self._trusted:
@@ -58,6 +60,8 @@ class RequestGuard:
             await self._app(scope, receive, send)
             return
         app = self._app
+        if self._root_path:
+            scope = _place_under(scope, self._root_path)
         if self._is_trusted(scope):
             app = self._proxied
             host = Headers(scope=scope).get("x-forwarded-host")
@@ -94,13 +98,22 @@ class RequestGuard:
         return any(address in network for network in self._trusted)
 
 
+def _place_under(scope: Scope, root_path: str) -> Scope:
+    """The scope of a request below `root_path`, which a proxy may have cut off the path or not."""
+    path = scope["path"]
+    if path != root_path and not path.startswith(f"{root_path}/"):
+        path = f"{root_path}{path}"
+    return {**scope, "root_path": root_path, "path": path}
+
+
 class _BodyTooLarge(Exception):
     """A body without a declared length grew beyond the limit."""
 
 
 async def _limit_body(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Runs the application; a body that grows beyond the limit is answered with 413 whatever it makes of that."""
     received = 0
-    started = False
+    is_started = False
 
     async def receive_limited() -> Message:
         nonlocal received
@@ -110,16 +123,17 @@ async def _limit_body(app: ASGIApp, scope: Scope, receive: Receive, send: Send) 
             raise _BodyTooLarge
         return message
 
-    async def send_noted(message: Message) -> None:
-        nonlocal started
-        started = True
+    async def send_allowed(message: Message) -> None:
+        nonlocal is_started
+        if received > MOST_BODY and not is_started:
+            return
+        is_started = True
         await send(message)
 
-    try:
-        await app(scope, receive_limited, send_noted)
-    except _BodyTooLarge:
-        if not started:
-            await _refuse_size(scope, receive, send)
+    with contextlib.suppress(_BodyTooLarge):
+        await app(scope, receive_limited, send_allowed)
+    if received > MOST_BODY and not is_started:
+        await _refuse_size(scope, receive, send)
 
 
 async def _refuse_size(scope: Scope, receive: Receive, send: Send) -> None:

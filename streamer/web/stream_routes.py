@@ -7,15 +7,17 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
+import cv2
+import numpy as np
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
-from sinks.address import redact as redact_sink
+from sinks.address import redact
 from sinks.registry import open_sink
 from streamer.rules.places import Line, Zone
 from streamer.web.access import Role
 from streamer.web.control import check_match, entity_tag, redacted_config
-from streamer.web.live_frames import round_width
+from streamer.web.live_frames import cut_around, encode_jpeg, resize, round_width
 from streamer.web.models import (
     ConfigAnswer,
     CountBody,
@@ -47,6 +49,7 @@ QueryId = Annotated[str, Path(min_length=1, max_length=200, description="Id of t
 IfMatch = Annotated[str | None, Header(max_length=500, description="ETag of the value that was read, or `*`.")]
 Width = Annotated[int, Query(ge=16, le=1920, description="Most pixels across.")]
 NEAREST_MS = 2000
+_BOX = r"^[01](\.\d+)?(,[01](\.\d+)?){3}$"
 NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -168,6 +171,9 @@ async def read_nearest_remembered(
     stream: StreamName,
     time: Annotated[str, Query(min_length=1, max_length=40, description="Capture time, RFC 3339.")],
     width: Width = 320,
+    crop: Annotated[
+        str | None, Query(max_length=80, pattern=_BOX, description="x1,y1,x2,y2 as fractions: cut out around this box.")
+    ] = None,
 ) -> Response:
     """Returns the frame in memory whose capture time is nearest, within two seconds; 204 where there is none."""
     wanted_ms = parse_time("time", time)
@@ -175,7 +181,8 @@ async def read_nearest_remembered(
     frame = min(frames, key=lambda kept: abs(kept.time_ns / 1e6 - wanted_ms), default=None)
     if frame is None or abs(frame.time_ns / 1e6 - wanted_ms) > NEAREST_MS:
         return Response(status_code=204, headers=NO_STORE)
-    picture = await asyncio.to_thread(_shrink, frame.picture, width)
+    box = None if crop is None else [float(value) for value in crop.split(",")]
+    picture = await asyncio.to_thread(_shrink, frame.picture, width, box)
     return Response(picture, 200, {"Cache-Control": "private, max-age=300"}, "image/jpeg")
 
 
@@ -364,13 +371,13 @@ async def add_sink(request: Request, body: SinkBody) -> SinkList:
     """Adds a sink in the network (kafka, mqtt, redis, https)."""
     scheme = body.address.partition(":")[0].lower()
     if scheme not in {"kafka", "kafkas", "mqtt", "mqtts", "redis", "rediss", "https"}:
-        raise Problem(422, f"sink {redact_sink(body.address)!r} is not allowed here: use kafka, mqtt, redis or https")
+        raise Problem(422, f"sink {redact(body.address)!r} is not allowed here: use kafka, mqtt, redis or https")
     checked = await asyncio.to_thread(open_sink, body.address)
     await checked.aclose()
 
     def add(present: list[str]) -> list[str]:
-        if redact_sink(body.address) in map(redact_sink, present):
-            raise Problem(409, f"sink {redact_sink(body.address)} exists")
+        if redact(body.address) in map(redact, present):
+            raise Problem(409, f"sink {redact(body.address)} exists")
         return [*present, body.address]
 
     return SinkList(items=await web_state(request).controlled().write_sinks(add))
@@ -381,7 +388,7 @@ async def remove_sink(request: Request, sink: Annotated[str, Path(min_length=1, 
     """Removes a sink by its redacted address."""
 
     def remove(present: list[str]) -> list[str]:
-        rest = [address for address in present if redact_sink(address) != sink]
+        rest = [address for address in present if redact(address) != sink]
         if len(rest) == len(present):
             raise Problem(404, "there is no such sink in the configuration: GET /api/v1/sinks lists them")
         return rest
@@ -454,11 +461,8 @@ def _plain_query(query: QueryBody) -> dict[str, Any]:
     return query.model_dump(exclude_defaults=True)
 
 
-def _shrink(picture: bytes, width: int) -> bytes:
-    import cv2
-    import numpy as np
-
-    from streamer.web.live_frames import encode_jpeg, resize
-
+def _shrink(picture: bytes, width: int, box: Sequence[float] | None = None) -> bytes:
     image = np.asarray(cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR), np.uint8)
+    if box is not None:
+        image = cut_around(image, box)
     return encode_jpeg(resize(image, round_width(width)))

@@ -21,11 +21,11 @@ export function describeEvent(event) {
   if (data.track) small.push(`#${data.track.number}`);
   if (match) small.push(`score ${score(match.score)} of ${score(match.threshold)}`);
   switch (kind) {
-    case "track.begin": parts = [who, " appeared"]; break;
+    case "track.begin": parts = [who, " began"]; break;
     case "track.update": parts = [who, data.track.stationary ? " stands still" : data.track.state === "lost" ? " is out of sight" : " goes on"]; break;
     case "track.end": parts = [who, ` ${END_REASONS[data.track.end_reason] ?? "ended"}`]; small.push(`seen for ${duration((data.track.last_seen_ns - data.track.first_seen_ns) / 1e6)}`); break;
     case "track.merge": parts = [who, " is an earlier track again"]; break;
-    case "match.begin": parts = [{ b: match?.text ?? "query" }, " found"]; break;
+    case "match.begin": parts = [{ b: match?.text ?? "query" }, " appeared"]; break;
     case "match.end": parts = [{ b: match?.text ?? "query" }, " no longer matches"]; break;
     case "zone.enter": parts = [who, " entered ", { b: data.zone.id }]; break;
     case "zone.exit": parts = [who, " left ", { b: data.zone.id }]; if (data.zone.dwell_s) small.push(`after ${duration(data.zone.dwell_s * 1000)}`); break;
@@ -58,12 +58,15 @@ export function eventPicture(event, memoryS = 0) {
   if (!medium && !(event.data.frame && age >= 0 && age < memoryS * 1000 - MEMORY_MARGIN_MS)) return sketch(event);
   const source = medium
     ? address(`/events/${encodeURIComponent(event.id)}/snapshot.jpg?kind=crop`)
-    : address(`/streams/${encodeURIComponent(event.data.stream)}/memory.jpg?time=${encodeURIComponent(event.time)}&width=320`);
+    : address(`/streams/${encodeURIComponent(event.data.stream)}/memory.jpg?time=${encodeURIComponent(event.time)}&width=320${cropOf(event)}`);
   const image = make("img", { class: "thumb", alt: "", loading: "lazy" });
   image.addEventListener("error", () => image.replaceWith(sketch(event)), { once: true });
   image.src = source;
   return image;
 }
+
+/** Returns the parameter that cuts the track out of a remembered frame. */
+const cropOf = ({ data: { track } }) => (track ? `&crop=${[track.box.x1, track.box.y1, track.box.x2, track.box.y2].join(",")}` : "");
 
 /** Returns a small drawing of where in the frame an event was. */
 export function sketch(event) {

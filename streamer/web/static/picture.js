@@ -92,7 +92,7 @@ export function drawPlaces(context, canvas, places, scale, small) {
     if (!small) {
       const left = Math.min(...points.map((point) => point[0]));
       const top = place.polygon ? Math.min(...points.map((point) => point[1])) : (points[0][1] + points[1][1]) / 2;
-      label(context, canvas, place.label ?? place.id, left + 6 * scale, top + 22 * scale, "#0b0f14", place.polygon ? "#f2c94c" : "#40d0ff", scale, 12);
+      label(context, canvas, place.label ?? place.id, left + 6 * scale, top + 22 * scale, "#0b0f14", place.polygon ? "#f2c94c" : "#40d0ff", scale, width / scale < 460 ? 10 : 12);
     }
   }
   context.restore();
@@ -131,8 +131,8 @@ export function drawTracks(context, canvas, tracks, scale, small, isHidden = () 
     context.beginPath();
     context.roundRect(x1, y1, x2 - x1, y2 - y1, 3 * scale);
     context.stroke();
-    const text = small && width / scale < 460 ? match?.text ?? `#${track.number}` : `#${track.number}${match ? ` ${match.text} ${score(match.score)}` : ""}`;
-    label(context, canvas, text, x1 - context.lineWidth / 2, y1, inkOn(colour), colour, scale, small || width / scale < 560 ? 10.5 : 12.5);
+    const text = width / scale < 460 ? match?.text ?? `#${track.number}` : `#${track.number}${match ? ` ${match.text} ${score(match.score)}` : ""}`;
+    label(context, canvas, text, x1 - context.lineWidth / 2, y1, inkOn(colour), colour, scale, width / scale < 460 ? 10 : small || width / scale < 560 ? 10.5 : 12.5);
   }
   context.restore();
 }

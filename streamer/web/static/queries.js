@@ -60,7 +60,7 @@ export async function queryPanel(context) {
       make("span", { class: "dim num" }, query.paused ? "paused" : `${query.tracks} now`),
       make("div", { class: "body" }, bars.element, slider,
         make("div", { class: "actions" }, value,
-          suggested !== null && Math.abs(suggested - now) > 0.03 && page.server.editable ? make("button", { class: "link-button", type: "button", title: "The gap between what is there and what is not, by the last hour's tracks", onclick: () => change("PATCH", target, { threshold: suggested }) }, `use ${score(suggested)}, suggested`) : null,
+          suggested !== null && Math.abs(suggested - now) > 0.03 && page.server.editable ? make("button", { class: "link-button", type: "button", title: "The gap between what is there and what is not, by the last hour's tracks", onclick: () => change("PATCH", target, { threshold: suggested }) }, `suggested ${score(suggested)}`) : null,
           make("span", { class: "grow" }),
           page.server.editable ? [
             make("button", { class: "link-button", type: "button", onclick: () => change("PATCH", target, { paused: !query.paused }) }, query.paused ? "Resume" : "Pause"),

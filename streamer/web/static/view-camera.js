@@ -8,7 +8,7 @@ import { livePicture } from "./picture.js";
 import { queryPanel } from "./queries.js";
 
 const HOUR = 3600e3;
-const LIST_KINDS = ["track.begin", "zone.enter", "zone.dwell", "line.cross", "stream.offline", "stream.online", "enrich"];
+const LIST_KINDS = ["match.begin", "zone.enter", "zone.dwell", "line.cross", "stream.offline", "stream.online", "enrich"];
 
 export async function cameraView(page, name) {
   const path = `/streams/${encodeURIComponent(name)}`;

@@ -10,7 +10,7 @@ export async function countsView(page) {
   const streams = (await get("/streams")).items.map((stream) => stream.name);
   const newest = page.server.live ? Date.now() : Date.parse((await get("/events?limit=1")).items[0]?.time ?? new Date().toISOString()) + 1000;
   const stream = pick("Camera", ["", ...streams], parameters.get("stream") ?? "", "all cameras");
-  const kind = pick("Count", Object.keys(KINDS), parameters.get("type") ?? "track.begin", "", (value) => KINDS[value]);
+  const kind = pick("Count", Object.keys(KINDS), parameters.get("type") ?? "match.begin", "", (value) => KINDS[value]);
   const span = pick("Time", Object.keys(SPANS), parameters.get("span") ?? (page.server.live ? "6 h" : "1 h"));
   const place = make("input", { class: "field", value: parameters.get("of") ?? "", placeholder: "any", maxlength: 200 });
   const query = make("input", { class: "field", value: parameters.get("query") ?? "", placeholder: "any", maxlength: 200 });

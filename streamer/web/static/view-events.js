@@ -5,7 +5,7 @@ import { colourNumber, describeEvent, eventLine, eventPicture, eventWords, kindO
 import { live } from "./live.js";
 
 const KINDS = { "": "what people ask for", "match.*": "matches", "track.*": "tracks", "zone.*": "zones", "line.cross": "lines crossed", "stream.*": "cameras away and back", "query": "changes of queries", "count": "counts", "enrich": "descriptions", all: "everything" };
-const ASKED_FOR = ["track.begin", "zone.enter", "zone.dwell", "line.cross", "stream.offline", "stream.online", "enrich", "query"];
+const ASKED_FOR = ["match.begin", "zone.enter", "zone.dwell", "line.cross", "stream.offline", "stream.online", "enrich", "query"];
 const DAYS = { "": "any time", "today": "today", "yesterday": "yesterday", "7": "last 7 days" };
 
 export async function eventsView(page) {
@@ -174,7 +174,7 @@ function bigPicture(event, track, page) {
   const colour = colourOf(colourNumber(event));
   if (picture.tagName === "IMG") {
     picture.className = "";
-    picture.src = picture.src.replace("width=320", "width=960").replace("kind=crop", "kind=snapshot");
+    picture.src = picture.src.replace("width=320", "width=960").replace(/&crop=[^&]*/, "").replace("kind=crop", "kind=snapshot");
     view.append(picture);
   } else view.append(make("div", { class: "empty" }, data.frame ? "" : "This event has no picture"));
   const box = data.track?.box;
