@@ -23,7 +23,17 @@ from torch.nn import functional as F
 
 from detectors.cache import missing, model_folder
 from detectors.catalogue import ZERO_SHOT, UnknownModel
-from detectors.detector import DetectorError, Prompt, PromptError, Request, clean_queries, detections
+from detectors.detector import (
+    DOUBTFUL_SHARE,
+    DetectorError,
+    OptionError,
+    Prompt,
+    PromptError,
+    Request,
+    clean_queries,
+    detections,
+)
+from detectors.device import choose_device
 from detectors.images import resize, target_size
 
 if TYPE_CHECKING:
@@ -83,7 +93,7 @@ class _ZeroShot(ABC):
     def _result(self, scores: Tensor, boxes: Tensor, request: Request) -> sv.Detections:
         """scores (boxes, queries), boxes (boxes, 4); every box counts for its best query only."""
         best, query = scores.float().max(-1)
-        kept = torch.nonzero(best >= 0.2 * self.threshold)[:, 0]
+        kept = torch.nonzero(best >= DOUBTFUL_SHARE * self.threshold)[:, 0]
         kept = kept[best[kept].argsort(descending=True, stable=True)[:_MOST]]
         height, width = request.image.shape[:2]
         limit = boxes.new_tensor([width, height, width, height])
@@ -230,16 +240,12 @@ def create(
             raise ZeroShotError(missing(name))
         raise ZeroShotError(f"{folder} holds no config.json: give a folder as the hub has it, with model.safetensors")
     if dtype not in ("float32", "bfloat16", "float16"):
-        raise ZeroShotOptionError(f"dtype is {dtype!r}: allowed are float32, bfloat16, float16")
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        raise OptionError(f"unknown precision {dtype!r}: use float32, bfloat16 or float16")
+    place = choose_device(device)
     model, tokenizer = _load(folder, family, getattr(torch, dtype))
     if family == "owlv2-":
         return Owlv2Detector(model, tokenizer, place, 0.2 if threshold is None else threshold)
     return GroundingDino(model, tokenizer, place, 0.35 if threshold is None else threshold)
-
-
-class ZeroShotOptionError(ZeroShotError, ValueError):
-    """An option of the detector cannot be used."""
 
 
 def _load(folder: Path, family: str, dtype: torch.dtype) -> tuple[Any, Any]:

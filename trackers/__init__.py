@@ -1,4 +1,4 @@
-"""Multi-object trackers over `sv.Detections`. This package knows nothing of video, models or events."""
+"""groundstream's multi-object trackers over `sv.Detections`, independent of video, models and events."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["Tracker", "TrackerError", "TrackerInputError", "create_tracker", "tr
 def create_tracker(name: str = "default", **options: Any) -> TrackerEngine:
     """A new tracker for one stream.
 
-    - `default`: ours. Learns from its stream how freely things move, how the camera moves and how far the detector is
-      to be believed, so that one setting serves pedestrians, sports, weak detectors and 7 to 60 frames a second.
+    - `default`: this project's own. Adapts to how freely objects move, how the camera moves and how reliable the
+      detector is, so that one setting serves pedestrians, sports, weak detectors and 7 to 60 frames a second.
     - `bytetrack`, `botsort`, `ocsort`, `sort`: the published trackers with their published constants.
 
-    Any option of `trackers.options.Options` may be changed, most useful: `high_score`, `low_score` and `birth_score`
-    (which detections count), `lost_s` (seconds without a match after which a track ends), `confirm_hits` (matches
-    before a track is shown), `per_class`, `mask_weight` and `appearance` (what helps to tell things apart).
+    Any option of `trackers.options.TrackerOptions` may be changed, most useful: `high_score`, `low_score` and
+    `birth_score` (which detections count), `lost_s` (seconds without a match after which a track is lost),
+    `confirm_hits` (matches before a track is shown), `per_class`, `mask_weight` and `appearance` (further evidence).
 
         tracker = create_tracker("default", lost_s=2.0)
         for frame in frames:
@@ -29,8 +29,8 @@ def create_tracker(name: str = "default", **options: Any) -> TrackerEngine:
             for box, number in zip(tracked.xyxy, tracked.tracker_id):
                 ...
 
-    The same input gives the same output, bit for bit. Raises `TrackerInputError` for a name, option or value that does
-    not exist.
+    The same input gives the same output, bit for bit. Raises `TrackerInputError` for an unknown name or option and for
+    a value out of range.
     """
     from trackers.engine import TrackerEngine
     from trackers.options import build

@@ -1,4 +1,4 @@
-"""What the `default` tracker learns about its stream while it runs, so that one setting serves all of them."""
+"""Adaptive parts of the `default` tracker: rate noise, birth record and common camera shift, learnt per stream."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from trackers.assignment import assign
 from trackers.boxes import Bools, Floats, grown, overlapping
 
 MEMORY = 0.93  # share of the past that is kept with every frame
-PRIOR_PAIRS = 50  # pairs of innovations that say "nothing to change" before anything was seen
+PRIOR_PAIRS = 50  # weight of the prior "nothing to change", in pairs of innovations
 RATE_BOUND = 2.0  # largest change of the rate noise, as a power of e
-INNOVATION_BOUND = 3.0  # standard deviations: an outlier counts no more than this
+INNOVATION_BOUND = 3.0  # standard deviations at which outliers are clipped
 
 BIRTH_MEMORY = 0.995  # share of the past that is kept with every birth that was decided
 PRIOR_BIRTHS, PRIOR_DEATHS = 5.0, 1.5
 
-COMMON_TRACKS = 256  # as many tracks tell a common motion as well as thousands
+COMMON_TRACKS = 256  # tracks sampled at most: more do not improve the estimate
 COMMON_GROWTH = 0.2
 COMMON_LIMIT = 0.95
 COMMON_LEAST = 3  # tracks
 
 
 class RateNoise:
-    """How freely the velocities may change, learnt from whether the filter's errors repeat.
+    """Noise of the velocities, learnt from the correlation of the filter's errors.
 
     The innovations of a filter with the right noise are white (Mehra, IEEE Trans. Automatic Control 1970). Where each
-    looks like the one before, the filter lags behind things that accelerate and should trust new positions more; where
+    resembles the one before, the filter lags behind accelerating objects and should trust new positions more; where
     they alternate, it follows the detector's jitter and should trust them less. The lag-one covariance of the
-    innovations in units of what the filter expects moves the rate noise of x and y up or down; a filter that is far
-    surer than it need be (innovations well within the expected) is hardly moved.
+    innovations in units of the expected variance moves the rate noise of x and y up or down.
     """
 
     def __init__(self, strength: float) -> None:
@@ -50,7 +49,7 @@ class RateNoise:
 
 
 class BirthRecord:
-    """What became of the tracks that were begun: a detector whose finds mostly vanish has to show more of them."""
+    """Share of new tracks that vanish before confirmation: unreliable detectors need one more match per track."""
 
     def __init__(self) -> None:
         self.confirmed = PRIOR_BIRTHS - PRIOR_DEATHS
@@ -69,7 +68,7 @@ class BirthRecord:
 
 
 def common_shift(tracks: Floats, centres: Floats, boxes: Floats) -> Floats | None:
-    """(2, 1) how much further than predicted everything moved together: a camera that turns, shakes or starts to pan.
+    """(2, 1) common displacement of all tracks beyond their prediction: a camera that turns, shakes or starts to pan.
 
     `tracks` (4, T) are predicted boxes of tracks seen in the last frame and `centres` (2, T) theirs, `boxes` (4, N)
     confident detections. The median over loosely matched pairs, shrunk by how uncertain it is; None when too few match.
@@ -93,7 +92,7 @@ def common_shift(tracks: Floats, centres: Floats, boxes: Floats) -> Floats | Non
 
 
 def _median(values: Floats) -> Floats:
-    """(2, 1) medians of (2, N), quicker than NumPy's."""
+    """(2, 1) medians of (2, N), faster than `numpy.median`."""
     ordered = np.sort(values, axis=1)
     middle = ordered.shape[1] // 2
     if ordered.shape[1] % 2:

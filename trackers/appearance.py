@@ -1,4 +1,4 @@
-"""What things look like, as a help for the association: masks and ReID embeddings. Both are optional inputs."""
+"""Appearance in the association: masks and embeddings, both optional inputs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from trackers.tracker import TrackerInputError
 if TYPE_CHECKING:
     import supervision as sv
 
-MASK_SIDE = 32  # a mask is kept as so many samples each way over its box
+MASK_SIDE = 32  # samples of a mask over its box, in each direction
 MASK_PAIR = 0.1  # box overlap from which masks are compared
-AMBIGUOUS = 0.5  # tracks that overlap each other more than this are told apart by their masks alone
+AMBIGUOUS = 0.5  # tracks that overlap each other more than this are separated by their masks alone
 
-NEAR_COST = 0.5  # BoT-SORT: appearance speaks only of boxes that overlap at least half ...
-LIKE_COST = 0.25  # ... and only when it is this sure
-MEMORY = 0.9  # share of the old embedding that stays with every sure detection
+NEAR_COST = 0.5  # BoT-SORT: appearance counts only for boxes that overlap at least half ...
+LIKE_COST = 0.25  # ... and up to this distance
+MEMORY = 0.9  # share of the old embedding that remains after a confident detection
 
 
 def crop_masks(detections: sv.Detections, index: Ints, boxes: Floats) -> Bools:
@@ -35,9 +35,9 @@ def crop_masks(detections: sv.Detections, index: Ints, boxes: Floats) -> Bools:
 def mask_similarity(
     overlap: Floats, weight: float, tracks: tuple[Floats, Bools], found: tuple[Floats, Bools], rows: Ints, cols: Ints
 ) -> Floats:
-    """(P,) overlaps of the pairs with the masks' share in them; `tracks` and `found` are boxes (4, M) and their crops.
+    """(P,) overlaps of the pairs, weighted with their masks; `tracks` and `found` are boxes (4, M) and their crops.
 
-    A track's mask moves and grows with its predicted box.
+    A track's mask moves and scales with its predicted box.
     """
     part = (overlap > MASK_PAIR).nonzero()[0]
     first, second, near = overlapping(tracks[0], tracks[0])
@@ -78,7 +78,7 @@ def read_embeddings(detections: sv.Detections, index: Ints) -> Floats:
     given = detections.data.get("embedding")
     if given is None:
         raise TrackerInputError(
-            'a tracker with appearance=True needs data["embedding"], (N, D) numbers: add it to the detections'
+            'a tracker with appearance=True needs data["embedding"], (N, D) numbers: provide it with the detections'
         )
     vectors = np.asarray(given, dtype=np.float64)
     if vectors.ndim != 2 or len(vectors) != len(detections) or not np.isfinite(vectors).all():
@@ -101,7 +101,7 @@ def fuse(costs: Floats, apart: Floats, kept: Floats, vectors: Floats, rows: Ints
 
 
 def blend(kept: Floats, vectors: Floats, fresh: Bools) -> Floats:
-    """(N, D) the tracks' embeddings after these detections; `fresh` ones start anew."""
+    """(N, D) the tracks' embeddings after these detections; `fresh` ones start from the detection."""
     return _normalised(np.where(fresh[:, None], vectors, MEMORY * kept + (1 - MEMORY) * vectors))
 
 

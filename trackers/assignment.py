@@ -1,7 +1,7 @@
-"""Assignment of tracks to detections over a list of candidate pairs, with a price for leaving a pair apart.
+"""Assignment of tracks to detections over a list of candidate pairs, with a cost limit inside the optimisation.
 
-With a cost limit inside the optimisation the problem falls apart, exactly, into the connected groups of the graph of
-admissible pairs. Most groups of ordinary video are one pair, which needs no solver.
+Because of the limit the problem splits exactly into the connected components of the graph of admissible pairs. Most
+components of ordinary video are one pair, which needs no solver.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from scipy.sparse.csgraph import connected_components
 from trackers.boxes import Floats, Ints
 
 TIE = 1e-9  # equal costs go to the lower row and column on every platform
-FEW_PAIRS = 40  # contested pairs that go to a solver at once, without a look for the obvious ones
-SMALL_CELLS = 2_500  # SciPy's solver starts faster than lap's, which wins on tables larger than this
-TABLE_CELLS = 10_000  # contested pairs that fit one table of this size are not split into groups first
+FEW_PAIRS = 40  # contested pairs that go to a solver at once, without the search for obvious ones
+SMALL_CELLS = 2_500  # up to this table size SciPy's solver is faster than lap's
+TABLE_CELLS = 10_000  # up to this table size contested pairs are not split into groups first
 
 
 def assign(rows: Ints, cols: Ints, costs: Floats, limit: float) -> npt.NDArray[np.intp]:
@@ -47,10 +47,10 @@ def assign(rows: Ints, cols: Ints, costs: Floats, limit: float) -> npt.NDArray[n
 def assign_then_filter(
     rows: Ints, cols: Ints, gains: Floats, good: npt.NDArray[np.bool_], shortcut: bool = True
 ) -> npt.NDArray[np.intp]:
-    """The order of SORT: the greatest total gain first, then pairs that are not `good` fall away.
+    """Positions of the chosen pairs in SORT's order: greatest total gain first, then `good` ones only.
 
-    With `shortcut`, good pairs that contest nothing among themselves are taken as they are, unsolved (as SORT and
-    OC-SORT do); it gives other answers than the solver.
+    With `shortcut`, good pairs without conflict among themselves are taken without a solver (as SORT and OC-SORT do);
+    the result can differ from the solver's.
     """
     best = good.nonzero()[0]
     if best.size == 0:
@@ -62,7 +62,7 @@ def assign_then_filter(
 
 
 def _solve(rows: Ints, cols: Ints, gains: Floats) -> npt.NDArray[np.intp]:
-    """Positions of the pairs of greatest total gain; gains are above zero, a pair left apart gains nothing."""
+    """Positions of the pairs of greatest total gain; gains are above zero, unmatched gains nothing."""
     count = rows.size
     gains = gains - TIE * np.arange(count) / count
     open_: npt.NDArray[np.intp] = np.arange(count)
@@ -84,7 +84,7 @@ def _best_other(names: Ints, gains: Floats) -> Floats:
     """(P,) the greatest gain among the other pairs that share the name, 0 where there is none.
 
     A pair that gains as much as the best other pair of its row and that of its column together is in an optimal
-    assignment: whatever has to make way for it is worth no more.
+    assignment: the pairs that it excludes are worth no more.
     """
     order = np.lexsort((gains, names))
     ordered, ordered_gains = names[order], gains[order]
@@ -116,7 +116,7 @@ def _solve_rest(rows: Ints, cols: Ints, gains: Floats) -> npt.NDArray[np.intp]:
 
 
 def _renumbered(names: Ints) -> tuple[Ints, int]:
-    """Names as 0, 1, ... in their order, and how many there are."""
+    """Names as 0, 1, ... in their order, and their number."""
     present = np.zeros(int(names.max()) + 1, dtype=np.int64)
     present[names] = 1
     numbers = present.cumsum()
@@ -124,7 +124,7 @@ def _renumbered(names: Ints) -> tuple[Ints, int]:
 
 
 def _solve_table(row: Ints, col: Ints, gains: Floats, height: int, width: int) -> npt.NDArray[np.intp]:
-    """One dense problem. A cell without gain means "left apart", so no extra rows and columns are needed for that."""
+    """One dense problem. A cell without gain means "unmatched", so no extra rows and columns are needed."""
     table = np.zeros((height, width))
     table[row, col] = -gains
     if height * width <= SMALL_CELLS:

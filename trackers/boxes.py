@@ -1,4 +1,4 @@
-"""Boxes as coordinate rows: every function takes and gives (4, N) arrays `x1, y1, x2, y2` in pixels."""
+"""Boxes as coordinate rows: functions on (4, N) arrays `x1, y1, x2, y2` in pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
-DENSE_CELLS = 20_000  # up to here a full table of all pairs is cheaper than looking for neighbours
+DENSE_CELLS = 20_000  # up to this many pairs a full table is cheaper than a search for neighbours
 
 
 def to_centre(boxes: Floats) -> Floats:
@@ -30,6 +30,11 @@ def from_centre(centred: Floats) -> Floats:
     np.subtract(centred[:2], half, out=out[:2])
     np.add(centred[:2], half, out=out[2:])
     return out
+
+
+def box_centres(boxes: Floats) -> Floats:
+    """(4, N) corners -> (2, N) centres."""
+    return (boxes[:2] + boxes[2:]) * 0.5
 
 
 def grown(boxes: Floats, share: float) -> Floats:
@@ -75,7 +80,7 @@ def _overlapping_dense(first: Floats, second: Floats) -> tuple[Ints, Ints]:
 
 
 def _overlapping_sorted(first: Floats, second: Floats) -> tuple[Ints, Ints]:
-    """Only boxes whose left edges can meet are compared: `second` sorted by x1, one range of it per box of `first`."""
+    """Compares one range of `second`, sorted by x1, per box of `first`: boxes further apart cannot overlap."""
     order = np.argsort(second[0], kind="stable")
     left = second[0][order]
     widest = float(np.max(second[2] - second[0]))

@@ -1,6 +1,6 @@
-"""How the picture moved between two frames: sparse optical flow on the background, a robust affine fit.
+"""Camera motion between two frames: sparse optical flow on the background and a robust affine fit.
 
-The estimator stands beside the tracker, so that a stored motion file or an encoder's vectors can take its place.
+The estimator is separate from the tracker, so that a stored motion file or an encoder's motion vectors can replace it.
 OpenCV is loaded when the first estimator is made.
 """
 
@@ -19,16 +19,16 @@ Image = npt.NDArray[np.uint8]
 MAX_ROWS = 360  # the picture is scaled down to this for the flow
 MAX_CORNERS = 300
 CORNER_QUALITY, CORNER_DISTANCE, CORNER_BLOCK = 0.01, 3, 3
-BORDER = 0.02  # share of the picture at its edge where no corners are taken
+BORDER = 0.02  # share of the image at its edge without corners
 RANSAC_PIXELS = 3.0
 
 THUMBNAIL = (64, 36)
 STILL = 0.005  # mean difference of the thumbnails, as a share of white, up to which the camera did not move
 
-STEADY_PIXELS = 0.5  # of the scaled picture: what moves its corners by less is no motion of the camera
+STEADY_PIXELS = 0.5  # of the scaled image: a smaller displacement of its corners is no camera motion
 
-LEAST_INLIERS, LEAST_SHARE = 10, 0.3  # what a fit needs to be believed ...
-MOST_ZOOM, MOST_SHIFT = 0.2, 0.25  # ... and what it may claim: change of scale, share of the picture
+LEAST_INLIERS, LEAST_SHARE = 10, 0.3  # inliers that an accepted fit needs ...
+MOST_ZOOM, MOST_SHIFT = 0.2, 0.25  # ... and its largest change of scale and shift, as a share of the image
 
 
 class CameraMotion:
@@ -41,15 +41,15 @@ class CameraMotion:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the last frame."""
+        """Forgets the last frame."""
         self._grey: Image | None = None
         self._thumbnail: npt.NDArray[np.float32] | None = None
 
     def update(self, image: Image, boxes: npt.NDArray[np.floating[Any]] | None = None) -> Floats | None:
         """(2, 3) affine motion from the last frame to this one in pixels: x' = A x + t; None when it stood still.
 
-        `image` is BGR or grey, (height, width[, 3]); corners inside the `boxes` (N, 4) are not used, as those things
-        move by themselves. Also None for a first frame, after a change of size, and when no fit can be believed.
+        `image` is BGR or grey, (height, width[, 3]); corners inside the `boxes` (N, 4) are not used, because those
+        objects move by themselves. Also None for a first frame, after a change of size, and without a reliable fit.
         """
         if image.ndim not in (2, 3) or image.dtype != np.uint8 or not image.size:
             raise TrackerInputError(

@@ -1,7 +1,7 @@
-"""How good tracks are: HOTA, CLEAR and identity metrics over MOTChallenge sequences, counted by `trackeval`.
+"""Scores of tracks: HOTA, CLEAR and identity metrics over MOTChallenge sequences.
 
-Reading, the rules about distractors and the table are ours; the metrics themselves are trackeval's (the code of the
-HOTA paper, arXiv:2009.07736). Needs the extra `eval`.
+Reading and the rules about distractors are implemented here; the metrics are those of `trackeval` (the code of the HOTA
+paper, arXiv:2009.07736). Needs the extra `eval`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from trackers.tracker import TrackerError
 
 PEDESTRIAN = 1
 MATCH_OVERLAP = 0.5
-# Classes of the MOTChallenge whose boxes a tracker may find or not, without reward or penalty: person on a vehicle,
-# static person, distractor, reflection; MOT20 adds the non-motorised vehicle.
+# Classes of the MOTChallenge whose boxes count neither for nor against a tracker: person on a vehicle, static person,
+# distractor, reflection; MOT20 adds the non-motorised vehicle.
 DISTRACTORS = {"MOT16": (2, 7, 8, 12), "MOT17": (2, 7, 8, 12), "MOT20": (2, 6, 7, 8, 12)}
 
 
 class TrackEvaluationError(TrackerError):
-    """Tracks cannot be scored: a package is missing, or the files do not belong together."""
+    """Tracks cannot be scored: a package is missing, or the files do not fit together."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def evaluate(
 
 
 def prepare(truth: Floats, tracks: Floats, info: SequenceInfo) -> dict[str, Any]:
-    """One sequence as trackeval's metrics want it, after the rules of its benchmark about what counts."""
+    """One sequence in trackeval's form, after the rules of its benchmark about distractors."""
     distractors = DISTRACTORS.get(info.benchmark)
     truth_frames, track_frames = by_frame(truth, info.length), by_frame(tracks, info.length)
     truth_ids, track_ids, similarities = [], [], []
     for frame, (true, found) in enumerate(zip(truth_frames, track_frames, strict=True), start=1):
         if np.unique(found[:, 1]).size < len(found):
-            raise TrackEvaluationError(f"{info.name}, frame {frame}: an id is given to two boxes")
+            raise TrackEvaluationError(f"{info.name}, frame {frame}: two boxes have the same id")
         overlap = _overlaps(to_corners(true), to_corners(found))
         counted = true[:, 6] != 0
         if distractors is not None:
@@ -112,7 +112,7 @@ def _overlaps(truth: Floats, found: Floats) -> Floats:
 
 
 def _on_distractors(overlap: Floats, distractor: Any) -> Any:
-    """(N,) which tracks' boxes are best matched to a distractor, all classes competing."""
+    """(N,) mask of track boxes whose best match, over all classes, is a distractor."""
     matched = np.zeros(overlap.shape[1], dtype=np.bool_)
     good = np.where(overlap >= MATCH_OVERLAP - np.finfo(float).eps, overlap, 0.0)
     rows, cols = linear_sum_assignment(-good)
@@ -121,7 +121,7 @@ def _on_distractors(overlap: Floats, distractor: Any) -> Any:
 
 
 def _renumber(frames: list[Ints]) -> tuple[list[Ints], int]:
-    """Ids 0, 1, ... in place of the given ones, and how many there are."""
+    """Ids 0, 1, ... in place of the given ones, and their number."""
     known = np.unique(np.concatenate(frames)) if frames else np.empty(0, dtype=np.int64)
     return [np.searchsorted(known, ids) for ids in frames], known.size
 
@@ -130,7 +130,7 @@ def _metrics() -> dict[str, Any]:
     try:
         from trackeval.metrics import CLEAR, HOTA, Identity
     except ImportError as error:
-        raise TrackEvaluationError("scoring needs trackeval: install groundstream[eval]") from error
+        raise TrackEvaluationError("scoring needs the package trackeval: install groundstream[eval]") from error
     quiet = {"PRINT_CONFIG": False}
     return {"HOTA": HOTA(), "CLEAR": CLEAR(quiet), "Identity": Identity(quiet)}
 

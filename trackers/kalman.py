@@ -30,13 +30,13 @@ class MotionNoise:
 
 
 class MotionModel:
-    """What the four coordinates mean and how much they wander.
+    """Meaning and noise of the four coordinates of a filter.
 
     State blocks are (20, T): rows 0-3 position, 4-7 rate per second, 8-11 variance of position, 12-15 covariance of
     position and rate, 16-19 variance of rate.
     """
 
-    size_rates: tuple[int, ...] = ()  # rows of the rates of size that a lost track may be told to forget
+    size_rates: tuple[int, ...] = ()  # rows of the rates of size, which can be frozen for lost tracks
 
     def __init__(self, noise: MotionNoise) -> None:
         def column(values: tuple[float, ...], unit: float = 1.0) -> Floats:

@@ -1,7 +1,7 @@
-"""What is kept of every track beside the state: rings of observations, masks and embeddings, in fixed slots.
+"""Memory of tracks beside their state: ring buffers of observations, masks and embeddings, in fixed slots.
 
-A track keeps its slot for life, so nothing here moves when other tracks end; slots are used again, so memory is bounded
-by the greatest number of tracks at one time.
+A track keeps its slot for life, so no data moves when other tracks end; slots are reused, so memory is bounded by the
+greatest number of tracks at one time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FIRST_SLOTS = 16
 
 
 class TrackSlots:
-    """Which rows are in use, and arrays with one row per slot that grow together."""
+    """Arrays with one row per slot that grow together, and the list of free slots."""
 
     def __init__(self, history: int) -> None:
         self.length = history
@@ -26,7 +26,7 @@ class TrackSlots:
         self._free: Ints = np.empty(0, dtype=np.int64)
 
     def take(self, count: int) -> Ints:
-        """`count` free slots."""
+        """Reserves `count` free slots."""
         if self._free.size < count:
             used = len(self.rows["history"])
             more = max(count - self._free.size, used, FIRST_SLOTS)
@@ -40,14 +40,14 @@ class TrackSlots:
         self._free = np.concatenate((self._free, slots))
 
     def column(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """The array called `name` with a row of `shape` per slot, made when first asked for."""
+        """The array called `name` with a row of `shape` per slot, made at the first request."""
         rows = self.rows.get(name)
         if rows is None:
             rows = self.rows[name] = np.zeros((len(self.rows["history"]), *shape), dtype=dtype)
         return rows
 
     def write(self, slots: Ints, counts: Ints, observations: Floats) -> None:
-        """Keep (N, 7) observations, number `counts` (from 0) of each slot."""
+        """Stores (N, 7) observations, number `counts` (from 0) of each slot."""
         self.rows["history"][slots, counts % self.length] = observations
 
     def read(self, slots: Ints, counts: Ints) -> Floats:

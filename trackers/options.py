@@ -1,4 +1,4 @@
-"""What a tracker can be told, and the named option sets."""
+"""Options of a tracker and the named option sets."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Backwards = Literal["error", "reset"]
 
 @dataclass(frozen=True)
 class TrackerOptions:
-    """Everything that makes one tracker different from another. Scores and overlaps 0..1, costs are 1 - overlap."""
+    """Options of the engine. Scores and overlaps are 0..1, costs are 1 - overlap, times are in seconds."""
 
     motion: MotionName = "centre-size"
-    rate_noise: float = 1 / 160  # how much velocities wander in 1/30 s: shares of the box's side, pixels for sort
+    rate_noise: float = 1 / 160  # noise of velocities in 1/30 s: shares of the box's side, pixels for sort
     size_rate_noise: float = 1 / 160  # ... and the rates of the size
-    adapt_rate_noise: float = 0.0  # how strongly the noise of velocities follows what the stream shows
+    adapt_rate_noise: float = 0.0  # how strongly the noise of velocities adapts to the stream
     score_doubt: float | None = None  # the measurement noise is multiplied by this less the score
     freeze_lost_size: bool = True  # a lost track keeps its size
 
@@ -29,13 +29,13 @@ class TrackerOptions:
     low_score: float | None = 0.1  # from here up to `high_score`: second stage; None: no second stage
     birth_score: float = 0.7  # a confident detection that fits no track starts one from this score on
 
-    fuse_score: bool = True  # the overlap counts as much as the detection's score says
+    fuse_score: bool = True  # overlaps are weighted with the detection's score
     grow: float = 0.0  # share of its sides by which every box is grown in the first stage
     limit: float = 0.8  # highest cost of a match in the first stage
     low_limit: float = 0.5  # ... in the second
     tentative_limit: float | None = 0.7  # ... of unconfirmed tracks, which come last; None: they join the first stage
-    common_motion: bool = False  # what all tracks have in common in their errors is motion of the camera
-    whole_pixels: bool = False  # overlaps count both edge pixels as part of a box, as the original code does
+    common_motion: bool = False  # the common part of all prediction errors counts as camera motion
+    whole_pixels: bool = False  # overlaps count both edge pixels as part of a box, as in the original code
     solve_first: bool = False  # assign without a limit and drop bad pairs afterwards, as SORT does
     direction: float = 0.0  # weight of the agreement of directions (solve_first only)
     recover: float | None = None  # overlap with the last observation that brings a track back (solve_first only)
@@ -46,17 +46,17 @@ class TrackerOptions:
     appearance: bool = False  # detections carry data["embedding"], which the first stage uses
 
     confirm_hits: int = 1  # a track is shown once it was found again this often in a row
-    doubtful_births: float | None = None  # ... once more where a larger share than this of new tracks vanishes
+    doubtful_births: float | None = None  # ... once more where a larger share of new tracks than this vanishes
     warmup_frames: int = 1  # tracks born in the first frames are shown at once
-    requalify: bool = False  # a track that was missed once has to earn its confirmation again
+    requalify: bool = False  # a track that was missed once must be confirmed again
     lost_s: float = 1.0  # seconds without a match after which a track ends
     lost_frames: int = 0  # ... but never before it was missed in more frames than these
     merge_overlap: float | None = 0.85  # of a lost and a seen track that overlap more, the younger ends
-    relink_s: float = 0.0  # seconds for which ended tracks are kept to be recognised; 0: not at all
+    relink_s: float = 0.0  # seconds for which lost tracks can be found again; 0: not at all
 
     re_update: bool = False  # replay the filter along a straight line through a gap (OC-SORT)
-    show_observed: bool = False  # give out the detection's box, not the filter's
-    on_backwards: Backwards = "error"  # time that falls: an error, or a fresh start
+    show_observed: bool = False  # output the detection's box, not the filter's
+    on_backwards: Backwards = "error"  # time that falls: an error, or a reset
     history: int = 64  # observations kept of every track
 
     def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ def _check(name: str, value: Any) -> None:
 
 
 PRESETS: Mapping[str, TrackerOptions] = {
-    # ours: BoT-SORT's core, which learns from the stream how things move and how far the detector is to be believed
+    # this project's own: BoT-SORT's core that adapts to the motion in the stream and to the detector's reliability
     "default": TrackerOptions(
         rate_noise=1 / 180,
         size_rate_noise=1 / 720,

@@ -1,4 +1,4 @@
-"""Tracks that ended, kept a while: one that appears again in the same place was probably the same thing."""
+"""Gallery of lost tracks: a new track at the predicted place of a lost one continues it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from trackers.boxes import Floats, Ints
 from trackers.tracker import TrackMerge
 
 GALLERY = 256  # ended tracks kept at most, the oldest go first
-REACH = 1.0  # heights that a thing may be off its predicted place at once ...
-REACH_PER_S = 0.5  # ... and with every second of its absence
+REACH = 1.0  # distance from the predicted place, in heights, that is allowed at once ...
+REACH_PER_S = 0.5  # ... and with every second of absence
 SIZE_RATIO = 1.5  # greatest change of the height
-WALK_S = 1.0  # how long a velocity says anything about an unseen thing
+WALK_S = 1.0  # how long the last velocity predicts an unseen track
 
 
 class LostGallery:
-    """Ended tracks of the last `keep_s` seconds."""
+    """Lost tracks of the last `keep_s` seconds."""
 
     def __init__(self, keep_s: float) -> None:
         self._keep_s = keep_s
@@ -28,7 +28,7 @@ class LostGallery:
         self.rows = np.concatenate((self.rows, new))[-GALLERY:]
 
     def claim(self, ids: Ints, first_s: Floats, positions: Floats, now: float) -> list[TrackMerge]:
-        """Which of the newly confirmed tracks are things that had ended; `positions` (4, N) cx, cy, w, h."""
+        """Newly confirmed tracks that continue lost ones; `positions` (4, N) cx, cy, w, h."""
         self.rows = self.rows[now - self.rows[:, 1] <= self._keep_s]
         if not len(self.rows):
             return []

@@ -1,9 +1,11 @@
-"""The contract of a tracker: detections of one stream in, the same with identities out."""
+"""Contract of a tracker: detections of one stream in, the same detections with identities out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+from groundstream import GroundstreamError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -13,17 +15,17 @@ if TYPE_CHECKING:
     import supervision as sv
 
 
-class TrackerError(Exception):
-    """A tracker cannot go on: time went backwards, or a saved state does not fit."""
+class TrackerError(GroundstreamError):
+    """A tracker cannot continue: time went backwards, or a saved state does not fit."""
 
 
 class TrackerInputError(TrackerError, ValueError):
-    """What a tracker was asked for, or was given, cannot be used: what was found, what is allowed, what to do."""
+    """An option, name or input of a tracker is invalid; the text says what is allowed."""
 
 
 @dataclass(frozen=True)
 class TrackMerge:
-    """Two ids of one thing: what was `ended_id` goes on as `into_id`. `gap_s` seconds lie between, 0 for doubles."""
+    """Two ids of one object: `ended_id` continues as `into_id`, `gap_s` seconds later (0 for duplicates)."""
 
     ended_id: int
     into_id: int
@@ -31,14 +33,14 @@ class TrackMerge:
 
 
 class Tracker(Protocol):
-    """Gives every thing in one stream an identity. One tracker per stream; not thread-safe."""
+    """Assigns identities to the objects of one stream. One tracker per stream; not thread-safe."""
 
     def update(
         self, detections: sv.Detections, time_s: float, camera: npt.NDArray[np.float64] | None = None
     ) -> sv.Detections:
         """The confirmed tracks seen in this frame, each with its `tracker_id`, rows sorted by id.
 
-        Call it for frames without detections too: time passes. `time_s` is the capture time in seconds and must not
+        Must be called for frames without detections as well. `time_s` is the capture time in seconds and must not
         fall. `camera` is the (2, 3) affine motion from the last frame to this one in pixels, None for a still camera.
         Rows keep the `confidence`, `class_id`, `mask` and `data` of the detection they came from;
         `data["detection_index"]` is that detection's row in the input.
@@ -46,21 +48,21 @@ class Tracker(Protocol):
         ...
 
     def predict(self, time_s: float) -> sv.Detections:
-        """Where the confirmed tracks would be at `time_s`, for frames that no detector looked at. Changes nothing."""
+        """Predicted boxes of the tracks shown last at `time_s`, for frames without detections. Changes nothing."""
         ...
 
     @property
     def alive_ids(self) -> npt.NDArray[np.int64]:
-        """Sorted ids of tracks that were shown and may be shown again (confirmed or lost); the others have ended."""
+        """Sorted ids of tracks that were shown and may be shown again; all others have ended."""
         ...
 
     @property
     def merges(self) -> Sequence[TrackMerge]:
-        """Ids that turned out in the last update to be one thing."""
+        """Pairs of ids that the last update found to be one object."""
         ...
 
     def stationary_ids(self, for_s: float = 2.0) -> npt.NDArray[np.int64]:
-        """Sorted ids of tracks that have stood for `for_s` seconds."""
+        """Sorted ids of tracks that have been stationary for `for_s` seconds."""
         ...
 
     def history(self, tracker_id: int) -> npt.NDArray[np.float64]:
@@ -72,9 +74,9 @@ class Tracker(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Go on exactly where the tracker that gave `state` stopped; it must have had the same options."""
+        """Continues exactly where the tracker that gave `state` stopped; it must have had the same options."""
         ...
 
     def reset(self) -> None:
-        """Forget all tracks; ids go on counting, so none is ever used again."""
+        """Forgets all tracks; ids continue to count, so none is used twice."""
         ...

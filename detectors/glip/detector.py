@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from detectors.detector import DetectorError, Prompt, PromptError, Request, clean_queries, detections
+from detectors.detector import DOUBTFUL_SHARE, DetectorError, Prompt, PromptError, Request, clean_queries, detections
+from detectors.device import choose_device
 from detectors.glip.caption import BertTokenizer
 from detectors.glip.config import PostprocessConfig
 from detectors.glip.model_files import find
@@ -22,7 +23,7 @@ from detectors.glip.modeling.model import GlipModel
 from detectors.glip.modeling.text import TextFeatures
 from detectors.glip.postprocess import FIRST_LOOK, BoxCandidates, candidates, select, token_map
 from detectors.glip.processor import CaptionedBatch, PreparedImage, caption_queries, caption_text, load, measure
-from detectors.glip.runtime import accelerate, choose_device, choose_precision, use_deform, use_huge_pages
+from detectors.glip.runtime import accelerate, choose_precision, fast_precision, use_deform, use_huge_pages
 from detectors.glip.training.tuned_prompt import TunedPrompt
 
 if TYPE_CHECKING:
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-DOUBTFUL = 0.5
-"""The share of a threshold down to which detections are returned, for trackers to follow what is half hidden. Lower
-ones mislead them: a dog's track went on along the person beside it, and glip-mini's HOTA over six streets was 56.8 with
-0.2, not 59.7."""
 CACHED_PROMPTS = 256
 ROUNDS = 12  # of suppression on a GPU before anyone looks whether it is settled
 
@@ -161,7 +158,7 @@ class Glip:
     def _chunk(
         self, text: TextFeatures, labels: Sequence[Sequence[int]], owners: tuple[int, ...], queries: tuple[str, ...]
     ) -> PromptChunk:
-        least = [DOUBTFUL * self._thresholds.get(queries[owner], self.threshold) for owner in owners]
+        least = [DOUBTFUL_SHARE * self._thresholds.get(queries[owner], self.threshold) for owner in owners]
         text = TextFeatures(*(part.to(self.device) for part in text))
         tokens = token_map(labels, text.hidden.shape[1]).to(self.device)
         return PromptChunk(text, tokens, torch.tensor(least, device=self.device), owners)
@@ -322,12 +319,13 @@ def create(
     long_side: int | None = None,
     backend: str | None = None,
     deform: str | None = None,
+    largest_batch: int = 16,
 ) -> Glip:
     """The GLIP called `name`, with weights from `weights` (a checkpoint or a folder), the cache, or the package.
 
     `vocabulary`: bert-base-uncased's `vocab.txt`, looked for beside the weights when absent; `tuned`: a file of
     learned text features (`tuning.TunedPrompt`); `backend`: one of `runtime.BACKENDS`; `deform`: one of
-    `deform.IMPLEMENTATIONS`.
+    `deform.IMPLEMENTATIONS`; `dtype`: one of `runtime.DTYPES`, by default the device's fastest (`fast_precision`).
     Raises `DetectorError` that names the ways out when there are no weights.
     """
     use_huge_pages()
@@ -336,7 +334,7 @@ def create(
         model,
         tokenizer,
         device=device,
-        dtype=dtype,
+        dtype=fast_precision(choose_device(device)) if dtype is None else dtype,
         threshold=model.config.postprocess.threshold if threshold is None else threshold,
         thresholds=thresholds,
         tuned=None if tuned is None else TunedPrompt.load(Path(tuned)),
@@ -346,4 +344,5 @@ def create(
         long_side=long_side,
         backend=backend,
         deform=deform,
+        largest_batch=largest_batch,
     )

@@ -21,9 +21,10 @@ from sinks.event import (
 )
 from streamer.analysis.queries import QueryBook
 from streamer.frame import Frame, FrameClock
+from streamer.rules.matches import QueryMatches
 from streamer.rules.rule import RuleFinding
 from streamer.rules.track_ids import NewUid
-from streamer.rules.tracks import QueryMatches, TrackLives
+from streamer.rules.tracks import TrackLives
 
 _LAST = (EventType.ZONE_EXIT, EventType.MATCH_END, EventType.TRACK_END)
 _ORDER = {EventType.TRACK_BEGIN: 0, EventType.MATCH_BEGIN: 1, **{kind: 3 + rank for rank, kind in enumerate(_LAST)}}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from streamer.boxes import box_ious
 from streamer.rules.rule import Floats, Ints
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def calibrated(label_scores: Floats, thresholds: Floats) -> Floats:
 def _merge(boxes: Floats, scores: Floats, index: Ints, label_scores: Floats) -> Ints:
     """Rows to keep, in their order; the words of the rows that go are added to the row that they lie on."""
     order = np.argsort(-scores, kind="stable")
-    overlap = _iou(boxes)
+    overlap = box_ious(boxes, boxes)
     same = (overlap > SAME_THING_IOU) & (index[:, None] != index)
     if not same.any():
         return np.arange(len(boxes))
@@ -76,12 +77,3 @@ def _merge(boxes: Floats, scores: Floats, index: Ints, label_scores: Floats) -> 
             np.maximum(label_scores[row], label_scores[others].max(axis=0), out=label_scores[row])
             gone[others] = True
     return np.flatnonzero(~gone)
-
-
-def _iou(boxes: Floats) -> Floats:
-    top_left = np.maximum(boxes[:, None, :2], boxes[:, :2])
-    bottom_right = np.minimum(boxes[:, None, 2:], boxes[:, 2:])
-    shared = np.clip(bottom_right - top_left, 0, None).prod(axis=2)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    overlap: Floats = shared / np.maximum(area[:, None] + area - shared, 1e-9)
-    return overlap

@@ -10,11 +10,12 @@ import typer
 
 from streamer.commands.evaluate_segmentation import evaluate_segmentation
 from streamer.commands.evaluate_tracking import tracking
+from streamer.commands.groups import CommandGroup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, rich_markup_mode=None)
 app.command("tracking")(tracking)
 app.command("segmentation")(evaluate_segmentation)
 

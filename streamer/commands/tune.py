@@ -59,8 +59,8 @@ def tune(
     from rich.console import Console
 
     from detectors import evaluation
+    from detectors.device import choose_device
     from detectors.glip.model_files import find, write_folder
-    from detectors.glip.runtime import choose_device
     from detectors.glip.training import fitting
     from streamer.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""Decoding of files and streams: the only module of the sources that imports PyAV.
+"""Decoding of files and streams with PyAV.
 
 `VideoReader` opens anything FFmpeg reads and yields its pictures in presentation order. Damaged pictures are
 never yielded: a `LostPictures` counts each of them.
@@ -16,25 +16,27 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self, cast
+from typing import TYPE_CHECKING, Literal, Protocol, Self, cast
 
 import av
 import av.error
-import numpy as np
-import numpy.typing as npt
 from av.format import Flags
 from av.sidedata.sidedata import SideData
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Discard, Disposition
-from av.video.reformatter import VideoReformatter
 
 from streamer.sources.h264 import FrameNumbers
 from streamer.sources.h265 import PictureUnits
 from streamer.sources.nal_units import UnitLayout, parameter_sets
+from streamer.sources.orientation import UPRIGHT, Orientation
+from streamer.sources.planes import PictureLayout, layout_of, pack_planes, upright_bgr
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.codeccontext import VideoCodecContext
@@ -51,8 +53,6 @@ _WAITING_PICTURES = 32  # a decoder holds back at most 16 pictures; one that wai
 # Formats whose packets FFmpeg completes only when the next one begins: what it returns came before that.
 _LATE_FORMATS = frozenset({"rtsp", "sdp", "rtp", "mpegts", "mpeg", "h264", "hevc"})
 _BY_FRAME = frozenset({"h264", "hevc", "mjpeg"})  # codecs in which every packet with a slice is one picture to show
-
-_converters = threading.local()
 
 
 class NoVideo(Exception):
@@ -76,32 +76,6 @@ class LostPictures:
 
     pts_ns: int | None
     awaits_key: bool = False
-
-
-class Orientation(NamedTuple):
-    """How stored rows and columns become the upright picture: transposed first, then flipped."""
-
-    transposed: bool = False
-    flip_x: bool = False
-    flip_y: bool = False
-
-    @classmethod
-    def from_matrix(cls, data: bytes) -> Self:
-        """Reads a display matrix, nine 32-bit numbers; an angle between two quarter turns becomes the nearer one."""
-        a, b, _, c, d = struct.unpack_from("=5i", data)
-        if abs(a) + abs(d) >= abs(b) + abs(c):
-            return cls(False, a < 0, d < 0)
-        return cls(True, c < 0, b < 0)
-
-    def apply(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The upright picture, contiguous; (height, width, 3)."""
-        if self == _UPRIGHT:
-            return np.ascontiguousarray(image)
-        turned = image.swapaxes(0, 1) if self.transposed else image
-        return np.ascontiguousarray(turned[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1])
-
-
-_UPRIGHT = Orientation()
 
 
 class DecodedPicture:
@@ -136,15 +110,15 @@ class DecodedPicture:
         arrival_ns: int,
         pixel_aspect: float = 1.0,
         place: int | None = None,
+        orientation: Orientation = UPRIGHT,
     ) -> None:
         self.pts_ns = pts_ns
         self.sender_ns = sender_ns
         self.arrival_ns = arrival_ns
         self.place = place
-        self._orientation = _orientation(frame)
-        turned = self._orientation.transposed
-        self.width, self.height = (frame.height, frame.width) if turned else (frame.width, frame.height)
-        self.pixel_aspect = 1 / pixel_aspect if turned else pixel_aspect
+        self._orientation = orientation
+        self.width, self.height = orientation.size(frame.width, frame.height)
+        self.pixel_aspect = 1 / pixel_aspect if orientation.transposed else pixel_aspect
         self._frame: VideoFrame | None = frame
         self._pixels: npt.NDArray[np.uint8] | None = None
         self._lock = threading.Lock()
@@ -152,10 +126,18 @@ class DecodedPicture:
     def __call__(self) -> npt.NDArray[np.uint8]:
         with self._lock:
             if self._frame is not None:
-                self._pixels = self._orientation.apply(_bgr(self._frame))
+                self._pixels = upright_bgr(self._frame, self._orientation)
                 self._frame = None
             assert self._pixels is not None
             return self._pixels
+
+    def packing(self) -> tuple[PictureLayout, Callable[[memoryview], None]] | None:
+        """How to copy the picture as it was decoded: its layout and the function that fills a buffer; None where it
+        has to be converted."""
+        with self._lock:
+            frame = self._frame
+        layout = None if frame is None else layout_of(frame, self._orientation)
+        return None if frame is None or layout is None else (layout, partial(pack_planes, frame))
 
     def sample(self) -> bytes:
         """Some of its brightness values, to compare it with another picture without converting it."""
@@ -180,12 +162,14 @@ class PictureReader(Protocol):
 class _PictureGroup:
     """A key picture and those that build on it, in decoding order. Damage to one is damage to all that follow."""
 
-    __slots__ = ("_key_pts_ns", "_previous", "broken")
+    __slots__ = ("_key_pts_ns", "_previous", "broken", "orientation", "pixel_aspect")
 
     def __init__(self, key_pts_ns: int | None, previous: _PictureGroup | None) -> None:
         self._key_pts_ns = key_pts_ns
         self._previous = previous
         self.broken = False
+        self.orientation: Orientation | None = None  # both once the first frame is there
+        self.pixel_aspect = 1.0
         if previous is not None:
             previous._previous = None  # only neighbours matter, and the chain must not grow
 
@@ -257,6 +241,8 @@ class VideoReader:
         for stream in self._container.streams:
             if stream is not self._stream:
                 stream.discard = Discard.all
+        base = self._stream.time_base or Fraction(1, 90_000)
+        self._tick_ns = base.numerator * 1_000_000_000, base.denominator
         codec = self._stream.codec_context
         codec.copy_opaque = True  # so that a picture knows the packet it came in
         # One thread a stream: several within a picture make FFmpeg forget to report damage, several over pictures delay
@@ -277,7 +263,7 @@ class VideoReader:
         self._sent: dict[_SentPicture, Packet[VideoStream]] = {}  # to the decoder, and not seen again yet
         self._order = _OrderTimes(self._rate) if self.times != "own" else None
         self.packets_read = 0  # those that hold part of a picture
-        self.end_ns: int | None = None  # where the last of them ends
+        self._end: int | None = None  # where the last of them ends
 
     def _open_h265(self, codec: VideoCodecContext) -> PictureUnits:
         """Opens the decoder, which refuses a flaw in any parameter set that came with the container."""
@@ -336,8 +322,8 @@ class VideoReader:
     def told_end_ns(self) -> int | None:
         """Where the last picture ends in the container's clock, as the container says; None where it does not."""
         stream = self._stream
-        start_ns = _nanoseconds(stream.start_time, stream.time_base) or 0
-        length_ns = _nanoseconds(stream.duration, stream.time_base)
+        start_ns = self._ns(stream.start_time) or 0
+        length_ns = self._ns(stream.duration)
         if length_ns is not None and length_ns > 0:
             return start_ns + length_ns
         # Matroska's tag, "00:00:10.040000000", is an end on the container's clock and no length.
@@ -348,6 +334,11 @@ class VideoReader:
         if whole is None or whole <= 0 or self.may_jump or len(self._container.streams) > 1:
             return None
         return ((self._container.start_time or 0) + whole) * 1000
+
+    @property
+    def end_ns(self) -> int | None:
+        """Where the last picture that was read ends, in the container's clock; None before there is one."""
+        return self._ns(self._end)
 
     @property
     def recorded_ns(self) -> int | None:
@@ -412,11 +403,11 @@ class VideoReader:
                 break
             self._note_sender_clock(packet)
             if packet.is_keyframe:
-                group = _PictureGroup(_pts_ns(packet), group)
+                group = _PictureGroup(self._ns(packet.pts), group)
             if group is None:  # nothing can be shown before the first picture that builds on no other
                 if self._is_picture(packet):
                     self._note_packet(packet)
-                    yield LostPictures(self._shown_ns(_pts_ns(packet)), awaits_key=True)
+                    yield LostPictures(self._shown_ns(self._ns(packet.pts)), awaits_key=True)
                 continue
             yield from self._decode(packet, group, arrival_ns, is_cut)
         for sent in list(self._sent):
@@ -457,16 +448,16 @@ class VideoReader:
     def _note_packet(self, packet: Packet[VideoStream]) -> None:
         self.packets_read += 1
         if self._order is not None:
-            self._order.note(_nanoseconds(packet.dts, packet.time_base))
-        pts_ns = _pts_ns(packet)
-        if pts_ns is not None:
-            end_ns = pts_ns + (_nanoseconds(packet.duration, packet.time_base) or 0)
-            self.end_ns = end_ns if self.end_ns is None else max(self.end_ns, end_ns)
+            self._order.note(self._ns(packet.dts))
+        if packet.pts is not None:
+            end = packet.pts + (packet.duration or 0)
+            if self._end is None or end > self._end:
+                self._end = end
 
     def _decode(
         self, packet: Packet[VideoStream], group: _PictureGroup, arrival_ns: int, is_cut: bool
     ) -> Iterator[DecodedPicture | LostPictures]:
-        sent = _SentPicture(group, _pts_ns(packet), arrival_ns, packet.pos)
+        sent = _SentPicture(group, self._ns(packet.pts), arrival_ns, packet.pos)
         if packet.size:
             self._note_packet(packet)
             self._sent[sent] = packet
@@ -516,7 +507,7 @@ class VideoReader:
     def _judge(self, frame: VideoFrame, group: _PictureGroup) -> Iterator[DecodedPicture | LostPictures]:
         """The picture of a frame, or its loss; nothing where its packet has been counted as lost."""
         sent = frame.opaque if isinstance(frame.opaque, _SentPicture) else next(iter(self._sent), None)
-        pts_ns = _pts_ns(frame)
+        pts_ns = self._ns(frame.pts)
         arrival_ns, place = time.time_ns(), None
         if sent is not None:
             self._sent.pop(sent, None)
@@ -530,8 +521,10 @@ class VideoReader:
             yield LostPictures(shown_ns)
             return
         sender_ns = None if pts_ns is None or self._sender_offset_ns is None else pts_ns + self._sender_offset_ns
-        aspect = self._stream.codec_context.sample_aspect_ratio
-        yield DecodedPicture(frame, shown_ns, sender_ns, arrival_ns, float(aspect) if aspect else 1.0, place)
+        if group.orientation is None:
+            aspect = self._stream.codec_context.sample_aspect_ratio
+            group.orientation, group.pixel_aspect = _orientation(frame), float(aspect) if aspect else 1.0
+        yield DecodedPicture(frame, shown_ns, sender_ns, arrival_ns, group.pixel_aspect, place, group.orientation)
 
     def _give_up(self, sent: _SentPicture) -> Iterator[LostPictures]:
         """Counts a packet whose picture does not come, unless there is none to come."""
@@ -549,12 +542,16 @@ class VideoReader:
                 return  # the other field of its picture has brought the frame
         yield LostPictures(self._shown_ns(sent.pts_ns))
 
+    def _ns(self, ticks: int | None) -> int | None:
+        """Nanoseconds of the track's own ticks."""
+        return None if ticks is None else ticks * self._tick_ns[0] // self._tick_ns[1]
+
     def _shown_ns(self, pts_ns: int | None) -> int | None:
         return pts_ns if self._order is None else self._order.next_ns()
 
     def _note_sender_clock(self, packet: Packet[VideoStream]) -> None:
         """Learn how far the sender's wall clock is ahead of presentation time, from the packet's reference time."""
-        pts_ns = _pts_ns(packet)
+        pts_ns = self._ns(packet.pts)
         if pts_ns is not None and packet.has_sidedata("prft"):
             wall_us: int = struct.unpack_from("<q", bytes(packet.get_sidedata("prft")))[0]
             self._sender_offset_ns = wall_us * 1000 - pts_ns
@@ -641,16 +638,6 @@ _REASONS: dict[type[BaseException], str] = {
 }
 
 
-def _pts_ns(timed: VideoFrame | Packet[VideoStream]) -> int | None:
-    return _nanoseconds(timed.pts, timed.time_base)
-
-
-def _nanoseconds(ticks: int | None, time_base: Fraction | None) -> int | None:
-    if ticks is None or time_base is None:
-        return None
-    return ticks * time_base.numerator * 1_000_000_000 // time_base.denominator
-
-
 def _clock_seconds(text: str | None) -> float | None:
     """Seconds of "hours:minutes:seconds"; None where it is something else."""
     try:
@@ -676,16 +663,7 @@ def _orientation(frame: VideoFrame) -> Orientation:
     for data in cast("Iterable[SideData]", frame.side_data):
         if data.type is SideDataType.DISPLAYMATRIX:
             return Orientation.from_matrix(bytes(data))
-    return _UPRIGHT
-
-
-def _bgr(frame: VideoFrame) -> npt.NDArray[np.uint8]:
-    # A converter keeps its tables, so one serves a thread for all its pictures; more threads inside it cost more
-    # than they give at these sizes.
-    if not hasattr(_converters, "mine"):
-        _converters.mine = VideoReformatter()
-    converter: VideoReformatter = _converters.mine
-    return cast("npt.NDArray[np.uint8]", converter.reformat(frame, format="bgr24", threads=1).to_ndarray())
+    return UPRIGHT
 
 
 def count_frames(path: Path | str) -> int:

@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from sinks.address import redact
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
-from streamer.sources.address import redact
 from streamer.sources.clock import FileClock
 from streamer.sources.completeness import is_cut_off
 from streamer.sources.frame_counter import FrameCounter
-from streamer.sources.handover import Handover, joined
-from streamer.sources.source import OnState, SourceState, StateChange
+from streamer.sources.handover import FrameQueue, Handover, joined
+from streamer.sources.source import OnState, SourceRecipe, SourceState, StateChange
 from streamer.sources.transport_stream import clock_gap_ns
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class FileSource:
         self._start_time_ns = start_time_ns
         self._track = track
         self._on_state = on_state
-        self._handover: Handover | None = None
+        self._handover: FrameQueue | None = None  # where frames go
+        self._taken: Handover | None = None  # the same, where this object is iterated
         self._thread = threading.Thread(target=self._read_all, name=f"read {name}", daemon=True)
         self._closed = False
 
@@ -67,14 +68,27 @@ class FileSource:
 
     def __aiter__(self) -> Self:
         if self._handover is None and not self._closed:
-            self._handover = Handover(_AHEAD)
-            self._thread.start()
+            self._taken = Handover(_AHEAD)
+            self.start_reading(self._taken)
         return self
 
     async def __anext__(self) -> Frame:
-        if self._handover is None:
+        if self._taken is None:
             raise StopAsyncIteration
-        return await self._handover.get()
+        return await self._taken.get()
+
+    def recipe(self) -> SourceRecipe:
+        arguments = {
+            "path": self._path,
+            "name": self.name,
+            "start_time_ns": self._start_time_ns,
+            "track": self._track,
+        }
+        return SourceRecipe(FileSource, arguments)
+
+    def start_reading(self, queue: FrameQueue) -> None:
+        self._handover = queue
+        self._thread.start()
 
     async def aclose(self) -> None:
         self._closed = True
@@ -113,7 +127,7 @@ class FileSource:
         url = self._path if self.recording is None else f"file:{self._path}"
         return VideoReader(url, open_timeout_s=_TIME_OUT_S, read_timeout_s=_TIME_OUT_S, track=self._track)
 
-    def _hand_over(self, video: VideoReader, handover: Handover) -> None:
+    def _hand_over(self, video: VideoReader, handover: FrameQueue) -> None:
         from streamer.sources.decode import LostPictures
 
         self.expected_frames = video.frame_count

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from streamer.build import state_folder
 from streamer.tasks.process import wide_console
+from streamer.threads import describe_threads
 
 _NEEDED = ("av", "numpy", "opencv-python", "pydantic", "scipy", "supervision", "torch", "transformers")
 _OPTIONAL = {
@@ -48,7 +49,15 @@ class CheckResult:
 
 def check(sinks: Sequence[str] = (), sources: Sequence[str] = ()) -> list[CheckResult]:
     """Look at everything; nothing is changed except a probe file in the state folder."""
-    checks: list[Callable[[], Iterator[CheckResult]]] = [_python, _libraries, _codecs, _device, _models, _disk]
+    checks: list[Callable[[], Iterator[CheckResult]]] = [
+        _python,
+        _libraries,
+        _codecs,
+        _device,
+        _threads,
+        _models,
+        _disk,
+    ]
     findings = [finding for look in checks for finding in look()]
     findings += [_sink(address) for address in sinks]
     findings += [_source(address) for address in sources]
@@ -103,6 +112,11 @@ def _device() -> Iterator[CheckResult]:
 
     for name, told in describe_devices():
         yield CheckResult(name, "works", told)
+
+
+def _threads() -> Iterator[CheckResult]:
+    in_force, sentence = describe_threads()
+    yield CheckResult("threads", "works" if in_force else "missing", sentence)
 
 
 def _models() -> Iterator[CheckResult]:
@@ -181,8 +195,8 @@ def _check_writable(path: Path, *, is_folder: bool) -> None:
 
 
 def _source(address: str) -> CheckResult:
+    from sinks.address import redact
     from streamer.errors import SourceError
-    from streamer.sources import redact
 
     name = f"source {redact(address)}"
     try:

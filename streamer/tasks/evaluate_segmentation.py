@@ -25,6 +25,7 @@ from streamer.enrichment import grounded
 from streamer.enrichment.loading import GlammLoading
 from streamer.errors import ConfigError, StreamerError
 from streamer.rules.mask_rle import mask_model
+from streamer.sources.picture import read_picture
 
 _SCORERS = {"cider.cider": "Cider", "meteor.meteor": "Meteor", "tokenizer.ptbtokenizer": "PTBTokenizer"}
 
@@ -227,7 +228,7 @@ def predict(
     glamm = loading.load()
     answers = {}
     for identity, record in truth.items():
-        image = grounded.read_picture(images / (record.image or identity))
+        image = read_picture(images / (record.image or identity))
         if benchmark is SegmentationBenchmark.GCG:
             told = glamm.describe(image, prompts.DESCRIBE_AS_PUBLISHED)
             phrases = tuple(span.phrase for span in told.spans)

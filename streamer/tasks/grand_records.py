@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detectors.detector import GroundedText
+from streamer.boxes import box_ious
 from streamer.enrichment.grounded import union
 from streamer.rules.mask_rle import mask_model
 
@@ -87,15 +88,6 @@ class GrandObject:
             "segmentation_source": self.segmentation_source,
         }
         return record if self.track is None else {**record, "track_id": self.track}
-
-
-def box_ious(first: Boxes, second: Boxes) -> npt.NDArray[np.float64]:
-    """IoU of each box (N, 4) with each (M, 4): (N, M)."""
-    import supervision as sv
-
-    if not len(first) or not len(second):
-        return np.zeros((len(first), len(second)))
-    return np.asarray(sv.box_iou_batch(first.reshape(-1, 4), second.reshape(-1, 4)), dtype=np.float64)
 
 
 def vote(found: Mapping[str, sv.Detections], told: GroundedText) -> list[GrandObject]:

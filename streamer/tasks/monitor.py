@@ -17,8 +17,9 @@ from rich.table import Table
 from detectors import DetectorError
 from streamer.build import make_queries, open_pipeline, origin, settle, state_folder
 from streamer.config import Config, load_config, parse_config
+from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError, StreamerError
-from streamer.pipeline.pipeline import Pipeline, StreamReport
+from streamer.pipeline import Pipeline, StreamReport
 from streamer.tasks.process import stopping_on_signals
 
 RELOAD_EVERY_S = 1.0
@@ -30,10 +31,7 @@ def watch_config(
     sources: Sequence[str],
     queries: Sequence[str],
     *,
-    detector: str | None,
-    weights: Path | None,
-    device: str | None,
-    threshold: float | None,
+    detector: DetectorChoice,
     tracker: str | None,
     sinks: Sequence[str],
     fps: float | None,
@@ -46,10 +44,7 @@ def watch_config(
             "sources": sources,
             "--query": queries,
             "--sink": sinks,
-            "--detector": detector,
-            "--weights": weights,
-            "--device": device,
-            "--threshold": threshold,
+            **detector.flags,
             "--tracker": tracker,
             "--fps": fps,
             "--udp": udp or None,
@@ -69,12 +64,7 @@ def watch_config(
     raw = {
         "streams": [{"source": source, **stream} for source in sources],
         "queries": list(queries),
-        "detector": {
-            "name": detector or "glip-tiny",
-            "weights": weights,
-            "device": device,
-            "threshold": threshold,
-        },
+        "detector": detector.section(),
         "tracker": tracker or "default",
         "sinks": list(sinks) or ([] if sys.stdout.isatty() else ["stdout:"]),
         "metrics_port": metrics_port,
@@ -156,7 +146,7 @@ async def _follow_edits(pipeline: Pipeline, config: Config, file: Path) -> None:
 
 async def _apply(pipeline: Pipeline, edited: Config, console: Console) -> None:
     queries = {origin(stream): make_queries(stream, edited) for stream in edited.streams}
-    for camera in pipeline.cameras:
+    for camera in pipeline.streams:
         if camera.origin in queries:
             for change in await pipeline.change_queries(camera.name, queries[camera.origin]):
                 console.print(f"{camera.name}: query {change.query.text!r} {change.change}", highlight=False)

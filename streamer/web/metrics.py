@@ -15,7 +15,7 @@ from streamer.errors import StreamerError
 from streamer.sources import SourceState
 
 if TYPE_CHECKING:
-    from streamer.pipeline.pipeline import Pipeline
+    from streamer.pipeline import Pipeline
 
 
 class PipelineMetrics(Collector):

@@ -94,7 +94,7 @@ def test_the_configuration_of_the_compose_file_is_one():
             "{streams: [{source: a.mp4, zones: [{id: z, polygon: [[2, 0]]}]}], queries: [p]}",
             "streams[0].zones[0].polygon[0][0] is 2",
         ),
-        ("{streams: [{source: a.mp4}], queries: [p], sinks: 'kafka://u:pw@host/t'}", "sinks is 'kafka://host/t'"),
+        ("{streams: [{source: a.mp4}], queries: [p], sinks: 'kafka://u:pw@host/t'}", "sinks is 'kafka://***@host/t'"),
         (
             "{streams: [{source: a.mp4}], queries: [p], sinks: 'https://host/hook/secret'}",
             "sinks is 'https://host/***#",
@@ -143,7 +143,7 @@ def test_names_that_were_given_go_before_names_that_are_made(tmp_path):
     async def names(*streams: dict[str, str]) -> list[str]:
         config = parse_config({"streams": list(streams), "queries": ["x"], "detector": "motion", "sinks": []})
         async with open_pipeline(config) as pipeline:
-            return [camera.name for camera in pipeline.cameras]
+            return [stream.name for stream in pipeline.streams]
 
     first, second = ({"source": str(tmp_path / folder / "gate.mp4")} for folder in "ab")
     assert asyncio.run(names(first, second)) == ["gate", "gate-2"]

@@ -22,7 +22,7 @@ from sinks.event import Event, EventType
 from streamer.build import open_pipeline
 from streamer.cli import main
 from streamer.config import parse_config
-from streamer.pipeline.pipeline import Pipeline
+from streamer.pipeline import Pipeline
 from tests.support.clips import make_clip, read_index
 from tests.support.fakes import FakeDetector, ListSink, one_box_per_query
 from tests.support.rtsp_server import RtspServer
@@ -145,7 +145,7 @@ def test_a_detector_ten_times_too_slow_sees_only_fresh_frames(clips, script):
         raw = {"streams": [{"name": "gate", "source": server.url()}], "queries": ["person"], "sinks": []}
         raw["detector"] = f"scripted:{script}"
         async with open_pipeline(parse_config(raw), more_sinks={"list": sink}) as pipeline:
-            pipeline._detector = FakeDetector(look, delay_s=inference_s)
+            pipeline._detection._detector = FakeDetector(look, delay_s=inference_s)
             running = asyncio.create_task(pipeline.run())
             await until(lambda: len(behind) >= 10, 30, "ten inferences")
             await pipeline.stop()

@@ -323,9 +323,7 @@ def test_the_parts_of_coverage_add_up_when_the_detector_fails_now_and_then():
     assert {reason for c in told for reason in c.dropped} == {"detector_error"}
 
 
-def test_sequences_reach_the_sink_in_order_while_coverage_comes_by_the_clock(monkeypatch):
-    monkeypatch.setattr("streamer.pipeline.pipeline.COVERAGE_EVERY_S", 0.02)
-
+def test_sequences_reach_the_sink_in_order_while_coverage_comes_by_the_clock():
     class Slow:
         async def write(self, frame, tracked, *, analysed):
             await asyncio.sleep(0.005)
@@ -335,7 +333,7 @@ def test_sequences_reach_the_sink_in_order_while_coverage_comes_by_the_clock(mon
 
     async def go():
         cameras = [camera(FakeSource(count=None, live=True, period_s=0.004), recorders=[Slow()])]
-        async with Bench(cameras) as bench:
+        async with Bench(cameras, coverage_every_s=0.02) as bench:
             running = asyncio.create_task(bench.pipeline.run())
             await bench.until("coverage", 20)
             await bench.pipeline.stop()

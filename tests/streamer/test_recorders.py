@@ -12,7 +12,7 @@ import pytest
 import supervision as sv
 
 from streamer.frame import Frame, FrameClock
-from streamer.recorders.outputs import AnnotatedVideo
+from streamer.recorders.video import AnnotatedVideo
 
 FRAMES = 30
 

@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 import supervision as sv
 
+from streamer.rules.matches import QueryMatches
 from streamer.rules.track_ids import derived_uids
-from streamer.rules.tracks import QueryMatches, TrackLives
+from streamer.rules.tracks import TrackLives
 from tests.streamer.scenes import seen, told
 
 HERE = (0.5, 0.5)

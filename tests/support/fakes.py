@@ -20,7 +20,7 @@ from streamer.analysis.event_writer import StreamIdentity
 from streamer.analysis.queries import QueryBook
 from streamer.analysis.stream_analysis import StreamAnalysis
 from streamer.frame import Frame, FrameClock
-from streamer.pipeline.pipeline import Camera, Pipeline, StateRelay
+from streamer.pipeline import Pipeline, StateRelay, Stream
 from streamer.rules.track_ids import derived_uids
 from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.sampling import FrameSampling
@@ -121,19 +121,19 @@ class ListSink:
 PRODUCER = Producer(version="0", detector="fake", tracker="bytetrack", config_hash="0")
 
 
-def camera(source: FakeSource, queries: Sequence[str] = ("person",), *, threshold: float = 0.5, **options) -> Camera:
-    """A camera around a source; `options` are those of `StreamAnalysis`."""
+def camera(source: FakeSource, queries: Sequence[str] = ("person",), *, threshold: float = 0.5, **options) -> Stream:
+    """A stream around a source; `options` are those of `StreamAnalysis`."""
     sampling = options.pop("sampling", FrameSampling())
     recorders = options.pop("recorders", ())
     identity = StreamIdentity(source.name, f"/streams/{source.name}", 1, PRODUCER, derived_uids(source.name))
     analysis = StreamAnalysis(identity, create_tracker("bytetrack"), QueryBook(queries), threshold, **options)
-    return Camera(source, analysis, sampling, recorders)
+    return Stream(source, analysis, sampling, recorders)
 
 
 class Bench:
     """A pipeline over fake parts: `async with Bench([...]) as bench: await bench.run()`."""
 
-    def __init__(self, cameras: Sequence[Camera], detector: FakeDetector | None = None, **options) -> None:
+    def __init__(self, cameras: Sequence[Stream], detector: FakeDetector | None = None, **options) -> None:
         self.sink = options.pop("sink", ListSink())
         self.relay = StateRelay()
         self.detector = detector or FakeDetector()

@@ -88,9 +88,9 @@ def test_distractors_are_neither_reward_nor_penalty() -> None:
     assert (plain["num_gt_dets"], plain["num_tracker_dets"]) == (1, 3)
 
 
-def test_an_id_given_twice_is_told() -> None:
+def test_an_id_given_twice_is_reported() -> None:
     info = SequenceInfo("walk", 30, 1, 640, 480)
-    with pytest.raises(evaluation.TrackEvaluationError, match="walk, frame 1: an id is given to two boxes"):
+    with pytest.raises(evaluation.TrackEvaluationError, match="walk, frame 1: two boxes have the same id"):
         evaluation.prepare(np.ones((1, 9)), np.array([[1.0, 1, 0, 0, 9, 9], [1, 1, 20, 0, 9, 9]]), info)
 
 

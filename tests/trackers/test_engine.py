@@ -96,7 +96,7 @@ def test_a_saved_tracker_with_other_options_is_refused() -> None:
     saved = create_tracker("bytetrack").state_dict()
     with pytest.raises(TrackerError, match=r"lost_s=1\.0, this one has 2\.0"):
         create_tracker("bytetrack", lost_s=2.0).load_state_dict(saved)
-    with pytest.raises(TrackerError, match="no saved tracker"):
+    with pytest.raises(TrackerError, match="not a saved tracker"):
         create_tracker().load_state_dict({})
 
 

@@ -99,10 +99,10 @@ def test_a_conversation_at_the_terminal_survives_a_slip(hub: Path, photo: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message", "usage"),
     [
-        (["caption", "{dir}/none.png"], "cannot be read: No such file", True),
-        (["caption", "{dir}/text.png"], "is no picture that can be decoded", True),
+        (["caption", "{dir}/none.png"], "none.png: No such file", True),
+        (["caption", "{dir}/text.png"], "cannot decode the picture", True),
         (["segment", "{photo}", "-q", "  "], "is empty", True),
-        (["region", "{photo}", "--box", "1,2,3"], "is no box: give x1,y1,x2,y2", True),
+        (["region", "{photo}", "--box", "1,2,3"], "expected x1,y1,x2,y2", True),
         (["region", "{photo}", "--box", "1,2,300,40"], "is not in the picture", True),
         (["chat", "{photo}", "--json"], "give --message", True),
     ],

@@ -223,7 +223,7 @@ def test_a_detectors_boxes_get_masks_for_the_queries_named(glamm: Glamm) -> None
 
 
 def test_enrichment_tells_of_a_thing_and_of_a_scene(glamm: Glamm) -> None:
-    from streamer.enrichment.enricher import GlammDescriber, MaskDescriber
+    from streamer.enrichment.describers import GlammDescriber, MaskDescriber
 
     tell = GlammDescriber(glamm)
     thing = tell(picture(), (0.1, 0.1, 0.5, 0.6), "person")

@@ -338,13 +338,13 @@ def test_a_vocabulary_that_is_none_or_too_large_is_refused(folder: Path, tmp_pat
 
 
 def test_devices_precisions_and_backends_that_are_not_there_are_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="there is no device called 'tpu9'"):
+    with pytest.raises(ValueError, match="unknown device 'tpu9'"):
         create("glip-mini", weights=folder, device="tpu9")
     with pytest.raises(ValueError, match="GPUs here"):
         create("glip-mini", weights=folder, device="cuda:99")
-    with pytest.raises(ValueError, match="there is no precision 'int3'"):
+    with pytest.raises(ValueError, match="unknown precision 'int3'"):
         create("glip-mini", weights=folder, dtype="int3")
-    with pytest.raises(ValueError, match="there is no backend 'magic'"):
+    with pytest.raises(ValueError, match="unknown backend 'magic'"):
         create("glip-mini", weights=folder, backend="magic")
 
 

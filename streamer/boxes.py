@@ -1,0 +1,33 @@
+"""Overlap of boxes `x1, y1, x2, y2` as NumPy arrays: intersection over union, and over the smaller box."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Boxes = npt.NDArray[np.floating[Any]]
+Shares = npt.NDArray[np.float64]
+
+
+def box_ious(first: Boxes, second: Boxes) -> Shares:
+    """IoU of each box (N, 4) with each (M, 4): (N, M); 0 for boxes without area."""
+    shared, area, other = _intersections(first, second)
+    both: Shares = shared / np.maximum(area[:, None] + other - shared, 1e-12)
+    return both
+
+
+def box_containment(first: Boxes, second: Boxes) -> Shares:
+    """Intersection over the smaller box of each (N, 4) with each (M, 4): (N, M); 1 where one lies inside the other."""
+    shared, area, other = _intersections(first, second)
+    part: Shares = shared / np.maximum(np.minimum(area[:, None], other), 1e-12)
+    return part
+
+
+def _intersections(first: Boxes, second: Boxes) -> tuple[Shares, Shares, Shares]:
+    """Areas of the intersections (N, M), of `first` (N,) and of `second` (M,)."""
+    a, b = np.asarray(first, np.float64).reshape(-1, 4), np.asarray(second, np.float64).reshape(-1, 4)
+    sides = np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2])
+    shared = np.clip(sides, 0, None).prod(axis=2)
+    return shared, (a[:, 2:] - a[:, :2]).prod(axis=1), (b[:, 2:] - b[:, :2]).prod(axis=1)

@@ -1,0 +1,148 @@
+"""The first half of a pipeline: frames of all streams, in batches, through the thread that owns the detector."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import supervision as sv
+
+from detectors import Detector, DetectorError, Prompt, Request
+from streamer.analysis.queries import QuerySet
+from streamer.frame import Frame
+from streamer.pipeline.merge import FrameMerge
+from streamer.pipeline.stream import Stream
+
+log = logging.getLogger("groundstream")
+
+_PROMPTS_KEPT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class DetectedFrame:
+    """A frame with the detections for `queries`: no queries where the frame was not sampled, no detections where the
+    detector failed."""
+
+    stream: Stream
+    frame: Frame
+    queries: QuerySet
+    detections: sv.Detections | None
+
+
+DeliverBatch = Callable[[list[DetectedFrame]], Awaitable[None]]
+"""Takes the frames of a batch in order, waiting while too many batches are ahead."""
+
+
+class Detection:
+    """Takes the newest frames of all streams and runs the detector on them, in the one thread that owns it.
+
+    Live frames wait nowhere after this: they are taken when the detector is free. Every frame that is taken is
+    counted as analysed or dropped, and delivered.
+    """
+
+    def __init__(
+        self, detector: Detector, streams: Mapping[str, Stream], *, batch_size: int = 8, max_wait_s: float = 0.01
+    ) -> None:
+        self._detector = detector
+        self._streams = streams
+        self._batch_size = batch_size
+        self._max_wait_s = max_wait_s
+        self._prompts: dict[tuple[str, ...], Prompt] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="detector")
+
+    async def prepare_queries(self, sets: Iterable[QuerySet]) -> None:
+        """Encode the words of each set in the detector's thread. Raises `PromptError`."""
+        wanted = {_texts_of(queries) for queries in sets} - {()}
+        if wanted:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._prepare_all, wanted)
+
+    async def run(self, merge: FrameMerge, deliver: DeliverBatch, on_ended: Callable[[Stream], None]) -> None:
+        """Detect until every source has ended; `on_ended` gets each stream after the batch with its last frame."""
+        loop = asyncio.get_running_loop()
+        before = merge.streams
+        while frames := await merge.take(self._batch_size, self._max_wait_s):
+            batch = [self._choose_queries(frame) for frame in frames]
+            wanted = [chosen for chosen in batch if chosen[2]]
+            found = await loop.run_in_executor(self._thread, self._detect_batch, wanted) if wanted else []
+            await deliver(self._count_batch(batch, found))
+            for name in before - (now := merge.streams):
+                on_ended(self._streams[name])
+            before = now
+
+    def close(self) -> None:
+        """Let the detector's thread end; work that has not begun is cancelled."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _choose_queries(self, frame: Frame) -> tuple[Stream, Frame, QuerySet]:
+        """The frame with the queries to detect in it, none when it is not sampled."""
+        stream = self._streams[frame.stream]
+        if not stream.sampling.wants(frame):
+            return stream, frame, ()
+        return stream, frame, stream.analysis.queries.at(frame.time_ns if stream.is_live else None)
+
+    def _count_batch(
+        self, batch: Sequence[tuple[Stream, Frame, QuerySet]], found: Sequence[sv.Detections | Exception]
+    ) -> list[DetectedFrame]:
+        """Count every frame of a batch as analysed or dropped; `found` holds the results of those with queries."""
+        results = iter(found)
+        counted = []
+        for stream, frame, queries in batch:
+            account = stream.source.account
+            detections: sv.Detections | None = None
+            if not queries:
+                account.drop("not_sampled")
+            elif isinstance(result := next(results), Exception):
+                account.drop("detector_error")
+                _report_failure(stream, result)
+            else:
+                account.analyse()
+                detections = result
+            counted.append(DetectedFrame(stream, frame, queries, detections))
+        return counted
+
+    # Everything below runs in the detector's thread.
+
+    def _detect_batch(self, batch: Sequence[tuple[Stream, Frame, QuerySet]]) -> list[sv.Detections | Exception]:
+        """Detections per frame. When a batch fails, each frame is tried alone: a fault of one camera stays there."""
+        requests = [
+            Request(lambda frame=frame: frame.image, self._prompt(_texts_of(queries)), frame.stream)  # type: ignore[misc]
+            for _, frame, queries in batch
+        ]
+        try:
+            return list(self._detector.detect(requests))
+        except Exception as error:
+            if len(requests) == 1:
+                return [error]
+        return [self._detect_alone(request) for request in requests]
+
+    def _detect_alone(self, request: Request) -> sv.Detections | Exception:
+        try:
+            return self._detector.detect([request])[0]
+        except Exception as error:
+            return error
+
+    def _prepare_all(self, sets: Iterable[tuple[str, ...]]) -> None:
+        for texts in sets:
+            self._prompt(texts)
+
+    def _prompt(self, texts: tuple[str, ...]) -> Prompt:
+        prompt = self._prompts.get(texts)
+        if prompt is None:
+            if len(self._prompts) >= _PROMPTS_KEPT:
+                del self._prompts[next(iter(self._prompts))]
+            prompt = self._prompts[texts] = self._detector.prepare(texts)
+        return prompt
+
+
+def _texts_of(queries: QuerySet) -> tuple[str, ...]:
+    return tuple(query.text for query in queries)
+
+
+def _report_failure(stream: Stream, error: Exception) -> None:
+    """Log the first failure of a stream; its report shows the latest."""
+    if not stream.error:
+        log.error("%s: the detector failed: %s", stream.name, error, exc_info=not isinstance(error, DetectorError))
+    stream.error = f"the detector failed: {error}"
