@@ -1,7 +1,7 @@
-"""Things named in words, found in pictures.
+"""groundstream's detectors: objects named in plain words, found in images.
 
-`Detector` is the contract that every model fulfils; `create_detector(name)` makes one by name.
-This package knows nothing of streams, tracks or events.
+`Detector` is the contract of every model, `create_detector(name)` makes one by name. The package is independent of
+streams, tracks and events.
 """
 
 from detectors.detector import Detector, DetectorError, Prompt, PromptError, Request

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from detectors.detector import DetectorError, Prompt, PromptError, Request, clean_queries, detections
+from detectors.detector import DOUBTFUL_SHARE, OptionError, Prompt, PromptError, Request, clean_queries, detections
 from detectors.overlap import ious
 from detectors.registry import ANYTHING_THAT_MOVES
 
@@ -42,10 +42,6 @@ _OPENING = np.ones((3, 2), np.uint8)  # takes away what is thinner: noise, wires
 _CLOSING = np.ones((9, 3), np.uint8)  # upright, as gaps at belts and collars are; people side by side stay apart
 
 
-class MotionOptionError(DetectorError, ValueError):
-    """An option of the motion detector cannot be used."""
-
-
 class MotionDetector:
     """Finds "anything that moves", the one query that it takes, in the pictures of still cameras.
 
@@ -57,9 +53,9 @@ class MotionDetector:
     def __init__(self, *, threshold: float = 0.5, memory: int = 500) -> None:
         """`memory` is the number of pictures after which the past is forgotten: 50 s at ten a second."""
         if not 0 <= threshold <= 1:
-            raise MotionOptionError(f"threshold is {threshold}: it must lie in 0..1")
+            raise OptionError(f"threshold is {threshold}: it must lie in 0..1")
         if memory < 10:
-            raise MotionOptionError(f"memory is {memory}: at least 10 pictures are needed to know a background")
+            raise OptionError(f"memory is {memory}: at least 10 pictures are needed to know a background")
         self._threshold = threshold
         self._memory = memory
         self._scenes: dict[str, _SceneModel] = {}
@@ -96,7 +92,7 @@ class MotionDetector:
         if scene is None or scene.shape != image.shape:
             scene = self._scenes[request.stream] = _SceneModel(image.shape, self._memory)
         boxes, confidence = scene.look(image)
-        kept = confidence >= 0.2 * self.threshold
+        kept = confidence >= DOUBTFUL_SHARE * self.threshold
         class_id = np.zeros(int(kept.sum()), np.int64)
         return detections(boxes[kept], confidence[kept], class_id, request.prompt.queries)
 

@@ -1,4 +1,7 @@
-"""Where events go: the event's schema and the sinks. This package knows nothing of video, models or trackers."""
+"""groundstream's events and sinks: the event schema, the durable spool and the adapters to other systems.
+
+The package is independent of video, models and trackers.
+"""
 
 from sinks.event import Event
 from sinks.registry import open_sink, open_sinks

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from streamer.version import __version__
+from groundstream import __version__
 
 if TYPE_CHECKING:
     from streamer.api import watch

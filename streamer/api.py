@@ -1,83 +1,268 @@
-"""The Python API: what the command line does, in a loop of your own."""
+"""Python API: events and tracked frames as iterators, with or without an event loop of the caller's."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+import os
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sinks.event import Event
 from streamer.build import open_pipeline
-from streamer.config import parse_config
-from streamer.pipeline import Pipeline
+from streamer.config import Config, parse_config
+from streamer.frame import Frame
+from streamer.pipeline import Pipeline, Recorder
+from streamer.tasks.process import ProcessJob, StreamSummary, process_files
 
-_AHEAD = 1024
+if TYPE_CHECKING:
+    import supervision as sv
+
+    from detectors import Detector
+
+Address = str | os.PathLike[str]
+Query = str | Mapping[str, Any]
+Item = TypeVar("Item")
+
+_QUEUED_EVENTS = 1024
+_QUEUED_FRAMES = 4
+"""Frames hold images: a few keep the consumer busy, more would only age."""
 
 
-class _Loop:
-    """A sink that hands events to whoever iterates, and waits while they are slow."""
+@dataclass(frozen=True, slots=True, eq=False)
+class TrackedFrame:
+    """A frame with its tracks: `detections` carry `tracker_id`, `class_id` and `data["class_name"]`.
 
-    def __init__(self) -> None:
-        self.queue: asyncio.Queue[Event | None] = asyncio.Queue(_AHEAD)
+    `analysed` is False where the detector did not run (sampling): boxes are then predicted from motion.
+    """
+
+    frame: Frame
+    detections: sv.Detections
+    analysed: bool
+
+
+class _Channel(Generic[Item]):
+    """A bounded queue from the pipeline to the caller's loop; after `leave` items are discarded."""
+
+    def __init__(self, bound: int) -> None:
+        self.items: asyncio.Queue[Item | None] = asyncio.Queue(bound)
         self._left = False
+
+    async def put(self, item: Item | None) -> None:
+        if not self._left:
+            await self.items.put(item)
+
+    def leave(self) -> None:
+        self._left = True
+        while not self.items.empty():
+            self.items.get_nowait()
+
+
+class _EventSink:
+    """Sink that puts events into a channel."""
+
+    def __init__(self, channel: _Channel[Event]) -> None:
+        self._channel = channel
 
     async def send_batch(self, events: Sequence[Event]) -> None:
         for event in events:
-            if not self._left:
-                await self.queue.put(event)
+            await self._channel.put(event)
 
     async def aclose(self) -> None:
         pass
 
-    def leave(self) -> None:
-        """Nobody iterates any more: what comes now is let go."""
-        self._left = True
-        while not self.queue.empty():
-            self.queue.get_nowait()
+
+class _FrameRecorder:
+    """Recorder that puts tracked frames into a channel."""
+
+    def __init__(self, channel: _Channel[TrackedFrame]) -> None:
+        self._channel = channel
+
+    async def write(self, frame: Frame, tracked: sv.Detections, *, analysed: bool) -> None:
+        await self._channel.put(TrackedFrame(frame, tracked, analysed))
+
+    async def aclose(self) -> None:
+        pass
 
 
 async def watch(
-    source: str | Sequence[str],
-    queries: Sequence[str | Mapping[str, Any]],
+    source: Address | Sequence[Address],
+    queries: Query | Sequence[Query],
     *,
-    detector: str | Mapping[str, Any] = "glip-tiny",
+    detector: str | Mapping[str, Any] | Detector | None = None,
     tracker: str = "default",
     sinks: Sequence[str] = (),
     stream: Mapping[str, Any] | None = None,
-) -> AsyncIterator[Event]:
-    """Watch files or cameras for what `queries` name; yields events until all sources have ended.
+) -> AsyncGenerator[Event, None]:
+    """Yields the events of files or cameras until all sources have ended.
 
-    `source`: addresses as in the configuration file; `queries`: words, or mappings with `text`, `id`, `threshold`;
-    `sinks`: further addresses that get the events too; `stream`: more settings for every source as in the
-    configuration file (`zones`, `lines`, `counts`, `sample`, `transport`). Leaving the loop stops the cameras.
-    Raises `ConfigError` and what the parts raise: `SourceError`, `DetectorError`, `TrackerError`, `SinkError`.
+    - `source`: one or several addresses or paths, as in the configuration file;
+    - `queries`: words (one text or several), or mappings with `text`, `id`, `threshold`;
+    - `detector`: a name, a `detector:` section of the configuration, or an object with the `Detector` contract;
+      by default `motion` for "anything that moves", else `glip-tiny`;
+    - `sinks`: addresses that get the events as well;
+    - `stream`: further settings of every source as in the configuration file (`zones`, `lines`, `counts`, `sample`).
+
+        async for event in groundstream.watch("gate.mp4", ["a red car"], stream={"lines": [...]}):
+            print(event.time, event.type, event.subject)
+
+    Leaving the loop stops the cameras. Raises `ConfigError` and the errors of the parts, all `GroundstreamError`s.
     """
-    sources = [source] if isinstance(source, str) else list(source)
-    raw = {
-        "streams": [{"source": address, **(stream or {})} for address in sources],
-        "queries": list(queries),
-        "detector": dict(detector) if isinstance(detector, Mapping) else detector,
+    config, own = _read_arguments("watch()", source, queries, detector, tracker, sinks, stream)
+    channel: _Channel[Event] = _Channel(_QUEUED_EVENTS)
+    async with aclosing(_run_into(channel, config, more_sinks={"loop": _EventSink(channel)}, detector=own)) as items:
+        async for event in items:
+            yield event
+
+
+async def watch_frames(
+    source: Address | Sequence[Address],
+    queries: Query | Sequence[Query],
+    *,
+    detector: str | Mapping[str, Any] | Detector | None = None,
+    tracker: str = "default",
+    sinks: Sequence[str] = (),
+    stream: Mapping[str, Any] | None = None,
+) -> AsyncGenerator[TrackedFrame, None]:
+    """Yields every frame with its tracks, in order for each stream; arguments and errors as for `watch`.
+
+        async for item in groundstream.watch_frames("gate.mp4", "a red car"):
+            annotator.annotate(item.frame.image.copy(), item.detections)
+
+    A slow loop slows recordings down; of cameras it then gets fewer, but fresh frames.
+    """
+    config, own = _read_arguments("watch_frames()", source, queries, detector, tracker, sinks, stream)
+    channel: _Channel[TrackedFrame] = _Channel(_QUEUED_FRAMES)
+
+    def record(*_: object) -> Sequence[Recorder]:
+        return (_FrameRecorder(channel),)
+
+    async with aclosing(_run_into(channel, config, outputs=record, detector=own)) as items:
+        async for item in items:
+            yield item
+
+
+def watch_sync(
+    source: Address | Sequence[Address], queries: Query | Sequence[Query], **options: Any
+) -> Iterator[Event]:
+    """`watch` as a plain iterator, for scripts and notebooks; a thread of its own runs the event loop."""
+    return _iterate_in_thread(lambda: watch(source, queries, **options))
+
+
+def watch_frames_sync(
+    source: Address | Sequence[Address], queries: Query | Sequence[Query], **options: Any
+) -> Iterator[TrackedFrame]:
+    """`watch_frames` as a plain iterator, for scripts and notebooks; a thread of its own runs the event loop."""
+    return _iterate_in_thread(lambda: watch_frames(source, queries, **options))
+
+
+def process(
+    videos: Address | Sequence[Address], queries: str | Sequence[str], out: Address = "out", **options: Any
+) -> list[StreamSummary]:
+    """Turns recordings into result folders below `out`, as `groundstream process` does; returns their summaries.
+
+    `options` are the fields of `streamer.tasks.process.ProcessJob`: `detector`, `zones`, `lines`, `video`, `every`, ...
+    """
+    sources = [os.fspath(video) for video in _as_list(videos)]
+    return process_files(ProcessJob(videos=sources, queries=_as_list(queries), out=Path(out), **options))
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str | os.PathLike | Mapping) else list(value)
+
+
+def _read_arguments(
+    caller: str,
+    source: Address | Sequence[Address],
+    queries: Query | Sequence[Query],
+    detector: str | Mapping[str, Any] | Detector | None,
+    tracker: str,
+    sinks: Sequence[str],
+    stream: Mapping[str, Any] | None,
+) -> tuple[Config, Detector | None]:
+    """Returns the configuration, and the detector where it was given as an object."""
+    raw: dict[str, Any] = {
+        "streams": [{"source": os.fspath(address), **(stream or {})} for address in _as_list(source)],
+        "queries": _as_list(queries),
         "tracker": tracker,
         "sinks": list(sinks),
     }
-    config = parse_config(raw, "watch()")
-    loop = _Loop()
+    own = None
+    if isinstance(detector, str | Mapping):
+        raw["detector"] = detector if isinstance(detector, str) else dict(detector)
+    else:
+        own = detector
+    return parse_config(raw, caller), own
+
+
+async def _run_into(channel: _Channel[Item], config: Config, **parts: Any) -> AsyncGenerator[Item, None]:
+    """Runs a pipeline that fills the channel; yields from it and stops the pipeline when the caller leaves."""
     pipelines: list[Pipeline] = []
 
     async def run() -> None:
         try:
-            async with open_pipeline(config, more_sinks={"loop": loop}, patience_s=None) as pipeline:
+            async with open_pipeline(config, patience_s=None, **parts) as pipeline:
                 pipelines.append(pipeline)
                 await pipeline.run()
         finally:
-            await loop.queue.put(None)
+            await channel.put(None)
 
     running = asyncio.create_task(run())
     try:
-        while (event := await loop.queue.get()) is not None:
-            yield event
+        while (item := await channel.items.get()) is not None:
+            yield item
     finally:
-        loop.leave()
+        channel.leave()
         for pipeline in pipelines:
             await pipeline.stop()
         await running
+
+
+def _iterate_in_thread(start: Callable[[], AsyncGenerator[Item, None]]) -> Iterator[Item]:
+    """Iterates over an async iterator that runs in a thread; errors are raised here, leaving the loop ends it."""
+    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(1)
+    left = threading.Event()
+
+    def hand_over(item: Item | None, error: BaseException | None = None) -> None:
+        while not left.is_set():
+            try:
+                ready.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
+            break
+
+    async def run() -> None:
+        items = start()
+        try:
+            async for item in items:
+                await asyncio.to_thread(hand_over, item)
+                if left.is_set():
+                    break
+        finally:
+            await items.aclose()
+
+    def work() -> None:
+        error: BaseException | None = None
+        try:
+            asyncio.run(run())
+        except BaseException as raised:
+            error = raised
+        hand_over(None, error)
+
+    thread = threading.Thread(target=work, name="groundstream", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        left.set()
+        thread.join()

@@ -12,7 +12,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from detectors import Detector, create_detector
+from detectors import Detector
+from groundstream import __version__
+from sinks.address import redact
 from sinks.event import Producer
 from sinks.registry import open_sinks
 from sinks.sink import Sink, SinkError
@@ -20,21 +22,23 @@ from sinks.spool.spool import Spool
 from streamer.analysis.event_writer import StreamIdentity, close_crashed
 from streamer.analysis.queries import Query, QueryBook, slug
 from streamer.analysis.stream_analysis import CountPlan, StreamAnalysis, config_hash
-from streamer.config import Config, DetectorConfig, EnrichConfig, StreamConfig
-from streamer.enrichment.enricher import CallBudget, Describer, Enricher, EnrichPlan, GlammDescriber, MaskDescriber
+from streamer.config import Config, EnrichConfig, StreamConfig
+from streamer.detector_choice import load_detector
+from streamer.enrichment.describers import Describer, GlammDescriber, MaskDescriber
+from streamer.enrichment.enricher import CallBudget, Enricher, EnrichPlan
 from streamer.errors import ConfigError
 from streamer.pipeline.pipeline import NewEnricher, Pipeline
 from streamer.pipeline.stream import Recorder, StateRelay, Stream
 from streamer.recorders.video import AnnotatedVideo
 from streamer.rules.places import Line, Zone
-from streamer.rules.track_ids import derived_uids, fingerprint, random_uids
-from streamer.sources import Source, open_sources, redact
+from streamer.rules.rule import Rule
+from streamer.rules.track_ids import derived_run, derived_uids, fingerprint, random_uids
+from streamer.sources import Source, open_sources
 from streamer.sources.address import natural
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names
 from streamer.sources.sampling import FrameSampling
 from streamer.threads import limit_opencv, set_environment
-from streamer.version import __version__
 from trackers import create_tracker
 
 log = logging.getLogger("groundstream")
@@ -57,6 +61,9 @@ def settle() -> None:
 async def open_pipeline(
     config: Config,
     *,
+    detector: Detector | None = None,
+    sources: Mapping[str, Source] | None = None,
+    rules: Callable[[str], Sequence[Rule]] | None = None,
     spool_path: Path | None = None,
     outputs: Outputs | None = None,
     start_time_ns: int | None = None,
@@ -68,6 +75,8 @@ async def open_pipeline(
 ) -> AsyncIterator[Pipeline]:
     """A pipeline that does what `config` says; its events are delivered to all sinks when the context is left.
 
+    Own parts: `detector` is used instead of the one that `config` names; `sources` by stream name instead of opening
+    the addresses of these streams; `rules` makes further rules for the stream of a name.
     `spool_path` is where events are safe until then; None keeps them in memory, for jobs that can be run again.
     `strict` lets a live source that refuses us (401, 404) end with an error instead of being tried again.
     `more_sinks` get the events beside those of the configuration, and so do those of `open_results`, which is called
@@ -78,40 +87,48 @@ async def open_pipeline(
     set_environment()
     limit_opencv()
     relay = StateRelay()
-    streams = _open_all(config, relay, start_time_ns=start_time_ns, strict=strict)
+    streams = _open_all(config, relay, sources or {}, start_time_ns=start_time_ns, strict=strict)
     _check_parts(config)
-    detector = load_detector(config.detector)
+    used_detector = load_detector(config.detector) if detector is None else detector
     sinks = {**open_sinks(address for address in config.sinks if not address.startswith(VIDEO)), **(more_sinks or {})}
     if open_results is not None:
         sinks |= open_results()
     async with await Spool.open(spool_path, sinks, sync_each=config.spool.fsync_each) as spool:
-        run = await spool.begin_run(time.time_ns())
-        crashed = close_crashed(spool.open_tracks(), run)
-        await spool.send_batch(crashed)
-        written = Counter(event.data.stream for event in crashed)
         producer = Producer(
             version=__version__,
-            detector=config.detector.name.partition(":")[0],
+            detector=config.detector.name.partition(":")[0] if detector is None else type(detector).__name__,
             tracker=config.tracker,
             config_hash=config_hash(_settings(config)),
         )
+        runs = {
+            source.name: _recording_run(config, section, source, producer, start_time_ns)
+            for section, source in streams
+            if not source.live
+        }
+        run = await spool.begin_run(time.time_ns())
+        # A recording that runs again repeats the events of its earlier run, and so ends what that one left open.
+        left_open = [item for item in spool.open_items() if item.event.data.run != runs.get(item.event.data.stream)]
+        crashed = close_crashed(left_open, run)
+        await spool.send_batch(crashed)
+        written = Counter(event.data.stream for event in crashed)
         made = [
             _make_stream(
                 config,
                 stream,
                 source,
-                detector,
+                used_detector,
                 producer,
-                run,
-                written[source.name],
+                runs.get(source.name, run),
+                written[source.name] if source.live else 0,
                 outputs,
+                rules,
                 several=len(streams) > 1,
             )
             for stream, source in streams
         ]
         yield Pipeline(
             made,
-            detector,
+            used_detector,
             spool,
             relay,
             batch_size=config.batch.size,
@@ -148,22 +165,6 @@ def _tell_undelivered(spool: Spool, *, kept: bool) -> None:
     log.warning("%s: they stay in the spool and are sent at the next start", told)
 
 
-def load_detector(config: DetectorConfig) -> Detector:
-    """The detector with the options that were given; the others are its own."""
-    options = {
-        "weights": config.weights,
-        "tuned": config.tuned,
-        "device": config.device,
-        "threshold": config.threshold,
-    }
-    detector = create_detector(config.name, **{name: value for name, value in options.items() if value is not None})
-    if config.masks is None:
-        return detector
-    from detectors.glamm.box_masks import BoxMasks, WithMasks
-
-    return WithMasks(detector, BoxMasks.load(config.masks, config.device))
-
-
 def enricher_of(config: EnrichConfig) -> NewEnricher:
     """Loads the model that describes; raises what loading raises."""
     if config.model == "sam":
@@ -198,7 +199,7 @@ def make_queries(stream: StreamConfig, config: Config) -> list[Query]:
 
 
 def _open_all(
-    config: Config, relay: StateRelay, *, start_time_ns: int | None, strict: bool
+    config: Config, relay: StateRelay, own: Mapping[str, Source], *, start_time_ns: int | None, strict: bool
 ) -> list[tuple[StreamConfig, Source]]:
     """The sources of every stream, each with a name of its own; names that were given go before those that are made."""
     given = [stream.name for stream in config.streams if stream.name is not None]
@@ -208,6 +209,9 @@ def _open_all(
     taken = set(given)
     opened = []
     for stream in config.streams:
+        if stream.name is not None and stream.name in own:
+            opened.append((stream, own[stream.name]))
+            continue
         sources = open_sources(
             stream.source,
             name=stream.name,
@@ -235,6 +239,17 @@ def _places(stream: StreamConfig) -> tuple[list[Zone], list[Line]]:
     return zones, [Line(line.id, line.points) for line in stream.lines]
 
 
+def _recording_run(
+    config: Config, section: StreamConfig, source: Source, producer: Producer, start_time_ns: int | None
+) -> int:
+    """The run number of a recording: the same whenever the same work is done, whatever else is done beside it."""
+    shared = config.model_dump(include={"queries", "tracker", "batch", "enrich"})
+    detector = config.detector.model_dump(exclude={"device"})
+    settings = config_hash(section.model_dump(exclude={"source", "name"}), shared, detector, start_time_ns)
+    content = _recording(section.source, source)
+    return derived_run(content, source.name, settings, producer.detector, producer.version)
+
+
 def _settings(config: Config) -> dict[str, Any]:
     """What results depend on: neither where recordings lie (their content counts), nor where events go."""
     elsewhere = {"sinks", "spool", "metrics_port", "metrics_host"}
@@ -250,6 +265,7 @@ def _make_stream(
     run: int,
     written: int,
     outputs: Outputs | None,
+    rules: Callable[[str], Sequence[Rule]] | None,
     *,
     several: bool,
 ) -> Stream:
@@ -267,6 +283,7 @@ def _make_stream(
         zones,
         lines,
         [CountPlan(count.window_s, count.of, count.query) for count in stream.counts],
+        rules(source.name) if rules is not None else (),
     )
     recorders = list(outputs(source, analysis)) if outputs is not None else []
     for address in config.sinks:

@@ -1,14 +1,15 @@
-"""The command line. Commands import what they work with when they run, so that `--help` answers at once."""
+"""The command line. Commands import their work when they run, so that `--help` is fast."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from groundstream import GroundstreamError, __version__
 from streamer.commands import (
     annotate,
     bench,
@@ -26,14 +27,59 @@ from streamer.commands import (
     track,
     tune,
 )
+from streamer.commands.groups import CommandGroup
+from streamer.tasks.console import report_line
 from streamer.threads import set_environment
-from streamer.version import __version__
+
+SECTIONS = {
+    "Watch": {
+        "process": "Turn recordings into tracks, events and annotated video.",
+        "monitor": "Watch cameras and publish events.",
+        "demo": "Run the whole path on a synthetic street.",
+    },
+    "Events": {
+        "subscribe": "Print events, past or live.",
+        "replay": "Send past events to another sink.",
+        "schema": "Print or check the schemas of events and configuration.",
+    },
+    "Images": {
+        "detect": "Detect objects in image files.",
+        "segment": "Add masks to phrases in an image or video.",
+        "describe": "Describe an image with phrases tied to masks.",
+        "region": "Describe one box of an image.",
+        "caption": "Describe an image in plain words.",
+        "chat": "Ask questions about an image.",
+    },
+    "Data and training": {
+        "annotate": "Label frames of videos as a data set.",
+        "track": "Track boxes from detection files.",
+        "tune": "Fit a GLIP model to labelled images.",
+        "evaluate": "Score results against ground truth.",
+    },
+    "Machine": {
+        "doctor": "Check this machine, sources and sinks.",
+        "models": "List, download and convert models.",
+        "bench": "Measure speed on this machine.",
+    },
+}
+"""Sections of `groundstream --help`: heading, then each command with its summary."""
+
+
+class SectionedCommands(CommandGroup):
+    """The commands of groundstream by section."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes every section with its commands and their summaries."""
+        for heading, rows in SECTIONS.items():
+            with formatter.section(heading):
+                formatter.write_dl(list(rows.items()))
+
 
 app = typer.Typer(
     name="groundstream",
+    cls=SectionedCommands,
     help="Watch video for things named in plain words: cameras and files in, tracks and events out.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,17 +88,17 @@ app = typer.Typer(
 _debug = False
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"groundstream {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def _main(
+def _set_up(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     global _debug
@@ -85,37 +131,32 @@ app.add_typer(bench.app, name="bench", help="Measure speed on this machine.")
 
 
 def main() -> None:
-    """Run the command line; ends with 0 when all went well, 1 when it failed, 2 when it was asked wrongly."""
+    """Runs the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
     set_environment()
     # Decoding threads need the interpreter for microseconds, several times a frame. At Python's 5 ms they would wait
-    # longer for the event loop to hand it over than decoding takes: a third more frames per second with this.
+    # longer for the event loop to release it than decoding takes.
     sys.setswitchinterval(0.0001)
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output left. Standard output is pointed elsewhere, or Python complains once more at exit.
+        # The reader of standard output is gone. Python would report the same error again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        told = _ours(error)
-        if told is None or _debug:
+        known = _known_error(error)
+        if known is None or _debug:
             raise
-        typer.echo(f"groundstream: {told}", err=True)
-        sys.exit(2 if isinstance(told, ValueError) else 1)
+        report_line(f"groundstream: {known}")
+        sys.exit(2 if isinstance(known, ValueError) else 1)
 
 
-def _ours(error: BaseException) -> BaseException | None:
-    """The error of ours that is to be told in one sentence; None for a defect, which deserves its traceback."""
-    from detectors.detector import DetectorError
-    from sinks.sink import SinkError
-    from streamer.errors import StreamerError
-    from trackers.tracker import TrackerError
-
+def _known_error(error: BaseException) -> GroundstreamError | None:
+    """Returns the error that is reported in one sentence; None for a defect, which is shown with its traceback."""
     if isinstance(error, BaseExceptionGroup):
-        return next((told for part in error.exceptions if (told := _ours(part)) is not None), None)
-    return error if isinstance(error, DetectorError | SinkError | StreamerError | TrackerError) else None
+        return next((known for part in error.exceptions if (known := _known_error(part)) is not None), None)
+    return error if isinstance(error, GroundstreamError) else None
 
 
 if __name__ == "__main__":

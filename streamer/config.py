@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from sinks.address import redact as redact_sink
+from detectors.registry import default_detector
+from sinks.address import redact
 from streamer.analysis.queries import slug
 from streamer.errors import ConfigError
-from streamer.sources.address import redact
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Point = tuple[Fraction, Fraction]
@@ -93,12 +93,22 @@ class StreamConfig(_ConfigSection):
 
 
 class DetectorConfig(_ConfigSection):
-    name: str = Field("glip-tiny", description="glip-tiny, glip-mini, motion, scripted:FILE.json, ...")
-    weights: Path | None = Field(None, description="a checkpoint file instead of the one in the cache")
-    tuned: Path | None = Field(None, description="words that `groundstream tune --mode prompt` has learned")
-    device: str | None = Field(None, description="cpu, cuda, cuda:1; chosen when absent")
-    threshold: Fraction | None = None
-    masks: str | None = Field(None, description="a SAM model that turns boxes into masks, facebook/sam-vit-base")
+    """The model that finds the queries. Further keys are options of that detector: `dtype`, `short_side`, ..."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(
+        "",
+        description="Detector name: glip-tiny, glip-mini, coco-nano, motion, scripted:FILE.json, ...; by default "
+        "motion for the query 'anything that moves', else glip-tiny.",
+    )
+    weights: Path | None = Field(None, description="Checkpoint or model folder used instead of the cached one.")
+    tuned: Path | None = Field(None, description="File of prompt features made by `groundstream tune --mode prompt`.")
+    device: str | None = Field(None, description="Compute device: cpu, cuda or cuda:1; the first GPU by default.")
+    threshold: Fraction | None = Field(
+        None, description="Least score (0..1) of a detection; the detector's own by default."
+    )
+    masks: str | None = Field(None, description="SAM model that adds masks to boxes, such as facebook/sam-vit-base.")
 
 
 class BatchConfig(_ConfigSection):
@@ -157,6 +167,15 @@ class Config(_ConfigSection):
         return self
 
     @model_validator(mode="after")
+    def _choose_detector(self) -> Config:
+        if not self.detector.name:
+            queries = [query.text for query in self.queries]
+            queries += [query.text for stream in self.streams for query in stream.queries or ()]
+            named = self.detector.model_copy(update={"name": default_detector(queries)})
+            object.__setattr__(self, "detector", named)
+        return self
+
+    @model_validator(mode="after")
     def _counted_queries_exist(self) -> Config:
         for position, stream in enumerate(self.streams):
             queries = self.queries if stream.queries is None else stream.queries
@@ -195,6 +214,16 @@ def parse_config(raw: Mapping[str, Any], origin: str = "configuration") -> Confi
         return Config.model_validate(raw)
     except ValidationError as error:
         raise ConfigError("\n".join(_sentence(origin, mistake) for mistake in error.errors())) from error
+
+
+def parse_detector(raw: Mapping[str, Any], queries: Sequence[str], origin: str = "command line") -> DetectorConfig:
+    """The detector section of a configuration that has no streams. Raises `ConfigError`."""
+    name = raw.get("name") or default_detector(queries)
+    try:
+        return DetectorConfig.model_validate({**raw, "name": name})
+    except ValidationError as error:
+        mistakes = [{**mistake, "loc": ("detector", *mistake["loc"])} for mistake in error.errors()]
+        raise ConfigError("\n".join(_sentence(origin, mistake) for mistake in mistakes)) from error
 
 
 def config_schema() -> dict[str, Any]:
@@ -239,8 +268,7 @@ def _sentence(origin: str, mistake: Mapping[str, Any]) -> str:
         return f"{origin}: {place} is missing"
     if mistake["type"] == "value_error":
         return f"{origin}: {place + ' ' if place else ''}{mistake['ctx']['error']}"
-    told = redact(f"{origin}: {place} is {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}")
-    return redact_sink(told) if location[:1] == ("sinks",) else told  # a webhook's path may be its secret
+    return redact(f"{origin}: {place} is {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}")
 
 
 def _allowed_keys(location: Sequence[str | int]) -> list[str]:

@@ -1,13 +1,14 @@
-"""What can go wrong, told in one sentence: what was found, what is allowed, what to do.
+"""Errors of the application: one sentence each with what failed, the value, what is expected and how to fix it.
 
-Errors about what the caller asked for are also `ValueError`s; the command line ends with 2 for them and with 1 for
-the others.
+Errors in what the caller asked for are also `ValueError`s: the command line ends with 2 for them, with 1 for others.
 """
 
 from __future__ import annotations
 
+from groundstream import GroundstreamError
 
-class StreamerError(Exception):
+
+class StreamerError(GroundstreamError):
     """groundstream cannot do what it was asked to."""
 
 

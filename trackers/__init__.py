@@ -1,4 +1,4 @@
-"""Multi-object trackers over `sv.Detections`, independent of video, models and events."""
+"""groundstream's multi-object trackers over `sv.Detections`, independent of video, models and events."""
 
 from __future__ import annotations
 

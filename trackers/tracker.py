@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from groundstream import GroundstreamError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     import supervision as sv
 
 
-class TrackerError(Exception):
+class TrackerError(GroundstreamError):
     """A tracker cannot continue: time went backwards, or a saved state does not fit."""
 
 

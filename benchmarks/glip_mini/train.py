@@ -42,8 +42,8 @@ def train_mini(
 ) -> None:
     """Train glip-mini on the synthetic street, or go on with it."""
     from benchmarks.glip_mini.card import Run, finish
+    from detectors.device import choose_device
     from detectors.glip.model_files import PACKAGED, VOCABULARY, write_folder
-    from detectors.glip.runtime import choose_device
     from detectors.glip.training.trainer import GlipTrainer, TrainingRecipe, numbered
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from detectors.detector import Detector, Prompt, Request
+from detectors.device import choose_device
 from detectors.glamm.processor import inner_size, sam_pixels
 from detectors.glamm.sam import decode_boxes, resize_masks
 from detectors.glamm.weights import WeightsError
@@ -32,7 +33,7 @@ class BoxMasks:
     @classmethod
     def load(cls, name: str = DEFAULT_SAM, device: str | None = None) -> BoxMasks:
         """A SAM of transformers by its name on the hub, or from a folder. Raises `WeightsError`."""
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        place = choose_device(device)
         if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
             raise WeightsError(f"{name} holds no SAM: a folder with config.json and model.safetensors is needed")
         try:
@@ -42,7 +43,7 @@ class BoxMasks:
                 f"SAM {name!r} is neither in a folder nor cached nor to be had from the hub: connect to it, "
                 "or give a folder with config.json and model.safetensors"
             ) from error
-        return cls(sam.to(device, torch.bfloat16 if device.startswith("cuda") else torch.float32))
+        return cls(sam.to(place, torch.bfloat16 if place.type == "cuda" else torch.float32))
 
     @torch.inference_mode()
     def add_masks(self, image: npt.NDArray[np.uint8], found: sv.Detections) -> sv.Detections:

@@ -1,4 +1,4 @@
-"""What GLaMM is asked, in the words that it was trained with."""
+"""Prompts of GLaMM: its questions in the wording that it was trained with."""
 
 from __future__ import annotations
 
@@ -55,11 +55,17 @@ def region_question(count: int) -> str:
 
 
 def clean(text: str, allowed: Sequence[str] = ()) -> str:
-    """The user's words with white space folded. Raises `PromptError` when they are empty or hold the model's marks."""
+    """The user's words with white space folded. Raises `PromptError` when they are empty or hold the model's marks.
+
+    Marks are found in capitals too: questions are lower-cased on their way to the model.
+    """
     text = " ".join(text.split())
     if not text:
-        raise PromptError("the question is empty: write what to look for, such as 'the man in red'")
+        raise PromptError("the question is empty: write what to find, such as 'the man in red'")
+    rest = text
+    for mark in allowed:
+        rest = rest.replace(mark, " ")
     for mark in _MARKS:
-        if mark in text and mark not in allowed:
+        if mark.lower() in rest.lower():
             raise PromptError(f"{text!r} holds {mark!r}, which is a mark of the model's own: leave it out")
     return text

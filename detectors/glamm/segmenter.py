@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from detectors.detector import DetectorError, GroundedSpan, GroundedText, PromptError, detections
+from detectors.device import choose_device
 from detectors.glamm import prompts, weights
 from detectors.glamm.config import IMAGE_PLACEHOLDER
 from detectors.glamm.model import ChatTurn, GlammModel, KeysValues, ModelAnswer
@@ -20,6 +21,7 @@ from detectors.glamm.parsing import parse
 from detectors.glamm.processor import clip_pixels, inner_size, sam_pixels
 from detectors.glamm.sam import resize_masks
 from detectors.glamm.tokenizer import IMAGE_MARK, LlamaTokenizer
+from detectors.overlap import mask_boxes
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -95,18 +97,18 @@ class Glamm:
         first on a GPU and the second elsewhere. `bits` 8 or 4 packs the language model. `tell` hears how much memory
         that takes before it is taken. Raises `WeightsError` when the weights are missing, wrong or too large.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        torch_dtype = _dtype(dtype, device)
+        place = choose_device(device)
+        torch_dtype = _dtype(dtype, place)
         if bits not in (None, 8, 4):
             raise PromptError(f"the language model can be stored in 8 or 4 bits, not {bits}")
         folder = weights.find(model, clip)
         needed = weights.memory(folder.config, torch_dtype, bits)
-        weights.require_memory(needed, device)
+        weights.require_memory(needed, place)
         if tell is not None:
-            free = weights.free_memory(device) / 1e9
-            tell(f"{model} takes {needed} of the {free:.1f} GB that are free on {device}")
+            free = weights.free_memory(place) / 1e9
+            tell(f"{model} takes {needed} of the {free:.1f} GB that are free on {place}")
         tokenizer = LlamaTokenizer(folder.tokenizer)
-        return cls(weights.load(folder, device, torch_dtype, bits), tokenizer, name=Path(model).name)
+        return cls(weights.load(folder, place, torch_dtype, bits), tokenizer, name=Path(model).name)
 
     @torch.inference_mode()
     def look(self, images: Sequence[Image]) -> list[EncodedImage]:
@@ -306,13 +308,11 @@ class Glamm:
         return self._masks(look, *self.model.mask_logits(look.embedding, states))
 
     def _segments(self, look: EncodedImage, phrases: Sequence[str], answers: Sequence[_Segment]) -> sv.Detections:
-        import supervision as sv
-
         ids = np.repeat(np.arange(len(answers)), [len(answer.states) for answer in answers])
         masks, iou = self._decode(look, torch.cat([answer.states for answer in answers]))
         kept = masks.any(axis=(1, 2))
         masks, iou, ids = masks[kept], iou[kept], ids[kept]
-        found = detections(sv.mask_to_xyxy(masks), iou, ids, phrases, masks)
+        found = detections(mask_boxes(masks), iou, ids, phrases, masks)
         found.data["as_generated"] = np.array([answers[int(i)].as_generated for i in ids], dtype=np.bool_)
         found.metadata["answers"] = [answer.text for answer in answers]
         return found
@@ -338,9 +338,9 @@ class _Segment:
     as_generated: bool
 
 
-def _dtype(name: str | None, device: str) -> torch.dtype:
+def _dtype(name: str | None, device: torch.device) -> torch.dtype:
     if name is None:
-        return torch.bfloat16 if device.startswith("cuda") else torch.float32
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
     known = {"bfloat16": torch.bfloat16, "float32": torch.float32}
     if name not in known:
         raise PromptError(f"GLaMM computes in bfloat16 or float32, not {name!r}")

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from detectors.detector import Detector, Request
+from detectors.detector import Detector, OptionError, Request
 from detectors.glip.caption import BertTokenizer
 from detectors.glip.config import CONFIGS, GlipConfig
 from detectors.glip.detector import Glip
@@ -29,7 +29,7 @@ from detectors.glip.modeling.linear import linear
 from detectors.glip.modeling.model import GlipModel
 from detectors.glip.modeling.swin import Swin
 from detectors.glip.modeling.text import TextLayer
-from detectors.glip.runtime import OptionError, use_huge_pages
+from detectors.glip.runtime import use_huge_pages
 
 STAGES: dict[type[nn.Module], str] = {
     Swin: "picture encoder",

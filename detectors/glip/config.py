@@ -107,11 +107,13 @@ class ImageConfig:
     max_side: int = 1333
 
     def resized(self, short: int | None, long: int | None = None) -> ImageConfig:
-        """With another size; the long side in proportion when only the short one is given. Raises `GlipConfigError`."""
-        if short is None:
+        """Another size. With a short side alone the long one keeps its proportion, or more where a 16:9 picture needs
+        it: 544 sees 1920x1080 at 960x540, not at 906x510. Raises `GlipConfigError`."""
+        if short is None or (short == self.min_side and long is None):
             short, long = self.min_side, self.max_side if long is None else long
         if long is None:
-            long = round(short * self.max_side / self.min_side)
+            wide = short * 16 // 9 // 32 * 32  # a multiple of the coarsest stride: nothing of it is padding
+            long = max(round(short * self.max_side / self.min_side), wide)
         if not 32 <= short <= long:
             raise GlipConfigError(
                 f"short side {short}, long side {long}: the short one is at least 32, the long one no less"

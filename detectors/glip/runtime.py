@@ -1,4 +1,4 @@
-"""Where and how precisely the network runs."""
+"""Runtime options of GLIP: precision, compilation and the implementation of its deformable convolutions."""
 
 from __future__ import annotations
 
@@ -10,32 +10,14 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
-from detectors.detector import DetectorError
+from detectors.detector import OptionError
+from detectors.device import has_fast_bfloat16
 from detectors.glip.modeling.deform import IMPLEMENTATIONS
 from detectors.glip.modeling.dyhead import ConvAndNorm
 from detectors.glip.modeling.model import GlipModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BACKENDS = ("eager", "compile")
-
-
-class OptionError(DetectorError, ValueError):
-    """A device, precision or backend that there is not."""
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto`: the first GPU, else the CPU. Raises `OptionError` for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise OptionError(f"there is no device called {name!r}: use auto, cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise OptionError(
-            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} GPUs here; use cpu or auto"
-        )
-    return device
 
 
 @dataclass(frozen=True)
@@ -61,22 +43,27 @@ class ComputePrecision:
 
 
 def choose_precision(name: str | None, device: torch.device) -> ComputePrecision:
-    """float32 on a CPU, float16 on a GPU, unless `name` says otherwise.
-
-    GLIP was trained in float16 and bounds its scores for it; on the reference tensors it drifts a fifth to a tenth as
-    far as bfloat16 (benchmarks/results/glip.md).
-    """
+    """The precision called `name`; by default float16 on a GPU, float32 on a CPU. Raises `OptionError`."""
     if name is None:
         return ComputePrecision(torch.float16 if device.type == "cuda" else torch.float32, device)
     if name not in DTYPES:
-        raise OptionError(f"there is no precision {name!r}: use {', '.join(DTYPES)}")
+        raise OptionError(f"unknown precision {name!r}: use {', '.join(DTYPES)}")
     return ComputePrecision(DTYPES[name], device)
+
+
+def fast_precision(device: torch.device) -> str:
+    """The fastest precision whose drift is small: float16 on a GPU, bfloat16 on a CPU that computes it in hardware.
+
+    GLIP was trained in float16 and bounds its scores for it; on the reference tensors it drifts a fifth to a tenth as
+    far as bfloat16 (benchmarks/results/glip.md), which is what CPUs can do faster.
+    """
+    return "float16" if device.type == "cuda" else "bfloat16" if has_fast_bfloat16() else "float32"
 
 
 def accelerate(model: GlipModel, backend: str | None) -> GlipModel:
     """`eager` (the default) as it stands, or `compile`: torch.compile, minutes at first for each size of picture."""
     if backend not in (None, *BACKENDS):
-        raise OptionError(f"there is no backend {backend!r}: use {' or '.join(BACKENDS)}")
+        raise OptionError(f"unknown backend {backend!r}: use {' or '.join(BACKENDS)}")
     if backend == "compile":
         # The cached constants are functions of sizes alone: tracing through their cache is harmless.
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
@@ -90,7 +77,7 @@ def use_deform(model: GlipModel, name: str | None) -> GlipModel:
     if name is None:
         return model
     if name not in IMPLEMENTATIONS:
-        raise OptionError(f"there is no deformable convolution {name!r}: use {', '.join(IMPLEMENTATIONS)}")
+        raise OptionError(f"unknown deformable convolution {name!r}: use {', '.join(IMPLEMENTATIONS)}")
     package = {"torchvision": "torchvision", "triton": "triton"}.get(name)
     if package and find_spec(package) is None:
         raise OptionError(f"the deformable convolution {name!r} needs the package {package}, which is not installed")

@@ -15,7 +15,7 @@ from streamer.analysis.label_scores import for_tracker
 from streamer.analysis.queries import QueryBook, QueryChange, QuerySet
 from streamer.rules.matches import QueryMatches
 from streamer.rules.places import Count, Line, PlaceRules, Zone
-from streamer.rules.rule import FrameObservation, RuleFinding
+from streamer.rules.rule import FrameObservation, Rule, RuleFinding
 from streamer.rules.tracks import EndReason, TrackLives
 from streamer.sources.frame_counter import FrameTally
 
@@ -49,6 +49,7 @@ class StreamAnalysis:
         zones: Sequence[Zone] = (),
         lines: Sequence[Line] = (),
         counts: Sequence[CountPlan] = (),
+        rules: Sequence[Rule] = (),
     ) -> None:
         self.queries = queries
         self.zones = tuple(zones)
@@ -58,6 +59,7 @@ class StreamAnalysis:
         self._tracker = tracker
         self._default_threshold = default_threshold
         self._places = PlaceRules(zones, lines, [self._make_count(identity.stream, plan) for plan in counts])
+        self._rules = tuple(rules)
         self._writer = EventWriter(identity, self.tracks, self.matches, queries, default_threshold)
         self._threshold_cache: tuple[QuerySet, np.ndarray, np.ndarray] | None = None
 
@@ -80,7 +82,10 @@ class StreamAnalysis:
             if finding.type is EventType.MATCH_BEGIN and finding.track in self.tracks.records:
                 self.tracks.records[finding.track].is_asked_for = True
         findings += matched
-        findings += self._places.update(replace(seen, matched=self.matches.matched))
+        matching = replace(seen, matched=self.matches.matched)
+        findings += self._places.update(matching)
+        for rule in self._rules:
+            findings += rule.update(matching)
         return tracked, self._writer.write(findings, EventTime.of(frame)) if findings else []
 
     def _without_departed(self, seen: FrameObservation) -> FrameObservation:
@@ -98,6 +103,8 @@ class StreamAnalysis:
     def close(self, moment: EventTime, reason: EndReason) -> list[Event]:
         """Ends everything that is open: the stream ended or is shut down."""
         findings = self._places.close(moment.time_ns) + self.matches.close(moment.time_ns)
+        for rule in self._rules:
+            findings += rule.close(moment.time_ns)
         findings += self.tracks.close(moment.time_ns, reason=reason)
         self._tracker.reset()
         return self._writer.write(findings, moment)
@@ -108,8 +115,12 @@ class StreamAnalysis:
         keep = frozenset(self._tracker.alive_ids.tolist())
         findings = self._places.close(moment.time_ns, keep) + self.matches.close(moment.time_ns, keep)
         findings += self.tracks.close(moment.time_ns, keep, "stream_down")
-        offline = RuleFinding(EventType.STREAM_OFFLINE, None, {"outage": OutageInfo(cause=cause, since_ns=since_ns)})
-        return self._writer.write(findings, moment) + self._writer.write([offline], moment)
+        return self._writer.write(findings, moment) + self.offline(moment, cause, since_ns)
+
+    def offline(self, moment: EventTime, cause: str, since_ns: int) -> list[Event]:
+        """The stream delivers no frames since `since_ns` (UTC nanoseconds)."""
+        data = {"outage": OutageInfo(cause=cause, since_ns=since_ns)}
+        return self._writer.write([RuleFinding(EventType.STREAM_OFFLINE, None, data)], moment)
 
     def online(self, moment: EventTime, cause: str = "", since_ns: int | None = None) -> list[Event]:
         """The stream delivers frames, for the first time or again after the outage that began at `since_ns`."""

@@ -7,18 +7,23 @@ from typing import Annotated
 
 import typer
 
+from streamer.commands.options import DetectorOptions, Device, Masks, Threshold, Tuned, Weights
+
 
 def annotate(
     sources: Annotated[
-        list[str], typer.Argument(metavar="VIDEO...", help="Files, globs, folders of images, or synthetic:street.")
+        list[str], typer.Argument(metavar="VIDEO", help="Files, globs, folders of images, or synthetic:street.")
     ],
     query: Annotated[list[str], typer.Option("--query", "-q", help="What to label, in plain words; repeatable.")],
     detector: Annotated[
-        list[str], typer.Option(help="Who finds it; with --describe several may vote, the first makes the boxes.")
-    ] = ["glip-tiny"],  # noqa: B006 - typer copies defaults
-    weights: Annotated[Path | None, typer.Option(help="A checkpoint file instead of the one in the cache.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; chosen when absent.")] = None,
-    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="The least score that is kept.")] = None,
+        list[str] | None,
+        typer.Option(help="Detector; repeatable: with --describe several vote, and the first makes the boxes."),
+    ] = None,
+    weights: Weights = None,
+    tuned: Tuned = None,
+    device: Device = None,
+    threshold: Threshold = None,
+    detector_option: DetectorOptions = None,
     every: Annotated[int | None, typer.Option(min=1, help="Look at every n-th frame.")] = None,
     fps: Annotated[
         float | None, typer.Option(help="Look at most so often per second of video; once, if nothing is said.")
@@ -27,9 +32,7 @@ def annotate(
     tracks: Annotated[
         str | None, typer.Option("--tracks", metavar="TRACKER", help="Give boxes identities: default, bytetrack, ...")
     ] = None,
-    sam: Annotated[
-        str | None, typer.Option("--masks", metavar="SAM", help="Add masks by SAM: facebook/sam-vit-base or a folder.")
-    ] = None,
+    masks: Masks = None,
     gligen: Annotated[bool, typer.Option("--gligen", help="Also write input for GLIGEN.")] = False,
     describe: Annotated[
         bool, typer.Option("--describe", help="Also describe each frame with GLaMM, in GranD's structure.")
@@ -52,16 +55,18 @@ def annotate(
     task = AnnotateTask(
         sources=sources,
         queries=query,
-        detectors=detector,
+        detectors=detector or (),
         out=out,
         weights=weights,
+        tuned=tuned,
         device=device,
         threshold=threshold,
+        detector_options=detector_option or (),
         every=every or 1,
         fps=1.0 if fps is None and every is None else fps,
         batch=batch,
         tracker=tracks,
-        sam=sam,
+        sam=masks,
         gligen=gligen,
         describe=GlammLoading(model, clip, device, None, bits) if describe else None,
     )

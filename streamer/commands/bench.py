@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from streamer.commands import bench_detector
+from streamer.commands.groups import CommandGroup
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, rich_markup_mode=None)
 app.command("detector")(bench_detector.detector)
 
 

@@ -1,4 +1,4 @@
-"""`groundstream demo`: the main job on the synthetic street, so that a newcomer sees it in the first minute."""
+"""`groundstream demo`: the whole path on the synthetic street, for the first minute with groundstream."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Annotated
 
 import typer
 
+from streamer.commands.options import DetectorOptions, OptionalQueries
+
 
 def demo(
-    query: Annotated[
-        list[str] | None, typer.Option("--query", "-q", help="What to look for, in plain words; repeatable.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Where results go.")] = Path("out/demo"),
-    seed: Annotated[int, typer.Option(help="Which street.")] = 5,
-    seconds: Annotated[float, typer.Option(min=1, help="How much of it.")] = 20.0,
+    query: OptionalQueries = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the results.")] = Path("out/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the street.")] = 5,
+    seconds: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="Length of the video.")] = 20.0,
+    detector_option: DetectorOptions = None,
 ) -> None:
-    """Watch a synthetic street: an annotated video, a table of tracks and events, and a database to query."""
+    """Run the whole path on a synthetic street: annotated video, table of tracks and events, and an event database."""
     from streamer.tasks.demo import show_street
 
-    failed = show_street(query or [], out, seed, seconds)
+    failed = show_street(query or [], out, seed, seconds, detector_option or ())
     raise typer.Exit(1 if failed else 0)

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+from streamer.commands.groups import CommandGroup
+
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, rich_markup_mode=None)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(help="A name from `groundstream models list`.")]
@@ -22,7 +24,7 @@ def list_models(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def pull(names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models to fetch.")]) -> None:
+def pull(names: Annotated[list[str], typer.Argument(metavar="NAME", help="Models to fetch.")]) -> None:
     """Fetch models from the Hugging Face hub, once; a broken download is taken up again."""
     from streamer.tasks import models as model_store
 
@@ -44,6 +46,17 @@ def convert(
     from streamer.tasks import models as model_store
 
     model_store.convert(checkpoint, name, vocabulary, out)
+
+
+@app.command()
+def options(
+    name: Annotated[str, typer.Argument(metavar="DETECTOR", help="A detector, such as glip-tiny or motion.")],
+    as_json: AsJson = False,
+) -> None:
+    """List the options of a detector, for --detector-option and the detector section of a configuration."""
+    from streamer.tasks import models as model_store
+
+    model_store.show_options(name, as_json=as_json)
 
 
 @app.command()

@@ -7,10 +7,20 @@ from typing import Annotated
 
 import typer
 
+from streamer.commands.options import (
+    DetectorName,
+    DetectorOptions,
+    Device,
+    Masks,
+    Threshold,
+    Tuned,
+    Weights,
+)
+
 
 def monitor(
     sources: Annotated[
-        list[str] | None, typer.Argument(metavar="SOURCE...", help="rtsp://..., http://..., webcam:0, files.")
+        list[str] | None, typer.Argument(metavar="SOURCE", help="rtsp://..., http://..., webcam:0, files.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="A YAML file for several cameras; edits of its queries apply.")
@@ -18,12 +28,13 @@ def monitor(
     query: Annotated[
         list[str] | None, typer.Option("--query", "-q", help="What to look for, in plain words; repeatable.")
     ] = None,
-    detector: Annotated[
-        str | None, typer.Option(help="glip-tiny (default), glip-mini, motion, grounding-dino-tiny, ...")
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="A checkpoint file instead of the one in the cache.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; chosen when absent.")] = None,
-    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="The least score that counts.")] = None,
+    detector: DetectorName = None,
+    weights: Weights = None,
+    tuned: Tuned = None,
+    device: Device = None,
+    threshold: Threshold = None,
+    masks: Masks = None,
+    detector_option: DetectorOptions = None,
     tracker: Annotated[str | None, typer.Option(help="default, bytetrack, ocsort, botsort, sort.")] = None,
     sink: Annotated[
         list[str] | None, typer.Option(help="Where events go; repeatable. stdout: when absent and not in a terminal.")
@@ -41,16 +52,14 @@ def monitor(
     quiet: Annotated[bool, typer.Option("--quiet", help="No live table.")] = False,
 ) -> None:
     """Watch cameras for things named in plain words. Ctrl-C ends it cleanly: open tracks get their end event."""
+    from streamer.detector_choice import DetectorChoice
     from streamer.tasks.monitor import run_monitor, watch_config
 
     loaded = watch_config(
         config,
         sources or [],
         query or [],
-        detector=detector,
-        weights=weights,
-        device=device,
-        threshold=threshold,
+        detector=DetectorChoice(detector, weights, tuned, device, threshold, masks, detector_option or ()),
         tracker=tracker,
         sinks=sink or [],
         fps=fps,

@@ -1,8 +1,8 @@
-"""Enrichment: words and masks for what happened, made beside the frame path and never waited for by it.
+"""The enricher: descriptions and masks for events, made in their own thread, outside the frame path.
 
-The pipeline hands over each frame with its events; that costs a look at the events and nothing else. A thread of its
-own asks a describer (GLaMM, or SAM alone) within a budget, and hands on what comes back, later than the event that it
-explains. Every request is accounted for: asked = answered + cached + dropped (by reason) + pending.
+The pipeline offers each frame with its events and goes on at once. The enricher's thread calls a describer (GLaMM, or
+SAM alone) within a budget; the result becomes an event of its own, later than the one it explains. Every request is
+counted: asked = answered + cached + dropped (by reason) + pending.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from sinks.event import Description, Event, EventType, Span
+from sinks.event import Description, Event, EventType
 from streamer.analysis.event_writer import EventTime
+from streamer.enrichment.describers import Box, Describer
 from streamer.errors import ConfigError
 from streamer.frame import Frame
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-    from detectors.glamm.box_masks import BoxMasks
-    from detectors.glamm.segmenter import Glamm
 
 log = logging.getLogger("groundstream")
 
@@ -36,11 +34,9 @@ _THUMBNAIL = 16
 _UNCHANGED = 3.0
 """Grey levels, of 255, by which two thumbnails of one view may differ on average."""
 
-Box = tuple[float, float, float, float]
-
 
 class EnrichTrigger(StrEnum):
-    """Why something is described."""
+    """The reason for a description."""
 
     TRACK = "track"
     ZONE = "zone"
@@ -50,9 +46,9 @@ class EnrichTrigger(StrEnum):
 
 @dataclass(frozen=True)
 class EnrichPlan:
-    """What is described by itself: tracks that begin, tracks that enter a zone, the scene every so often.
+    """Descriptions made without a request: of new tracks, of tracks that enter a zone, of the scene at intervals.
 
-    `zones` None means none of them, an empty set all of them.
+    `zones` None means no zone, an empty set every zone; `every_s` is seconds of capture time.
     """
 
     tracks: bool = True
@@ -61,24 +57,27 @@ class EnrichPlan:
 
     def __post_init__(self) -> None:
         if self.every_s is not None and self.every_s <= 0:
-            raise ConfigError(f"enrichment every {self.every_s} s: give a time above 0")
+            raise ConfigError(f"enrichment interval {self.every_s} s is not positive: give a time above 0")
 
 
 @dataclass(frozen=True)
 class CallBudget:
-    """The most calls of the describer in any minute."""
+    """The largest number of describer calls in any minute, in total and per stream."""
 
     per_minute: int = 30
     per_stream_minute: int = 10
 
     def __post_init__(self) -> None:
         if self.per_minute < 1 or self.per_stream_minute < 1:
-            raise ConfigError("an enrichment budget below one call a minute allows nothing: switch enrichment off")
+            raise ConfigError(
+                f"enrichment budget of {min(self.per_minute, self.per_stream_minute)} calls a minute is below 1: "
+                "give 1 or more, or switch enrichment off"
+            )
 
 
 @dataclass(frozen=True)
 class EnrichSubject:
-    """What a request is about: a thing in its box (x1, y1, x2, y2, fractions of the frame), or the scene."""
+    """The subject of a request: an object in its box (x1, y1, x2, y2, fractions of the frame), or the scene."""
 
     track_uid: str | None = None
     track_number: int | None = None
@@ -91,18 +90,9 @@ _DEFAULT_BUDGET = CallBudget()
 _SCENE = EnrichSubject()
 
 
-class Describer(Protocol):
-    """Looks and tells, None where it has nothing to tell; called in the enricher's thread only.
-
-    `image` is BGR, `box` in fractions or None for the whole scene.
-    """
-
-    def __call__(self, image: npt.NDArray[np.uint8], box: Box | None, phrase: str) -> Description | None: ...
-
-
 @dataclass(frozen=True)
 class Enrichment:
-    """A description of what was seen at `moment`; `cause` is the id of the event that it explains."""
+    """A description of `subject` at `moment`; `cause` is the id of the event that it explains."""
 
     stream: str
     trigger: EnrichTrigger
@@ -114,7 +104,7 @@ class Enrichment:
 
 @dataclass(frozen=True)
 class EnrichTally:
-    """What became of the requests."""
+    """Counts of the requests: asked = answered + cached + dropped (by reason) + pending."""
 
     asked: int
     answered: int
@@ -137,7 +127,7 @@ class _EnrichRequest:
 
 @dataclass(frozen=True)
 class _SeenSubject:
-    """The last description of a subject; of a scene also how it looked."""
+    """The last description of a subject; for a scene also its thumbnail, (16, 16, 3) float32."""
 
     description: Description
     at: float
@@ -145,29 +135,28 @@ class _SeenSubject:
 
 
 class _MinuteWindow:
-    """Calls within the last minute, of which there may be `limit`."""
+    """Times of the calls within the last minute, at most `limit` of them."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._calls: deque[float] = deque()
 
-    def spent(self, now: float) -> bool:
+    def is_spent(self, now: float) -> bool:
         while self._calls and now - self._calls[0] >= _MINUTE_S:
             self._calls.popleft()
         return len(self._calls) >= self._limit
 
-    def call(self, now: float) -> None:
+    def add_call(self, now: float) -> None:
         self._calls.append(now)
 
 
 class Enricher:
-    """Describes what `plan` names and what is asked for, within `budget`; `deliver` gets the results in its thread.
+    """Describes what `plan` names and what is requested, within `budget`; `deliver` gets the results in its thread.
 
     Requests are dropped, and counted, as `queue_full` when too many wait, `stale` when one waited longer than
     `stale_s`, `unchanged` when a scene looks as it did when last described, `budget` when the minute's calls are
-    spent, `nothing` when the describer had nothing to tell, `error` when it failed and `shutdown` at the end.
-    A track, or a scene that has not changed, that was described within `cache_s` is told the same again without a
-    call.
+    spent, `nothing` when the describer returned nothing, `error` when it failed and `shutdown` at the end.
+    A track, or an unchanged scene, that was described within `cache_s` gets the same description without a call.
     """
 
     def __init__(
@@ -182,7 +171,7 @@ class Enricher:
         cache_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._describe = describe
+        self._describer = describe
         self._deliver = deliver
         self._plan = plan
         self._budget = budget
@@ -200,12 +189,12 @@ class Enricher:
         self._closed = self._serving = False
         self._asked = self._answered = self._cached = 0
         self._dropped: Counter[str] = Counter()
-        self._thread = threading.Thread(target=self._work, name="enrich", daemon=True)
+        self._thread = threading.Thread(target=self._serve_all, name="enrich", daemon=True)
         self._thread.start()
 
     def offer(self, frame: Frame, events: Iterable[Event]) -> None:
-        """One frame and what happened in it. Returns at once, whatever the describer is doing."""
-        wanted = [found for event in events if (found := self._wanted(event)) is not None]
+        """Queue requests for one frame and its events. Returns at once, even while the describer works."""
+        wanted = [found for event in events if (found := self._request_for(event)) is not None]
         if self._plan.every_s is not None and frame.time_ns >= self._next_ns.get(frame.stream, 0):
             self._next_ns[frame.stream] = frame.time_ns + int(self._plan.every_s * 1e9)
             wanted.append((EnrichTrigger.INTERVAL, EnrichSubject(), None))
@@ -224,7 +213,7 @@ class Enricher:
             self._condition.notify_all()
 
     def request(self, stream: str, subject: EnrichSubject = _SCENE) -> None:
-        """Describe the scene, or `subject`, as it stands in the next frame of the stream. From any thread."""
+        """Describe the scene, or `subject`, in the next frame of the stream. Thread-safe."""
         with self._condition:
             self._asked += 1
             if self._closed:
@@ -233,17 +222,18 @@ class Enricher:
                 self._requested.setdefault(stream, []).append(subject)
 
     def tally(self) -> EnrichTally:
-        """The account so far. From any thread."""
+        """The counts so far. Thread-safe."""
         with self._condition:
             return EnrichTally(self._asked, self._answered, self._cached, dict(self._dropped))
 
     def drain(self, timeout_s: float) -> bool:
-        """Wait until all that was offered has been served, as at the end of a recording; returns whether it has."""
+        """Wait until every queued request has been served, as at the end of a recording; False after `timeout_s`."""
         with self._condition:
             return self._condition.wait_for(lambda: self._closed or not (self._queue or self._serving), timeout_s)
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Drop what waits and end the thread; a call that is under way may end after `timeout_s`, unheard."""
+        """Drop waiting requests and end the thread. Waits up to `timeout_s` for a call that is under way; its result is
+        dropped."""
         with self._condition:
             self._closed = True
             waiting = len(self._queue) + sum(len(subjects) for subjects in self._requested.values())
@@ -254,17 +244,17 @@ class Enricher:
             self._condition.notify_all()
         self._thread.join(timeout_s)
 
-    def _wanted(self, event: Event) -> tuple[EnrichTrigger, EnrichSubject, str | None] | None:
+    def _request_for(self, event: Event) -> tuple[EnrichTrigger, EnrichSubject, str | None] | None:
         if event.type is EventType.TRACK_BEGIN and self._plan.tracks:
-            return EnrichTrigger.TRACK, _subject(event), event.id
+            return EnrichTrigger.TRACK, _subject_of(event), event.id
         zone, zones = event.data.zone, self._plan.zones
         if event.type is EventType.ZONE_ENTER and zone is not None and zones is not None:
-            return (EnrichTrigger.ZONE, _subject(event), event.id) if not zones or zone.id in zones else None
+            return (EnrichTrigger.ZONE, _subject_of(event), event.id) if not zones or zone.id in zones else None
         return None
 
-    # the enricher's own thread
+    # Everything below runs in the enricher's thread.
 
-    def _work(self) -> None:
+    def _serve_all(self) -> None:
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._queue or self._closed)
@@ -273,13 +263,13 @@ class Enricher:
                 request = self._queue.popleft()
                 self._serving = True
             try:
-                outcome = self._serve(request)
+                outcome = self._serve_request(request)
             except Exception as error:
                 outcome = "error"
-                log.error("%s: cannot be described: %s", request.frame.stream, error, exc_info=True)
-            self._count(outcome)
+                log.error("%s: description failed: %s", request.frame.stream, error, exc_info=True)
+            self._count_outcome(outcome)
 
-    def _count(self, outcome: str) -> None:
+    def _count_outcome(self, outcome: str) -> None:
         with self._condition:
             self._serving = False
             self._condition.notify_all()
@@ -290,8 +280,8 @@ class Enricher:
             else:
                 self._dropped["shutdown" if self._closed else outcome] += 1
 
-    def _serve(self, request: _EnrichRequest) -> str:
-        """`answered`, `cached`, or why not."""
+    def _serve_request(self, request: _EnrichRequest) -> str:
+        """Serves one request; returns `answered`, `cached` or the reason for dropping it."""
         now, stream, subject = self._clock(), request.frame.stream, request.subject
         if now - request.at > self._stale_s:
             return "stale"
@@ -300,27 +290,27 @@ class Enricher:
         thumbnail = None
         if subject.track_uid is None:
             thumbnail = _thumbnail(request.frame.image)
-            if seen is not None and (seen.thumbnail is None or _changed(seen.thumbnail, thumbnail)):
+            if seen is not None and (seen.thumbnail is None or _has_changed(seen.thumbnail, thumbnail)):
                 seen = None
             if seen is not None and request.trigger is EnrichTrigger.INTERVAL:
                 return "unchanged"
         if seen is not None and now - seen.at <= self._cache_s:
-            return self._tell(request, seen.description, "cached")
+            return self._deliver_description(request, seen.description, "cached")
         calls = self._stream_calls.setdefault(stream, _MinuteWindow(self._budget.per_stream_minute))
-        if self._all_calls.spent(now) or calls.spent(now):
+        if self._all_calls.is_spent(now) or calls.is_spent(now):
             return "budget"
-        self._all_calls.call(now)
-        calls.call(now)
-        description = self._describe(request.frame.image, subject.box, subject.phrase)
+        self._all_calls.add_call(now)
+        calls.add_call(now)
+        description = self._describer(request.frame.image, subject.box, subject.phrase)
         if description is None:
             return "nothing"
         self._seen[key] = _SeenSubject(description, self._clock(), thumbnail)
         self._seen.move_to_end(key)
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
-        return self._tell(request, description, "answered")
+        return self._deliver_description(request, description, "answered")
 
-    def _tell(self, request: _EnrichRequest, description: Description, outcome: str) -> str:
+    def _deliver_description(self, request: _EnrichRequest, description: Description, outcome: str) -> str:
         if self._closed:
             return "shutdown"
         frame = request.frame
@@ -329,7 +319,7 @@ class Enricher:
         return outcome
 
 
-def _subject(event: Event) -> EnrichSubject:
+def _subject_of(event: Event) -> EnrichSubject:
     track = event.data.track
     if track is None:
         return _SCENE
@@ -345,57 +335,5 @@ def _thumbnail(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return np.asarray(small, dtype=np.float32)
 
 
-def _changed(before: npt.NDArray[np.float32], now: npt.NDArray[np.float32]) -> bool:
+def _has_changed(before: npt.NDArray[np.float32], now: npt.NDArray[np.float32]) -> bool:
     return float(abs(before - now).mean()) > _UNCHANGED
-
-
-class GlammDescriber:
-    """Tells with GLaMM: of a thing what stands in its box, with its mask; of a scene a grounded text."""
-
-    def __init__(self, glamm: Glamm) -> None:
-        from detectors.glamm.box_masks import BoxMasks
-
-        self._glamm = glamm
-        self._masks = BoxMasks(glamm.model.sam)
-
-    def __call__(self, image: npt.NDArray[np.uint8], box: Box | None, phrase: str) -> Description:
-        from streamer.enrichment.grounded import description
-
-        if box is None:
-            return description(self._glamm.describe(image), self._glamm.name)
-        pixels = _pixels(box, image)
-        text = self._glamm.caption_region(image, pixels)
-        return _thing(self._masks, image, pixels, text, phrase, self._glamm.name)
-
-
-class MaskDescriber:
-    """Gives a thing its mask with SAM alone; the words are those that it was found by. It has none for a scene."""
-
-    def __init__(self, masks: BoxMasks, name: str = "sam") -> None:
-        self._masks = masks
-        self._name = name
-
-    def __call__(self, image: npt.NDArray[np.uint8], box: Box | None, phrase: str) -> Description | None:
-        if box is None:
-            return None
-        return _thing(self._masks, image, _pixels(box, image), phrase, phrase, self._name)
-
-
-def _pixels(box: Box, image: npt.NDArray[np.uint8]) -> Box:
-    """A box in pixels, at least one wide and high."""
-    height, width = image.shape[:2]
-    x1, y1 = min(box[0] * width, width - 1.0), min(box[1] * height, height - 1.0)
-    return x1, y1, max(box[2] * width, x1 + 1), max(box[3] * height, y1 + 1)
-
-
-def _thing(
-    masks: BoxMasks, image: npt.NDArray[np.uint8], pixels: Box, text: str, phrase: str, model: str
-) -> Description:
-    """A description whose one span, all of the text, is the thing itself."""
-    import numpy as np
-
-    from streamer.rules.mask_rle import mask_model
-
-    found, _ = masks.masks(image, np.array([pixels]))
-    span = Span(start=0, end=len(text), phrase=phrase or text, mask=mask_model(found[0]))
-    return Description(text=text, spans=[span], model=model)

@@ -1,11 +1,10 @@
-"""Texts tied to masks, made to be read: JSON with COCO run lengths, a picture, a page."""
+"""Output formats of grounded texts: JSON with COCO run lengths, a painted picture, an HTML page."""
 
 from __future__ import annotations
 
 import base64
 import html
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -16,8 +15,9 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
 from detectors.detector import GroundedSpan, GroundedText
+from detectors.overlap import mask_boxes
 from sinks.event import Description, Span
-from streamer.errors import ConfigError, SourceError
+from streamer.errors import ConfigError
 from streamer.rules.mask_rle import mask_model
 
 Image = npt.NDArray[np.uint8]
@@ -28,28 +28,12 @@ _INK = (20, 20, 20)
 _PAPER = (255, 255, 255)
 
 
-class PictureError(SourceError, ValueError):
-    """A picture file cannot be read."""
-
-
-def read_picture(path: Path) -> Image:
-    """BGR, (height, width, 3), uint8. Raises `PictureError`."""
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise PictureError(f"the picture {path} cannot be read: {error.strerror}") from error
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise PictureError(f"{path} is no picture that can be decoded: give a JPEG, PNG, WebP, BMP or TIFF file")
-    return np.asarray(image, dtype=np.uint8)
-
-
 def parse_box(text: str) -> tuple[float, float, float, float]:
     """`x1,y1,x2,y2` in pixels. Raises `ConfigError`."""
     try:
         x1, y1, x2, y2 = (float(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"{text!r} is no box: give x1,y1,x2,y2 in pixels, such as 40,60,200,220") from None
+        raise ConfigError(f"cannot parse box {text!r}: expected x1,y1,x2,y2 in pixels, such as 40,60,200,220") from None
     return x1, y1, x2, y2
 
 
@@ -60,22 +44,22 @@ def masks_of(found: sv.Detections) -> BoolMask:
 
 
 def union(grounded: GroundedText, span: GroundedSpan) -> BoolMask | None:
-    """What a span stands for, (H, W); None when nothing was shown for it."""
+    """The mask of a span, (H, W), all of its masks together; None when it has none."""
     return np.asarray(grounded.masks[list(span.masks)].any(axis=0)) if span.masks else None
 
 
 def description(grounded: GroundedText, model: str) -> Description:
-    """For an event: each span with all of its masks in one."""
+    """The description for an event: each span with all of its masks in one."""
     spans = []
     for span in grounded.spans:
         mask = union(grounded, span)
-        told = None if mask is None else mask_model(mask)
-        spans.append(Span(start=span.start, end=span.end, phrase=span.phrase, mask=told))
+        encoded = None if mask is None else mask_model(mask)
+        spans.append(Span(start=span.start, end=span.end, phrase=span.phrase, mask=encoded))
     return Description(text=grounded.text, spans=spans, model=model)
 
 
 def as_json(grounded: GroundedText) -> dict[str, Any]:
-    """`text`, what the model wrote, `spans` [start, end) with numbers into `masks`."""
+    """A mapping with `text`, the model's `answer`, and `spans` [start, end) with numbers into `masks`."""
     return {
         "text": grounded.text,
         "answer": grounded.answer,
@@ -105,7 +89,7 @@ def segments_as_json(found: sv.Detections) -> list[dict[str, Any]]:
 
 
 def color_of(number: int) -> sv.Color:
-    """The colour of a mask; there are as many as anyone asks for."""
+    """The colour of mask `number`; colours repeat after the palette's last."""
     return sv.ColorPalette.DEFAULT.by_idx(number)
 
 
@@ -113,7 +97,7 @@ def paint(image: Image, masks: BoolMask, labels: Sequence[str]) -> Image:
     """A copy of a BGR picture with coloured masks (K, H, W) and a label at each."""
     if not len(masks):
         return image.copy()
-    shown = sv.Detections(xyxy=sv.mask_to_xyxy(masks), mask=masks, class_id=np.arange(len(masks)))
+    shown = sv.Detections(xyxy=mask_boxes(masks), mask=masks, class_id=np.arange(len(masks)))
     by_row = sv.ColorLookup.INDEX
     painted = sv.MaskAnnotator(opacity=_OPACITY, color_lookup=by_row).annotate(image.copy(), shown)
     scale = max(0.4, image.shape[0] / 1080)
@@ -174,7 +158,7 @@ def _pale(color: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def page(image: Image, grounded: GroundedText, title: str) -> str:
-    """One HTML file without anything outside it: pointing at a phrase shows its mask alone."""
+    """A self-contained HTML page: pointing at a phrase shows its mask alone."""
     layers = "".join(
         f'<img class="mask" data-mask="{number}" alt="" src="{_data_url(_layer(mask, color_of(number)))}">'
         for number, mask in enumerate(grounded.masks)

@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from streamer.rules.counts import Count
 from streamer.rules.geometry import Points, Region
 from streamer.rules.lines import Line
-from streamer.rules.rule import Anchor, Bools, Floats, FrameObservation, Rule, RuleFinding, anchor_points
+from streamer.rules.rule import Anchor, Bools, Floats, FrameObservation, RuleFinding, anchor_points
 from streamer.rules.zones import Zone, checked_anchor
 
 __all__ = ["Count", "Line", "Mask", "PlaceRules", "Zone"]
@@ -36,7 +36,7 @@ class PlaceRules:
     def __init__(self, zones: Sequence[Zone] = (), lines: Sequence[Line] = (), counts: Sequence[Count] = ()) -> None:
         self.zones = tuple(zones)
         self.lines = tuple(lines)
-        self._places: tuple[Rule, ...] = (*self.zones, *self.lines)
+        self._places: tuple[Zone | Line, ...] = (*self.zones, *self.lines)
         self._counts = tuple(counts)
 
     def update(self, seen: FrameObservation) -> list[RuleFinding]:

@@ -110,6 +110,6 @@ class Rule(Protocol):
 
     def update(self, seen: FrameObservation) -> Sequence[RuleFinding]: ...
 
-    def close(self, time_ns: int, keep: AbstractSet[int] = frozenset()) -> Sequence[RuleFinding]:
-        """Ends everything that is open, but for the tracks in `keep`: the stream ended or was interrupted."""
+    def close(self, time_ns: int) -> Sequence[RuleFinding]:
+        """Ends everything that is open: the stream ended or is shut down."""
         ...

@@ -1,16 +1,22 @@
-"""From an address to its sources: the one place that knows which kind of source reads what."""
+"""Sources by address: decides which kind of source reads an address.
+
+Other distributions add schemes by entry points: group `groundstream.sources`, name = scheme, value = a function that
+takes the address, `name=` and `on_state=` and returns a `Source`.
+"""
 
 from __future__ import annotations
 
 import glob
 import sys
 from collections.abc import Collection, Iterable
+from importlib.metadata import entry_points
 from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
+from sinks.address import redact
 from streamer.errors import SourceAddressError, SourceError
-from streamer.sources.address import natural, redact, stream_name, unique
+from streamer.sources.address import natural, stream_name, unique
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names
 from streamer.sources.live import CameraLink, LiveSource
@@ -36,6 +42,7 @@ def open_sources(
     strict: bool = False,
     live: bool | None = None,
     fps: float | None = None,
+    track: int | None = None,
     taken: Collection[str] = (),
 ) -> list[Source]:
     """The sources that `address` (or several) stands for; reading begins when one is iterated.
@@ -57,7 +64,7 @@ def open_sources(
         return chosen
 
     for one in [address] if isinstance(address, str) else address:
-        scheme = one.partition(":")[0].lower()
+        scheme = "" if Path(one).exists() else one.partition(":")[0].lower()
         if scheme in ("rtsp", "rtsps"):
             _check_url(one)
             sources.append(LiveSource(_rtsp(one, transport, stall_s), called(one), strict=strict, on_state=on_state))
@@ -67,14 +74,19 @@ def open_sources(
             if live if live is not None else suffix not in VIDEO_SUFFIXES:
                 sources.append(LiveSource(_http(one, suffix, stall_s), called(one), strict=strict, on_state=on_state))
             else:
-                sources.append(FileSource(one, called(one), start_time_ns=start_time_ns, on_state=on_state))
+                sources.append(
+                    FileSource(one, called(one), start_time_ns=start_time_ns, track=track, on_state=on_state)
+                )
         elif scheme == "webcam":
             sources.append(
                 LiveSource(_webcam(one, stall_s), called(one.replace(":", "")), strict=strict, on_state=on_state)
             )
         elif scheme == "synthetic":
             sources.append(_synthetic(one, called("street"), on_state))
-        elif "://" in one:
+        elif added := tuple(entry_points(group="groundstream.sources", name=scheme)):
+            source: Source = added[0].load()(one, name=called(one), on_state=on_state)
+            sources.append(source)
+        elif scheme and "://" in one:
             raise SourceAddressError(f"{redact(one)} is no address of a kind known here: give {_KINDS}")
         else:
             for path in _paths(one):
@@ -84,7 +96,9 @@ def open_sources(
                     )
                 else:
                     sources.append(
-                        FileSource(str(path), called(str(path)), start_time_ns=start_time_ns, on_state=on_state)
+                        FileSource(
+                            str(path), called(str(path)), start_time_ns=start_time_ns, track=track, on_state=on_state
+                        )
                     )
     return sources
 
@@ -92,8 +106,10 @@ def open_sources(
 def _check_url(address: str) -> None:
     shown = redact(address)
     try:
-        url, plain = urlsplit(address), urlsplit(shown)
-        good = bool(plain.hostname) and url.hostname == plain.hostname and (plain.port is None or plain.port > 0)
+        url = urlsplit(address)
+        # An "@" behind "user:..." and a slash belongs to a password that was not encoded.
+        is_cut = ":" in url.netloc and "@" in address.partition("://")[2].removeprefix(url.netloc)
+        good = bool(url.hostname) and not is_cut and (url.port is None or url.port > 0)
     except ValueError:
         good = False
     if not good:

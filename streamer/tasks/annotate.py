@@ -1,4 +1,5 @@
-"""Sampled frames into labelled data: a COCO data set with phrases, GranD records, GLIGEN input and a review sheet."""
+"""The `annotate` command: sampled frames become a COCO data set with phrases, GranD records, GLIGEN input and a
+review page."""
 
 from __future__ import annotations
 
@@ -14,12 +15,19 @@ import cv2
 import numpy as np
 from rich.console import Console
 
-from detectors import Detector, Request, create_detector
+from detectors import Detector, Request
+from detectors.detector import clean_queries
+from detectors.registry import default_detector
+from sinks.address import redact
 from streamer.analysis.label_scores import calibrated, sure
-from streamer.errors import StreamerError
+from streamer.detector_choice import DetectorChoice
+from streamer.errors import ConfigError, StreamerError
 from streamer.frame import Frame
-from streamer.sources import open_sources
+from streamer.sources import Source, open_sources
+from streamer.sources.file import FileSource
+from streamer.sources.images import ImageSource
 from streamer.sources.sampling import sampled
+from streamer.tasks.console import make_folder, report_line, user_console, write_text
 from streamer.tasks.review_page import by_image, review_page
 from trackers import Tracker, create_tracker
 
@@ -31,19 +39,22 @@ if TYPE_CHECKING:
 
 _JPEG_QUALITY = 92
 _NO_TRACK = -1
+_DATA_SET_FILES = ("annotations.json", "review.html", "gligen.jsonl", "grand.json", "images")
 
 
 @dataclass(frozen=True)
 class AnnotateTask:
-    """What `groundstream annotate` was asked to do; see its options."""
+    """Options of `groundstream annotate`. Without `detectors` the queries decide which one is used."""
 
     sources: Sequence[str]
     queries: Sequence[str]
     detectors: Sequence[str]
     out: Path
     weights: Path | None = None
+    tuned: Path | None = None
     device: str | None = None
     threshold: float | None = None
+    detector_options: Sequence[str] = ()
     every: int = 1
     fps: float | None = None
     batch: int = 8
@@ -73,12 +84,14 @@ class DataSet:
         start = sum(len(text) + 3 for text in self.queries[:query])
         return [[start, start + len(self.queries[query])]]
 
-    def add(self, file_name: str, frame: Frame, found: sv.Detections) -> None:
+    def add(self, file_name: str, frame: Frame, found: sv.Detections, source: str) -> None:
+        """Adds a frame and its detections; `source` names the file or address that the frame comes from."""
         image = {
             "id": len(self.images) + 1,
             "file_name": file_name,
             "width": frame.width,
             "height": frame.height,
+            "source": source,
             "stream": frame.stream,
             "frame_index": frame.index,
             "time_s": round(frame.time_s, 6),
@@ -149,16 +162,16 @@ def _fractions(bbox: Sequence[float], image: dict[str, Any]) -> list[float]:
 
 
 def annotate(task: AnnotateTask, *, as_json: bool = False, quiet: bool = False) -> None:
-    """Do the task and tell what came of it. Raises what sources, detectors and the model raise."""
-    data = DataSet([" ".join(query.split()) for query in task.queries])
-    told = Console(stderr=True, quiet=quiet or as_json or not sys.stderr.isatty())
+    """Runs the task and prints what was written. Raises what sources, detectors and the model raise."""
+    data = DataSet(clean_queries(task.queries))
+    told = user_console(stderr=True, quiet=quiet or as_json or not sys.stderr.isatty())
     written = asyncio.run(_AnnotateWork(task, data).run(told))
     if as_json:
         Console(soft_wrap=True).print_json(json.dumps(written))
     else:
-        Console(quiet=quiet, soft_wrap=True).print(
-            f"{written['images']} images, {written['annotations']} boxes: {written['annotations_file']}, "
-            f"to look through: {written['review']}"
+        user_console(quiet=quiet).print(
+            f"{written['images']} images, {written['annotations']} boxes: {written['annotations_file']}; "
+            f"review page: {written['review']}"
         )
 
 
@@ -168,24 +181,24 @@ class _AnnotateWork:
     def __init__(self, task: AnnotateTask, data: DataSet) -> None:
         self._task = task
         self._data = data
-        self._sources = open_sources(task.sources)  # a wrong address is told before models are loaded
-        self._detectors = {name: self._detector(name) for name in task.detectors}
+        self._sources = open_sources(task.sources)  # reports a wrong address before models are loaded
+        self._by_name = {source.name: source for source in self._sources}
+        _check_outputs(task.out, self._sources)
+        self._names = list(task.detectors) or [default_detector(data.queries)]
+        self._detectors = {name: self._load_detector(name) for name in self._names}
         self._prompts = {name: detector.prepare(data.queries) for name, detector in self._detectors.items()}
         self._trackers: dict[str, Tracker] = {}
         if task.tracker is not None:
-            create_tracker(task.tracker)  # a wrong name is told before anything is opened
+            create_tracker(task.tracker)  # reports a wrong name before anything is opened
         self._describer: GrandAnnotator | None = None
         self._records: dict[str, dict[str, Any]] = {}
 
-    def _detector(self, name: str) -> Detector:
-        options = {"weights": self._task.weights, "device": self._task.device, "threshold": self._task.threshold}
-        given = {key: value for key, value in options.items() if value is not None}
-        detector = create_detector(name, **given)
-        if self._task.sam is None:
-            return detector
-        from detectors.glamm.box_masks import BoxMasks, WithMasks
-
-        return WithMasks(detector, BoxMasks.load(self._task.sam, self._task.device))
+    def _load_detector(self, name: str) -> Detector:
+        task = self._task
+        choice = DetectorChoice(
+            name, task.weights, task.tuned, task.device, task.threshold, task.sam, task.detector_options
+        )
+        return choice.load()
 
     def _load_describer(self) -> None:
         if self._task.describe is None:
@@ -198,8 +211,9 @@ class _AnnotateWork:
 
     async def run(self, told: Console) -> dict[str, Any]:
         self._load_describer()
-        images = self._task.out / "images"
-        _make(images)
+        if (aside := set_aside(self._task.out)) is not None:
+            report_line(f"{self._task.out} held a data set already: it is kept in {aside}")
+        make_folder(self._task.out / "images")
         batch: list[Frame] = []
         try:
             async for frame in sampled(self._sources, every=self._task.every, fps=self._task.fps):
@@ -221,17 +235,26 @@ class _AnnotateWork:
         }
         for place, frame in enumerate(frames):
             found = {name: rows[place] for name, rows in results.items()}
-            first = self._task.detectors[0]
+            first = self._names[0]
             if self._task.tracker is not None:
                 self._track(frame, found[first], self._detectors[first].threshold)
-            # trackers have use for the doubtful ones, too, so they are left out after them
+            # Trackers use doubtful detections, so these are removed after them.
             found = {name: sure(rows, self._detectors[name].threshold) for name, rows in found.items()}
             file_name = f"{frame.stream}-{frame.index:06d}.jpg"
             _save_jpeg(self._task.out / "images" / file_name, frame)
-            self._data.add(file_name, frame, found[first])
+            self._data.add(file_name, frame, found[first], self._origin_of(frame))
             if self._describer is not None:
                 record = self._describer.annotate(frame.image, found, frame.index, frame.time_s)
                 self._records[file_name] = record
+
+    def _origin_of(self, frame: Frame) -> str:
+        """The picture file, video file or address, without secrets, that a frame comes from."""
+        source = self._by_name[frame.stream]
+        if isinstance(source, ImageSource):
+            return str(source.file_of(frame.index))
+        if isinstance(source, FileSource):
+            return str(source.recording)
+        return redact(self._task.sources[0]) if len(self._task.sources) == 1 else source.name
 
     def _track(self, frame: Frame, found: sv.Detections, threshold: float) -> None:
         """Give what is on a track its identity; what is on none is a label all the same."""
@@ -255,7 +278,7 @@ class _AnnotateWork:
             files["grand.json"] = json.dumps(self._records, ensure_ascii=False)
             files["review.html"] = review_page(coco, "images", self._records)
         for name, text in files.items():
-            _write_text(out / name, text)
+            write_text(out / name, text)
         return {
             "images": len(self._data.images),
             "annotations": len(self._data.annotations),
@@ -265,18 +288,35 @@ class _AnnotateWork:
         }
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StreamerError(f"cannot make the folder {folder}: {error.strerror}") from error
+def _check_outputs(out: Path, sources: Sequence[Source]) -> None:
+    """Raises `ConfigError` where a source lies in the folder that its labelled pictures go to."""
+    for source in sources:
+        if not isinstance(source, ImageSource | FileSource):
+            continue
+        if source.recording is None:
+            continue
+        place = source.recording.resolve()
+        if (out / "images").resolve() in (place, *place.parents):
+            raise ConfigError(
+                f"cannot write a data set into {out}: its source {source.recording} lies there; choose another --out"
+            )
 
 
-def _write_text(path: Path, text: str) -> None:
+def set_aside(out: Path) -> Path | None:
+    """Moves an earlier data set in `out` to a folder of its own there; returns that folder, None without one."""
+    if not (out / "annotations.json").exists():
+        return None
+    number = 1
+    while (aside := out / f"earlier-{number}").exists():
+        number += 1
+    make_folder(aside)
     try:
-        path.write_text(text, encoding="utf-8")
+        for name in _DATA_SET_FILES:
+            if (out / name).exists():
+                (out / name).rename(aside / name)
     except OSError as error:
-        raise StreamerError(f"cannot write {path}: {error.strerror}") from error
+        raise StreamerError(f"cannot move the data set in {out} to {aside}: {error.strerror}") from error
+    return aside
 
 
 def _save_jpeg(path: Path, frame: Frame) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from streamer.tasks.process import ProcessJob, natural_detector, process_videos, wide_console
+from detectors.registry import default_detector
+from streamer.tasks.process import ProcessJob, process_videos, wide_console
 
 _SIZE = "640x384"
 _FPS = 12
@@ -18,13 +19,16 @@ _SHOWN = 12
 QUERIES = ("a person", "a car", "a bus", "a bicycle", "a dog")
 
 
-def show_street(queries: Sequence[str], out: Path, seed: int, seconds: float) -> bool:
+def show_street(
+    queries: Sequence[str], out: Path, seed: int, seconds: float, detector_options: Sequence[str] = ()
+) -> bool:
     """Process `seconds` of street number `seed`, show tracks and events; returns whether it failed."""
     chosen = list(queries) or list(QUERIES)
     job = ProcessJob(
         videos=[f"synthetic:street?seed={seed}&size={_SIZE}&fps={_FPS}&duration={seconds:g}"],
         queries=chosen,
-        detector=natural_detector(chosen, "glip-mini"),
+        detector=default_detector(chosen, "glip-mini"),
+        detector_options=detector_options,
         out=out,
         zones=_ZONES,
         lines=_LINES,

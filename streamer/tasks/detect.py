@@ -1,4 +1,4 @@
-"""What `groundstream detect` does."""
+"""The `detect` command: finds queries in picture files, prints the detections and draws them."""
 
 from __future__ import annotations
 
@@ -10,74 +10,84 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from detectors import Request, create_detector
+from detectors import Request
 from streamer.analysis.label_scores import sure
-from streamer.errors import SourceError, StreamerError
+from streamer.detector_choice import DetectorChoice
+from streamer.errors import ConfigError, StreamerError
+from streamer.sources.picture import PictureError, read_picture
+from streamer.tasks.console import make_folder, report_line, user_console
 
 if TYPE_CHECKING:
     import supervision as sv
 
 Image = npt.NDArray[np.uint8]
+_KEPT_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def detect(
     images: Sequence[Path],
     queries: Sequence[str],
-    detector: str,
-    weights: Path | None,
-    threshold: float | None,
+    choice: DetectorChoice,
     *,
     batch: int,
     out: Path | None,
     as_json: bool,
-) -> None:
-    options: dict[str, Any] = {"weights": weights, "threshold": threshold}
-    model = create_detector(detector, **{key: value for key, value in options.items() if value is not None})
+) -> bool:
+    """Detect and print; returns whether every picture could be read. Raises `PictureError` when none could.
+
+    A picture that cannot be read is reported on standard error and does not stop the others.
+    """
+    targets = [None] * len(images) if out is None else output_files(images, out)
+    model = choice.load(queries)
     prompt = model.prepare(queries)
-    if out is not None:
-        _make_folder(out)
-    results: list[sv.Detections] = []
-    console = Console(stderr=True)
+    results: list[sv.Detections | PictureError] = []
+    console = user_console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for start in progress.track(range(0, len(images), batch), description="detecting"):
-            files = images[start : start + batch]
-            pictures = [read_picture(file) for file in files]
-            found = model.detect(
-                [Request(picture, prompt, str(file)) for picture, file in zip(pictures, files, strict=True)]
-            )
-            found = [sure(each, model.threshold) for each in found]
-            results.extend(found)
-            if out is not None:
-                for file, picture, each in zip(_names(images)[start:], pictures, found, strict=False):
-                    _write(out / file, draw(picture, each))
+            read = [_try_to_read(file) for file in images[start : start + batch]]
+            requests = [
+                Request(picture, prompt, str(file))
+                for picture, file in zip(read, images[start:], strict=False)
+                if not isinstance(picture, PictureError)
+            ]
+            found = iter(model.detect(requests) if requests else [])
+            for picture, target in zip(read, targets[start:], strict=False):
+                if isinstance(picture, PictureError):
+                    results.append(picture)
+                    report_line(str(picture))
+                    continue
+                each = sure(next(found), model.threshold)
+                results.append(each)
+                if target is not None:
+                    write_picture(target, draw(picture, each))
+    failures = [result for result in results if isinstance(result, PictureError)]
+    if len(failures) == len(images):
+        raise failures[0]
     if as_json:
-        print(json.dumps([_plain(file, each) for file, each in zip(images, results, strict=True)], indent=2))  # noqa: T201 - the output asked for
+        plain = [_plain(file, each) for file, each in zip(images, results, strict=True)]
+        print(json.dumps(plain, indent=2))  # noqa: T201 - the output asked for
     else:
         _print_table(images, results)
+    return not failures
 
 
-def read_picture(file: Path) -> Image:
-    """BGR, (height, width, 3). Raises `SourceError` where it is no picture."""
+def _try_to_read(file: Path) -> Image | PictureError:
     try:
-        content = np.fromfile(file, np.uint8)
-    except OSError as error:
-        raise SourceError(f"the picture {file} cannot be read: {error.strerror}") from None
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
-    if image is None:
-        raise SourceError(f"{file} is no picture that can be read: give a JPEG, PNG, WebP, BMP or TIFF file")
-    return np.asarray(image, np.uint8)
+        return read_picture(file)
+    except PictureError as error:
+        return error
 
 
 def draw(image: Image, found: sv.Detections) -> Image:
-    """The picture with a box, the words and the score of each detection."""
+    """A copy of the picture with the box, the query and the score of each detection."""
     import supervision as sv
 
     labels = [f"{name} {score:.2f}" for _, name, score in _rows(found)]
-    boxed = sv.BoxAnnotator().annotate(image.copy(), found)
+    masked = image.copy() if found.mask is None else sv.MaskAnnotator().annotate(image.copy(), found)
+    boxed = sv.BoxAnnotator().annotate(masked, found)
     return np.asarray(sv.LabelAnnotator().annotate(boxed, found, labels), np.uint8)
 
 
@@ -87,43 +97,58 @@ def _rows(found: sv.Detections) -> Iterator[tuple[list[float], str, float]]:
         yield [round(float(value), 1) for value in box], str(name), float(score)
 
 
-def _plain(file: Path, found: sv.Detections) -> dict[str, Any]:
-    return {
-        "image": str(file),
-        "detections": [{"query": name, "confidence": round(score, 4), "box": box} for box, name, score in _rows(found)],
-    }
+def _plain(file: Path, found: sv.Detections | PictureError) -> dict[str, Any]:
+    from streamer.rules.mask_rle import mask_model
+
+    if isinstance(found, PictureError):
+        return {"image": str(file), "error": str(found), "detections": []}
+    rows: list[dict[str, Any]] = [
+        {"query": name, "confidence": round(score, 4), "box": box} for box, name, score in _rows(found)
+    ]
+    if found.mask is not None:
+        for row, mask in zip(rows, np.asarray(found.mask, np.bool_), strict=True):
+            row["mask"] = mask_model(mask).model_dump()
+    return {"image": str(file), "detections": rows}
 
 
-def _print_table(images: Sequence[Path], results: Sequence[sv.Detections]) -> None:
+def _print_table(images: Sequence[Path], results: Sequence[sv.Detections | PictureError]) -> None:
     table = Table("image", "query", "score", "x1", "y1", "x2", "y2", box=None)
     for file, found in zip(images, results, strict=True):
+        if isinstance(found, PictureError):
+            continue
         for box, name, score in _rows(found):
             table.add_row(str(file), name, f"{score:.2f}", *(f"{value:.0f}" for value in box))
         if not len(found):
             table.add_row(str(file), "-", "", "", "", "", "")
-    Console().print(table)
+    user_console().print(table)
 
 
-def _names(images: Sequence[Path]) -> list[str]:
-    """A file name for each annotated picture; pictures of one name from several folders are numbered."""
-    names = [
-        file.stem + (file.suffix.lower() if file.suffix.lower() in {".jpg", ".png", ".webp"} else ".png")
-        for file in images
-    ]
-    return [name if names.index(name) == place else f"{place + 1}-{name}" for place, name in enumerate(names)]
+def output_files(images: Sequence[Path], out: Path) -> list[Path]:
+    """A file in `out` for each picture's result; equal names are numbered.
+
+    Makes the folder. Raises `ConfigError` when a result would overwrite one of the pictures.
+    """
+    names: list[str] = []
+    for file in images:
+        suffix = file.suffix.lower()
+        base = file.stem + (suffix if suffix in _KEPT_SUFFIXES else ".png")
+        name, number = base, len(names) + 1
+        while name in names:
+            name, number = f"{number}-{base}", number + 1
+        names.append(name)
+    targets = [make_folder(out) / name for name in names]
+    inputs = {file.resolve() for file in images}
+    for target in targets:
+        if target.resolve() in inputs:
+            raise ConfigError(f"cannot write results into {out}: {target} is one of the pictures; choose another --out")
+    return targets
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StreamerError(f"the folder {folder} cannot be made: {error.strerror}") from None
-
-
-def _write(file: Path, image: Image) -> None:
+def write_picture(file: Path, image: Image) -> None:
+    """Writes a picture in the format of the file's suffix. Raises `StreamerError` when that fails."""
     try:
         written = cv2.imwrite(str(file), image)
     except cv2.error:
         written = False
     if not written:
-        raise StreamerError(f"the picture {file} cannot be written: is the folder writable, the disk full?")
+        raise StreamerError(f"cannot write the picture {file}: check that the folder is writable and the disk not full")

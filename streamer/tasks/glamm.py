@@ -19,6 +19,7 @@ from streamer.enrichment.grounded import Image
 from streamer.enrichment.loading import GlammLoading
 from streamer.errors import ConfigError, StreamerError
 from streamer.sources.opening import VIDEO_SUFFIXES
+from streamer.sources.picture import read_picture
 from streamer.sources.sampling import sampled
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def segment(
         prompts.clean(phrase)
     if _is_video(address):
         return asyncio.run(_segment_video(address, phrases, loading, generate, fps, out, as_json))
-    image = grounded.read_picture(Path(address))
+    image = read_picture(Path(address))
     glamm = loading.load()
     found = glamm.segment(image, phrases, generate=generate)
     _save_segments(out, Path(address).stem, image, found)
@@ -125,7 +126,7 @@ def _save_segments(out: Path | None, name: str, image: Image, found: sv.Detectio
 
 
 def describe(path: Path, loading: GlammLoading, *, out: Path, as_json: bool) -> None:
-    image = grounded.read_picture(path)
+    image = read_picture(path)
     glamm = loading.load()
     told = glamm.describe(image)
     picture = _save(out, f"{path.stem}.png", grounded.encode_png(grounded.paint_grounded(image, told)))
@@ -139,7 +140,7 @@ def describe(path: Path, loading: GlammLoading, *, out: Path, as_json: bool) -> 
 
 def region(path: Path, boxes: Sequence[str], loading: GlammLoading, *, as_json: bool) -> None:
     places = [grounded.parse_box(box) for box in boxes]
-    image = grounded.read_picture(path)
+    image = read_picture(path)
     _check_boxes(places, image)
     glamm = loading.load()
     texts = glamm.caption_regions(image, places)
@@ -152,7 +153,7 @@ def region(path: Path, boxes: Sequence[str], loading: GlammLoading, *, as_json: 
 
 
 def caption(path: Path, loading: GlammLoading, *, as_json: bool) -> None:
-    image = grounded.read_picture(path)
+    image = read_picture(path)
     glamm = loading.load()
     text = glamm.caption(image)
     if as_json:
@@ -165,7 +166,7 @@ def chat(
     path: Path, messages: Sequence[str], boxes: Sequence[str], loading: GlammLoading, *, out: Path | None, as_json: bool
 ) -> None:
     places = [grounded.parse_box(box) for box in boxes]
-    image = grounded.read_picture(path)
+    image = read_picture(path)
     if as_json and not messages:
         raise ConfigError("chat --json needs what to ask: give --message, once for each turn")
     _check_boxes(places, image)

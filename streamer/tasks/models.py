@@ -12,7 +12,9 @@ from rich.table import Table
 
 from detectors import catalogue
 from detectors.cache import ReleasedModel
+from detectors.registry import detector_options
 from streamer.errors import ConfigError
+from streamer.tasks.console import user_console
 
 
 def show_list(*, as_json: bool) -> None:
@@ -58,6 +60,17 @@ def show(name: str, *, as_json: bool) -> None:
         if value is not None:
             table.add_row(key.replace("_", " "), _size(value) if key.startswith("bytes") else str(value))
     Console().print(table)
+
+
+def show_options(name: str, *, as_json: bool) -> None:
+    options = detector_options(name)
+    if as_json:
+        print(json.dumps(options, indent=2))  # noqa: T201 - the output asked for
+        return
+    table = Table("option", "value", box=None)
+    for option, kind in options.items():
+        table.add_row(option, kind)
+    user_console().print(table)
 
 
 def _facts(model: ReleasedModel) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from rich.table import Table
 from detectors import DetectorError
 from streamer.build import make_queries, open_pipeline, origin, settle, state_folder
 from streamer.config import Config, load_config, parse_config
+from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError, StreamerError
 from streamer.pipeline import Pipeline, StreamReport
 from streamer.tasks.process import stopping_on_signals
@@ -30,10 +31,7 @@ def watch_config(
     sources: Sequence[str],
     queries: Sequence[str],
     *,
-    detector: str | None,
-    weights: Path | None,
-    device: str | None,
-    threshold: float | None,
+    detector: DetectorChoice,
     tracker: str | None,
     sinks: Sequence[str],
     fps: float | None,
@@ -46,10 +44,7 @@ def watch_config(
             "sources": sources,
             "--query": queries,
             "--sink": sinks,
-            "--detector": detector,
-            "--weights": weights,
-            "--device": device,
-            "--threshold": threshold,
+            **detector.flags,
             "--tracker": tracker,
             "--fps": fps,
             "--udp": udp or None,
@@ -69,12 +64,7 @@ def watch_config(
     raw = {
         "streams": [{"source": source, **stream} for source in sources],
         "queries": list(queries),
-        "detector": {
-            "name": detector or "glip-tiny",
-            "weights": weights,
-            "device": device,
-            "threshold": threshold,
-        },
+        "detector": detector.section(),
         "tracker": tracker or "default",
         "sinks": list(sinks) or ([] if sys.stdout.isatty() else ["stdout:"]),
         "metrics_port": metrics_port,

@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from detectors.registry import ANYTHING_THAT_MOVES
 from sinks.files import JsonlSink
 from sinks.sink import Sink, SinkError
 from sinks.sqlite import SqliteSink
 from streamer.analysis.stream_analysis import StreamAnalysis
 from streamer.build import VIDEO, annotated_video, open_pipeline, settle
 from streamer.config import Config, parse_config
+from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError
 from streamer.pipeline import Pipeline, Recorder, StreamReport
 from streamer.recorders.coco import CocoJson
@@ -48,6 +48,7 @@ class ProcessJob:
     device: str | None = None
     threshold: float | None = None
     masks: str | None = None
+    detector_options: Sequence[str] = ()
     tracker: str = "default"
     sinks: Sequence[str] = ()
     video: bool = True
@@ -75,6 +76,25 @@ class StreamSummary:
     error: str = ""
 
 
+def process_files(job: ProcessJob) -> list[StreamSummary]:
+    """Runs the job without any output on the terminal and returns the summary of every video.
+
+    Raises what the parts raise, and `SinkError` when events could not be delivered.
+    """
+    with _progress(wide_console(stderr=True), hidden=True) as advance:
+        summaries, undelivered = asyncio.run(_run(job, advance))
+    _write_summaries(summaries)
+    if undelivered is not None:
+        raise undelivered
+    return summaries
+
+
+def _write_summaries(summaries: Sequence[StreamSummary]) -> None:
+    for summary in summaries:
+        with open_output(Path(summary.folder) / "summary.json") as file:
+            json.dump(asdict(summary), file, indent=2)
+
+
 def process_videos(job: ProcessJob, *, as_json: bool = False, quiet: bool = False) -> bool:
     """Run the job and tell what came of it; returns whether any video failed."""
     to_stdout = any(sink.startswith("stdout:") for sink in job.sinks)
@@ -86,9 +106,7 @@ def process_videos(job: ProcessJob, *, as_json: bool = False, quiet: bool = Fals
     with _progress(console, hidden=hidden) as tell, contextlib.nullcontext() if as_json else _told_once():
         summaries, undelivered = asyncio.run(_run(job, tell))
     wall_s = time.monotonic() - started
-    for summary in summaries:
-        with open_output(Path(summary.folder) / "summary.json") as file:
-            json.dump(asdict(summary), file, indent=2)
+    _write_summaries(summaries)
     if as_json:
         print(json.dumps({"seconds": round(wall_s, 3), "videos": [asdict(summary) for summary in summaries]}))  # noqa: T201
     else:
@@ -105,18 +123,13 @@ def job_config(job: ProcessJob) -> Config:
         "lines": [{"id": name, "points": points} for name, points in map(_place, job.lines)],
         "sample": {"every": job.every, "fps": job.fps},
     }
-    detector = {
-        "name": job.detector or natural_detector(job.queries),
-        "weights": job.weights,
-        "tuned": job.tuned,
-        "device": job.device,
-        "threshold": job.threshold,
-        "masks": job.masks,
-    }
+    detector = DetectorChoice(
+        job.detector, job.weights, job.tuned, job.device, job.threshold, job.masks, job.detector_options
+    )
     raw = {
         "streams": [{"source": video, **stream} for video in job.videos],
         "queries": list(job.queries),
-        "detector": detector,
+        "detector": detector.section(),
         "tracker": job.tracker,
         "batch": {"size": job.batch},
         "sinks": list(job.sinks),
@@ -283,12 +296,6 @@ def _progress(console: Console, *, hidden: bool) -> Iterator[Callable[[Pipeline]
             return (lambda _stream: None) if hidden else advance
 
         yield begin
-
-
-def natural_detector(queries: Sequence[str], usual: str = "glip-tiny") -> str:
-    """The usual one, unless the words are those of the motion detector, which needs no model."""
-    words = {" ".join(query.split()).lower() for query in queries}
-    return "motion" if words == {ANYTHING_THAT_MOVES} else usual
 
 
 def _place(text: str) -> tuple[str, list[list[float]]]:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from detectors import Detector, PromptError, Request, create_detector
-from detectors.motion import MotionDetector, MotionOptionError
+from detectors.conformance import DetectorConformance
+from detectors.detector import OptionError
+from detectors.motion import MotionDetector
 from detectors.registry import ANYTHING_THAT_MOVES
-from tests.detectors.conformance import DetectorConformance
 
 HEIGHT, WIDTH = 240, 320
 
@@ -146,7 +147,7 @@ def test_other_words_get_one_sentence_that_names_them():
 
 
 def test_options_out_of_range_are_refused():
-    with pytest.raises(MotionOptionError, match="must lie"):
+    with pytest.raises(OptionError, match="must lie"):
         create_detector("motion", threshold=2)
-    with pytest.raises(MotionOptionError, match="10"):
+    with pytest.raises(OptionError, match="10"):
         create_detector("motion", memory=3)

@@ -206,7 +206,7 @@ def test_a_failing_describer_is_counted_and_asked_again(scenes: Any, caplog: pyt
             raise error
         return tell(*arguments)
 
-    scene.enricher._describe = describe
+    scene.enricher._describer = describe
     scene.offer(begun("A"))
     scene.settle()
     scene.offer(begun("B"))
@@ -240,7 +240,7 @@ def test_a_recording_may_wait_for_its_last_descriptions(scenes: Any) -> None:
 
 def test_a_describer_with_nothing_to_tell_is_counted(scenes: Any) -> None:
     scene = scenes()
-    scene.enricher._describe = lambda *_: None
+    scene.enricher._describer = lambda *_: None
     scene.offer(begun())
     assert scene.settle() == EnrichTally(1, 0, 0, {"nothing": 1})
     assert scene.told == []
@@ -249,5 +249,5 @@ def test_a_describer_with_nothing_to_tell_is_counted(scenes: Any) -> None:
 def test_a_plan_or_budget_that_means_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="time above 0"):
         EnrichPlan(every_s=0)
-    with pytest.raises(ConfigError, match="allows nothing"):
+    with pytest.raises(ConfigError, match="give 1 or more"):
         CallBudget(per_minute=0)

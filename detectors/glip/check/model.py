@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from detectors.detector import DetectorError
+from detectors.device import choose_device
 from detectors.glip.check.captions import check_captions
 from detectors.glip.check.report import EXACT, FEATURES, GRADIENT, LOGITS, LOSS, PIXELS, SCORES, CheckReport
 from detectors.glip.config import GlipConfig
@@ -28,7 +29,7 @@ from detectors.glip.modeling.dyhead import DyConv, Shapes, as_map
 from detectors.glip.modeling.model import Predictions
 from detectors.glip.modeling.text import TextFeatures, TextLayer
 from detectors.glip.postprocess import BoxCandidates, aggregate, best_first, candidates, root, select, token_map, weigh
-from detectors.glip.runtime import DTYPES, ComputePrecision, choose_device, use_deform
+from detectors.glip.runtime import DTYPES, ComputePrecision, use_deform
 from detectors.glip.training import tuned_prompt as tuning
 from detectors.glip.training.loss import GlipLosses, TrainingTruth, losses, make_targets, token_targets
 from detectors.images import collate, normalise, resize, target_size

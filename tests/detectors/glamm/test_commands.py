@@ -51,7 +51,8 @@ def test_segment_prints_a_mask_for_each_phrase(hub: Path, photo: Path, tmp_path:
     first = found["segments"][0]
     mask = sv.rle_to_mask(first["mask"]["counts"], (90, 60))
     assert mask.any()
-    assert sv.mask_to_xyxy(mask[None])[0].tolist() == first["box"]
+    rows, columns = mask.nonzero()
+    assert first["box"] == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     assert (tmp_path / "o/street.png").is_file()
 
 
@@ -99,10 +100,10 @@ def test_a_conversation_at_the_terminal_survives_a_slip(hub: Path, photo: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message", "usage"),
     [
-        (["caption", "{dir}/none.png"], "cannot be read: No such file", True),
-        (["caption", "{dir}/text.png"], "is no picture that can be decoded", True),
+        (["caption", "{dir}/none.png"], "none.png: No such file", True),
+        (["caption", "{dir}/text.png"], "cannot decode the picture", True),
         (["segment", "{photo}", "-q", "  "], "is empty", True),
-        (["region", "{photo}", "--box", "1,2,3"], "is no box: give x1,y1,x2,y2", True),
+        (["region", "{photo}", "--box", "1,2,3"], "expected x1,y1,x2,y2", True),
         (["region", "{photo}", "--box", "1,2,300,40"], "is not in the picture", True),
         (["chat", "{photo}", "--json"], "give --message", True),
     ],

@@ -134,7 +134,7 @@ def test_an_implementation_whose_package_is_not_there_is_refused(monkeypatch: py
     monkeypatch.setattr(runtime, "find_spec", lambda _package: None)
     with pytest.raises(ValueError, match="needs the package triton"):
         runtime.use_deform(model, "triton")
-    with pytest.raises(ValueError, match="there is no deformable convolution 'magic'"):
+    with pytest.raises(ValueError, match="unknown deformable convolution 'magic'"):
         runtime.use_deform(model, "magic")
 
 

@@ -1,0 +1,109 @@
+"""Choice of a detector by name and options: one way from the command line, a configuration or Python to a detector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from streamer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from detectors import Detector
+    from streamer.config import DetectorConfig
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorChoice:
+    """The detector options of a command. What is None or empty was not given; `options` are texts `NAME=VALUE`."""
+
+    name: str | None = None
+    weights: Path | None = None
+    tuned: Path | None = None
+    device: str | None = None
+    threshold: float | None = None
+    masks: str | None = None
+    options: Sequence[str] = ()
+
+    def section(self) -> dict[str, Any]:
+        """The `detector:` section of a configuration. Raises `ConfigError` on an option that is not `NAME=VALUE`."""
+        named = {
+            "name": self.name,
+            "weights": self.weights,
+            "tuned": self.tuned,
+            "device": self.device,
+            "threshold": self.threshold,
+            "masks": self.masks,
+        }
+        given = {name: value for name, value in named.items() if value is not None}
+        for name, value in parse_options(self.options).items():
+            if name in given:
+                flag = "--detector" if name == "name" else f"--{name}"
+                raise ConfigError(
+                    f"detector option {name!r} is given twice, by --detector-option and by {flag}: keep one"
+                )
+            given[name] = value
+        return given
+
+    @property
+    def flags(self) -> dict[str, object]:
+        """The command-line flag of each option that was given, with its value."""
+        values = {
+            "--detector": self.name,
+            "--weights": self.weights,
+            "--tuned": self.tuned,
+            "--device": self.device,
+            "--threshold": self.threshold,
+            "--masks": self.masks,
+            "--detector-option": list(self.options) or None,
+        }
+        return {flag: value for flag, value in values.items() if value is not None}
+
+    def load(self, queries: Sequence[str] = ()) -> Detector:
+        """The detector itself; `queries` decide which one it is where no name was given."""
+        from streamer.config import parse_detector
+
+        return load_detector(parse_detector(self.section(), queries))
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """`["short_side=544", "dtype=bfloat16"]` as a mapping; values are read as YAML. Raises `ConfigError`."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"cannot parse detector option {text!r}: expected NAME=VALUE, such as short_side=544")
+        if name in found:
+            raise ConfigError(f"detector option {name!r} is given twice: keep one")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            found[name] = value
+    return found
+
+
+def load_detector(config: DetectorConfig) -> Detector:
+    """The detector that a configuration names, with masks where it asks for them.
+
+    Options that were not given keep the detector's own defaults. Raises `DetectorError` on an unknown name or option
+    and on whatever loading fails of.
+    """
+    from detectors import create_detector
+
+    options: Mapping[str, Any] = {
+        "weights": config.weights,
+        "tuned": config.tuned,
+        "device": config.device,
+        "threshold": config.threshold,
+        **(config.model_extra or {}),
+    }
+    detector = create_detector(config.name, **{name: value for name, value in options.items() if value is not None})
+    if config.masks is None:
+        return detector
+    from detectors.glamm.box_masks import BoxMasks, WithMasks
+
+    return WithMasks(detector, BoxMasks.load(config.masks, config.device))

@@ -1,3 +1,0 @@
-"""Version of the groundstream distribution."""
-
-__version__ = "0.1.0"
