@@ -84,9 +84,7 @@ def sink_name(address: str) -> str:
 def _given_name(address: SinkAddress) -> str | None:
     name = address.options.text("name")
     if name is not None and not _NAME.fullmatch(name):
-        raise address.options.error(
-            f"option name={name!r} must be of letters, digits, '.', '_', '-': name=alarms"
-        )
+        raise address.options.error(f"option name={name!r} must be of letters, digits, '.', '_', '-': name=alarms")
     return name
 
 

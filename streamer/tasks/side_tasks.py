@@ -33,9 +33,7 @@ class SideTasks:
         self._tasks: list[asyncio.Task[None]] = []
         self._failure: SideTaskError | None = None
 
-    def start(
-        self, name: str, make: MakeTask, *, restart_s: float | None = None
-    ) -> None:
+    def start(self, name: str, make: MakeTask, *, restart_s: float | None = None) -> None:
         """Runs the coroutine that `make` returns; `name` says in errors what it does. With `restart_s` it is made
         again so many seconds after it has failed."""
         self._tasks.append(asyncio.create_task(self._watch(name, make, restart_s), name=name))
