@@ -31,6 +31,7 @@ from streamer.pipeline.pipeline import NewEnricher, Pipeline
 from streamer.pipeline.stream import Recorder, StateRelay, Stream
 from streamer.recorders.video import AnnotatedVideo
 from streamer.rules.places import Line, Zone
+from streamer.rules.rule import Rule
 from streamer.rules.track_ids import derived_uids, fingerprint, random_uids
 from streamer.sources import Source, open_sources
 from streamer.sources.address import natural
@@ -61,6 +62,8 @@ async def open_pipeline(
     config: Config,
     *,
     detector: Detector | None = None,
+    sources: Mapping[str, Source] | None = None,
+    rules: Callable[[str], Sequence[Rule]] | None = None,
     spool_path: Path | None = None,
     outputs: Outputs | None = None,
     start_time_ns: int | None = None,
@@ -72,7 +75,8 @@ async def open_pipeline(
 ) -> AsyncIterator[Pipeline]:
     """A pipeline that does what `config` says; its events are delivered to all sinks when the context is left.
 
-    `detector` is an object with the `Detector` contract instead of the one that `config` names.
+    Own parts: `detector` is used instead of the one that `config` names; `sources` by stream name instead of opening
+    the addresses of these streams; `rules` makes further rules for the stream of a name.
     `spool_path` is where events are safe until then; None keeps them in memory, for jobs that can be run again.
     `strict` lets a live source that refuses us (401, 404) end with an error instead of being tried again.
     `more_sinks` get the events beside those of the configuration, and so do those of `open_results`, which is called
@@ -83,7 +87,7 @@ async def open_pipeline(
     set_environment()
     limit_opencv()
     relay = StateRelay()
-    streams = _open_all(config, relay, start_time_ns=start_time_ns, strict=strict)
+    streams = _open_all(config, relay, sources or {}, start_time_ns=start_time_ns, strict=strict)
     _check_parts(config)
     used_detector = load_detector(config.detector) if detector is None else detector
     sinks = {**open_sinks(address for address in config.sinks if not address.startswith(VIDEO)), **(more_sinks or {})}
@@ -110,6 +114,7 @@ async def open_pipeline(
                 run,
                 written[source.name],
                 outputs,
+                rules,
                 several=len(streams) > 1,
             )
             for stream, source in streams
@@ -187,7 +192,7 @@ def make_queries(stream: StreamConfig, config: Config) -> list[Query]:
 
 
 def _open_all(
-    config: Config, relay: StateRelay, *, start_time_ns: int | None, strict: bool
+    config: Config, relay: StateRelay, own: Mapping[str, Source], *, start_time_ns: int | None, strict: bool
 ) -> list[tuple[StreamConfig, Source]]:
     """The sources of every stream, each with a name of its own; names that were given go before those that are made."""
     given = [stream.name for stream in config.streams if stream.name is not None]
@@ -197,6 +202,9 @@ def _open_all(
     taken = set(given)
     opened = []
     for stream in config.streams:
+        if stream.name is not None and stream.name in own:
+            opened.append((stream, own[stream.name]))
+            continue
         sources = open_sources(
             stream.source,
             name=stream.name,
@@ -239,6 +247,7 @@ def _make_stream(
     run: int,
     written: int,
     outputs: Outputs | None,
+    rules: Callable[[str], Sequence[Rule]] | None,
     *,
     several: bool,
 ) -> Stream:
@@ -256,6 +265,7 @@ def _make_stream(
         zones,
         lines,
         [CountPlan(count.window_s, count.of, count.query) for count in stream.counts],
+        rules(source.name) if rules is not None else (),
     )
     recorders = list(outputs(source, analysis)) if outputs is not None else []
     for address in config.sinks:
