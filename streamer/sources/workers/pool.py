@@ -17,7 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, Self
 
 from streamer.sources.source import MovableSource, OnState, Source
 from streamer.sources.workers.protocol import MessageDecoder, RingOpened, encode_message
@@ -52,6 +52,7 @@ class DecodePool:
         self._most = most_workers or plan_threads().decode_workers
         self._workers: list[_WorkerProcess] = []
         self._numbers = 0
+        self._moved = 0
         self._replacing: set[asyncio.Task[object]] = set()
         self._checking: asyncio.Task[None] | None = None
         self._closed = False
@@ -60,11 +61,13 @@ class DecodePool:
         """`source` as one that is read by a worker; `source` itself where it can only be read in this process."""
         if not can_move_sources() or not isinstance(source, MovableSource):
             return source
+        self._moved += 1
         return WorkerSource(source, self._attach, self._detach, on_state)
 
-    def start_workers(self, sources: int) -> None:
-        """Start what `sources` sources need, so that they are ready when the first is iterated. Raises `OSError`."""
-        while can_move_sources() and len(self._workers) < min(sources, self._most):
+    def start_workers(self) -> None:
+        """Start the workers that the moved sources need before they are iterated, so that their first frames wait for
+        no start of a process. Raises `OSError`."""
+        while len(self._workers) < min(self._moved, self._most):
             self._start()
 
     @property
@@ -75,6 +78,12 @@ class DecodePool:
     def process_of(self, source: Source) -> int:
         """The process that reads `source` now, 0 where there is none at the moment."""
         return next((worker.process.pid for worker in self._workers if source in worker.sources.values()), 0)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     async def aclose(self) -> None:
         """End all workers and wait for them."""
