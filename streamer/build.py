@@ -32,7 +32,7 @@ from streamer.pipeline.stream import Recorder, StateRelay, Stream
 from streamer.recorders.video import AnnotatedVideo
 from streamer.rules.places import Line, Zone
 from streamer.rules.rule import Rule
-from streamer.rules.track_ids import derived_uids, fingerprint, random_uids
+from streamer.rules.track_ids import derived_run, derived_uids, fingerprint, random_uids
 from streamer.sources import Source, open_sources
 from streamer.sources.address import natural
 from streamer.sources.images import image_names
@@ -101,16 +101,23 @@ async def open_pipeline(
         if open_results is not None:
             sinks |= open_results()
         async with await Spool.open(spool_path, sinks, sync_each=config.spool.fsync_each) as spool:
-            run = await spool.begin_run(time.time_ns())
-            crashed = close_crashed(spool.open_tracks(), run)
-            await spool.send_batch(crashed)
-            written = Counter(event.data.stream for event in crashed)
             producer = Producer(
                 version=__version__,
                 detector=config.detector.name.partition(":")[0] if detector is None else type(detector).__name__,
                 tracker=config.tracker,
                 config_hash=config_hash(_settings(config)),
             )
+            runs = {
+                source.name: _recording_run(config, section, source, producer, start_time_ns)
+                for section, source in streams
+                if not source.live
+            }
+            run = await spool.begin_run(time.time_ns())
+            # A recording that runs again repeats the events of its earlier run, and so ends what that one left open.
+            left_open = [item for item in spool.open_items() if item.event.data.run != runs.get(item.event.data.stream)]
+            crashed = close_crashed(left_open, run)
+            await spool.send_batch(crashed)
+            written = Counter(event.data.stream for event in crashed)
             made = [
                 _make_stream(
                     config,
@@ -118,8 +125,8 @@ async def open_pipeline(
                     source,
                     used_detector,
                     producer,
-                    run,
-                    written[source.name],
+                    runs.get(source.name, run),
+                    written[source.name] if source.live else 0,
                     outputs,
                     rules,
                     several=len(streams) > 1,
@@ -243,6 +250,17 @@ def _check_parts(config: Config) -> None:
 def _places(stream: StreamConfig) -> tuple[list[Zone], list[Line]]:
     zones = [Zone(zone.id, zone.polygon, zone.dwell_s) for zone in stream.zones]
     return zones, [Line(line.id, line.points) for line in stream.lines]
+
+
+def _recording_run(
+    config: Config, section: StreamConfig, source: Source, producer: Producer, start_time_ns: int | None
+) -> int:
+    """The run number of a recording: the same whenever the same work is done, whatever else is done beside it."""
+    shared = config.model_dump(include={"queries", "tracker", "batch", "enrich"})
+    detector = config.detector.model_dump(exclude={"device"})
+    settings = config_hash(section.model_dump(exclude={"source", "name"}), shared, detector, start_time_ns)
+    content = _recording(section.source, source)
+    return derived_run(content, source.name, settings, producer.detector, producer.version)
 
 
 def _settings(config: Config) -> dict[str, Any]:
