@@ -368,16 +368,18 @@ def test_a_merge_takes_worker_sources_that_are_added_and_removed(tmp_path: Path)
         async with pool_of(2) as pool:
             merge = FrameMerge([])
             sources = [pool.move(open_sources(str(path), name=f"v{n}")[0]) for n in range(3)]
-            taken = []
+            taken: list[Frame] = []
+            is_added = False
             merge.add(sources[0])
             merge.add(sources[1])
             while frames := await merge.take(8):
                 taken += frames
                 for frame in frames:
                     sources[int(frame.stream[1])].account.analyse()
-                if len(taken) > 20 and sources[2].name not in merge.streams and not sources[2].account.tally().received:
-                    await merge.remove("v0")
+                if not is_added and {"v0", "v1"} == {frame.stream for frame in taken}:
+                    is_added = True
                     merge.add(sources[2])
+                    await merge.remove("v0")
             assert [source.account.tally().pending for source in sources] == [0, 0, 0]
             assert {frame.stream for frame in taken} == {"v0", "v1", "v2"}
             assert sources[1].account.tally().analysed == sources[2].account.tally().analysed == 60
