@@ -31,7 +31,8 @@ from streamer.pipeline.pipeline import NewEnricher, Pipeline
 from streamer.pipeline.stream import Recorder, StateRelay, Stream
 from streamer.recorders.video import AnnotatedVideo
 from streamer.rules.places import Line, Zone
-from streamer.rules.track_ids import derived_uids, fingerprint, random_uids
+from streamer.rules.rule import Rule
+from streamer.rules.track_ids import derived_run, derived_uids, fingerprint, random_uids
 from streamer.sources import Source, open_sources
 from streamer.sources.address import natural
 from streamer.sources.file import FileSource
@@ -61,6 +62,8 @@ async def open_pipeline(
     config: Config,
     *,
     detector: Detector | None = None,
+    sources: Mapping[str, Source] | None = None,
+    rules: Callable[[str], Sequence[Rule]] | None = None,
     spool_path: Path | None = None,
     outputs: Outputs | None = None,
     start_time_ns: int | None = None,
@@ -72,7 +75,8 @@ async def open_pipeline(
 ) -> AsyncIterator[Pipeline]:
     """A pipeline that does what `config` says; its events are delivered to all sinks when the context is left.
 
-    `detector` is an object with the `Detector` contract instead of the one that `config` names.
+    Own parts: `detector` is used instead of the one that `config` names; `sources` by stream name instead of opening
+    the addresses of these streams; `rules` makes further rules for the stream of a name.
     `spool_path` is where events are safe until then; None keeps them in memory, for jobs that can be run again.
     `strict` lets a live source that refuses us (401, 404) end with an error instead of being tried again.
     `more_sinks` get the events beside those of the configuration, and so do those of `open_results`, which is called
@@ -83,23 +87,30 @@ async def open_pipeline(
     set_environment()
     limit_opencv()
     relay = StateRelay()
-    streams = _open_all(config, relay, start_time_ns=start_time_ns, strict=strict)
+    streams = _open_all(config, relay, sources or {}, start_time_ns=start_time_ns, strict=strict)
     _check_parts(config)
     used_detector = load_detector(config.detector) if detector is None else detector
     sinks = {**open_sinks(address for address in config.sinks if not address.startswith(VIDEO)), **(more_sinks or {})}
     if open_results is not None:
         sinks |= open_results()
     async with await Spool.open(spool_path, sinks, sync_each=config.spool.fsync_each) as spool:
-        run = await spool.begin_run(time.time_ns())
-        crashed = close_crashed(spool.open_tracks(), run)
-        await spool.send_batch(crashed)
-        written = Counter(event.data.stream for event in crashed)
         producer = Producer(
             version=__version__,
             detector=config.detector.name.partition(":")[0] if detector is None else type(detector).__name__,
             tracker=config.tracker,
             config_hash=config_hash(_settings(config)),
         )
+        runs = {
+            source.name: _recording_run(config, section, source, producer, start_time_ns)
+            for section, source in streams
+            if not source.live
+        }
+        run = await spool.begin_run(time.time_ns())
+        # A recording that runs again repeats the events of its earlier run, and so ends what that one left open.
+        left_open = [item for item in spool.open_items() if item.event.data.run != runs.get(item.event.data.stream)]
+        crashed = close_crashed(left_open, run)
+        await spool.send_batch(crashed)
+        written = Counter(event.data.stream for event in crashed)
         made = [
             _make_stream(
                 config,
@@ -107,9 +118,10 @@ async def open_pipeline(
                 source,
                 used_detector,
                 producer,
-                run,
-                written[source.name],
+                runs.get(source.name, run),
+                written[source.name] if source.live else 0,
                 outputs,
+                rules,
                 several=len(streams) > 1,
             )
             for stream, source in streams
@@ -187,7 +199,7 @@ def make_queries(stream: StreamConfig, config: Config) -> list[Query]:
 
 
 def _open_all(
-    config: Config, relay: StateRelay, *, start_time_ns: int | None, strict: bool
+    config: Config, relay: StateRelay, own: Mapping[str, Source], *, start_time_ns: int | None, strict: bool
 ) -> list[tuple[StreamConfig, Source]]:
     """The sources of every stream, each with a name of its own; names that were given go before those that are made."""
     given = [stream.name for stream in config.streams if stream.name is not None]
@@ -197,6 +209,9 @@ def _open_all(
     taken = set(given)
     opened = []
     for stream in config.streams:
+        if stream.name is not None and stream.name in own:
+            opened.append((stream, own[stream.name]))
+            continue
         sources = open_sources(
             stream.source,
             name=stream.name,
@@ -224,6 +239,17 @@ def _places(stream: StreamConfig) -> tuple[list[Zone], list[Line]]:
     return zones, [Line(line.id, line.points) for line in stream.lines]
 
 
+def _recording_run(
+    config: Config, section: StreamConfig, source: Source, producer: Producer, start_time_ns: int | None
+) -> int:
+    """The run number of a recording: the same whenever the same work is done, whatever else is done beside it."""
+    shared = config.model_dump(include={"queries", "tracker", "batch", "enrich"})
+    detector = config.detector.model_dump(exclude={"device"})
+    settings = config_hash(section.model_dump(exclude={"source", "name"}), shared, detector, start_time_ns)
+    content = _recording(section.source, source)
+    return derived_run(content, source.name, settings, producer.detector, producer.version)
+
+
 def _settings(config: Config) -> dict[str, Any]:
     """What results depend on: neither where recordings lie (their content counts), nor where events go."""
     elsewhere = {"sinks", "spool", "metrics_port", "metrics_host"}
@@ -239,6 +265,7 @@ def _make_stream(
     run: int,
     written: int,
     outputs: Outputs | None,
+    rules: Callable[[str], Sequence[Rule]] | None,
     *,
     several: bool,
 ) -> Stream:
@@ -256,6 +283,7 @@ def _make_stream(
         zones,
         lines,
         [CountPlan(count.window_s, count.of, count.query) for count in stream.counts],
+        rules(source.name) if rules is not None else (),
     )
     recorders = list(outputs(source, analysis)) if outputs is not None else []
     for address in config.sinks:

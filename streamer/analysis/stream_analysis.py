@@ -15,7 +15,7 @@ from streamer.analysis.label_scores import for_tracker
 from streamer.analysis.queries import QueryBook, QueryChange, QuerySet
 from streamer.rules.matches import QueryMatches
 from streamer.rules.places import Count, Line, PlaceRules, Zone
-from streamer.rules.rule import FrameObservation, RuleFinding
+from streamer.rules.rule import FrameObservation, Rule, RuleFinding
 from streamer.rules.tracks import EndReason, TrackLives
 from streamer.sources.frame_counter import FrameTally
 
@@ -49,6 +49,7 @@ class StreamAnalysis:
         zones: Sequence[Zone] = (),
         lines: Sequence[Line] = (),
         counts: Sequence[CountPlan] = (),
+        rules: Sequence[Rule] = (),
     ) -> None:
         self.queries = queries
         self.zones = tuple(zones)
@@ -58,6 +59,7 @@ class StreamAnalysis:
         self._tracker = tracker
         self._default_threshold = default_threshold
         self._places = PlaceRules(zones, lines, [self._count(identity.stream, plan) for plan in counts])
+        self._rules = tuple(rules)
         self._journal = EventWriter(identity, self.tracks, self.matches, queries, default_threshold)
         self._resumed: dict[int, int] = {}
         self._threshold_cache: tuple[QuerySet, np.ndarray, np.ndarray] | None = None
@@ -83,7 +85,10 @@ class StreamAnalysis:
             if happening.type is EventType.MATCH_BEGIN and happening.track in self.tracks.records:
                 self.tracks.records[happening.track].is_asked_for = True
         happenings += matched
-        happenings += self._places.update(replace(seen, matched=self.matches.matched))
+        matching = replace(seen, matched=self.matches.matched)
+        happenings += self._places.update(matching)
+        for rule in self._rules:
+            happenings += rule.update(matching)
         return tracked, self._journal.write(happenings, EventTime.of(frame)) if happenings else []
 
     def _resume(self, seen: FrameObservation) -> FrameObservation:
@@ -117,6 +122,8 @@ class StreamAnalysis:
     def close(self, moment: EventTime, reason: EndReason) -> list[Event]:
         """End everything that is open: the stream ended, went dark or is shut down."""
         happenings = self._places.close(moment.time_ns) + self.matches.close(moment.time_ns)
+        for rule in self._rules:
+            happenings += rule.close(moment.time_ns)
         happenings += self.tracks.close(moment.time_ns, reason)
         self._tracker.reset()
         self._resumed.clear()
@@ -124,8 +131,12 @@ class StreamAnalysis:
 
     def outage(self, moment: EventTime, cause: str, since_ns: int) -> list[Event]:
         """The stream went dark: what was seen ends with `stream_down`."""
-        told = RuleFinding(EventType.STREAM_OFFLINE, None, {"outage": OutageInfo(cause=cause, since_ns=since_ns)})
-        return self.close(moment, "stream_down") + self._journal.write([told], moment)
+        return self.close(moment, "stream_down") + self.offline(moment, cause, since_ns)
+
+    def offline(self, moment: EventTime, cause: str, since_ns: int) -> list[Event]:
+        """The stream gives no frames since `since_ns` (UTC nanoseconds)."""
+        data = {"outage": OutageInfo(cause=cause, since_ns=since_ns)}
+        return self._journal.write([RuleFinding(EventType.STREAM_OFFLINE, None, data)], moment)
 
     def online(self, moment: EventTime, cause: str = "", since_ns: int | None = None) -> list[Event]:
         """The stream is seen, for the first time or again after the outage that began at `since_ns`."""

@@ -1,10 +1,15 @@
-"""From an address to its sources: the one place that knows which kind of source reads what."""
+"""Sources by address: decides which kind of source reads an address.
+
+Other distributions add schemes by entry points: group `groundstream.sources`, name = scheme, value = a function that
+takes the address, `name=` and `on_state=` and returns a `Source`.
+"""
 
 from __future__ import annotations
 
 import glob
 import sys
 from collections.abc import Collection, Iterable
+from importlib.metadata import entry_points
 from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -75,6 +80,9 @@ def open_sources(
             )
         elif scheme == "synthetic":
             sources.append(_synthetic(one, called("street"), on_state))
+        elif added := tuple(entry_points(group="groundstream.sources", name=scheme)):
+            source: Source = added[0].load()(one, name=called(one), on_state=on_state)
+            sources.append(source)
         elif "://" in one:
             raise SourceAddressError(f"{redact(one)} is no address of a kind known here: give {_KINDS}")
         else:
