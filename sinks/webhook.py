@@ -36,8 +36,8 @@ _WITNESSES = 8
 _FORMATS = ("events", "text", "slack", "discord", "teams")
 _CHAT_BATCH = 1000
 _CHAT_RATE = 20.0
-_OURS = frozenset({"secret", "token", "batch", "timeout", "format", "name", "template", "rate", "digest", "types", "streams",
-                   "queries", *TLS_OPTIONS})  # fmt: skip
+_OURS = frozenset({"secret", "token", "batch", "timeout", "format", "name", "template", "rate", "digest", "types",
+                   "streams", "queries", *TLS_OPTIONS})  # fmt: skip
 _KEPT = "".join(chr(code) for code in range(0x21, 0x7F))
 
 
