@@ -48,15 +48,10 @@ def monitor(
         typer.Option(help="Where events are safe until every sink has them; in the state folder when absent."),
     ] = None,
     metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics here.")] = None,
-    web: Annotated[
+    web: Annotated[bool, typer.Option("--web", help="Serve the live page and the HTTP API.")] = False,
+    web_address: Annotated[
         str | None,
-        typer.Option(
-            "--web",
-            metavar="[HOST:PORT]",
-            is_flag=False,
-            flag_value="127.0.0.1:8090",
-            help="Serve the live page and the HTTP API there (default: 127.0.0.1:8090).",
-        ),
+        typer.Option(metavar="HOST:PORT", help="Serve them there, with --web or without (default: 127.0.0.1:8090)."),
     ] = None,
     duration: Annotated[float | None, typer.Option(min=0, help="Stop after so many seconds.")] = None,
     close_timeout: Annotated[
@@ -78,7 +73,7 @@ def monitor(
         fps=fps,
         udp=udp,
         metrics_port=metrics_port,
-        web=None if web is None else parse_bind(web),
+        web=parse_bind(web_address) if web_address is not None else (None, None) if web else None,
     )
     if close_timeout is not None:
         loaded = loaded.model_copy(update={"close_timeout_s": close_timeout})

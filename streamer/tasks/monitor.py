@@ -44,7 +44,7 @@ def watch_config(
     fps: float | None,
     udp: bool,
     metrics_port: int | None,
-    web: tuple[str, int] | None = None,
+    web: tuple[str, int] | tuple[None, None] | None = None,
 ) -> Config:
     """What to watch, from a file or from options, not both. Raises `ConfigError`."""
     if file is not None:
@@ -80,13 +80,15 @@ def watch_config(
     return _with_page(parse_config(raw, "command line"), web)
 
 
-def _with_page(config: Config, address: tuple[str, int] | None) -> Config:
-    """The configuration with the page at (host, port), when an option asks for it."""
+def _with_page(config: Config, address: tuple[str, int] | tuple[None, None] | None) -> Config:
+    """The configuration with the page at (host, port), or where it says itself, when an option asks for the page."""
     if address is None:
         return config
-    host, port = address
     settings = WebConfig() if config.web is None else config.web
-    return config.model_copy(update={"web": settings.model_copy(update={"host": host, "port": port})})
+    host, port = address
+    if host is not None:
+        settings = settings.model_copy(update={"host": host, "port": port})
+    return config.model_copy(update={"web": settings})
 
 
 def parse_bind(text: str) -> tuple[str, int]:
@@ -95,9 +97,7 @@ def parse_bind(text: str) -> tuple[str, int]:
     if not separator:
         host, port = ("", text) if text.isdigit() else (text, "8090")
     if not port.isdigit() or int(port) > 65535 or "/" in host:
-        raise ConfigError(
-            f"--web {text!r} is not an address: write --web=HOST:PORT, such as --web=127.0.0.1:8090, or put --web last"
-        )
+        raise ConfigError(f"--web-address {text!r} is not an address: write HOST:PORT, such as 127.0.0.1:8090")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
