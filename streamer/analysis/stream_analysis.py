@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sinks.event import CoverageInfo, Event, EventType, OutageInfo, QueryInfo
+from sinks.event import CoverageInfo, Event, EventType, OutageInfo, Producer, QueryInfo
 from streamer.analysis.event_writer import EventTime, EventWriter, StreamIdentity
 from streamer.analysis.label_scores import for_tracker
-from streamer.analysis.queries import QueryBook, QueryChange, QuerySet
+from streamer.analysis.queries import Query, QueryBook, QueryChange, QuerySet
 from streamer.rules.matches import QueryMatches
 from streamer.rules.places import Count, Line, PlaceRules, Zone
 from streamer.rules.rule import FrameObservation, RuleFinding
@@ -37,8 +37,39 @@ class CountPlan:
     query: str | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedCount:
+    """A count with what it was made from."""
+
+    plan: CountPlan
+    place: Zone | Line | None
+    query_text: str | None
+    count: Count
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RuleSet:
+    """The zones, lines and counts of a stream."""
+
+    zones: tuple[Zone, ...] = ()
+    lines: tuple[Line, ...] = ()
+    counts: tuple[PlannedCount, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisChange:
+    """Settings of a stream that change together between two frames. `rules` None leaves them as they are; `is_blind`
+    where no query is left that is not paused."""
+
+    default_threshold: float
+    producer: Producer
+    queries: Sequence[QueryChange] = ()
+    rules: RuleSet | None = None
+    is_blind: bool = False
+
+
 class StreamAnalysis:
-    """Tracker, rules and journal of one stream. Not thread-safe; call it in the order of the frames."""
+    """Tracker, rules and event writer of one stream. Not thread-safe; call it in the order of the frames."""
 
     def __init__(
         self,
@@ -51,16 +82,26 @@ class StreamAnalysis:
         counts: Sequence[CountPlan] = (),
     ) -> None:
         self.queries = queries
-        self.zones = tuple(zones)
-        self.lines = tuple(lines)
         self.tracks = TrackLives(identity.new_uid)
         self.matches = QueryMatches()
         self._tracker = tracker
         self._default_threshold = default_threshold
-        self._places = PlaceRules(zones, lines, [self._count(identity.stream, plan) for plan in counts])
-        self._journal = EventWriter(identity, self.tracks, self.matches, queries, default_threshold)
+        self._stream = identity.stream
+        self._rules = RuleSet()
+        self._rules = self.plan_rules(zones, lines, counts)
+        self._places = PlaceRules(zones, lines, [planned.count for planned in self._rules.counts])
+        self._known_queries: dict[int, Query] = {}
+        self._journal = EventWriter(identity, self.tracks, self.matches, self._known_queries, default_threshold)
         self._resumed: dict[int, int] = {}
         self._threshold_cache: tuple[QuerySet, np.ndarray, np.ndarray] | None = None
+
+    @property
+    def zones(self) -> tuple[Zone, ...]:
+        return self._rules.zones
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        return self._rules.lines
 
     def analyse(
         self, frame: Frame, found: sv.Detections, queries: QuerySet, moved: Affine | None = None
@@ -136,29 +177,75 @@ class StreamAnalysis:
     def enriched(self, told: Enrichment) -> list[Event]:
         """A description or a mask that came later than what it explains."""
         number = told.subject.track_number
-        known = number if number is not None and self.tracks.find(number) is not None else None
+        record = None if number is None else self.tracks.find(number)
+        known = number if record is not None and record.uid == told.subject.track_uid else None
         data = {"description": told.description, "cause": told.cause}
         return self._journal.write([RuleFinding(EventType.ENRICH, known, data)], told.moment)
 
     def coverage(self, moment: EventTime, info: CoverageInfo) -> list[Event]:
         return self._journal.write([RuleFinding(EventType.COVERAGE, None, {"coverage": info})], moment)
 
-    def changed(self, change: QueryChange, moment: EventTime) -> list[Event]:
-        """A query was added, changed, paused, resumed or removed."""
-        query = change.query
-        withdrawn = self.matches.withdraw(query.number) if change.change != "added" else []
+    @property
+    def events_written(self) -> int:
+        """The sequence number of the latest event of this run."""
+        return self._journal.written
+
+    def continue_after(self, written: int) -> None:
+        """Number the next event after `written` events that this run already has of the stream."""
+        self._journal.continue_after(written)
+
+    def plan_rules(self, zones: Sequence[Zone], lines: Sequence[Line], counts: Sequence[CountPlan]) -> RuleSet:
+        """Rules for a later `change`. A count of the present rules that stays as it is keeps its state."""
+        present = {(rule.plan, id(rule.place), rule.query_text): rule for rule in self._rules.counts}
+        planned = []
+        for plan in counts:
+            made = self._plan_count(plan, zones, lines)
+            planned.append(present.get((made.plan, id(made.place), made.query_text), made))
+        return RuleSet(tuple(zones), tuple(lines), tuple(planned))
+
+    def change(self, change: AnalysisChange, moment: EventTime, ended: EventTime) -> list[Event]:
+        """Changes settings between two frames; returns the events of the change.
+
+        Whatever the change ends (matches of a removed query, visits to a removed zone) ends at `ended`, the change
+        itself is reported at `moment`.
+        """
+        events = []
+        if change.rules is not None:
+            rules = self._rules = change.rules
+            counts = [planned.count for planned in rules.counts]
+            events += self._journal.write(
+                self._places.replace(rules.zones, rules.lines, counts, ended.time_ns), ended
+            )
+        for query_change in change.queries:
+            events += self._journal.write(self._withdraw(query_change), ended)
+        if change.is_blind:
+            events += self.close(ended, "query_removed")
+        self._default_threshold = change.default_threshold
+        self._journal.change_settings(change.default_threshold, change.producer)
+        self._threshold_cache = None
+        return events + self._journal.write([self._query_finding(changed) for changed in change.queries], moment)
+
+    def _withdraw(self, change: QueryChange) -> list[RuleFinding]:
+        """The ends of the matches of a query that no longer holds as it was."""
+        if change.change == "added":
+            return []
+        withdrawn = self.matches.withdraw(change.query.number)
         for happening in withdrawn:
             if happening.track in self.tracks.records and not self.matches.scores(happening.track):
                 self.tracks.records[happening.track].is_asked_for = False
+        return withdrawn
+
+    def _query_finding(self, change: QueryChange) -> RuleFinding:
+        query = change.query
         threshold = query.least_score(self._default_threshold)
         info = QueryInfo(id=query.id, rev=query.revision, text=query.text, threshold=threshold, change=change.change)
-        told = RuleFinding(EventType.QUERY, None, {"query": info})
-        return self._journal.write(withdrawn, moment) + self._journal.write([told], moment)
+        return RuleFinding(EventType.QUERY, None, {"query": info})
 
     def _asked(self, queries: QuerySet) -> tuple[np.ndarray, np.ndarray]:
         """Numbers and thresholds of the queries, (K,) each; made anew only when the set is another one."""
         cached = self._threshold_cache
         if cached is None or cached[0] is not queries:
+            self._known_queries.update({query.number: query for query in queries})
             numbers = np.array([query.number for query in queries], np.int64)
             thresholds = np.array([query.least_score(self._default_threshold) for query in queries])
             self.matches.thresholds = dict(zip(numbers.tolist(), thresholds.tolist(), strict=True))
@@ -170,19 +257,13 @@ class StreamAnalysis:
             cached = self._threshold_cache = (queries, numbers, thresholds)
         return cached[1], cached[2]
 
-    def _count(self, stream: str, plan: CountPlan) -> Count:
-        places: dict[str, Zone | Line] = {zone.name: zone for zone in self.zones}
-        places.update({line.name: line for line in self.lines})
-        place = places[plan.of] if plan.of is not None else None
-        asked = {query.id: query for query in self.queries.at()}
-        query = asked[plan.query] if plan.query is not None else None
-        return Count(
-            plan.of or stream,
-            plan.window_s,
-            place,
-            None if query is None else query.number,
-            None if query is None else query.text,
-        )
+    def _plan_count(self, plan: CountPlan, zones: Sequence[Zone], lines: Sequence[Line]) -> PlannedCount:
+        places: dict[str, Zone | Line] = {place.name: place for place in (*zones, *lines)}
+        place = None if plan.of is None else places[plan.of]
+        query = None if plan.query is None else self.queries.find(plan.query)
+        number, text = (None, None) if query is None else (query.number, query.text)
+        count = Count(plan.of or self._stream, plan.window_s, place, number, text)
+        return PlannedCount(plan, place, text, count)
 
 
 class CoverageMeter:

@@ -255,6 +255,21 @@ class PlaceRules:
         counted = [count for rule in self._counts for count in rule.update(seen, happenings)]
         return happenings + counted
 
+    def replace(
+        self, zones: Sequence[Zone], lines: Sequence[Line], counts: Sequence[Count], time_ns: int
+    ) -> list[RuleFinding]:
+        """Use these from now on. Objects that stay keep their state; the others are closed at `time_ns`."""
+        kept = {id(rule) for rule in (*zones, *lines, *counts)}
+        ended = [
+            happening
+            for rule in (*self._places, *self._counts)
+            if id(rule) not in kept
+            for happening in rule.close(time_ns)
+        ]
+        self.zones, self.lines, self._counts = tuple(zones), tuple(lines), tuple(counts)
+        self._places = (*self.zones, *self.lines)
+        return ended
+
     def close(self, time_ns: int) -> list[RuleFinding]:
         happenings = [happening for place in self._places for happening in place.close(time_ns)]
         return happenings + [count for rule in self._counts for count in rule.close(time_ns)]
