@@ -1,4 +1,4 @@
-"""From a configuration to a pipeline that is ready to run: the one place that connects all the parts."""
+"""Start of a pipeline from a configuration: the place where detector, spool and streams are joined."""
 
 from __future__ import annotations
 
@@ -7,47 +7,27 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from detectors import Detector
-from groundstream import __version__
-from sinks.event import Producer
 from sinks.registry import open_sinks
 from sinks.sink import Sink, SinkError
 from sinks.spool.spool import Spool
-from streamer.analysis.event_writer import StreamIdentity, close_crashed
-from streamer.analysis.queries import Query, QueryBook, slug
-from streamer.analysis.stream_analysis import CountPlan, StreamAnalysis, config_hash
-from streamer.config import Config, EnrichConfig, StreamConfig
+from streamer.analysis.event_writer import close_crashed
+from streamer.assembly import VIDEO, MakeRecorders, StreamAssembly, address_opener, check_parts, open_sections
+from streamer.config import Config, EnrichConfig
 from streamer.detector_choice import load_detector
 from streamer.enrichment.describers import Describer, GlammDescriber, MaskDescriber
 from streamer.enrichment.enricher import CallBudget, Enricher, EnrichPlan
-from streamer.errors import ConfigError
-from streamer.pipeline.pipeline import NewEnricher, Pipeline
-from streamer.pipeline.stream import Recorder, StateRelay, Stream
-from streamer.recorders.video import AnnotatedVideo
-from streamer.rules.places import Line, Zone
-from streamer.rules.track_ids import derived_uids, fingerprint, random_uids
-from streamer.sources import Source, open_sources, redact
-from streamer.sources.address import natural
-from streamer.sources.file import FileSource
-from streamer.sources.images import ImageSource, image_names
-from streamer.sources.sampling import FrameSampling
+from streamer.pipeline import NewEnricher, Pipeline
 from streamer.threads import limit_opencv, set_environment
-from trackers import create_tracker
 
 log = logging.getLogger("groundstream")
 
-VIDEO = "video:"
 PATIENCE_S = 10.0
 """How long the end waits for sinks that take nothing."""
-
-Outputs = Callable[[Source, StreamAnalysis], Sequence[Recorder]]
-"""What to keep of the frames of one stream."""
-
 
 def settle() -> None:
     """What set-up has made stays to the end: Python's collector need not walk a model's objects amid a stream."""
@@ -61,7 +41,7 @@ async def open_pipeline(
     *,
     detector: Detector | None = None,
     spool_path: Path | None = None,
-    outputs: Outputs | None = None,
+    recorders: MakeRecorders | None = None,
     start_time_ns: int | None = None,
     on_frame: Callable[[str], None] | None = None,
     strict: bool = False,
@@ -71,7 +51,8 @@ async def open_pipeline(
 ) -> AsyncIterator[Pipeline]:
     """A pipeline that does what `config` says; its events are delivered to all sinks when the context is left.
 
-    `detector` is an object with the `Detector` contract instead of the one that `config` names.
+    `detector` is an object with the `Detector` contract instead of the one that `config` names; `recorders` makes the
+    recorders of every stream, also of those that are added while it runs.
     `spool_path` is where events are safe until then; None keeps them in memory, for jobs that can be run again.
     `strict` lets a live source that refuses us (401, 404) end with an error instead of being tried again.
     `more_sinks` get the events beside those of the configuration, and so do those of `open_results`, which is called
@@ -81,9 +62,9 @@ async def open_pipeline(
     """
     set_environment()
     limit_opencv()
-    relay = StateRelay()
-    streams = _open_all(config, relay, start_time_ns=start_time_ns, strict=strict)
-    _check_parts(config)
+    opener = address_opener(start_time_ns=start_time_ns, strict=strict)
+    opened = open_sections(opener, config.streams)
+    check_parts(config)
     used_detector = load_detector(config.detector) if detector is None else detector
     sinks = {**open_sinks(address for address in config.sinks if not address.startswith(VIDEO)), **(more_sinks or {})}
     if open_results is not None:
@@ -92,34 +73,20 @@ async def open_pipeline(
         run = await spool.begin_run(time.time_ns())
         crashed = close_crashed(spool.open_tracks(), run)
         await spool.send_batch(crashed)
-        written = Counter(event.data.stream for event in crashed)
-        producer = Producer(
-            version=__version__,
-            detector=config.detector.name.partition(":")[0] if detector is None else type(detector).__name__,
-            tracker=config.tracker,
-            config_hash=config_hash(_settings(config)),
+        assembly = StreamAssembly(
+            used_detector,
+            opener,
+            own_detector=detector is not None,
+            run=run,
+            written=Counter(event.data.stream for event in crashed),
+            make_recorders=recorders,
         )
-        made = [
-            _make_stream(
-                config,
-                stream,
-                source,
-                used_detector,
-                producer,
-                run,
-                written[source.name],
-                outputs,
-                several=len(streams) > 1,
-            )
-            for stream, source in streams
-        ]
         yield Pipeline(
-            made,
+            assembly.make_streams(config, opened),
             used_detector,
             spool,
-            relay,
-            batch_size=config.batch.size,
-            max_wait_s=config.batch.wait_ms / 1000,
+            config=config,
+            assembly=assembly,
             on_frame=on_frame,
             new_enricher=None if config.enrich is None else enricher_of(config.enrich),
         )
@@ -172,127 +139,3 @@ def state_folder() -> Path:
     """Where groundstream keeps what must survive a restart (XDG base directories)."""
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(base) / "groundstream"
-
-
-def origin(stream: StreamConfig) -> str:
-    """What a stream is recognised by when its configuration file was edited."""
-    return stream.name or stream.source
-
-
-def make_queries(stream: StreamConfig, config: Config) -> list[Query]:
-    """The words that a stream looks for: its own or those for all."""
-    chosen = config.queries if stream.queries is None else stream.queries
-    return [Query(query.text, query.id or slug(query.text), query.threshold, tuple(query.unless)) for query in chosen]
-
-
-def _open_all(
-    config: Config, relay: StateRelay, *, start_time_ns: int | None, strict: bool
-) -> list[tuple[StreamConfig, Source]]:
-    """The sources of every stream, each with a name of its own; names that were given go before those that are made."""
-    given = [stream.name for stream in config.streams if stream.name is not None]
-    for name in given:
-        if given.count(name) > 1:
-            raise ConfigError(f"two streams are called {name!r}: give one of them another name")
-    taken = set(given)
-    opened = []
-    for stream in config.streams:
-        sources = open_sources(
-            stream.source,
-            name=stream.name,
-            on_state=relay,
-            start_time_ns=start_time_ns,
-            transport=stream.transport,
-            strict=strict,
-            taken=taken - {stream.name},
-        )
-        taken.update(source.name for source in sources)
-        opened += [(stream, source) for source in sources]
-    return opened
-
-
-def _check_parts(config: Config) -> None:
-    """Make what costs nothing once, so that a mistake is told before models are loaded or anything is written."""
-    create_tracker(config.tracker)
-    for stream in config.streams:
-        QueryBook(make_queries(stream, config))
-        _places(stream)
-
-
-def _places(stream: StreamConfig) -> tuple[list[Zone], list[Line]]:
-    zones = [Zone(zone.id, zone.polygon, zone.dwell_s) for zone in stream.zones]
-    return zones, [Line(line.id, line.points) for line in stream.lines]
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """What results depend on: neither where recordings lie (their content counts), nor where events go."""
-    elsewhere = {"sinks", "spool", "metrics_port", "metrics_host"}
-    return config.model_dump(exclude={"streams": {"__all__": {"source"}}, **dict.fromkeys(elsewhere, True)})
-
-
-def _make_stream(
-    config: Config,
-    stream: StreamConfig,
-    source: Source,
-    detector: Detector,
-    producer: Producer,
-    run: int,
-    written: int,
-    outputs: Outputs | None,
-    *,
-    several: bool,
-) -> Stream:
-    new_uid = random_uids()
-    if not source.live:
-        new_uid = derived_uids(_recording(stream.source, source), source.name, producer.config_hash)
-    zones, lines = _places(stream)
-    kind = "streams" if source.live else "files"
-    identity = StreamIdentity(source.name, f"/{kind}/{source.name}", run, producer, new_uid, written)
-    analysis = StreamAnalysis(
-        identity,
-        create_tracker(config.tracker),
-        QueryBook(make_queries(stream, config)),
-        detector.threshold,
-        zones,
-        lines,
-        [CountPlan(count.window_s, count.of, count.query) for count in stream.counts],
-    )
-    recorders = list(outputs(source, analysis)) if outputs is not None else []
-    for address in config.sinks:
-        if address.startswith(VIDEO):
-            path = video_path(address, source.name, several=several)
-            recorders.append(annotated_video(path, source, analysis))
-    return Stream(source, analysis, FrameSampling(stream.sample.every, stream.sample.fps), recorders, origin(stream))
-
-
-def annotated_video(path: Path, source: Source, analysis: StreamAnalysis) -> AnnotatedVideo:
-    return AnnotatedVideo(
-        path,
-        lambda number: analysis.queries.known(number).text,
-        analysis.zones,
-        analysis.lines,
-        wait=not source.live,
-    )
-
-
-def video_path(address: str, stream: str, *, several: bool) -> Path:
-    """Where `video:PATH` goes: with several streams each has its name before the suffix, or where `{stream}` stands."""
-    path = address.removeprefix(VIDEO)
-    if not path:
-        raise ConfigError("sink video: has no path: write video:FILE.mp4")
-    if "{stream}" in path:
-        return Path(path.replace("{stream}", stream))
-    plain = Path(path)
-    return plain.with_name(f"{plain.stem}-{stream}{plain.suffix}") if several else plain
-
-
-def _recording(address: str, source: Source) -> str:
-    """What tells one recording from another: the content of a file, the images of a folder, else the address."""
-    path = source.recording if isinstance(source, FileSource | ImageSource) else None
-    try:
-        if path is None:
-            return redact(address)
-        if path.is_dir():
-            return "\n".join(f"{name} {(path / name).stat().st_size}" for name in natural(image_names(path)))
-        return fingerprint(path)
-    except OSError:
-        return str(path)  # reading it will tell what is wrong

@@ -87,7 +87,7 @@ class StreamAnalysis:
         self._tracker = tracker
         self._default_threshold = default_threshold
         self._stream = identity.stream
-        self._rules = RuleSet()
+        self.planned_rules = RuleSet()
         self._rules = self.plan_rules(zones, lines, counts)
         self._places = PlaceRules(zones, lines, [planned.count for planned in self._rules.counts])
         self._known_queries: dict[int, Query] = {}
@@ -195,13 +195,14 @@ class StreamAnalysis:
         self._journal.continue_after(written)
 
     def plan_rules(self, zones: Sequence[Zone], lines: Sequence[Line], counts: Sequence[CountPlan]) -> RuleSet:
-        """Rules for a later `change`. A count of the present rules that stays as it is keeps its state."""
-        present = {(rule.plan, id(rule.place), rule.query_text): rule for rule in self._rules.counts}
+        """Rules for a later `change`. A count of the rules planned last that stays as it is keeps its state."""
+        present = {(rule.plan, id(rule.place), rule.query_text): rule for rule in self.planned_rules.counts}
         planned = []
         for plan in counts:
             made = self._plan_count(plan, zones, lines)
             planned.append(present.get((made.plan, id(made.place), made.query_text), made))
-        return RuleSet(tuple(zones), tuple(lines), tuple(planned))
+        self.planned_rules = RuleSet(tuple(zones), tuple(lines), tuple(planned))
+        return self.planned_rules
 
     def change(self, change: AnalysisChange, moment: EventTime, ended: EventTime) -> list[Event]:
         """Changes settings between two frames; returns the events of the change.
