@@ -1,4 +1,8 @@
-"""Registry of detectors: names, factories and their options. A detector's module is imported when it is created."""
+"""Registry of detectors: names, factories and their options. A detector's module is imported when it is created.
+
+Other distributions add detectors by entry points: group `groundstream.detectors`, name = the detector's name, value = a
+function that takes the name and the options and returns a `Detector`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +90,9 @@ def _find_factory(base: str) -> Callable[..., Detector]:
             module, _, factory = target.partition(":")
             create: Callable[..., Detector] = getattr(import_module(module), factory)
             return create
+    for point in entry_points(group="groundstream.detectors", name=base):
+        added: Callable[..., Detector] = point.load()
+        return added
     near = difflib.get_close_matches(base, [key.rstrip("-") for key in _FACTORIES], n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UnknownDetector(f"no detector is called {base!r}: {hint}known are {', '.join(_FACTORIES)}")

@@ -11,38 +11,116 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from sinks.sink import SinkAddressError
 
+_WEB_SCHEME = re.compile(r"(?:[a-z]+\+)?https?")
+_HOST = r"(?:[\w.-]+|\[[0-9a-f:.]+\])(?::\d+)?"
+_HOSTS = re.compile(rf"{_HOST}(?:,{_HOST})*,?", re.IGNORECASE)
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]*):", re.IGNORECASE)
-_USER = re.compile(r"(?<=://)[^/?#\s]*@")
-_SECRET = re.compile(
-    r"(?i)(?<=[?&;])([^=&;\s]*(?:password|passwd|secret|token|key|auth|signature|credential)[^=&;\s]*)=[^&\s]*"
-)
-# Paths of topics, prefixes and keys are no secrets; that of a web address often is the only one there is.
-_WEB = re.compile(
-    r"""(?i)\b(?!(?:kafkas?|mqtts?|rediss?|rtsps?|file)://)
-    ([a-z][a-z0-9+.-]*://[^\s/?\#&'"<>]*)([/?\#](?:[^\s'"<>]*[^\s'"<>.,:;)\]])?)""",
-    re.VERBOSE,
-)
-_HIDDEN = re.compile(r"/\*\*\*#[0-9a-f]{8}|/")
 _OPTIONS = re.compile(r"^[\w.-]+=[^&]*(&[\w.-]+=[^&]*)*$")
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+
+# Redaction. Paths of these schemes are names of topics, prefixes, keys, tables and streams; that of any other URL may
+# be its only secret.
+_OPEN_PATHS = r"(?:kafkas?|mqtts?|rediss?|rtsps?|postgres(?:ql)?|file)"
+_LOCAL = r"(?:jsonl|sqlite|parquet|csv|stdout|video|file|images?|scripted|synthetic|webcam)"
+# People write passwords with "/", "@", "?" and "#" in them, unencoded: everything up to the last "@" is user data.
+_USER = re.compile(r"((?<=://))(\S*)@(\S*)")
+# The same where the slashes are forgotten: `kafka:me:secret@host/topic`, `me:secret@host`.
+_USER_WITHOUT_SLASHES = re.compile(
+    rf"""(?ix) (?<![\w.+-]) (?! {_LOCAL} : )
+    ({_OPEN_PATHS}:/?(?!/))? ((?(1)[^\s/]|[^\s:/@'"()\[\]{{}}=]+:(?!//))\S*) @ (\S*)"""
+)
+# An address that stands alone may have blanks in its password; a sentence has ": " somewhere before its next "@".
+_USER_WITH_BLANKS = re.compile(rf"(?is)\A\s*(?!{_LOCAL}:)([a-z][a-z0-9+.-]*:(?://)?)([^/@\s]*:(?:(?!:\s).)*)@(\S*)")
+_OPTION_BEGINS = re.compile(r"[?&;][^?&;=]*=")
+_OPEN_SCHEME = re.compile(rf"(?i)\s*{_OPEN_PATHS}:")
+_WEB = re.compile(rf"(?i)\b(?!{_OPEN_PATHS}://)([a-z][a-z0-9+.-]*://)(\S*)")
+_WEB_END = re.compile(r"""[.,:;)\]}'">]+\Z""")
+_HIDDEN_WEB = re.compile(r"(?:\*\*\*@)?[^/?#@]*/\*\*\*#[0-9a-f]{8}")
+_SECRET_NAME = r"[^=&;?#\s'\"]*(?:pass|pwd|secret|token|key|auth|sig|cred|login|user)[^=&;?#\s'\"]*"
+_WEB_SECRET = re.compile(rf"(?i)(?<=[?&;])({_SECRET_NAME})=[^&\s]*")
+_SECRET = re.compile(rf"""(?i)(?<![\w.%+-])({_SECRET_NAME})=(?:'[^'\n]*'|"[^"\n]*"|[^&\s]+)""")
+_OPTION = re.compile(r"(?<=[?&;])([^=&;?#\s'\"]*)=([^&\s]*)")
+_HIDDEN_VALUE = re.compile(r"""\*\*\*[).,:;\]'">]*""")
+_OPTION_WITHOUT_VALUE = re.compile(r"(?<=&)[^=&\s]+(?=[&\s]|\Z)")
+# Options whose values may be shown. The value of any other option is hidden: its name may be a misspelt secret.
+# fmt: off
+_SHOWN_OPTIONS = frozenset({
+    "acks", "analyzeduration", "batch", "batch_size", "bus", "cafile", "category", "certfile", "channel",
+    "channels", "clean", "client_id", "codec", "compression", "compression_type", "coverage", "create", "db",
+    "delivery_timeout_ms", "detections", "digest", "discovery", "duration", "enable_idempotence", "encoding", "end",
+    "format", "fps", "fsync", "group", "h", "height", "incidents", "insecure", "keep", "level", "limit",
+    "linger_ms", "live", "loop", "loops", "max_block_ms", "max_in_flight_requests_per_connection",
+    "max_request_size", "mode", "model", "name", "noise", "nv_type", "objects", "partitions", "profile", "proto",
+    "protocol", "qos", "queries", "rate", "registry", "replication", "request_timeout_ms", "res", "resolution",
+    "retention", "retries", "retry_backoff_ms", "rows", "run", "sasl_mechanism", "scale", "schema", "seconds",
+    "security_protocol", "seed", "size", "speed", "start", "state", "stream", "streams", "style", "subject",
+    "subtype", "table", "tcp", "template", "timeout", "transport", "transportmode", "type", "types", "udp",
+    "unicast", "video", "w", "width",
+})
+# fmt: on
 
 Choice = TypeVar("Choice", bound=str)
 
 
-def redact(address: str) -> str:
-    """The address, or any text with addresses in it, without users, passwords, tokens and keys.
+def redact(text: str) -> str:
+    """Returns an address, or a text with addresses in it, without users, passwords, tokens and keys.
 
-    Of a web address only the host stays: `https://hooks.example.com/***#5f2a81c0`. What follows it is different for
-    every other path, and stays the same when only a password, token or key changes.
+    Everything between `://` and the last `@` counts as user data. Values are shown only of options that are known to
+    be harmless. Of a web address, and of any scheme that is not known, only the host stays:
+    `https://hooks.example.com/***#5f2a81c0`; the number differs for every other path and is the same when only a
+    password, token or key changes. A redacted text stays as it is when it is redacted again.
     """
-    return _WEB.sub(_hide_path, _SECRET.sub(r"\1=***", _USER.sub("***@", address)))
+    # The marks of web addresses are computed before other rules change the text.
+    text = _WEB.sub(_hide_web_path, _USER_WITH_BLANKS.sub(_hide_user_with_blanks, text))
+    text = _USER_WITHOUT_SLASHES.sub(_hide_user, _USER.sub(_hide_user, text))
+    text = _OPTION.sub(_hide_option, _SECRET.sub(r"\1=***", text))
+    return _OPTION_WITHOUT_VALUE.sub("***", text)
 
 
-def _hide_path(found: re.Match[str]) -> str:
-    host, rest = found.groups()
-    if _HIDDEN.fullmatch(rest):
+def _hide_user(found: re.Match[str]) -> str:
+    """Hides what stands before the last `@`, and what follows where that may be the rest of an option's value."""
+    scheme, user, rest = found.groups()
+    return f"{scheme or ''}***@" + ("***" if _OPTION_BEGINS.search(user) else rest)
+
+
+def _hide_user_with_blanks(found: re.Match[str]) -> str:
+    scheme, user, rest = found.groups()
+    if not re.search(r"\s", user):
+        return found[0]  # left to the other rules
+    if _OPEN_SCHEME.match(scheme) or not re.search(r"[/?#]", user):
+        return _hide_user(found)
+    return f"{scheme}***/***#{_mark(user + rest)}"
+
+
+def _hide_web_path(found: re.Match[str]) -> str:
+    """Hides what follows the host. Where `@` follows a slash, host and password cannot be told apart: both go."""
+    scheme, rest = found.groups()
+    ending = match[0] if (match := _WEB_END.search(rest)) else ""
+    rest = rest.removesuffix(ending)
+    if _HIDDEN_WEB.fullmatch(rest):
         return found[0]
-    return f"{host}/***#{hashlib.sha256(rest.encode()).hexdigest()[:8]}"
+    end = next((place for place, character in enumerate(rest) if character in "/?#"), len(rest))
+    user, _, host = rest[:end].rpartition("@")
+    user, path = "***@" if user or "@" in rest[:end] else "", rest[end:]
+    if "@" in path:
+        user, host, path = "", "***", rest
+    if path in {"", "/"}:
+        return f"{scheme}{user}{host}{path}{ending}"
+    return f"{scheme}{user}{host}/***#{_mark(path)}{ending}"
+
+
+def _mark(path: str) -> str:
+    return hashlib.sha256(_WEB_SECRET.sub(r"\1=***", path).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def _hide_option(found: re.Match[str]) -> str:
+    name, value = found.groups()
+    if name.lower() not in _SHOWN_OPTIONS:
+        if _HIDDEN_VALUE.fullmatch(value):
+            return found[0]
+        return f"{name}=***"
+    shown, mark, rest = value.partition(";")
+    return f"{name}={shown}" + (_OPTION.sub(_hide_option, f";{rest}") if mark else "")
 
 
 class AddressOptions:
@@ -116,10 +194,13 @@ class AddressOptions:
         """Raises `SinkAddressError` when an option is left that nobody asked for."""
         for name in self._values:
             allowed = ", ".join(self._known) if self._known else "none"
+            if not self._values[name]:  # its name may be the end of a password that holds an "&"
+                raise self.error("an option has no value: write NAME=VALUE, with & in a value as %26")
             raise self.error(f"unknown option {name!r}: allowed are {allowed}")
 
     def error(self, sentence: str) -> SinkAddressError:
-        return SinkAddressError(f"{self._address}: {sentence}")
+        """The error to raise, with the address before the sentence, both redacted."""
+        return SinkAddressError(redact(f"{self._address}: {sentence}"))
 
 
 @dataclass(frozen=True)
@@ -137,7 +218,11 @@ class SinkAddress:
 
     @property
     def hosts(self) -> str:
-        return self.host if self.port is None else f"{self.host}:{self.port}"
+        """`host:port`, with an IPv6 address in brackets; several brokers as they are written."""
+        if "," in self.host:
+            return self.host
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port is None else f"{host}:{self.port}"
 
 
 def parse_address(text: str) -> SinkAddress:
@@ -161,12 +246,25 @@ def parse_address(text: str) -> SinkAddress:
 def _network(scheme: str, text: str) -> SinkAddress:
     try:
         parts = urlsplit(text)
-        # several Kafka brokers stand side by side: host:port,host:port
-        several = "," in parts.netloc
+        # Several Kafka brokers stand side by side: host:port,host:port.
+        several = "," in parts.netloc and scheme.startswith("kafka")
         host = parts.netloc.rpartition("@")[2] if several else (parts.hostname or "")
         port = None if several else parts.port
-    except ValueError as error:
-        raise SinkAddressError(f"{redact(text)}: {error}: write {scheme}://HOST:PORT/...") from None
+        names = "".join(option.partition("=")[0] for option in parts.query.split("&"))
+        is_cut = "@" in parts.path + parts.fragment + names and _WEB_SCHEME.fullmatch(scheme) is None
+        is_cut = is_cut or (several and (_HOSTS.fullmatch(host) is None or "@" in parts.query))
+    except ValueError:
+        # The reason that the library gives quotes the address.
+        is_cut = "@" in text
+        if not is_cut:
+            raise SinkAddressError(
+                f"{redact(text)}: the port is not a number from 0 to 65535: write {scheme}://HOST:PORT/..."
+            ) from None
+    if is_cut:
+        raise SinkAddressError(
+            f"{redact(text)}: the user or password holds a character that ends it: write {scheme}://USER:PASSWORD@"
+            "HOST:PORT/..., with / ? # @ : in the user and password as %2F %3F %23 %40 %3A"
+        )
     return SinkAddress(
         scheme,
         unquote(parts.path.lstrip("/")),

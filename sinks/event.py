@@ -40,6 +40,7 @@ class EventType(StrEnum):
     COVERAGE = "groundstream.coverage.v1"
     QUERY = "groundstream.query.v1"
     DETECTIONS = "groundstream.detections.v1"
+    RULE = "groundstream.rule.v1"
 
 
 class _Model(BaseModel):
@@ -197,6 +198,14 @@ class Producer(_Model):
     config_hash: str
 
 
+class RuleInfo(_Model):
+    """Finding of a rule that the application added."""
+
+    id: str = Field(description="the rule's id")
+    text: str | None = Field(None, description="the finding in words")
+    value: float | None = Field(None, description="the measured value, in the rule's own unit")
+
+
 class EventData(_Model):
     stream: str
     run: int = Field(ge=0, description="rises with each start")
@@ -214,6 +223,7 @@ class EventData(_Model):
     query: QueryInfo | None = None
     outage: OutageInfo | None = None
     detections: list[Detection] | None = None
+    rule: RuleInfo | None = None
     producer: Producer
 
 

@@ -67,6 +67,7 @@ class FilteredSink:
         self._wanted = wanted
         self.batch_events: int = getattr(sink, "batch_events", BATCH_EVENTS)
         self.linger_s: float = getattr(sink, "linger_s", 0.0)
+        self.durable: bool = getattr(sink, "durable", True)
 
     async def send_batch(self, events: Sequence[Event]) -> None:
         positions = [position for position, event in enumerate(events) if self._wanted(event)]

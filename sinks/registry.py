@@ -1,10 +1,15 @@
-"""Sinks by address. A sink's module, and the library under it, is imported only when the sink is asked for."""
+"""Sinks by address. The module of a sink, and the library below it, is imported when such a sink is opened.
+
+Other distributions add schemes by entry points: group `groundstream.sinks`, name = scheme, value = a function that
+takes a `SinkAddress` and returns a `Sink`.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from importlib.metadata import entry_points
 
 from sinks.address import SinkAddress, parse_address
 from sinks.sink import Sink, SinkAddressError
@@ -67,6 +72,9 @@ def _factory(address: SinkAddress) -> Callable[[SinkAddress], Sink]:
         raise SinkAddressError(
             f"{address.public}: a video takes pictures, not events: only process and monitor draw it"
         )
+    for point in entry_points(group="groundstream.sinks", name=address.scheme):
+        added: Callable[[SinkAddress], Sink] = point.load()
+        return added
     target = _FACTORIES.get(address.scheme)
     if target is None:
         near = difflib.get_close_matches(address.scheme, _FACTORIES, n=1)

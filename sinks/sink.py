@@ -1,4 +1,4 @@
-"""The contract of a sink: somewhere that events go."""
+"""The contract of a sink, which takes events, and its errors."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ class PoisonError(SinkError):
         self.reasons = dict(reasons or {})
 
 
+class ReaderGone(SinkError):
+    """The only reader of the events has left and will not come back, such as the other end of a pipe: the sink is
+    finished, and sending again is of no use."""
+
+
 class SinkAddressError(SinkError, ValueError):
     """The sink's address cannot be used: what was found, what is allowed, what to do."""
 
@@ -42,18 +47,20 @@ class Sink(Protocol):
     """Takes events in order. An event counts as delivered when `send_batch` has returned.
 
     A sink may have two attributes that ask for larger batches: `batch_events` (int), the most events that it wants at
-    once, and `linger_s` (float), how many seconds of waiting it accepts to get so many. It may have a coroutine
-    `check()` that looks whether events could go there, without sending or making anything: it returns how things stand
-    in a few words, empty where that cannot be told, and raises `SinkError`.
+    once, and `linger_s` (float), how many seconds of waiting it accepts to get that many. `durable` (bool, true when
+    absent) says whether events that it has not taken are kept for it over a restart. It may have a coroutine `check()`
+    that finds out whether events could go there, without sending or creating anything: it returns the state in a few
+    words, empty where it cannot be known, and raises `SinkError`.
     """
 
     async def send_batch(self, events: Sequence[Event]) -> None:
         """Deliver the events in their order; return when the peer has acknowledged every one of them.
 
-        Raises `SinkError` when it has to be tried again later, `PoisonError` for events that are never taken.
+        Raises `SinkError` when it has to be tried again later, `PoisonError` for events that are never taken, and
+        `ReaderGone` when nothing will ever be taken again.
         """
         ...
 
     async def aclose(self) -> None:
-        """Let go of files and connections, also in the middle of a batch. Safe to call twice."""
+        """Closes files and connections, also in the middle of a batch. Safe to call twice."""
         ...

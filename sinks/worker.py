@@ -1,10 +1,13 @@
-"""One thread of one's own, for libraries that block: a slow disk then holds up its own sink only."""
+"""Daemon threads for libraries that block: a slow disk or peer then delays its own sink only, and never the exit."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import queue
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -12,23 +15,57 @@ R = TypeVar("R")
 
 
 class SinkWorker:
-    """Calls functions one after the other in a thread that begins with the first call."""
+    """Calls functions one after the other in a daemon thread that begins with the first call.
+
+    The interpreter does not wait for the thread: a call that never returns does not keep the process.
+    """
 
     def __init__(self, name: str) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._name = name
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
         self._closed = False
 
     async def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result. A caller who is cancelled leaves the function running to its end."""
-        return await asyncio.wrap_future(self._executor.submit(function, *args, **kwargs))
+        return await asyncio.wrap_future(self._submit(lambda: function(*args, **kwargs)))
 
     async def aclose(self, last: Callable[[], object] | None = None) -> None:
-        """Wait for what was begun, then for `last`, and end the thread. Safe to call twice."""
+        """Waits for calls in progress, then for `last`, and ends the thread. Safe to call twice."""
         if self._closed:
             return
-        self._closed = True
         try:
             if last is not None:
-                await asyncio.shield(self.call(last))
+                final = self._submit(last)
+                self._closed = True
+                await asyncio.shield(asyncio.wrap_future(final))
         finally:
-            self._executor.shutdown(wait=False)
+            self._closed = True
+            self._queue.put(None)
+
+    def _submit(self, function: Callable[[], R]) -> Future[R]:
+        if self._closed:
+            raise RuntimeError(f"{self._name} is closed: it takes no more calls")
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+        future: Future[R] = Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    result = function()
+                except BaseException as error:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+
+        self._queue.put(run)
+        return future
+
+    def _run(self) -> None:
+        while (run := self._queue.get()) is not None:
+            # the event loop that waits for the result may have ended
+            with contextlib.suppress(RuntimeError):
+                run()
+            del run

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from detectors import Detector
 from groundstream import __version__
-from sinks.address import parse_address
+from sinks.address import parse_address, redact
 from sinks.event import Producer
 from sinks.registry import open_sinks
 from sinks.sink import Sink
@@ -22,8 +22,9 @@ from streamer.errors import ConfigError
 from streamer.pipeline import Recorder, StateRelay, Stream
 from streamer.pipeline.sections import count_plans, make_places, make_queries, make_sampling
 from streamer.recorders.video import AnnotatedVideo
+from streamer.rules.rule import Rule
 from streamer.rules.track_ids import derived_uids, fingerprint, random_uids
-from streamer.sources import Source, open_sources, redact
+from streamer.sources import Source, open_sources
 from streamer.sources.address import natural
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names
@@ -33,6 +34,10 @@ VIDEO = "video:"
 
 MakeRecorders = Callable[[Source, StreamAnalysis], Sequence[Recorder]]
 """Makes the recorders of one stream, when it is added; they are closed when it ends."""
+
+
+MakeRules = Callable[[str], Sequence[Rule]]
+"""Makes further rules for the stream of a name."""
 
 
 class OpenSources(Protocol):
@@ -67,12 +72,14 @@ class StreamAssembly:
         own_detector: bool = False,
         run: int = 1,
         written: Mapping[str, int] | None = None,
+        make_rules: MakeRules | None = None,
         make_recorders: MakeRecorders | None = None,
     ) -> None:
         self._detector = detector
         self._own_detector = own_detector
         self._run = run
         self._written = dict(written or {})
+        self._make_rules = make_rules
         self._make_recorders = make_recorders
         self._open = open_sources
         self._opened: Counter[str] = Counter()
@@ -84,9 +91,7 @@ class StreamAssembly:
             version=__version__, detector=name, tracker=config.tracker, config_hash=config_hash(_settings(config))
         )
 
-    def open_streams(
-        self, config: Config, wanted: Sequence[StreamConfig], taken: Collection[str] = ()
-    ) -> list[Stream]:
+    def open_streams(self, config: Config, wanted: Sequence[StreamConfig], taken: Collection[str] = ()) -> list[Stream]:
         """The streams of `wanted`, sections of `config`; none of them gets a name that is `taken`.
 
         Raises what the parts raise.
@@ -156,6 +161,7 @@ class StreamAssembly:
             zones,
             lines,
             count_plans(stream),
+            self._make_rules(source.name) if self._make_rules is not None else (),
         )
         made = self._make_recorders(source, analysis) if self._make_recorders is not None else ()
         recorders: dict[str, Recorder] = {f"recorder {number}": recorder for number, recorder in enumerate(made, 1)}
@@ -189,12 +195,14 @@ def check_parts(config: Config) -> None:
         make_places(stream)
 
 
-def address_opener(*, start_time_ns: int | None = None, strict: bool = False) -> OpenSources:
-    """Opens the source that the address of a stream names; see `streamer.sources.open_sources`."""
+def source_opener(own: Mapping[str, Source], *, start_time_ns: int | None = None, strict: bool = False) -> OpenSources:
+    """Opens the source that the address of a stream names; streams named in `own` have their source there."""
 
     def open_stream(
         stream: StreamConfig, *, name: str | None, on_state: StateRelay, taken: Collection[str]
     ) -> Sequence[Source]:
+        if name is not None and name in own:
+            return [own[name]]
         return open_sources(
             stream.source,
             name=name,

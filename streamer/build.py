@@ -16,18 +16,20 @@ from sinks.registry import open_sinks
 from sinks.sink import Sink, SinkError
 from sinks.spool.spool import Spool
 from streamer.analysis.event_writer import close_crashed
-from streamer.assembly import VIDEO, MakeRecorders, StreamAssembly, address_opener, check_parts, open_sections
+from streamer.assembly import VIDEO, MakeRecorders, MakeRules, StreamAssembly, check_parts, open_sections, source_opener
 from streamer.config import Config, EnrichConfig
 from streamer.detector_choice import load_detector
 from streamer.enrichment.describers import Describer, GlammDescriber, MaskDescriber
 from streamer.enrichment.enricher import CallBudget, Enricher, EnrichPlan
 from streamer.pipeline import NewEnricher, Pipeline
+from streamer.sources import Source
 from streamer.threads import limit_opencv, set_environment
 
 log = logging.getLogger("groundstream")
 
 PATIENCE_S = 10.0
 """How long the end waits for sinks that take nothing."""
+
 
 def settle() -> None:
     """What set-up has made stays to the end: Python's collector need not walk a model's objects amid a stream."""
@@ -40,6 +42,8 @@ async def open_pipeline(
     config: Config,
     *,
     detector: Detector | None = None,
+    sources: Mapping[str, Source] | None = None,
+    rules: MakeRules | None = None,
     spool_path: Path | None = None,
     recorders: MakeRecorders | None = None,
     start_time_ns: int | None = None,
@@ -51,8 +55,9 @@ async def open_pipeline(
 ) -> AsyncIterator[Pipeline]:
     """A pipeline that does what `config` says; its events are delivered to all sinks when the context is left.
 
-    `detector` is an object with the `Detector` contract instead of the one that `config` names; `recorders` makes the
-    recorders of every stream, also of those that are added while it runs.
+    Own parts: `detector` is used instead of the one that `config` names; `sources` by stream name instead of opening
+    the addresses of these streams; `rules` makes further rules for the stream of a name; `recorders` makes the
+    recorders of a stream. The latter two are called for streams that are added while it runs, too.
     `spool_path` is where events are safe until then; None keeps them in memory, for jobs that can be run again.
     `strict` lets a live source that refuses us (401, 404) end with an error instead of being tried again.
     `more_sinks` get the events beside those of the configuration, and so do those of `open_results`, which is called
@@ -62,7 +67,7 @@ async def open_pipeline(
     """
     set_environment()
     limit_opencv()
-    opener = address_opener(start_time_ns=start_time_ns, strict=strict)
+    opener = source_opener({} if sources is None else sources, start_time_ns=start_time_ns, strict=strict)
     opened = open_sections(opener, config.streams)
     check_parts(config)
     used_detector = load_detector(config.detector) if detector is None else detector
@@ -79,6 +84,7 @@ async def open_pipeline(
             own_detector=detector is not None,
             run=run,
             written=Counter(event.data.stream for event in crashed),
+            make_rules=rules,
             make_recorders=recorders,
         )
         yield Pipeline(
@@ -86,7 +92,7 @@ async def open_pipeline(
             used_detector,
             spool,
             config=config,
-            assembly=assembly,
+            parts=assembly,
             on_frame=on_frame,
             new_enricher=None if config.enrich is None else enricher_of(config.enrich),
         )

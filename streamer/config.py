@@ -17,10 +17,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from detectors.registry import default_detector
-from sinks.address import redact as redact_sink
+from sinks.address import redact
 from streamer.analysis.queries import slug
 from streamer.errors import ConfigError
-from streamer.sources.address import redact
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Point = tuple[Fraction, Fraction]
@@ -271,8 +270,7 @@ def _sentence(origin: str, mistake: Mapping[str, Any]) -> str:
         return f"{origin}: {place} is missing"
     if mistake["type"] == "value_error":
         return f"{origin}: {place + ' ' if place else ''}{mistake['ctx']['error']}"
-    told = redact(f"{origin}: {place} is {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}")
-    return redact_sink(told) if location[:1] == ("sinks",) else told  # a webhook's path may be its secret
+    return redact(f"{origin}: {place} is {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}")
 
 
 def _allowed_keys(location: Sequence[str | int]) -> list[str]:

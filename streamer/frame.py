@@ -61,6 +61,11 @@ class Frame:
         return pixels
 
     @property
+    def pixels(self) -> npt.NDArray[np.uint8] | Callable[[], npt.NDArray[np.uint8]]:
+        """The image, or the function that makes it where it has not been converted yet."""
+        return self._pixels
+
+    @property
     def time_s(self) -> float:
         return self.time_ns / 1e9
 

@@ -1,4 +1,4 @@
-"""Drives one sink from the spool: in order, again and again until it takes them, and alone in its trouble."""
+"""Delivery to one sink: in order, retried until acknowledged; a failing sink delays no other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sinks.address import redact
-from sinks.sink import PoisonError, Sink, SinkError
+from sinks.permissions import open_private
+from sinks.sink import PoisonError, ReaderGone, Sink, SinkError
 
 if TYPE_CHECKING:
     from sinks.event import Event
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sinks")
 
 BATCH_EVENTS = 1024
-_TRY_EVENTS = 64  # after a failure: what is read in vain again and again takes time from those who are well
+_RETRY_EVENTS = 64  # after a failure: large batches that are read in vain take time from the working sinks
 _BACK_OFF_S = (0.1, 30.0)
 
 Numbered = tuple[int, "Event"]
@@ -30,7 +31,8 @@ Numbered = tuple[int, "Event"]
 
 @dataclass(frozen=True, slots=True)
 class SinkStatus:
-    """Where a sink stands. `error` is one sentence without secrets, empty while all is well."""
+    """The state of a sink. `error` is one sentence without secrets, empty while it takes events; `backlog` counts the
+    events that wait for it."""
 
     name: str
     state: Literal["up", "down"]
@@ -43,11 +45,11 @@ class SinkStatus:
 
 
 class SinkDelivery:
-    """Takes events behind its cursor and gives them to its sink. A failing sink holds up nobody else.
+    """Sends the events behind its cursor to its sink.
 
-    `next_events(delivery, limit)` waits for events after the cursor and returns them with the number up to which
-    nothing more is to come; `acknowledged()` is called whenever the cursor has moved; `bury(sink, event, reason)`
-    takes what the sink will never take.
+    `next_events(delivery, limit)` waits for events after the cursor and returns them with the number up to which there
+    are no others; `acknowledged()` is called whenever the cursor has moved; `dead_letter(sink, event, reason)` stores
+    an event that the sink will never take; `reader_gone(delivery)` is called when the sink is finished for good.
     """
 
     def __init__(
@@ -57,17 +59,21 @@ class SinkDelivery:
         cursor: int,
         next_events: Callable[[SinkDelivery, int], Awaitable[tuple[list[Numbered], int]]],
         acknowledged: Callable[[], None],
-        bury: Callable[[str, Event, str], Awaitable[None]],
+        dead_letter: Callable[[str, Event, str], Awaitable[None]],
+        reader_gone: Callable[[SinkDelivery], None],
     ) -> None:
         self.name = name
         self.sink = sink
         self.cursor = cursor
+        self.finished = False
+        self.durable: bool = getattr(sink, "durable", True)
         self.wake = asyncio.Event()
         self.batch_events: int = getattr(sink, "batch_events", BATCH_EVENTS)
         self.linger_s: float = getattr(sink, "linger_s", 0.0)
         self._next_events = next_events
         self._acknowledged = acknowledged
-        self._bury = bury
+        self._dead_letter = dead_letter
+        self._reader_gone = reader_gone
         self._delivered = self._dead = self._failures = 0
         self._error = ""
         self._since_ns = time.time_ns()
@@ -82,58 +88,64 @@ class SinkDelivery:
             self._delivered,
             self._dead,
             self._failures,
-            max(0, last - self.cursor),
+            0 if self.finished else max(0, last - self.cursor),
         )
 
     async def run(self) -> None:
-        """Until cancelled. Whatever a sink raises, also by mistake, is its own trouble: it is asked again later."""
+        """Runs until cancelled or the sink is finished. Any exception of a sink, bugs included, is logged and the
+        batch is retried with back-off."""
         wait_s = _BACK_OFF_S[0]
         while True:
             before = self.cursor
             try:
-                limit = min(self.batch_events, _TRY_EVENTS) if self._error else self.batch_events
+                limit = min(self.batch_events, _RETRY_EVENTS) if self._error else self.batch_events
                 events, upto = await self._next_events(self, limit)
                 if events:
-                    await self._deliver(events)
-                self._advance(upto)
+                    await self._send_events(events)
+                self._move_cursor(upto)
+            except ReaderGone as error:
+                log.info("sink %s is finished: %s", self.name, error)
+                self.finished = True
+                self._reader_gone(self)
+                return
             except Exception as error:
-                self._failed(error)
+                self._note_failure(error)
                 if self.cursor > before:
                     wait_s = _BACK_OFF_S[0]
                 await asyncio.sleep(wait_s * random.uniform(0.75, 1.25))
                 wait_s = min(2 * wait_s, _BACK_OFF_S[1])
             else:
-                self._succeeded()
+                self._note_success()
                 wait_s = _BACK_OFF_S[0]
 
-    async def _deliver(self, events: list[Numbered]) -> None:
+    async def _send_events(self, events: list[Numbered]) -> None:
         try:
             await self.sink.send_batch([event for _, event in events])
         except PoisonError as poison:
             if not poison.reasons and len(events) > 1:
-                for item in events:  # one of them is poison, nobody knows which
-                    await self._deliver([item])
+                for item in events:  # one of them is poison, and it is not known which
+                    await self._send_events([item])
                 return
             reasons = poison.reasons or {events[0][1].id: str(poison)}
             for _, event in events:
                 if event.id in reasons:
-                    await self._bury(self.name, event, redact(reasons[event.id]))
+                    await self._dead_letter(self.name, event, redact(reasons[event.id]))
                     self._dead += 1
             self._delivered -= len(reasons)
         except SinkError as error:
             if error.delivered:
                 self._delivered += error.delivered
-                self._advance(events[error.delivered - 1][0])
+                self._move_cursor(events[error.delivered - 1][0])
             raise
         self._delivered += len(events)
-        self._advance(events[-1][0])
+        self._move_cursor(events[-1][0])
 
-    def _advance(self, number: int) -> None:
+    def _move_cursor(self, number: int) -> None:
         if number > self.cursor:
             self.cursor = number
             self._acknowledged()
 
-    def _failed(self, error: Exception) -> None:
+    def _note_failure(self, error: Exception) -> None:
         sentence = redact(str(error)) or type(error).__name__
         if not isinstance(error, SinkError):
             sentence = f"{type(error).__name__}: {sentence}"
@@ -143,7 +155,7 @@ class SinkDelivery:
             log.warning("sink %s is down, events wait for it: %s", self.name, sentence)
         self._error = sentence
 
-    def _succeeded(self) -> None:
+    def _note_success(self) -> None:
         if self._error:
             down_s = (time.time_ns() - self._since_ns) / 1e9
             log.warning("sink %s is up again after %.1f s", self.name, down_s)
@@ -152,15 +164,17 @@ class SinkDelivery:
 
 
 def append_dead_letter(path: Path, sink: str, event: Event, reason: str) -> None:
-    """One line of JSON with the event as it is. Raises `SinkError` where the file cannot be written."""
+    """Appends one line of JSON with the event as it is, to a file that only its owner can read.
+
+    Raises `SinkError` where the file cannot be written."""
     head = json.dumps({"sink": sink, "reason": reason, "buried_ns": time.time_ns()}, ensure_ascii=False)
     try:
-        with path.open("ab") as file:
+        with open(path, "ab", opener=open_private) as file:
             file.write(head[:-1].encode() + b', "event": ' + event.to_json() + b"}\n")
     except OSError as error:
         raise SinkError(f"the dead letters {path} cannot be written ({error.strerror}): the sink waits") from None
 
 
 def numbered(events: Sequence[Event | None], first: int) -> list[Numbered]:
-    """The events that are there, with their numbers."""
+    """The events with their numbers; None stands for one that was dropped."""
     return [(first + index, event) for index, event in enumerate(events) if event is not None]

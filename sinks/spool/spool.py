@@ -1,7 +1,7 @@
-"""Stands between the rules and every sink: what `send` has returned for is not lost.
+"""Durable queue between the rules and the sinks: once `send` returns, the event survives a crash.
 
-One thread writes: everything that waits is stored in one commit (group commit), so that the event loop never waits
-for a disk. Each sink has a cursor and a task of its own; an event leaves the spool when every sink has acknowledged it.
+This is the event loop's half: admission, the newest events in memory, one delivery per sink. The writer's thread
+(`SpoolWriter`) owns the file. Each sink has a cursor; an event leaves the spool when every sink has acknowledged it.
 """
 
 from __future__ import annotations
@@ -9,71 +9,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import queue
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self
 
 from sinks.event import Event
-from sinks.sink import Sink, SinkError
+from sinks.sink import Sink
+from sinks.spool.cursors import match_cursors, waiting_events
 from sinks.spool.delivery import Numbered, SinkDelivery, SinkStatus, append_dead_letter, numbered
-from sinks.spool.store import DROPPABLE, EventBlock, SpoolStore, StoreDamaged, StoreFull
+from sinks.spool.open_state import OpenItem
+from sinks.spool.schema import DROPPABLE, EventBlock, StoreDamaged, parse_line
+from sinks.spool.store import SpoolStore
+from sinks.spool.writer import SendRequest, SpoolClosed, SpoolWriter
 from sinks.worker import SinkWorker
+
+__all__ = ["CLOSE_TIMEOUT_S", "DEFAULT_MAX_BYTES", "Spool", "SpoolClosed", "WhenFull"]
 
 log = logging.getLogger("sinks.spool")
 
 WhenFull = Literal["block", "drop_oldest"]
 DEFAULT_MAX_BYTES = 1 << 30
-
-R = TypeVar("R")
+CLOSE_TIMEOUT_S = 10.0
 
 _TAIL_EVENTS = 4096
-_BLOCK_EVENTS = 512
-_BLOCK_BYTES = 1 << 20
-_HOUSEKEEPING_S = 0.25
-_RETRY_S = 0.25
-_TELL_AGAIN_S = 60.0
-_CLOSE_SINK_S = 10.0
-
-
-class SpoolClosed(SinkError):
-    """Nothing more can be sent: the spool was closed."""
-
-
-class _SendRequest:
-    """Events of one call to `send_batch`, on their way to the disk."""
-
-    __slots__ = ("events", "future", "lines", "size")
-
-    def __init__(self, events: Sequence[Event], lines: list[bytes], size: int, future: asyncio.Future[None]) -> None:
-        self.events = events
-        self.lines = lines
-        self.size = size
-        self.future = future
-
-    def thin_out(self) -> list[tuple[Event, int]]:
-        """Let go of what may be dropped; returns these events with their sizes."""
-        pairs = list(zip(self.events, self.lines, strict=True))
-        gone = [(event, len(line)) for event, line in pairs if event.type in DROPPABLE]
-        self.events = [event for event, _ in pairs if event.type not in DROPPABLE]
-        self.lines = [line for event, line in pairs if event.type not in DROPPABLE]
-        self.size -= sum(size for _, size in gone)
-        return gone
-
-
-class _WriterCall:
-    """Something else for the writer's thread to do."""
-
-    __slots__ = ("function", "future")
-
-    def __init__(self, function: Callable[[], object], future: asyncio.Future[object]) -> None:
-        self.function = function
-        self.future = future
+_FORGOTTEN_SHARE = 4
+"""Sinks that are no longer configured may hold a quarter of `max_bytes`."""
 
 
 class Spool:
@@ -82,19 +45,26 @@ class Spool:
     def __init__(
         self,
         store: SpoolStore | None,
-        sinks: Mapping[str, Sink],
+        reader: SinkWorker,
+        *,
         max_bytes: int,
         when_full: WhenFull,
         dead_letters: Path | None,
+        close_timeout_s: float,
+        on_reader_gone: Callable[[str], None] | None,
     ) -> None:
         self._store = store
+        self._reader = reader
         self._max_bytes = max_bytes
         self._when_full = when_full
         self._dead_letters = dead_letters
+        self._close_timeout_s = close_timeout_s
+        self._on_reader_gone = on_reader_gone
         self._loop = asyncio.get_running_loop()
         self._closed = False
         self._draining = 0
-        self._used = store.used if store else 0
+        self._stored_bytes = store.used if store else 0
+        self._sent_bytes = 0  # on their way to the writer
         self._last = store.next - 1 if store else 0  # the newest event's number
         self._tail: list[Event | None] = []  # the newest events; all of them where there is no file
         self._tail_first = self._last + 1
@@ -103,22 +73,21 @@ class Spool:
         self._room = asyncio.Event()
         self._progress = asyncio.Event()
         self._drops: dict[str, Counter[str]] = {}
-        self._storage_error = ""
-        self._told_at = float("-inf")
-        self._outgoing: list[_SendRequest] = []  # since the loop last turned
-        self._queue: queue.SimpleQueue[list[_SendRequest] | _WriterCall | None] = queue.SimpleQueue()
-        self._nudged = False
-        self._releasable = 0  # every event up to this number may be forgotten
-        self._shrinking = False  # whether the file may have pages to give back
-        self._open_tracks: dict[str, Event] = {}
-        self._changed_tracks: dict[str, Event | None] = {}
-        self._deliveries = [
-            SinkDelivery(name, sink, self._start_of(name), self._next_events, self._acknowledged, self._bury)
-            for name, sink in sinks.items()
-        ]
-        self._reader = SinkWorker("spool-reader")
-        self._writer = threading.Thread(target=self._write_all, name="spool-writer", daemon=True)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._outgoing: list[SendRequest] = []  # since the loop last turned
+        self._deliveries: list[SinkDelivery] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._forgotten: dict[str, int] = {}  # cursors of sinks that are no longer configured, with waiting events
+        self._writer: SpoolWriter | None = None
+        if store is not None:
+            self._writer = SpoolWriter(
+                store,
+                drop_when_full=when_full == "drop_oldest",
+                cursors=self._read_cursors,
+                stored=self._note_stored,
+                released=self._note_released,
+                given_up=self._note_given_up,
+                repaired=self._note_repaired,
+            )
 
     @classmethod
     async def open(
@@ -130,29 +99,46 @@ class Spool:
         when_full: WhenFull = "block",
         sync_each: bool = False,
         dead_letters: str | Path | None = None,
+        close_timeout_s: float = CLOSE_TIMEOUT_S,
+        on_reader_gone: Callable[[str], None] | None = None,
     ) -> Self:
-        """The spool in the file `path`, delivering to `sinks` by their names; the names are what cursors belong to.
+        """The spool in the file `path`, delivering to `sinks` by their names; a sink's cursor belongs to its name, and
+        outlives a corrected address (see `sinks.spool.cursors`).
 
         Without a path (None or ":memory:") events live in this process only, which is enough for a job that can be
         run again. `max_bytes` bounds what waits. When it is full, "block" makes `send` wait; "drop_oldest" drops the
         oldest `track.update` and `detections`, and waits when there are none. `sync_each` brings every commit to the
         disk before `send` returns; otherwise a power cut may lose the last 0.2 s, the end of the process nothing.
-        What a sink never takes goes to `dead_letters`, by default PATH.dead.jsonl.
-        Raises `SinkError` when the file cannot be used. A damaged file is moved aside, and what can be read of it is
-        kept.
+        Events that a sink never takes go to `dead_letters`, by default PATH.dead.jsonl. `close_timeout_s` bounds all of
+        `aclose`. `on_reader_gone(name)` is called when the only reader of a sink has left for good.
+        Raises `SinkError` when the file cannot be used. A damaged file is kept aside, its events are recovered.
         """
-        if path is None or str(path) == ":memory:":
-            spool = cls(None, sinks, max_bytes, when_full, Path(dead_letters) if dead_letters else None)
-        else:
-            file = Path(path)
-            store = await asyncio.to_thread(SpoolStore, file, sync_each=sync_each)
-            dead = Path(dead_letters) if dead_letters else file.with_name(file.name + ".dead.jsonl")
-            spool = cls(store, sinks, max_bytes, when_full, dead)
-            await asyncio.to_thread(spool._recover)
-            spool._writer.start()
-        spool._tasks = [
-            asyncio.create_task(delivery.run(), name=f"sink {delivery.name}") for delivery in spool._deliveries
-        ]
+        reader = SinkWorker("spool-reader")
+        store, dead = None, Path(dead_letters) if dead_letters else None
+        try:
+            if path is not None and str(path) != ":memory:":
+                file = Path(path)
+                store = await reader.call(SpoolStore, file, sync_each=sync_each)
+                dead = dead or file.with_name(file.name + ".dead.jsonl")
+            spool = cls(
+                store,
+                reader,
+                max_bytes=max_bytes,
+                when_full=when_full,
+                dead_letters=dead,
+                close_timeout_s=close_timeout_s,
+                on_reader_gone=on_reader_gone,
+            )
+            if spool._writer is not None:
+                await reader.call(spool._writer.recover)
+        except BaseException:
+            if store is not None:
+                store.close()
+            await reader.aclose()
+            raise
+        spool._start_deliveries(sinks)
+        if spool._writer is not None:
+            spool._writer.start()  # not before the cursors are known: it stores them
         return spool
 
     async def __aenter__(self) -> Self:
@@ -172,61 +158,75 @@ class Spool:
         if not events:
             return
         lines = [event.to_json() for event in events]
-        send = _SendRequest(events, lines, sum(map(len, lines)), self._loop.create_future())
-        if self._gate.locked() or self._used + send.size > self._max_bytes:
+        request = SendRequest(events, lines, sum(map(len, lines)), self._loop.create_future())
+        if self._gate.locked() or self.used_bytes + request.size > self._max_bytes:
             async with self._gate:
-                await self._wait_for_room(send)
+                await self._wait_for_room(request)
         if self._closed:
             raise SpoolClosed("the spool is closed: nothing more can be sent")
-        self._used += send.size
-        if self._store is None:
-            self._keep(send.events)
+        if self._writer is None:
+            self._stored_bytes += request.size
+            self._keep_events(request.events)
         else:
+            self._sent_bytes += request.size
             if not self._outgoing:
                 self._loop.call_soon(self._hand_over)
-            self._outgoing.append(send)
-            await send.future
+            self._outgoing.append(request)
+            await request.future
 
     async def begin_run(self, now_ns: int) -> int:
-        """The number of this run: milliseconds since 1970, more than any run before. Safe when this returns."""
+        """A new number for a run of live streams: milliseconds since 1970, more than any such run before.
+
+        Stored when this returns. Recordings number their runs by their content and need none.
+        """
         run = now_ns // 1_000_000
-        if self._store is not None:
+        if self._store is not None and self._writer is not None:
             store = self._store
             run = max(run, store.meta.get("run", 0) + 1)
-            await self._call(lambda: store.remember(meta={"run": run}))
+            await self._writer.call(lambda: store.remember(meta={"run": run}))
         return run
+
+    def open_items(self) -> list[OpenItem]:
+        """Everything that earlier runs began and did not end; call it before the first send."""
+        return [] if self._writer is None else list(self._writer.open_items)
 
     def open_tracks(self) -> list[Event]:
         """The last event of every track of earlier runs that has begun and not ended; call it before the first send."""
-        return list(self._open_tracks.values())
+        return [item.event for item in self.open_items() if item.kind == "track"]
 
     def dropped(self, stream: str | None = None) -> dict[str, int]:
-        """Events that were given up since the spool was opened, by reason; of one stream, or of all.
+        """Events that were given up since the spool was opened, by reason; of one stream, or of all. The stream "" has
+        those whose stream is not known.
 
         `full` and `disk_full`: dropped by policy. `damaged`: could not be read from the file. `dead_letter`: a sink
-        will never take it. `undelivered`: still waiting when a spool without a file was closed.
+        will never take it. `sink_removed`: waited for a sink that is no longer configured. `undelivered`: still waiting
+        when the spool was closed, for a sink or a spool that keeps nothing.
         """
         total: Counter[str] = Counter()
         for name, drops in self._drops.items():
             if stream is None or name == stream:
                 total += drops
-        if stream is None and self._store is not None and self._store.lost:
+        if not stream and self._store is not None and self._store.lost:
             total["damaged"] += self._store.lost
         return dict(total)
 
     def status(self) -> list[SinkStatus]:
-        """Where every sink stands."""
+        """The state of every sink."""
         return [delivery.status(self._last) for delivery in self._deliveries]
+
+    def forgotten(self) -> dict[str, int]:
+        """How many events wait for each sink that is no longer configured."""
+        return waiting_events(self._forgotten, self._forgotten, self._last)
 
     @property
     def storage_error(self) -> str:
-        """Why nothing can be stored at present (a full disk), one sentence; empty while all is well."""
-        return self._storage_error
+        """Why nothing can be stored at present (a full disk), one sentence; empty while events are stored."""
+        return "" if self._writer is None else self._writer.storage_error
 
     @property
     def used_bytes(self) -> int:
-        """What waits for a sink."""
-        return self._used
+        """The size of the events that wait for a sink."""
+        return self._stored_bytes + self._sent_bytes
 
     async def drain(self, timeout: float | None = None) -> bool:
         """Waits until every sink has acknowledged everything; False when the time (seconds) was not enough."""
@@ -235,7 +235,7 @@ class Spool:
             delivery.wake.set()
         try:
             async with asyncio.timeout(timeout):
-                while any(delivery.cursor < self._last for delivery in self._deliveries):
+                while any(not one.finished and one.cursor < self._last for one in self._deliveries):
                     self._progress.clear()
                     await self._progress.wait()
         except TimeoutError:
@@ -244,104 +244,206 @@ class Spool:
             self._draining -= 1
         return True
 
-    async def aclose(self) -> None:
-        """Stop delivering and close the sinks; what was not delivered stays in the file. Safe to call twice."""
+    async def add_sink(self, name: str, sink: Sink) -> None:
+        """Delivers to one more sink from now on; events that wait for a sink of this name are sent first.
+
+        Raises `ValueError` for a name that is taken."""
+        if any(delivery.name == name for delivery in self._deliveries):
+            raise ValueError(f"the spool has a sink {name} already")
+        self._start_delivery(name, sink, self._forgotten.pop(name, self._last))
+
+    async def remove_sink(self, name: str) -> None:
+        """Stops delivering to a sink and closes it; events that wait for it are kept for a sink of the same name.
+
+        Raises `KeyError` for a name that is not there."""
+        delivery = next((one for one in self._deliveries if one.name == name), None)
+        if delivery is None:
+            raise KeyError(name)
+        task = self._tasks.pop(name)
+        task.cancel()
+        await asyncio.wait([task], timeout=self._close_timeout_s)
+        if self._store is not None and delivery.durable and delivery.cursor < self._last:
+            self._forgotten[name] = delivery.cursor
+        self._deliveries.remove(delivery)
+        await self._close_sink(delivery, self._loop.time() + self._close_timeout_s)
+        self._note_acknowledged()
+
+    async def aclose(self, timeout_s: float | None = None) -> None:
+        """Stops delivering and closes the sinks; events that were not delivered stay in the file. Safe to call twice.
+
+        Everything together takes at most `timeout_s` seconds, by default the `close_timeout_s` of `open`: a sink or a
+        disk that does not answer by then is left behind, which is logged.
+        """
         if self._closed:
             return
         self._closed = True
         self._room.set()
-        for task in self._tasks:
+        deadline = self._loop.time() + (self._close_timeout_s if timeout_s is None else timeout_s)
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(self._close_sink(delivery) for delivery in self._deliveries))
-        await self._reader.aclose(last=_nothing)
-        if self._store is not None:
-            self._hand_over()
-            self._queue.put(None)
-            await asyncio.to_thread(self._writer.join)
-        else:
+        if tasks:
+            await asyncio.wait(tasks, timeout=max(0.0, deadline - self._loop.time()))
+        closing = [self._close_sink(delivery, deadline) for delivery in self._deliveries]
+        await asyncio.gather(*closing, self._close_reader(deadline), self._close_writer(deadline))
+        if self._store is None:
             for _, event in numbered(self._tail, self._tail_first):
-                self._count("undelivered", event.data.stream)
+                self._count_drop("undelivered", event.data.stream)
+        else:
+            for delivery in self._deliveries:
+                if not delivery.durable and not delivery.finished and delivery.cursor < self._last:
+                    self._count_drop("undelivered", "", self._last - delivery.cursor)
 
-    # The loop's side: admission, the newest events, the sinks.
+    async def _close_writer(self, deadline: float) -> None:
+        if self._writer is None:
+            return
+        self._hand_over()
+        if not await self._writer.close(deadline - self._loop.time()):
+            log.error("the spool did not close in time: %s", self.storage_error or "its disk does not answer")
+
+    async def _close_reader(self, deadline: float) -> None:
+        await _finish_within(self._reader.aclose(last=_do_nothing), deadline - self._loop.time())
+
+    async def _close_sink(self, delivery: SinkDelivery, deadline: float) -> None:
+        error = await _finish_within(delivery.sink.aclose(), deadline - self._loop.time())
+        if error is not None:
+            log.warning("sink %s did not close: %s", delivery.name, str(error) or type(error).__name__)
+
+    # Sinks and their cursors.
+
+    def _start_deliveries(self, sinks: Mapping[str, Sink]) -> None:
+        stored = {} if self._store is None else dict(self._store.cursors)
+        durable = [name for name, sink in sinks.items() if getattr(sink, "durable", True)]
+        known = [name for name in stored if name in durable or name not in sinks]
+        matched = match_cursors(durable, known)
+        for name, sink in sinks.items():
+            old = matched.get(name)
+            self._start_delivery(name, sink, self._first_cursor(old, stored))
+            if old is not None and old != name:
+                waiting = max(0, self._last - stored[old])
+                log.warning("sink %s takes over from %s, for which %d events wait", name, old, waiting)
+        left = [name for name in known if name not in matched.values() and not name.startswith("stdout:")]
+        for name, count in waiting_events(stored, left, self._last).items():
+            self._forgotten[name] = stored[name]
+            log.warning(
+                "sink %s is no longer configured: %d events wait for it; give it back, or adopt or drop its cursor",
+                *(name, count),
+            )
+
+    def _start_delivery(self, name: str, sink: Sink, cursor: int) -> None:
+        delivery = SinkDelivery(
+            *(name, sink, cursor, self._next_events, self._note_acknowledged),
+            dead_letter=self._store_dead_letter,
+            reader_gone=self._note_reader_gone,
+        )
+        self._deliveries.append(delivery)
+        self._tasks[name] = asyncio.create_task(delivery.run(), name=f"sink {name}")
+        self._tasks[name].add_done_callback(_report_death)
+
+    def _first_cursor(self, old: str | None, stored: Mapping[str, int]) -> int:
+        """Where a sink begins: one that the file does not know gets the events from now on."""
+        if self._store is None:
+            return 0
+        if old is not None:
+            return min(stored[old], self._last)
+        if self._store.salvaged:
+            return self._store.first - 1  # a repaired file may have lost the cursor: rather twice than never
+        return self._last
+
+    def _read_cursors(self) -> tuple[dict[str, int], int | None]:
+        """The cursors to store, and the lowest of all; runs in the writer's thread."""
+        deliveries = [delivery for delivery in tuple(self._deliveries) if not delivery.finished]
+        cursors = {delivery.name: delivery.cursor for delivery in deliveries if delivery.durable}
+        cursors |= {name: acked for name, acked in dict(self._forgotten).items() if name not in cursors}
+        lowest = min([*cursors.values(), *(delivery.cursor for delivery in deliveries)], default=None)
+        return cursors, lowest
+
+    def _give_up_forgotten(self) -> bool:
+        """Makes room: the events of sinks that are no longer configured go first. True when there were any."""
+        given_up, self._forgotten = self._forgotten, {}
+        for name, acked in given_up.items():
+            log.error("the spool needs room: %d events for sink %s are given up", self._last - acked, name)
+            self._count_drop("sink_removed", "", self._last - acked)
+        if given_up and self._writer is not None:
+            self._writer.nudge()
+        return bool(given_up)
+
+    def _note_reader_gone(self, delivery: SinkDelivery) -> None:
+        self._note_acknowledged()
+        if self._on_reader_gone is not None:
+            self._on_reader_gone(delivery.name)
+
+    # Admission, and the newest events.
 
     def _hand_over(self) -> None:
         """Everything that was sent in one turn of the loop goes to the writer at once: one waking, one commit."""
-        if self._outgoing:
-            self._queue.put(self._outgoing)
+        if self._outgoing and self._writer is not None:
+            self._writer.put(self._outgoing)
             self._outgoing = []
 
-    async def _wait_for_room(self, send: _SendRequest) -> None:
-        """Waits until there is room for all of it, or for what the policy leaves. One caller at a time, in order."""
-        while self._used + send.size > self._max_bytes and self._used and not self._closed:
+    async def _wait_for_room(self, request: SendRequest) -> None:
+        """Waits until there is room for all of it, or for the rest that the policy leaves. One caller at a time, in
+        order."""
+        while self.used_bytes + request.size > self._max_bytes and self.used_bytes and not self._closed:
+            self._give_up_forgotten()
             if self._when_full == "drop_oldest":
-                if await self._drop_oldest(self._used + send.size - self._max_bytes):
+                if await self._drop_oldest(self.used_bytes + request.size - self._max_bytes):
                     continue
-                if gone := send.thin_out():
+                if gone := request.thin_out():
                     for event, _ in gone:
-                        self._count("full", event.data.stream)
+                        self._count_drop("full", event.data.stream)
                     continue
             self._room.clear()
             await self._room.wait()
 
     async def _drop_oldest(self, wanted: int) -> bool:
         """True when something was dropped."""
-        if self._store is None:
+        if self._store is None or self._writer is None:
             return self._thin_tail(wanted)
         store = self._store
-        dropped = await self._call(lambda: store.drop_oldest(wanted))
+        dropped = await self._writer.call(lambda: store.drop_oldest(wanted))
         for event in dropped:
-            self._count("full", event.stream)
-            self._used -= event.size
+            self._count_drop("full", event.stream)
+            self._stored_bytes -= event.size
             if event.number >= self._tail_first:
                 self._tail[event.number - self._tail_first] = None
         return bool(dropped)
 
     def _thin_tail(self, wanted: int) -> bool:
         """As `SpoolStore.drop_oldest`, where events are in memory only."""
-        used = self._used
+        used = self._stored_bytes
         for index in range(max(0, self._thinned - self._tail_first), len(self._tail)):
-            if used - self._used >= wanted:
+            if used - self._stored_bytes >= wanted:
                 break
             event = self._tail[index]
             if event is not None and event.type in DROPPABLE:
-                self._count("full", event.data.stream)
-                self._used -= len(event.to_json())
+                self._count_drop("full", event.data.stream)
+                self._stored_bytes -= len(event.to_json())
                 self._tail[index] = None
             self._thinned = self._tail_first + index + 1
-        return self._used < used
+        return self._stored_bytes < used
 
-    def _count(self, reason: str, stream: str) -> None:
-        self._drops.setdefault(stream, Counter())[reason] += 1
+    def _count_drop(self, reason: str, stream: str, count: int = 1) -> None:
+        self._drops.setdefault(stream, Counter())[reason] += count
 
-    def _given_up(self, reason: str, gone: list[tuple[Event, int]]) -> None:
-        for event, size in gone:
-            self._count(reason, event.data.stream)
-            self._used -= size
-        self._room.set()
-
-    def _keep(self, events: Sequence[Event]) -> None:
-        """The events are safe: remember them for the sinks, and wake those."""
+    def _keep_events(self, events: Sequence[Event]) -> None:
+        """The events are safe: keeps them in memory for the sinks, and wakes those."""
         self._tail += events
         self._last += len(events)
         for delivery in self._deliveries:
             delivery.wake.set()
-        self._forget()
+        self._trim_tail()
+        if self._forgotten and self._stored_bytes > self._max_bytes // _FORGOTTEN_SHARE:
+            self._give_up_forgotten()
 
-    def _stored(self, sends: list[_SendRequest]) -> None:
-        self._keep([event for send in sends for event in send.events])
-        for send in sends:
-            if not send.future.done():
-                send.future.set_result(None)
-
-    def _forget(self) -> None:
-        """Let go of events in memory that every sink has, or that are too many and safe in the file."""
-        low = min((delivery.cursor for delivery in self._deliveries), default=self._last)
+    def _trim_tail(self) -> None:
+        """Removes events from memory that every sink has, or that are too many and safe in the file."""
+        low = min((one.cursor for one in self._deliveries if not one.finished), default=self._last)
         surplus = low + 1 - self._tail_first
         if self._store is None:
             gone = self._tail[: max(0, surplus)]
             if gone:
-                self._used -= sum(len(event.to_json()) for event in gone if event is not None)
+                self._stored_bytes -= sum(len(event.to_json()) for event in gone if event is not None)
                 self._room.set()
         elif len(self._tail) - max(0, surplus) > 2 * _TAIL_EVENTS:
             surplus = len(self._tail) - _TAIL_EVENTS
@@ -349,13 +451,40 @@ class Spool:
             del self._tail[:surplus]
             self._tail_first += surplus
 
-    def _acknowledged(self) -> None:
+    # What the writer reports; it calls these in the event loop.
+
+    def _note_stored(self, requests: list[SendRequest]) -> None:
+        size = sum(request.size for request in requests)
+        self._sent_bytes -= size
+        self._stored_bytes += size
+        self._keep_events([event for request in requests for event in request.events])
+        for request in requests:
+            if not request.future.done():
+                request.future.set_result(None)
+
+    def _note_released(self, size: int) -> None:
+        self._stored_bytes -= size
+        self._room.set()
+        self._trim_tail()
+
+    def _note_given_up(self, reason: str, gone: list[tuple[Event, int]]) -> None:
+        for event, size in gone:
+            self._count_drop(reason, event.data.stream)
+            self._sent_bytes -= size
+        self._room.set()
+
+    def _note_repaired(self, size: int) -> None:
+        self._stored_bytes = size
+        self._room.set()
+
+    # What the deliveries ask for.
+
+    def _note_acknowledged(self) -> None:
         self._progress.set()
-        if self._store is None:
-            self._forget()
-        elif not self._nudged:
-            self._nudged = True
-            self._queue.put(_WriterCall(_nothing, self._loop.create_future()))
+        if self._writer is None:
+            self._trim_tail()
+        else:
+            self._writer.nudge()
 
     async def _next_events(self, delivery: SinkDelivery, limit: int) -> tuple[list[Numbered], int]:
         cursor = delivery.cursor
@@ -369,268 +498,60 @@ class Spool:
             events = self._tail[start : start + limit]
             return numbered(events, cursor + 1), cursor + len(events)
         assert self._store is not None
+        assert self._writer is not None
         newest = self._tail_first - 1
-        events_read, upto = await self._reader.call(_read_events, self._store, cursor, limit)
+        try:
+            events_read, upto = await self._reader.call(_read_events, self._store, cursor, limit)
+        except StoreDamaged:
+            await self._writer.call(self._writer.repair)
+            raise
         return events_read, upto if upto > cursor else newest
 
     async def _linger(self, delivery: SinkDelivery, limit: int) -> None:
-        """Waits for a larger batch, unless somebody drains the spool."""
+        """Waits for a larger batch, unless the spool is being drained."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delivery.linger_s):
                 while self._last - delivery.cursor < limit and not self._draining:
                     delivery.wake.clear()
                     await delivery.wake.wait()
 
-    async def _bury(self, sink: str, event: Event, reason: str) -> None:
+    async def _store_dead_letter(self, sink: str, event: Event, reason: str) -> None:
         if self._dead_letters is not None:
             await self._reader.call(append_dead_letter, self._dead_letters, sink, event, reason)
         log.warning("sink %s will never take event %s: %s", sink, event.id, reason)
-        self._count("dead_letter", event.data.stream)
-
-    async def _close_sink(self, delivery: SinkDelivery) -> None:
-        try:
-            async with asyncio.timeout(_CLOSE_SINK_S):
-                await delivery.sink.aclose()
-        except Exception as error:
-            log.warning("sink %s did not close: %s", delivery.name, str(error) or type(error).__name__)
-
-    def _start_of(self, name: str) -> int:
-        """A sink that the file does not know gets what comes from now on."""
-        if self._store is None:
-            return 0
-        newest = self._store.next - 1
-        if self._store.salvaged and name not in self._store.cursors:
-            return self._store.first - 1  # a damaged file may have forgotten who had what: rather twice than never
-        return min(self._store.cursors.get(name, newest), newest)
-
-    async def _call(self, function: Callable[[], R]) -> R:
-        """Runs the function in the writer's thread."""
-        future: asyncio.Future[R] = self._loop.create_future()
-        self._queue.put(_WriterCall(function, future))  # type: ignore[arg-type]
-        return await future
-
-    # The writer's side: everything below runs in its thread.
-
-    def _recover(self) -> None:
-        """What earlier runs left behind: open tracks; and cursors of sinks that are gone hold nothing back."""
-        store = self._store
-        assert store is not None
-        tracks = {uid: Event.from_json(line) for uid, line in store.tracks().items()}
-        for event in _events_after(store, store.meta.get("tracks_upto", 0)):
-            track = event.data.track
-            if track is not None and track.state == "ended":
-                tracks.pop(track.uid, None)
-            elif track is not None:
-                tracks[track.uid] = event
-        self._open_tracks = tracks
-        self._changed_tracks = dict(tracks)
-        names = {delivery.name for delivery in self._deliveries}
-        for name, acked in store.cursors.items():
-            if name not in names and acked < store.next - 1:
-                log.warning("sink %s is gone: %d events were not delivered to it", name, store.next - 1 - acked)
-
-    def _write_all(self) -> None:
-        store = self._store
-        assert store is not None
-        tidy_at = time.monotonic()
-        tidied = False
-        while True:
-            is_busy = self._can_release(store) or self._shrinking
-            wait_s = 0.0 if is_busy else None if tidied else max(0.0, tidy_at - time.monotonic())
-            try:
-                item = self._queue.get(timeout=wait_s)
-            except queue.Empty:
-                if not self._release(store) and not self._shrink(store) and time.monotonic() >= tidy_at:
-                    tidied = self._tidy(store)
-                    tidy_at = time.monotonic() + _HOUSEKEEPING_S
-                continue
-            if item is None:
-                break
-            tidied = False
-            while item is not None:
-                item = self._take(store, item)
-            self._release(store)
-            if time.monotonic() > tidy_at:
-                self._tidy(store)
-                self._shrink(store)
-                tidy_at = time.monotonic() + _HOUSEKEEPING_S
-        self._tidy(store)
-        while self._release(store):
-            pass
-        self._refuse_rest()
-        store.close()
-
-    def _take(
-        self, store: SpoolStore, item: list[_SendRequest] | _WriterCall
-    ) -> list[_SendRequest] | _WriterCall | None:
-        """Stores all that waits behind the item too, as far as it fits one block; returns what comes next."""
-        if isinstance(item, _WriterCall):
-            self._do(item)
-            return None
-        sends = item
-        count, size = _measure(sends)
-        following: list[_SendRequest] | _WriterCall | None = None
-        while count < _BLOCK_EVENTS and size < _BLOCK_BYTES:
-            try:
-                following = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if following is None:
-                self._queue.put(None)  # the end: for `_write_all`
-            if not isinstance(following, list):
-                break
-            sends += following
-            more_count, more_size = _measure(following)
-            count += more_count
-            size += more_size
-            following = None
-        self._append(store, sends)
-        return following
-
-    def _append(self, store: SpoolStore, sends: list[_SendRequest]) -> None:
-        while lines := [line for send in sends for line in send.lines]:
-            try:
-                store.append(lines, sum(event.type in DROPPABLE for send in sends for event in send.events))
-                break
-            except StoreDamaged:
-                store.reopen()
-            except SinkError as error:
-                self._storage_error = str(error)
-                if time.monotonic() - self._told_at > _TELL_AGAIN_S:
-                    log.error("%s", error)
-                    self._told_at = time.monotonic()
-                if self._closed:
-                    for send in sends:
-                        self._tell(_fail, send.future, error)
-                    return
-                if isinstance(error, StoreFull) and self._when_full == "drop_oldest":
-                    self._tell(self._given_up, "disk_full", [pair for send in sends for pair in send.thin_out()])
-                time.sleep(_RETRY_S)
-        if self._storage_error:
-            log.info("the spool stores events again")
-            self._storage_error = ""
-        for send in sends:
-            for event in send.events:
-                track = event.data.track
-                if track is not None:
-                    # What comes after a track's end, such as its merge, does not open it again.
-                    self._changed_tracks[track.uid] = None if track.state == "ended" else event
-        self._tell(self._stored, sends)
-
-    def _do(self, call: _WriterCall) -> None:
-        try:
-            result = call.function()
-        except Exception as error:
-            self._tell(_fail, call.future, error)
-        else:
-            self._tell(_resolve, call.future, result)
-
-    def _tidy(self, store: SpoolStore) -> bool:
-        """Store the cursors and the open tracks, and find out what may be forgotten; False where it failed."""
-        self._nudged = False
-        cursors = {delivery.name: delivery.cursor for delivery in self._deliveries}
-        changed, self._changed_tracks = self._changed_tracks, {}
-        lines = {uid: None if event is None else event.to_json() for uid, event in changed.items()}
-        try:
-            if changed or cursors != store.cursors:
-                store.remember(cursors=cursors, tracks=lines, meta={"tracks_upto": store.next - 1})
-            # only now: the cursors and the tracks that these events tell of are stored
-            self._releasable = min(cursors.values(), default=store.next - 1)
-            self._shrinking = True
-            return True
-        except StoreDamaged:
-            store.reopen()
-        except SinkError as error:
-            log.debug("%s", error)
-        self._changed_tracks = {**changed, **self._changed_tracks}
-        return False
-
-    def _can_release(self, store: SpoolStore) -> bool:
-        return self._releasable >= store.first
-
-    def _release(self, store: SpoolStore) -> bool:
-        """Forget some of what every sink has; False when there is no more."""
-        if not self._can_release(store):
-            return False
-        first = store.first
-        freed = self._step(store, lambda: store.release(self._releasable))
-        if freed is None or store.first == first:  # the rest is part of a block of which something is still wanted
-            self._releasable = 0
-            return False
-        self._tell(self._released, freed)
-        return True
-
-    def _shrink(self, store: SpoolStore) -> bool:
-        """Give some free pages back to the file system; False when there are no more."""
-        self._shrinking = self._shrinking and bool(self._step(store, store.shrink))
-        return self._shrinking
-
-    def _step(self, store: SpoolStore, step: Callable[[], R]) -> R | None:
-        """None where it failed: it is tried again after the next tidying."""
-        try:
-            return step()
-        except StoreDamaged:
-            store.reopen()
-        except SinkError as error:
-            log.debug("%s", error)
-        return None
-
-    def _released(self, size: int) -> None:
-        self._used -= size
-        self._room.set()
-        self._forget()
-
-    def _refuse_rest(self) -> None:
-        """Whoever sent while the spool closed is told."""
-        error = SpoolClosed("the spool was closed before the event was stored")
-        with contextlib.suppress(queue.Empty):
-            while True:
-                item = self._queue.get_nowait()
-                for one in item if isinstance(item, list) else [item]:
-                    if one is not None:
-                        self._tell(_fail, one.future, error)
-
-    def _tell(self, function: Callable[..., object], *values: object) -> None:
-        """Calls the function in the event loop, which may be gone already."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function, *values)
+        self._count_drop("dead_letter", event.data.stream)
 
 
-def _measure(sends: list[_SendRequest]) -> tuple[int, int]:
-    """How many events, and bytes."""
-    return sum([len(send.lines) for send in sends]), sum([send.size for send in sends])
+async def _finish_within(work: Coroutine[object, object, None], seconds: float) -> BaseException | None:
+    """Runs the coroutine for so many seconds at most, then leaves it; returns its error."""
+    task = asyncio.ensure_future(work)
+    done, _ = await asyncio.wait([task], timeout=max(0.0, seconds))
+    if not done:
+        task.cancel()
+        return TimeoutError("it did not answer in time")
+    error: BaseException | None = None if task.cancelled() else task.exception()
+    return error
 
 
-def _nothing() -> None:
-    """Wakes a thread, so that it looks at what else there is to do."""
+def _report_death(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("the delivery to %s has failed and delivers nothing more", task.get_name(), exc_info=error)
 
 
-def _resolve(future: asyncio.Future[object], result: object) -> None:
-    if not future.done():
-        future.set_result(result)
+def _do_nothing() -> None:
+    """Wakes a thread, so that it ends after the work before it."""
 
 
-def _fail(future: asyncio.Future[object], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
-
-
-def _parse(block: EventBlock, after: int) -> Iterator[Numbered]:
+def _parse_block(block: EventBlock, after: int) -> Iterator[Numbered]:
     for number, line in enumerate(block.lines, block.first):
-        if line and number > after:
-            yield number, Event.from_json(line)
+        if line and number > after and (event := parse_line(line)) is not None:
+            yield number, event
 
 
 def _read_events(store: SpoolStore, after: int, limit: int) -> tuple[list[Numbered], int]:
+    """Runs in the reader's thread."""
     blocks = store.read(after, limit)
-    events = list(islice((item for block in blocks for item in _parse(block, after)), limit))
+    events = list(islice((item for block in blocks for item in _parse_block(block, after)), limit))
     if len(events) == limit:
         return events, events[-1][0]
     return events, blocks[-1].last if blocks else after
-
-
-def _events_after(store: SpoolStore, after: int) -> Iterator[Event]:
-    while blocks := store.read(after, 1):
-        for _, event in _parse(blocks[0], after):
-            yield event
-        after = blocks[0].last

@@ -15,7 +15,7 @@ from streamer.analysis.label_scores import for_tracker
 from streamer.analysis.queries import Query, QueryBook, QueryChange, QuerySet
 from streamer.rules.matches import QueryMatches
 from streamer.rules.places import Count, Line, PlaceRules, Zone
-from streamer.rules.rule import FrameObservation, RuleFinding
+from streamer.rules.rule import FrameObservation, Rule, RuleFinding
 from streamer.rules.tracks import EndReason, TrackLives
 from streamer.sources.frame_counter import FrameTally
 
@@ -80,6 +80,7 @@ class StreamAnalysis:
         zones: Sequence[Zone] = (),
         lines: Sequence[Line] = (),
         counts: Sequence[CountPlan] = (),
+        rules: Sequence[Rule] = (),
     ) -> None:
         self.queries = queries
         self.tracks = TrackLives(identity.new_uid)
@@ -88,8 +89,9 @@ class StreamAnalysis:
         self._default_threshold = default_threshold
         self._stream = identity.stream
         self.planned_rules = RuleSet()
-        self._rules = self.plan_rules(zones, lines, counts)
-        self._places = PlaceRules(zones, lines, [planned.count for planned in self._rules.counts])
+        self._place_rules = self.plan_rules(zones, lines, counts)
+        self._places = PlaceRules(zones, lines, [planned.count for planned in self._place_rules.counts])
+        self._rules = tuple(rules)
         self._known_queries: dict[int, Query] = {}
         self._journal = EventWriter(identity, self.tracks, self.matches, self._known_queries, default_threshold)
         self._resumed: dict[int, int] = {}
@@ -97,11 +99,11 @@ class StreamAnalysis:
 
     @property
     def zones(self) -> tuple[Zone, ...]:
-        return self._rules.zones
+        return self._place_rules.zones
 
     @property
     def lines(self) -> tuple[Line, ...]:
-        return self._rules.lines
+        return self._place_rules.lines
 
     def analyse(
         self, frame: Frame, found: sv.Detections, queries: QuerySet, moved: Affine | None = None
@@ -124,7 +126,10 @@ class StreamAnalysis:
             if happening.type is EventType.MATCH_BEGIN and happening.track in self.tracks.records:
                 self.tracks.records[happening.track].is_asked_for = True
         happenings += matched
-        happenings += self._places.update(replace(seen, matched=self.matches.matched))
+        matching = replace(seen, matched=self.matches.matched)
+        happenings += self._places.update(matching)
+        for rule in self._rules:
+            happenings += rule.update(matching)
         return tracked, self._journal.write(happenings, EventTime.of(frame)) if happenings else []
 
     def _resume(self, seen: FrameObservation) -> FrameObservation:
@@ -158,6 +163,8 @@ class StreamAnalysis:
     def close(self, moment: EventTime, reason: EndReason) -> list[Event]:
         """End everything that is open: the stream ended, went dark or is shut down."""
         happenings = self._places.close(moment.time_ns) + self.matches.close(moment.time_ns)
+        for rule in self._rules:
+            happenings += rule.close(moment.time_ns)
         happenings += self.tracks.close(moment.time_ns, reason)
         self._tracker.reset()
         self._resumed.clear()
@@ -212,13 +219,14 @@ class StreamAnalysis:
         """
         events = []
         if change.rules is not None:
-            rules = self._rules = change.rules
+            rules = self._place_rules = change.rules
             counts = [planned.count for planned in rules.counts]
-            events += self._journal.write(
-                self._places.replace(rules.zones, rules.lines, counts, ended.time_ns), ended
-            )
-        for query_change in change.queries:
-            events += self._journal.write(self._withdraw(query_change), ended)
+            events += self._journal.write(self._places.replace(rules.zones, rules.lines, counts, ended.time_ns), ended)
+        withdrawn = [changed.query.number for changed in change.queries if changed.change != "added"]
+        if change.default_threshold != self._default_threshold:
+            withdrawn += [query.number for query in self._known_queries.values() if query.threshold is None]
+        for number in withdrawn:
+            events += self._journal.write(self._withdraw(number), ended)
         if change.is_blind:
             events += self.close(ended, "query_removed")
         self._default_threshold = change.default_threshold
@@ -226,11 +234,9 @@ class StreamAnalysis:
         self._threshold_cache = None
         return events + self._journal.write([self._query_finding(changed) for changed in change.queries], moment)
 
-    def _withdraw(self, change: QueryChange) -> list[RuleFinding]:
+    def _withdraw(self, number: int) -> list[RuleFinding]:
         """The ends of the matches of a query that no longer holds as it was."""
-        if change.change == "added":
-            return []
-        withdrawn = self.matches.withdraw(change.query.number)
+        withdrawn = self.matches.withdraw(number)
         for happening in withdrawn:
             if happening.track in self.tracks.records and not self.matches.scores(happening.track):
                 self.tracks.records[happening.track].is_asked_for = False
@@ -259,7 +265,8 @@ class StreamAnalysis:
         return cached[1], cached[2]
 
     def _plan_count(self, plan: CountPlan, zones: Sequence[Zone], lines: Sequence[Line]) -> PlannedCount:
-        places: dict[str, Zone | Line] = {place.name: place for place in (*zones, *lines)}
+        places: dict[str, Zone | Line] = {zone.name: zone for zone in zones}
+        places.update({line.name: line for line in lines})
         place = None if plan.of is None else places[plan.of]
         query = None if plan.query is None else self.queries.find(plan.query)
         number, text = (None, None) if query is None else (query.number, query.text)

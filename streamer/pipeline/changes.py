@@ -64,7 +64,7 @@ class StreamPlan:
 
 @dataclass(eq=False, slots=True)
 class ChangePlan:
-    """Everything that turns the present configuration into `config`; the new parts are open, nothing has changed yet."""
+    """All changes that lead from the present configuration to `config`; the new parts are open, nothing has changed."""
 
     config: Config
     producer: Producer
@@ -115,6 +115,11 @@ def plan_change(plan: ChangePlan, old: Config, streams: Iterable[Stream], parts:
     for kept in plan.kept:
         if kept.is_resumed_now and kept.stream.is_live:
             kept.source = parts.reopen_source(kept.section, kept.stream.name, kept.relay)
+            if kept.source is kept.stream.source:
+                kept.source = None
+                raise ConfigError(
+                    f"{kept.stream.name} cannot be resumed: its source was given as an object, which opens only once"
+                )
     plan.added = parts.open_streams(new, added, {kept.stream.name for kept in plan.kept})
     fresh = [address for address in new.sinks if address not in old.sinks]
     for kept in plan.kept:
@@ -152,12 +157,12 @@ def place_sentences(before: StreamConfig, after: StreamConfig) -> list[str]:
     sentences = []
     for word, old_places, new_places in (("zone", before.zones, after.zones), ("line", before.lines, after.lines)):
         old, new = ({place.id: place for place in places} for places in (old_places, new_places))
-        sentences += [f"{word} {name!r} removed" for name in old.keys() - new.keys()]
-        sentences += [f"{word} {name!r} added" for name in new.keys() - old.keys()]
-        sentences += [f"{word} {name!r} changed" for name in old.keys() & new.keys() if old[name] != new[name]]
+        sentences += [f"{word} {name!r} added" for name in new if name not in old]
+        sentences += [f"{word} {name!r} changed" for name in new if name in old and old[name] != new[name]]
+        sentences += [f"{word} {name!r} removed" for name in old if name not in new]
     if before.counts != after.counts:
         sentences.append("counts changed")
-    return sorted(sentences)
+    return sentences
 
 
 def _keys(sections: Iterable[StreamConfig]) -> dict[tuple[str, int], StreamConfig]:

@@ -22,8 +22,8 @@ from streamer.errors import ConfigError, StreamerError
 from streamer.pipeline.changes import ChangePlan, PipelineParts, StreamPlan, place_sentences, plan_change
 from streamer.pipeline.detection import Detection
 from streamer.pipeline.following import (
-    FollowItem,
     Following,
+    FollowItem,
     SourceChanged,
     StreamAdded,
     StreamChanged,
@@ -43,6 +43,7 @@ _ENRICH_WAIT_S = 120.0
 """How long the end of recordings waits for descriptions that were requested."""
 
 _BATCH = BatchConfig()
+_ENDED = "the pipeline has ended: nothing can change any more"
 
 NewEnricher = Callable[[Callable[[Enrichment], None]], Enricher]
 """Makes the enricher of a pipeline, which delivers its results to the given function."""
@@ -79,9 +80,7 @@ class Pipeline:
         self._enricher: Enricher | None = None
         self._coverage_every_s = coverage_every_s
         batch = batch if config is None else config.batch
-        self._detection = Detection(
-            detector, self._streams, batch_size=batch.size, max_wait_s=batch.wait_ms / 1000
-        )
+        self._detection = Detection(detector, self._streams, batch_size=batch.size, max_wait_s=batch.wait_ms / 1000)
         self._threshold = detector.threshold
         self._producer = None if config is None or parts is None else parts.producer(config)
         self._following = Following(self._streams, spool, on_frame=on_frame, tick_s=coverage_every_s / 10)
@@ -160,21 +159,20 @@ class Pipeline:
             raise RuntimeError("this pipeline was built without a configuration")
         async with self._changing:
             await self._is_running.wait()
+            if self._merge is None or self._following.is_stopping:
+                raise ConfigError(_ENDED)
             plan = ChangePlan(config, self._parts.producer(config))
             try:
                 plan_change(plan, self.config, self._streams.values(), self._parts)
                 await self._detection.prepare_queries(plan.query_sets)
                 if plan.threshold is not None:
                     await self._change_threshold(plan.threshold)
-                if self._merge is None or self._following.is_stopping:
-                    raise ConfigError("the pipeline has ended: nothing can change any more")
-            except (StreamerError, DetectorError, SinkError, TrackerError, OSError) as error:
+            except BaseException as error:
                 await plan.discard()
-                if isinstance(error, ConfigError):
-                    raise
-                raise ConfigError(str(error)) from error
-            except BaseException:
-                await plan.discard()
+                if isinstance(error, asyncio.CancelledError) and self._following.is_stopping:
+                    raise ConfigError(_ENDED) from error  # the detector's thread ended before it took the words
+                if isinstance(error, (StreamerError, DetectorError, SinkError, TrackerError)):
+                    raise ConfigError(str(error)) from error
                 raise
             commit = asyncio.create_task(self._commit(plan, self._merge), name="apply")
             try:
@@ -201,7 +199,7 @@ class Pipeline:
             await self._spool.remove_sink(name)
             sentences.append(f"sink {name} removed")
         for name, sink in plan.sinks.items():
-            self._spool.add_sink(name, sink)
+            await self._spool.add_sink(name, sink)
             sentences.append(f"sink {name} added")
         await asyncio.gather(*(self._remove_stream(stream, merge) for stream in plan.removed))
         sentences += [f"{stream.name}: removed" for stream in plan.removed]

@@ -16,9 +16,7 @@ def make_queries(section: StreamConfig, config: Config) -> list[Query]:
     """The queries of a stream: its own or those for all."""
     chosen = config.queries if section.queries is None else section.queries
     return [
-        Query(
-            query.text, query.id or slug(query.text), query.threshold, tuple(query.unless), is_paused=query.paused
-        )
+        Query(query.text, query.id or slug(query.text), query.threshold, tuple(query.unless), is_paused=query.paused)
         for query in chosen
     ]
 

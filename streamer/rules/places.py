@@ -260,12 +260,9 @@ class PlaceRules:
     ) -> list[RuleFinding]:
         """Use these from now on. Objects that stay keep their state; the others are closed at `time_ns`."""
         kept = {id(rule) for rule in (*zones, *lines, *counts)}
-        ended = [
-            happening
-            for rule in (*self._places, *self._counts)
-            if id(rule) not in kept
-            for happening in rule.close(time_ns)
-        ]
+        present: tuple[Rule | Count, ...] = (*self._places, *self._counts)
+        gone = [rule for rule in present if id(rule) not in kept]
+        ended = [happening for rule in gone for happening in rule.close(time_ns)]
         self.zones, self.lines, self._counts = tuple(zones), tuple(lines), tuple(counts)
         self._places = (*self.zones, *self.lines)
         return ended

@@ -1,7 +1,6 @@
 """Where frames come from: files, cameras, folders of images and the synthetic street."""
 
-from streamer.sources.address import redact
 from streamer.sources.opening import open_sources
 from streamer.sources.source import OnState, Source, SourceState, StateChange
 
-__all__ = ["OnState", "Source", "SourceState", "StateChange", "open_sources", "redact"]
+__all__ = ["OnState", "Source", "SourceState", "StateChange", "open_sources"]

@@ -7,24 +7,15 @@ from collections.abc import Collection, Iterable
 from pathlib import PurePath
 from urllib.parse import urlsplit
 
-# People write passwords with "/", "@" and "?" in them, unencoded: from "user:" on, all up to the last "@" is taken.
-_USERINFO = re.compile(r"(?<=://)(?:[^\s/:@]*:\S*@|[^\s/?#]*@)")
-_SECRET = re.compile(
-    r"(?i)(?<=[?&])([^=&#\s]*(?:pass|pwd|secret|token|key|auth|sig|user|login|cred)[^=&#\s]*)=[^&#\s]*"
-)
 _NUMBER = re.compile(r"([0-9]+)")
-
-
-def redact(text: str) -> str:
-    """`text` with the credentials of every URL in it taken out: user and password, and tell-tale query values."""
-    return _SECRET.sub(r"\1=***", _USERINFO.sub("", text))
 
 
 def stream_name(address: str) -> str:
     """A short name for what `address` leads to, without credentials: a file's stem, host and path of a URL."""
     if "://" not in address:
         return _plain(PurePath(address).stem or address)
-    url = urlsplit(redact(address))
+    scheme, _, rest = address.partition("://")
+    url = urlsplit(f"{scheme}://{rest.rpartition('@')[2]}")
     host = url.hostname or ""
     port = "" if url.port is None else f"-{url.port}"
     path = url.path.strip("/").replace("/", "-")

@@ -1,4 +1,4 @@
-"""Decoding, and nothing else: the only module of `streamer` that imports PyAV.
+"""Decoding with PyAV.
 
 `VideoReader` opens anything FFmpeg reads and yields its pictures in presentation order. Damaged pictures are
 never yielded: a `LostPictures` counts them for the reader.
@@ -9,23 +9,24 @@ from __future__ import annotations
 import datetime
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Self
 
 import av
 import av.error
-import numpy as np
-import numpy.typing as npt
 from av.format import Flags
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
 
 from streamer.sources.h264 import FrameNumbers
+from streamer.sources.planes import PictureLayout, layout_of, pack_planes, upright_bgr
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.frame import VideoFrame
@@ -35,8 +36,6 @@ DecodeError = av.error.FFmpegError
 Unauthorised = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)
 NotFound = av.error.HTTPNotFoundError
 TimedOut = (av.error.ExitError, av.error.TimeoutError)
-
-_converters = threading.local()
 
 
 class NoVideo(Exception):
@@ -72,10 +71,18 @@ class DecodedPicture:
     def __call__(self) -> npt.NDArray[np.uint8]:
         with self._lock:
             if self._frame is not None:
-                self._pixels = np.ascontiguousarray(np.rot90(_bgr(self._frame), self._turns))
+                self._pixels = upright_bgr(self._frame, self._turns)
                 self._frame = None
             assert self._pixels is not None
             return self._pixels
+
+    def packing(self) -> tuple[PictureLayout, Callable[[memoryview], None]] | None:
+        """How to copy the picture as it was decoded: its layout and the function that fills a buffer; None where it
+        has to be converted."""
+        with self._lock:
+            frame = self._frame
+        layout = None if frame is None else layout_of(frame, self._turns)
+        return None if frame is None or layout is None else (layout, partial(pack_planes, frame))
 
 
 class _PictureGroup:
@@ -261,15 +268,6 @@ def _pts_ns(timed: VideoFrame | Packet[VideoStream]) -> int | None:
     if timed.pts is None or timed.time_base is None:
         return None
     return timed.pts * timed.time_base.numerator * 1_000_000_000 // timed.time_base.denominator
-
-
-def _bgr(frame: VideoFrame) -> npt.NDArray[np.uint8]:
-    # A converter keeps its tables, so one serves a thread for all its pictures; more threads inside it cost more
-    # than they give at these sizes.
-    if not hasattr(_converters, "mine"):
-        _converters.mine = VideoReformatter()
-    converter: VideoReformatter = _converters.mine
-    return cast("npt.NDArray[np.uint8]", converter.reformat(frame, format="bgr24", threads=1).to_ndarray())
 
 
 def count_frames(path: Path | str) -> int:

@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from sinks.address import redact
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
-from streamer.sources.address import redact
 from streamer.sources.clock import FileClock
 from streamer.sources.frame_counter import FrameCounter
-from streamer.sources.handover import Handover, joined
-from streamer.sources.source import OnState, SourceState, StateChange
+from streamer.sources.handover import FrameQueue, Handover, joined
+from streamer.sources.source import OnState, SourceRecipe, SourceState, StateChange
 
 if TYPE_CHECKING:
     from streamer.sources.decode import DecodeError, VideoReader
@@ -47,7 +47,8 @@ class FileSource:
         self._shown = redact(path)
         self._start_time_ns = start_time_ns
         self._on_state = on_state
-        self._handover: Handover | None = None
+        self._handover: FrameQueue | None = None  # where frames go
+        self._taken: Handover | None = None  # the same, where this object is iterated
         self._thread = threading.Thread(target=self._read, name=f"read {name}", daemon=True)
         self._closed = False
 
@@ -56,14 +57,22 @@ class FileSource:
 
     def __aiter__(self) -> Self:
         if self._handover is None and not self._closed:
-            self._handover = Handover(_AHEAD)
-            self._thread.start()
+            self._taken = Handover(_AHEAD)
+            self.start_reading(self._taken)
         return self
 
     async def __anext__(self) -> Frame:
-        if self._handover is None:
+        if self._taken is None:
             raise StopAsyncIteration
-        return await self._handover.get()
+        return await self._taken.get()
+
+    def recipe(self) -> SourceRecipe:
+        arguments = {"path": self._path, "name": self.name, "start_time_ns": self._start_time_ns}
+        return SourceRecipe(FileSource, arguments)
+
+    def start_reading(self, queue: FrameQueue) -> None:
+        self._handover = queue
+        self._thread.start()
 
     async def aclose(self) -> None:
         self._closed = True
@@ -91,7 +100,7 @@ class FileSource:
         self._tell(SourceState.CLOSED, str(error or self._damage()))
         handover.finish(error)
 
-    def _hand_over(self, video: VideoReader, handover: Handover) -> None:
+    def _hand_over(self, video: VideoReader, handover: FrameQueue) -> None:
         from streamer.sources.decode import LostPictures
 
         self.expected_frames = video.frame_count

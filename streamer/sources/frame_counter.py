@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -46,10 +47,17 @@ class FrameCounter:
             self._analysed += count
 
     def drop(self, reason: str, count: int = 1) -> None:
-        """Count frames that nobody will look at: `stale`, `corrupt`, `not_sampled`, `detector_error`, `shutdown`."""
+        """Count frames that will not be analysed: `stale`, `corrupt`, `not_sampled`, `overload`, `detector_error`,
+        `worker_died`, `shutdown`."""
         if count:  # a reason that never happened is not listed
             with self._lock:
                 self._dropped[reason] += count
+
+    def add(self, received: int, dropped: Mapping[str, int]) -> None:
+        """Count frames that another process received and dropped."""
+        with self._lock:
+            self._received += received
+            self._dropped.update({reason: count for reason, count in dropped.items() if count})
 
     def tally(self) -> FrameTally:
         with self._lock:

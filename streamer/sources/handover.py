@@ -8,11 +8,39 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from streamer.frame import Frame
 
 T = TypeVar("T")
+
+
+class FrameQueue(Protocol):
+    """The end of a hand-over that a reading thread fills."""
+
+    def put(self, frame: Frame) -> bool:
+        """Append `frame`, waiting for room; False once no more frames are taken."""
+        ...
+
+    def replace(self, frame: Frame) -> int | None:
+        """Queue `frame` alone; returns how many older ones it replaced, None once no more frames are taken."""
+        ...
+
+    def resize(self, capacity: int) -> None:
+        """Let at most `capacity` frames wait."""
+        ...
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """No more frames follow: what waits is still taken, then `error` is raised or iteration ends."""
+        ...
+
+    def call(self, function: Callable[[T], object], argument: T) -> None:
+        """Call `function`, before the frames that come after this are taken."""
+        ...
+
+    def close(self) -> int:
+        """Take no more frames; returns how many were waiting."""
+        ...
 
 
 class Handover:

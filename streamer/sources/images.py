@@ -12,7 +12,7 @@ from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
 from streamer.sources.address import natural
 from streamer.sources.frame_counter import FrameCounter
-from streamer.sources.source import OnState, SourceState, StateChange
+from streamer.sources.source import OnState, SourceRecipe, SourceState, StateChange
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +43,9 @@ class ImageSource:
     ) -> None:
         self.name = name
         self.account = FrameCounter()
-        self.recording = folder
+        self.recording: Path | None = folder
+        self._folder = folder
+        self._arguments = {"folder": folder, "name": name, "fps": fps, "start_time_ns": start_time_ns}
         self._paths = [folder / entry for entry in natural(image_names(folder))]
         self.expected_frames: int | None = len(self._paths)
         self._period_ns = round(1e9 / (fps or _sequence_fps(folder) or _DEFAULT_FPS))
@@ -58,7 +60,10 @@ class ImageSource:
         return self._paths[index]
 
     def __repr__(self) -> str:
-        return f"ImageSource({str(self.recording)!r}, {len(self._paths)} images)"
+        return f"ImageSource({str(self._folder)!r}, {len(self._paths)} images)"
+
+    def recipe(self) -> SourceRecipe:
+        return SourceRecipe(ImageSource, self._arguments)
 
     def __aiter__(self) -> Self:
         return self
@@ -83,7 +88,7 @@ class ImageSource:
             await self.aclose()
             tally = self.account.tally()
             if tally.dropped.get("corrupt", 0) == tally.received:
-                raise SourceError(f"none of the {tally.received} images in {self.recording} can be read")
+                raise SourceError(f"none of the {tally.received} images in {self._folder} can be read")
         raise StopAsyncIteration
 
     async def aclose(self) -> None:

@@ -9,16 +9,17 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
+from sinks.address import redact
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
-from streamer.sources.address import redact
 from streamer.sources.clock import LiveClock
 from streamer.sources.frame_counter import FrameCounter
-from streamer.sources.handover import Handover, joined
-from streamer.sources.source import OnState, SourceState, StateChange
+from streamer.sources.handover import FrameQueue, Handover, joined
+from streamer.sources.source import OnState, SourceRecipe, SourceState, StateChange
 
 if TYPE_CHECKING:
     from streamer.sources.decode import DecodedPicture, VideoReader
@@ -74,6 +75,7 @@ class LiveSource:
         self.name = name
         self.account = FrameCounter()
         self.expected_frames: int | None = None
+        self.recording: Path | None = None
         self.state = SourceState.CONNECTING
         self.cause = ""
         self._link = link
@@ -85,7 +87,8 @@ class LiveSource:
         self._clock = LiveClock()
         self._connection = -1
         self._open_s: float | None = None  # what the last successful opening took
-        self._handover: Handover | None = None
+        self._handover: FrameQueue | None = None  # where frames go
+        self._taken: Handover | None = None  # the same, where this object is iterated
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"watch {name}", daemon=True)
 
@@ -94,14 +97,21 @@ class LiveSource:
 
     def __aiter__(self) -> Self:
         if self._handover is None and not self._closing.is_set():
-            self._handover = Handover()
-            self._thread.start()
+            self._taken = Handover()
+            self.start_reading(self._taken)
         return self
 
     async def __anext__(self) -> Frame:
-        if self._handover is None:
+        if self._taken is None:
             raise StopAsyncIteration
-        return await self._handover.get()
+        return await self._taken.get()
+
+    def recipe(self) -> SourceRecipe:
+        return SourceRecipe(LiveSource, {"link": self._link, "name": self.name, "strict": self._strict})
+
+    def start_reading(self, queue: FrameQueue) -> None:
+        self._handover = queue
+        self._thread.start()
 
     async def aclose(self) -> None:
         """Returns within two seconds, even where the thread is held up in the network; it then ends by itself."""
@@ -134,7 +144,7 @@ class LiveSource:
         self._enter(SourceState.CLOSED, redact(str(error or "")))
         handover.finish(error)
 
-    def _watch(self, handover: Handover) -> None:
+    def _watch(self, handover: FrameQueue) -> None:
         """One connection, from opening it to its end. Raises `CameraTrouble`."""
         from streamer.sources.decode import DecodeError, LostPictures, TimedOut, reason
 
@@ -196,7 +206,7 @@ class LiveSource:
         self._open_s = time.monotonic() - began
         return video
 
-    def _hand_over(self, handover: Handover, picture: DecodedPicture, index: int, *, timed: bool) -> None:
+    def _hand_over(self, handover: FrameQueue, picture: DecodedPicture, index: int, *, timed: bool) -> None:
         arrival_ns = time.time_ns()
         pts_ns = picture.pts_ns if timed else None
         time_ns, basis, uncertainty_ms = self._clock.read(pts_ns, picture.sender_ns, arrival_ns)

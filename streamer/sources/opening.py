@@ -1,16 +1,22 @@
-"""From an address to its sources: the one place that knows which kind of source reads what."""
+"""Sources by address: decides which kind of source reads an address.
+
+Other distributions add schemes by entry points: group `groundstream.sources`, name = scheme, value = a function that
+takes the address, `name=` and `on_state=` and returns a `Source`.
+"""
 
 from __future__ import annotations
 
 import glob
 import sys
 from collections.abc import Collection, Iterable
+from importlib.metadata import entry_points
 from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
+from sinks.address import redact
 from streamer.errors import SourceAddressError, SourceError
-from streamer.sources.address import natural, redact, stream_name, unique
+from streamer.sources.address import natural, stream_name, unique
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names
 from streamer.sources.live import CameraLink, LiveSource
@@ -74,6 +80,9 @@ def open_sources(
             )
         elif scheme == "synthetic":
             sources.append(_synthetic(one, called("street"), on_state))
+        elif added := tuple(entry_points(group="groundstream.sources", name=scheme)):
+            source: Source = added[0].load()(one, name=called(one), on_state=on_state)
+            sources.append(source)
         elif "://" in one:
             raise SourceAddressError(f"{redact(one)} is no address of a kind known here: give {_KINDS}")
         else:
@@ -92,8 +101,10 @@ def open_sources(
 def _check_url(address: str) -> None:
     shown = redact(address)
     try:
-        url, plain = urlsplit(address), urlsplit(shown)
-        good = bool(plain.hostname) and url.hostname == plain.hostname and (plain.port is None or plain.port > 0)
+        url = urlsplit(address)
+        # An "@" behind "user:..." and a slash belongs to a password that was not encoded.
+        is_cut = ":" in url.netloc and "@" in address.partition("://")[2].removeprefix(url.netloc)
+        good = bool(url.hostname) and not is_cut and (url.port is None or url.port > 0)
     except ValueError:
         good = False
     if not good:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from streamer.frame import Frame
 from streamer.sources.frame_counter import FrameCounter
+from streamer.sources.handover import FrameQueue
 
 
 class SourceState(StrEnum):
@@ -51,4 +53,33 @@ class Source(Protocol):
 
     async def aclose(self) -> None:
         """Stop reading and let go of threads and connections. Safe to call twice."""
+        ...
+
+
+class SourceRecipe(NamedTuple):
+    """How to make a source once more, in another process: both parts can be pickled."""
+
+    kind: Callable[..., Source]
+    arguments: Mapping[str, Any]
+
+    def make(self, on_state: OnState | None = None) -> Source:
+        """The source, not yet reading."""
+        return self.kind(**self.arguments, on_state=on_state)
+
+
+@runtime_checkable
+class MovableSource(Source, Protocol):
+    """A source that a decode worker can read instead. `recording` is the file or folder it reads, None elsewhere."""
+
+    recording: Path | None
+
+    def recipe(self) -> SourceRecipe: ...
+
+
+@runtime_checkable
+class PushSource(Source, Protocol):
+    """A source that reads in a thread of its own and can put its frames anywhere."""
+
+    def start_reading(self, queue: FrameQueue) -> None:
+        """Read into `queue` from now on, until the end, `queue` takes no more or `aclose()`. Instead of iterating."""
         ...

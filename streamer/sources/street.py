@@ -6,12 +6,13 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 from streamer.errors import SourceAddressError
 from streamer.frame import Frame, FrameClock
 from streamer.sources.frame_counter import FrameCounter
-from streamer.sources.source import OnState, SourceState, StateChange
+from streamer.sources.source import OnState, SourceRecipe, SourceState, StateChange
 from streamer.street.street import Street
 from streamer.street.world import Light, Scenario, Weather
 
@@ -70,6 +71,21 @@ class StreetSource:
             _one_of("weather", weather, get_args(Weather))
         self.name, self.live = name, live
         self.account = FrameCounter()
+        self.recording: Path | None = None
+        self._arguments = {
+            "name": name,
+            "seed": seed,
+            "size": size,
+            "fps": fps,
+            "duration_s": duration_s,
+            "live": live,
+            "scenario": scenario,
+            "light": light,
+            "weather": weather,
+            "crowd": crowd,
+            "traffic": traffic,
+            "clean": clean,
+        }
         self.expected_frames = None if duration_s is None else max(1, round(duration_s * fps))
         chosen = Scenario(light or base.light, weather or base.weather, crowd, traffic, base.robots, clean)
         self.street = Street(seed, size, fps, chosen)
@@ -104,6 +120,9 @@ class StreetSource:
             clean=read("clean", False, _switch),
             on_state=on_state,
         )
+
+    def recipe(self) -> SourceRecipe:
+        return SourceRecipe(StreetSource, self._arguments)
 
     def __aiter__(self) -> AsyncIterator[Frame]:
         return self._live() if self.live else self._film()

@@ -18,11 +18,12 @@ from rich.console import Console
 from detectors import Detector, Request
 from detectors.detector import clean_queries
 from detectors.registry import default_detector
+from sinks.address import redact
 from streamer.analysis.label_scores import calibrated, sure
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError, StreamerError
 from streamer.frame import Frame
-from streamer.sources import Source, open_sources, redact
+from streamer.sources import Source, open_sources
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource
 from streamer.sources.sampling import sampled

@@ -195,8 +195,8 @@ def _check_writable(path: Path, *, is_folder: bool) -> None:
 
 
 def _source(address: str) -> CheckResult:
+    from sinks.address import redact
     from streamer.errors import SourceError
-    from streamer.sources import redact
 
     name = f"source {redact(address)}"
     try:

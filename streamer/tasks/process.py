@@ -22,7 +22,8 @@ from sinks.files import JsonlSink
 from sinks.sink import Sink, SinkError
 from sinks.sqlite import SqliteSink
 from streamer.analysis.stream_analysis import StreamAnalysis
-from streamer.build import VIDEO, annotated_video, open_pipeline, settle
+from streamer.assembly import VIDEO, annotated_video
+from streamer.build import open_pipeline, settle
 from streamer.config import Config, parse_config
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError
@@ -145,14 +146,14 @@ async def _run(
     start_ns = None if job.start_time is None else _start_ns(job.start_time)
     advance: list[Callable[[str], None]] = []
 
-    def outputs(source: Source, analysis: StreamAnalysis) -> Sequence[Recorder]:
+    def recorders(source: Source, analysis: StreamAnalysis) -> Sequence[Recorder]:
         return _outputs(job, source, analysis)
 
     summaries: list[StreamSummary] = []
     try:
         async with open_pipeline(
             config,
-            outputs=outputs,
+            recorders=recorders,
             start_time_ns=start_ns,
             strict=True,
             on_frame=lambda stream: advance[0](stream),

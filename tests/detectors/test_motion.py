@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from detectors import Detector, PromptError, Request, create_detector
+from detectors.conformance import DetectorConformance
 from detectors.detector import OptionError
 from detectors.motion import MotionDetector
 from detectors.registry import ANYTHING_THAT_MOVES
-from tests.detectors.conformance import DetectorConformance
 
 HEIGHT, WIDTH = 240, 320
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from detectors import Detector, Prompt, Request, create_detector
+from detectors.conformance import DetectorConformance
 from detectors.scripted import ScriptedDetector, ScriptError
-from tests.detectors.conformance import DetectorConformance
 
 PERSON = {"query": "person", "box": [1, 2, 3, 4], "confidence": 0.9}
 CAR = {"query": "red car", "box": [5, 6, 7, 8]}

@@ -11,9 +11,9 @@ import torch
 import transformers
 
 from detectors import Detector, PromptError, Request, create_detector
+from detectors.conformance import DetectorConformance, picture
 from detectors.registry import UnknownDetector
 from detectors.zero_shot import GroundingDino, ZeroShotError
-from tests.detectors.conformance import DetectorConformance, picture
 
 WORDS = ["person", "red", "car", "dog", "a", "with", "umbrella"]
 

@@ -18,7 +18,7 @@ import pytest
 from sinks.event import Event, EventType
 from sinks.files import JsonlSink
 from sinks.sink import PoisonError, SinkError
-from sinks.spool import store
+from sinks.spool import keeper
 from sinks.spool.spool import Spool, SpoolClosed
 from tests.sinks.makes import Recorder, event, events, ids, until
 
@@ -338,9 +338,9 @@ async def test_used_bytes_return_to_zero_and_the_file_shrinks(path: Path) -> Non
 
 
 async def test_the_log_is_begun_anew_though_events_never_pause(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"_CHECKPOINT_S": 0.0, "_CHECKPOINT_BYTES": 1 << 18, "_RESTART_BYTES": 1 << 20}.items():
-        monkeypatch.setattr(store, name, value)
-    monkeypatch.setattr(store, "SYNC_WINDOW_S", 0.01)
+    for name, value in {"CHECKPOINT_S": 0.0, "CHECKPOINT_BYTES": 1 << 18, "RESTART_BYTES": 1 << 20}.items():
+        monkeypatch.setattr(keeper, name, value)
+    monkeypatch.setattr(keeper, "SYNC_WINDOW_S", 0.01)
     gate = asyncio.Event()
     async with await Spool.open(path, {"sink": Recorder(lambda _: gate.wait())}) as spool:
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from detectors import Detector
+from detectors.conformance import DetectorConformance
 from detectors.glip.detector import create
-from tests.detectors.conformance import DetectorConformance
 
 
 class TestGlip(DetectorConformance):

@@ -49,6 +49,10 @@ def check(found: sv.Detections, image: np.ndarray, queries: Sequence[str]) -> No
 def same(first: sv.Detections, second: sv.Detections, pixels: float = 0.05) -> None:
     """Equal but for float rounding, which may also let a box pass or fail the least score."""
     assert abs(len(first) - len(second)) <= 1 + len(first) // 50
+    assert first.confidence is not None
+    assert first.class_id is not None
+    assert second.confidence is not None
+    assert second.class_id is not None
     clear = first.confidence > first.confidence.min(initial=1) + 1e-3
     for box, score, label in zip(first.xyxy[clear], first.confidence[clear], first.class_id[clear], strict=True):
         near = np.abs(second.xyxy - box).max(1) <= pixels

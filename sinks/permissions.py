@@ -1,0 +1,19 @@
+"""Creation of files that only their owner can read: events show who was where and when."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PRIVATE = 0o600
+"""Rights of every file with events: its owner reads and writes, others have none."""
+
+
+def create_private(path: Path) -> None:
+    """Creates an empty file with the rights 0600; a file that exists keeps its rights. Raises `OSError`."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE))
+
+
+def open_private(path: str | Path, flags: int) -> int:
+    """An opener for `open(..., opener=open_private)`: files that it creates have the rights 0600."""
+    return os.open(path, flags | os.O_CLOEXEC, PRIVATE)

@@ -1,0 +1,136 @@
+"""What has begun and not ended according to the events stored so far: tracks, visits, matches and streams.
+
+The spool keeps it beside the events, so that the first start after a crash can close what the crash left open.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from sinks.event import Event, EventType
+from sinks.spool.schema import parse_line
+
+log = logging.getLogger("sinks.spool")
+
+OpenKind = Literal["track", "visit", "match", "stream"]
+
+_KINDS: dict[str, OpenKind] = {"zone": "visit", "match": "match", "stream": "stream"}
+
+
+@dataclass(frozen=True, slots=True)
+class OpenItem:
+    """Something that has begun and not ended. `event` is the last one of a track or a stream, and the `zone.enter` or
+    `match.begin` that opened a visit or a match. `key` is unique."""
+
+    kind: OpenKind
+    key: str
+    event: Event
+
+
+class OpenState:
+    """Follows the events in their order. Not thread-safe.
+
+    Keys: a track has its uid; the others are `zone UID ID`, `match UID ID` and `stream NAME`.
+    """
+
+    def __init__(self) -> None:
+        self._events: dict[str, Event] = {}
+        self._parts: dict[str, set[str]] = {}  # by a track's uid: the keys of its visits and matches
+        self._changed: dict[str, Event | None] = {}
+
+    def load(self, rows: Mapping[str, bytes], path: object) -> int:
+        """Takes the stored state; returns how many rows were damaged: each is named in the log and left out."""
+        damaged = 0
+        for key, line in rows.items():
+            event = parse_line(line)
+            if event is None or key not in (*_track_key(event), *_part_keys(event), f"stream {event.data.stream}"):
+                damaged += 1
+                log.error(
+                    "the spool %s is damaged: the stored state of %r cannot be read, its end is unknown", path, key
+                )
+                self._changed[key] = None
+            else:
+                self._open(key, event)
+        return damaged
+
+    def note(self, event: Event) -> None:
+        """Takes one more event."""
+        data = event.data
+        track = data.track
+        if track is not None:
+            # What comes after a track's end, such as its merge, does not open it again.
+            if track.state == "ended":
+                self._close(track.uid)
+                for key in list(self._parts.get(track.uid, ())):
+                    self._close(key)
+            else:
+                self._open(track.uid, event)
+            if event.type in _OPENING:
+                for key in _part_keys(event):
+                    self._open(key, event)
+            elif event.type in _CLOSING:
+                for key in _part_keys(event):
+                    self._close(key)
+        stream = f"stream {data.stream}"
+        if event.type is EventType.STREAM_OFFLINE:
+            self._close(stream)
+        elif event.type is EventType.STREAM_ONLINE or stream in self._events:
+            self._open(stream, event)
+
+    def note_all(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self.note(event)
+
+    def items(self) -> list[OpenItem]:
+        """Everything open."""
+        return [OpenItem(_kind_of(key), key, event) for key, event in self._events.items()]
+
+    def take_changes(self) -> dict[str, Event | None]:
+        """What changed since the last call, None for what was closed."""
+        changed, self._changed = self._changed, {}
+        return changed
+
+    def restore_changes(self, changed: Mapping[str, Event | None]) -> None:
+        """After `take_changes`: they could not be stored and are changes still, unless newer ones came."""
+        self._changed = {**changed, **self._changed}
+
+    def _open(self, key: str, event: Event) -> None:
+        self._events[key] = self._changed[key] = event
+        kind, _, rest = key.partition(" ")
+        if kind in ("zone", "match") and rest:
+            self._parts.setdefault(rest.partition(" ")[0], set()).add(key)
+
+    def _close(self, key: str) -> None:
+        self._events.pop(key, None)
+        self._changed[key] = None
+        uid = key.partition(" ")[2].partition(" ")[0]
+        if (parts := self._parts.get(uid)) is not None:
+            parts.discard(key)
+            if not parts:
+                del self._parts[uid]
+
+
+_OPENING = frozenset({EventType.ZONE_ENTER, EventType.MATCH_BEGIN})
+_CLOSING = frozenset({EventType.ZONE_EXIT, EventType.MATCH_END})
+
+
+def _track_key(event: Event) -> tuple[str, ...]:
+    return () if event.data.track is None else (event.data.track.uid,)
+
+
+def _part_keys(event: Event) -> list[str]:
+    """The keys of the visit or the matches that the event speaks of."""
+    track, zone = event.data.track, event.data.zone
+    if track is None:
+        return []
+    if zone is not None:
+        return [f"zone {track.uid} {zone.id}"]
+    return [f"match {track.uid} {match.query_id}" for match in event.data.matches or ()]
+
+
+def _kind_of(key: str) -> OpenKind:
+    prefix, space, _ = key.partition(" ")
+    return _KINDS.get(prefix, "track") if space else "track"
