@@ -23,7 +23,7 @@ from streamer.pipeline import Recorder, StateRelay, Stream
 from streamer.pipeline.sections import count_plans, make_places, make_queries, make_sampling
 from streamer.recorders.video import AnnotatedVideo
 from streamer.rules.rule import Rule
-from streamer.rules.track_ids import derived_uids, fingerprint, random_uids
+from streamer.rules.track_ids import derived_run, derived_uids, fingerprint, random_uids
 from streamer.sources import Source, open_sources
 from streamer.sources.address import natural
 from streamer.sources.file import FileSource
@@ -60,8 +60,8 @@ class OpenedSection:
 class StreamAssembly:
     """Makes the parts that a configuration names, at the start and when it changes while the pipeline runs.
 
-    `own_detector` is true where the detector was given as an object; `run` is the number of the run, `written` counts
-    the events that it already has by stream. A source opens nothing before it is iterated.
+    `own_detector` is true where the detector was given as an object; `start_time_ns` (UTC) is when recordings began,
+    where that was given. A source opens nothing before it is iterated.
     """
 
     def __init__(
@@ -70,19 +70,34 @@ class StreamAssembly:
         open_sources: OpenSources,
         *,
         own_detector: bool = False,
-        run: int = 1,
-        written: Mapping[str, int] | None = None,
+        start_time_ns: int | None = None,
         make_rules: MakeRules | None = None,
         make_recorders: MakeRecorders | None = None,
     ) -> None:
         self._detector = detector
         self._own_detector = own_detector
-        self._run = run
-        self._written = dict(written or {})
+        self._start_time_ns = start_time_ns
+        self._run = 1
+        self._written: Mapping[str, int] = {}
         self._make_rules = make_rules
         self._make_recorders = make_recorders
         self._open = open_sources
         self._opened: Counter[str] = Counter()
+
+    def begin_run(self, run: int, written: Mapping[str, int]) -> None:
+        """Number the live streams that are made from now on as `run`, which has `written` events by stream already."""
+        self._run = run
+        self._written = written
+
+    def recording_runs(self, config: Config, opened: Iterable[OpenedSection]) -> dict[str, int]:
+        """The run numbers of recordings by stream."""
+        producer = self.producer(config)
+        return {
+            source.name: self._recording_run(config, section.section, source, producer)
+            for section in opened
+            for source in section.sources
+            if not source.live
+        }
 
     def producer(self, config: Config) -> Producer:
         """The producer in the events of this configuration."""
@@ -135,6 +150,15 @@ class StreamAssembly:
             if address.startswith(VIDEO)
         }
 
+    def _recording_run(self, config: Config, section: StreamConfig, source: Source, producer: Producer) -> int:
+        """The run number of a recording: the same whenever the same work is done, whatever else is done beside it."""
+        shared = config.model_dump(include={"queries", "tracker", "batch", "enrich"})
+        detector = config.detector.model_dump(exclude={"device"})
+        own = section.model_dump(exclude={"source", "name", "paused"})
+        settings = config_hash(own, shared, detector, self._start_time_ns)
+        content = _recording(section.source, source)
+        return derived_run(content, source.name, settings, producer.detector, producer.version)
+
     def _make_stream(
         self,
         config: Config,
@@ -146,15 +170,15 @@ class StreamAssembly:
     ) -> Stream:
         stream = opened.section
         self._opened[source.name] += 1
-        new_uid = random_uids()
+        new_uid, run, written = random_uids(), self._run, self._written.get(source.name, 0)
         if not source.live:
             again = [str(self._opened[source.name])] if self._opened[source.name] > 1 else []
             new_uid = derived_uids(_recording(stream.source, source), source.name, producer.config_hash, *again)
+            run, written = self._recording_run(config, stream, source, producer), 0
         zones, lines = make_places(stream)
         kind = "streams" if source.live else "files"
-        written = self._written.get(source.name, 0)
         analysis = StreamAnalysis(
-            StreamIdentity(source.name, f"/{kind}/{source.name}", self._run, producer, new_uid, written),
+            StreamIdentity(source.name, f"/{kind}/{source.name}", run, producer, new_uid, written),
             create_tracker(config.tracker),
             QueryBook(make_queries(stream, config)),
             self._detector.threshold,

@@ -75,18 +75,21 @@ async def open_pipeline(
     if open_results is not None:
         sinks |= open_results()
     async with await Spool.open(spool_path, sinks, sync_each=config.spool.fsync_each) as spool:
-        run = await spool.begin_run(time.time_ns())
-        crashed = close_crashed(spool.open_tracks(), run)
-        await spool.send_batch(crashed)
         assembly = StreamAssembly(
             used_detector,
             opener,
             own_detector=detector is not None,
-            run=run,
-            written=Counter(event.data.stream for event in crashed),
+            start_time_ns=start_time_ns,
             make_rules=rules,
             make_recorders=recorders,
         )
+        runs = assembly.recording_runs(config, opened)
+        run = await spool.begin_run(time.time_ns())
+        # A recording that runs again repeats the events of its earlier run, and so ends what that one left open.
+        left_open = [item for item in spool.open_items() if item.event.data.run != runs.get(item.event.data.stream)]
+        crashed = close_crashed(left_open, run)
+        await spool.send_batch(crashed)
+        assembly.begin_run(run, Counter(event.data.stream for event in crashed))
         yield Pipeline(
             assembly.make_streams(config, opened),
             used_detector,

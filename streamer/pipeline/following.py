@@ -293,23 +293,28 @@ class Following:
         await self._send(stream, events + self._cover(stream, stream.tally()))
 
     async def _close(self, stream: Stream, *, is_removed: bool = False) -> None:
-        """End what is open in a stream and send its last coverage."""
+        """End what is open in a stream, send its last coverage, and `offline` as the newest event of the stream."""
+        if not stream.is_closed:
+            stream.is_closed = True
+            stream.state = SourceState.CLOSED
+            for recorder in stream.recorders.values():
+                await recorder.aclose()
+            if stream.last is not None or stream.is_live:
+                await self._send(stream, self._last_events(stream, is_removed=is_removed))
         if is_removed:
             self._written[stream.name] = stream.analysis.events_written
-        if stream.is_closed:
-            return
-        stream.is_closed = True
-        stream.state = SourceState.CLOSED
-        for recorder in stream.recorders.values():
-            await recorder.aclose()
-        if stream.last is not None or stream.is_live:
-            events = self._apply_changes(stream)
-            moment = stream.event_time()
-            is_over = self.is_stopping or is_removed or not stream.is_live
-            events += stream.analysis.close(moment, "shutdown" if is_over else "stream_down")
-            await self._send(stream, events + self._cover(stream, stream.tally()))
-        if is_removed:
-            self._written[stream.name] = stream.analysis.events_written
+
+    def _last_events(self, stream: Stream, *, is_removed: bool) -> list[Event]:
+        events = self._apply_changes(stream)
+        moment = stream.event_time()
+        is_over = self.is_stopping or is_removed or not stream.is_live
+        events += stream.analysis.close(moment, "shutdown" if is_over else "stream_down")
+        events += self._cover(stream, stream.tally())
+        cause = "the camera ended the stream" if stream.is_live else "end of file"
+        if is_removed or self.is_stopping:
+            cause = "removed" if is_removed else "shutdown"
+        since_ns = moment.time_ns if stream.dark_since_ns is None else stream.dark_since_ns
+        return events + stream.analysis.offline(moment, stream.dark_cause or stream.error or cause, since_ns)
 
     async def _send(self, stream: Stream, events: Sequence[Event]) -> None:
         """Send the events of one stream to the spool."""

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -34,6 +34,12 @@ def in_loop(test):
         asyncio.run(test(*args, **fixtures))
 
     return run
+
+
+async def wait_until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - a sink has no event to wait for
+            await asyncio.sleep(0.01)
 
 
 class FakeCameras(Mapping[str, FakeSource]):
@@ -72,17 +78,13 @@ class Watched:
         return list(sentences)
 
     async def until(self, kind: str, times: int = 1, stream: str | None = None) -> Event:
-        async with asyncio.timeout(15):
-            while len(found := self.of(kind, stream)) < times:
-                await asyncio.sleep(0.01)
-        return found[times - 1]
+        await wait_until(lambda: len(self.of(kind, stream)) >= times)
+        return self.of(kind, stream)[times - 1]
 
     async def frames(self, count: int, stream: str = "gate") -> None:
         """Wait until `count` further frames have been analysed."""
         target = self.report(stream).tally.analysed + count
-        async with asyncio.timeout(15):
-            while self.report(stream).tally.analysed < target:
-                await asyncio.sleep(0.01)
+        await wait_until(lambda: self.report(stream).tally.analysed >= target)
 
     def of(self, kind: str, stream: str | None = None) -> list[Event]:
         return [
@@ -399,9 +401,7 @@ async def test_sinks_come_and_go(tmp_path):
         assert await watched.apply(sinks=[f"jsonl:{path}"]) == [f"sink jsonl:{path} added"]
         await watched.apply(queries=["dog"])
         await watched.until("match.end")
-        async with asyncio.timeout(10):
-            while not path.exists() or b"match.end" not in path.read_bytes():
-                await asyncio.sleep(0.02)
+        await wait_until(lambda: path.exists() and b"match.end" in path.read_bytes())
         assert await watched.apply(sinks=[]) == [f"sink jsonl:{path} removed"]
         size = path.stat().st_size
         await watched.until("match.begin", 2)
