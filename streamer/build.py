@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -13,8 +12,7 @@ from pathlib import Path
 
 from detectors import Detector
 from sinks.registry import open_sinks
-from sinks.sink import Sink, SinkError
-from sinks.spool.spool import Spool
+from sinks.sink import Sink
 from streamer.analysis.event_writer import close_crashed
 from streamer.assembly import VIDEO, MakeRecorders, MakeRules, StreamAssembly, check_parts, open_sections, source_opener
 from streamer.config import Config, EnrichConfig
@@ -23,12 +21,13 @@ from streamer.enrichment.describers import Describer, GlammDescriber, MaskDescri
 from streamer.enrichment.enricher import CallBudget, Enricher, EnrichPlan
 from streamer.pipeline import NewEnricher, Pipeline
 from streamer.sources import Source
+from streamer.spooling import open_spool
 from streamer.threads import limit_opencv, set_environment
 
 log = logging.getLogger("groundstream")
 
 PATIENCE_S = 10.0
-"""How long the end waits for sinks that take nothing."""
+"""Seconds that the end waits for sinks that take nothing, where events are in memory."""
 
 
 def settle() -> None:
@@ -62,19 +61,21 @@ async def open_pipeline(
     `strict` lets a live source that refuses us (401, 404) end with an error instead of being tried again.
     `more_sinks` get the events beside those of the configuration, and so do those of `open_results`, which is called
     when everything else could be opened: it may overwrite what an earlier job left. At the end, sinks that lag are
-    waited for until they have everything or have taken nothing for `patience_s`.
+    waited for within `close_timeout_s` of the configuration where the spool is a file, else until they have taken
+    nothing for `patience_s`. When the reader of standard output leaves, the pipeline is stopped.
     Raises what the parts raise: `SourceError`, `DetectorError`, `TrackerError`, `SinkError`, `ConfigError`.
     """
     set_environment()
     limit_opencv()
     opener = source_opener({} if sources is None else sources, start_time_ns=start_time_ns, strict=strict)
-    opened = open_sections(opener, config.streams)
+    sections = open_sections(opener, config.streams)
     check_parts(config)
     used_detector = load_detector(config.detector) if detector is None else detector
     sinks = {**open_sinks(address for address in config.sinks if not address.startswith(VIDEO)), **(more_sinks or {})}
     if open_results is not None:
         sinks |= open_results()
-    async with await Spool.open(spool_path, sinks, sync_each=config.spool.fsync_each) as spool:
+    async with open_spool(config, spool_path, sinks) as opened:
+        spool = opened.spool
         assembly = StreamAssembly(
             used_detector,
             opener,
@@ -83,15 +84,15 @@ async def open_pipeline(
             make_rules=rules,
             make_recorders=recorders,
         )
-        runs = assembly.recording_runs(config, opened)
+        runs = assembly.recording_runs(config, sections)
         run = await spool.begin_run(time.time_ns())
         # A recording that runs again repeats the events of its earlier run, and so ends what that one left open.
         left_open = [item for item in spool.open_items() if item.event.data.run != runs.get(item.event.data.stream)]
         crashed = close_crashed(left_open, run)
         await spool.send_batch(crashed)
         assembly.begin_run(run, Counter(event.data.stream for event in crashed))
-        yield Pipeline(
-            assembly.make_streams(config, opened),
+        pipeline = Pipeline(
+            assembly.make_streams(config, sections),
             used_detector,
             spool,
             config=config,
@@ -99,33 +100,9 @@ async def open_pipeline(
             on_frame=on_frame,
             new_enricher=None if config.enrich is None else enricher_of(config.enrich),
         )
-        if not await _deliver(spool, patience_s):
-            _tell_undelivered(spool, kept=spool_path is not None)
-
-
-async def _deliver(spool: Spool, patience_s: float | None) -> bool:
-    """Wait for sinks as long as they take something; returns whether they have everything."""
-    left = _backlog(spool)
-    while not await spool.drain(patience_s):
-        before, left = left, _backlog(spool)
-        if left >= before:
-            return False
-    return True
-
-
-def _backlog(spool: Spool) -> int:
-    return sum(status.backlog for status in spool.status())
-
-
-def _tell_undelivered(spool: Spool, *, kept: bool) -> None:
-    """Some sink did not take everything. Raises `SinkError` where that is lost with the process."""
-    late = [status for status in spool.status() if status.backlog]
-    told = "; ".join(
-        f"{status.name} has not taken {status.backlog} events ({status.error or 'slow'})" for status in late
-    )
-    if not kept:
-        raise SinkError(f"{told}: they are lost with this job, run it again when the sink works")
-    log.warning("%s: they stay in the spool and are sent at the next start", told)
+        opened.watch(pipeline)
+        yield pipeline
+        await opened.finish(pipeline, patience_s)
 
 
 def enricher_of(config: EnrichConfig) -> NewEnricher:
@@ -142,9 +119,3 @@ def enricher_of(config: EnrichConfig) -> NewEnricher:
     plan = EnrichPlan(config.tracks, zones, config.every_s)
     budget = CallBudget(config.per_minute, config.per_stream_minute)
     return lambda deliver: Enricher(describe, deliver, plan, budget)
-
-
-def state_folder() -> Path:
-    """Where groundstream keeps what must survive a restart (XDG base directories)."""
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(base) / "groundstream"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 from detectors import Detector, DetectorError
 from sinks.sink import SinkError
 from sinks.spool.delivery import SinkStatus
-from sinks.spool.spool import Spool
+from sinks.spool.spool import Spool, StorageStatus
 from streamer.analysis.stream_analysis import AnalysisChange, CoverageMeter
 from streamer.config import BatchConfig, Config
 from streamer.enrichment.enricher import Enricher, Enrichment, EnrichTally
@@ -85,6 +86,8 @@ class Pipeline:
         self._producer = None if config is None or parts is None else parts.producer(config)
         self._following = Following(self._streams, spool, on_frame=on_frame, tick_s=coverage_every_s / 10)
         self._merge: FrameMerge | None = None
+        self.stopping = asyncio.Event()  # set once `stop` was called
+        self.stopped_at: float | None = None  # by the monotonic clock
         self._is_running = asyncio.Event()
         self._changing = asyncio.Lock()
         self._leaving: set[str] = set()  # streams whose end the pipeline itself reports
@@ -143,6 +146,8 @@ class Pipeline:
     async def stop(self) -> None:
         """End all sources; `run` then finishes what was taken, closes open tracks with `shutdown` and returns."""
         self._following.is_stopping = True
+        self.stopped_at = self.stopped_at or time.monotonic()
+        self.stopping.set()
         if self._merge is not None:
             self._merge.is_held_open = False
             await self._merge.aclose()
@@ -317,6 +322,10 @@ class Pipeline:
     def dropped_events(self, stream: str) -> dict[str, int]:
         """A stream's events that were given up, by reason."""
         return self._spool.dropped(stream)
+
+    def storage(self) -> StorageStatus:
+        """Whether events can be stored, and how much waits for the sinks."""
+        return self._spool.storage()
 
     def enrichment(self) -> EnrichTally | None:
         """Counts of the requests for descriptions; None without enrichment."""
