@@ -26,8 +26,10 @@ from streamer.rules.rule import Rule
 from streamer.rules.track_ids import derived_run, derived_uids, fingerprint, random_uids
 from streamer.sources import Source, open_sources
 from streamer.sources.address import natural
-from streamer.sources.file import FileSource
-from streamer.sources.images import ImageSource, image_names
+from streamer.sources.images import image_names
+from streamer.sources.source import MovableSource
+from streamer.sources.workers.pool import DecodePool
+from streamer.sources.workers.proxy import WorkerSource
 from trackers import create_tracker
 
 VIDEO = "video:"
@@ -190,7 +192,9 @@ class StreamAssembly:
         made = self._make_recorders(source, analysis) if self._make_recorders is not None else ()
         recorders: dict[str, Recorder] = {f"recorder {number}": recorder for number, recorder in enumerate(made, 1)}
         recorders.update(self._videos(config.sinks, source, analysis, several=several))
-        return Stream(source, analysis, make_sampling(stream), recorders, opened.relay, stream)
+        made_stream = Stream(source, analysis, recorders=recorders, relay=opened.relay, section=stream)
+        made_stream.choose_frames(make_sampling(stream))
+        return made_stream
 
 
 def open_sections(
@@ -219,15 +223,18 @@ def check_parts(config: Config) -> None:
         make_places(stream)
 
 
-def source_opener(own: Mapping[str, Source], *, start_time_ns: int | None = None, strict: bool = False) -> OpenSources:
-    """Opens the source that the address of a stream names; streams named in `own` have their source there."""
+def source_opener(
+    own: Mapping[str, Source], pool: DecodePool, *, start_time_ns: int | None = None, strict: bool = False
+) -> OpenSources:
+    """Opens the source that the address of a stream names, to be read by a worker of `pool`; streams named in `own`
+    have their source there."""
 
     def open_stream(
         stream: StreamConfig, *, name: str | None, on_state: StateRelay, taken: Collection[str]
     ) -> Sequence[Source]:
         if name is not None and name in own:
             return [own[name]]
-        return open_sources(
+        opened = open_sources(
             stream.source,
             name=name,
             on_state=on_state,
@@ -236,6 +243,7 @@ def source_opener(own: Mapping[str, Source], *, start_time_ns: int | None = None
             strict=strict,
             taken=taken,
         )
+        return [pool.move(source, on_state) for source in opened]
 
     return open_stream
 
@@ -270,7 +278,7 @@ def _settings(config: Config) -> dict[str, Any]:
 
 def _recording(address: str, source: Source) -> str:
     """The identity of a recording: the content of a file, the images of a folder, else the address."""
-    path = source.recording if isinstance(source, FileSource | ImageSource) else None
+    path = source.recording if isinstance(source, WorkerSource | MovableSource) else None
     try:
         if path is None:
             return redact(address)

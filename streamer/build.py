@@ -21,6 +21,7 @@ from streamer.enrichment.describers import Describer, GlammDescriber, MaskDescri
 from streamer.enrichment.enricher import CallBudget, Enricher, EnrichPlan
 from streamer.pipeline import NewEnricher, Pipeline
 from streamer.sources import Source
+from streamer.sources.workers.pool import DecodePool
 from streamer.spooling import open_spool
 from streamer.threads import limit_opencv, set_environment
 
@@ -67,42 +68,48 @@ async def open_pipeline(
     """
     set_environment()
     limit_opencv()
-    opener = source_opener({} if sources is None else sources, start_time_ns=start_time_ns, strict=strict)
-    sections = open_sections(opener, config.streams)
-    check_parts(config)
-    used_detector = load_detector(config.detector) if detector is None else detector
-    sinks = {**open_sinks(address for address in config.sinks if not address.startswith(VIDEO)), **(more_sinks or {})}
-    if open_results is not None:
-        sinks |= open_results()
-    async with open_spool(config, spool_path, sinks) as opened:
-        spool = opened.spool
-        assembly = StreamAssembly(
-            used_detector,
-            opener,
-            own_detector=detector is not None,
-            start_time_ns=start_time_ns,
-            make_rules=rules,
-            make_recorders=recorders,
-        )
-        runs = assembly.recording_runs(config, sections)
-        run = await spool.begin_run(time.time_ns())
-        # A recording that runs again repeats the events of its earlier run, and so ends what that one left open.
-        left_open = [item for item in spool.open_items() if item.event.data.run != runs.get(item.event.data.stream)]
-        crashed = close_crashed(left_open, run)
-        await spool.send_batch(crashed)
-        assembly.begin_run(run, Counter(event.data.stream for event in crashed))
-        pipeline = Pipeline(
-            assembly.make_streams(config, sections),
-            used_detector,
-            spool,
-            config=config,
-            parts=assembly,
-            on_frame=on_frame,
-            new_enricher=None if config.enrich is None else enricher_of(config.enrich),
-        )
-        opened.watch(pipeline)
-        yield pipeline
-        await opened.finish(pipeline, patience_s)
+    async with DecodePool() as pool:
+        own_sources = {} if sources is None else sources
+        opener = source_opener(own_sources, pool, start_time_ns=start_time_ns, strict=strict)
+        sections = open_sections(opener, config.streams)
+        check_parts(config)
+        pool.start_workers()
+        used_detector = load_detector(config.detector) if detector is None else detector
+        sinks = {
+            **open_sinks(address for address in config.sinks if not address.startswith(VIDEO)),
+            **(more_sinks or {}),
+        }
+        if open_results is not None:
+            sinks |= open_results()
+        async with open_spool(config, spool_path, sinks) as opened:
+            spool = opened.spool
+            assembly = StreamAssembly(
+                used_detector,
+                opener,
+                own_detector=detector is not None,
+                start_time_ns=start_time_ns,
+                make_rules=rules,
+                make_recorders=recorders,
+            )
+            runs = assembly.recording_runs(config, sections)
+            run = await spool.begin_run(time.time_ns())
+            # A recording that runs again repeats the events of its earlier run, and so ends what that one left open.
+            left_open = [item for item in spool.open_items() if item.event.data.run != runs.get(item.event.data.stream)]
+            crashed = close_crashed(left_open, run)
+            await spool.send_batch(crashed)
+            assembly.begin_run(run, Counter(event.data.stream for event in crashed))
+            pipeline = Pipeline(
+                assembly.make_streams(config, sections),
+                used_detector,
+                spool,
+                config=config,
+                parts=assembly,
+                on_frame=on_frame,
+                new_enricher=None if config.enrich is None else enricher_of(config.enrich),
+            )
+            opened.watch(pipeline)
+            yield pipeline
+            await opened.finish(pipeline, patience_s)
 
 
 def enricher_of(config: EnrichConfig) -> NewEnricher:

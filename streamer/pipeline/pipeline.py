@@ -224,8 +224,10 @@ class Pipeline:
         sentences = []
         if plan.is_paused_now or plan.is_resumed_now:
             sentences.append(f"{stream.name}: {'paused' if section.paused else 'resumed'}")
+        if section.sample != stream.section.sample or plan.videos or whole.removed_videos:
+            left = set(stream.recorders) - set(whole.removed_videos)
+            stream.choose_frames(make_sampling(section), has_recorders=bool(left or plan.videos))
         if section.sample != stream.section.sample:
-            stream.sampling = make_sampling(section)
             sentences.append(f"{stream.name}: sampling changed")
         sentences += [f"{stream.name}: {text}" for text in place_sentences(stream.section, section)]
         stream.section = section
@@ -279,6 +281,7 @@ class Pipeline:
                 await plan.source.aclose()
         elif plan.source is not None:
             stream.replace_source(plan.source)
+            stream.choose_frames(make_sampling(plan.section))
             stream.relay = plan.relay
             stream.state = SourceState.CONNECTING
             self._connect(stream)

@@ -18,6 +18,7 @@ from streamer.frame import Frame, FrameClock
 from streamer.sources.frame_counter import FrameTally
 from streamer.sources.sampling import FrameSampling
 from streamer.sources.source import Source, SourceState, StateChange
+from streamer.sources.workers.proxy import WorkerSource
 
 _FRESH_NS = 2_000_000_000
 
@@ -149,6 +150,18 @@ class Stream:
             self.seen_s,
             self.error,
         )
+
+    def choose_frames(self, sampling: FrameSampling, *, has_recorders: bool | None = None) -> None:
+        """Detect in the frames that `sampling` wants from now on.
+
+        A decode worker drops the others where no recorder writes them; `has_recorders` says so where that is about to
+        change.
+        """
+        is_recorded = bool(self.recorders) if has_recorders is None else has_recorders
+        self.sampling = sampling
+        if isinstance(self.source, WorkerSource):
+            left = self.source.sample_in_worker(FrameSampling() if is_recorded else sampling)
+            self.sampling = sampling if is_recorded else left
 
     def tally(self) -> FrameTally:
         """Frame counts of all sources that the stream has had: a camera that is resumed gets a new one."""

@@ -179,7 +179,7 @@ async def test_a_camera_comes_and_goes_and_the_other_keeps_its_tracks_and_frames
         assert [report.stream for report in watched.pipeline.report()] == ["gate"]
         await watched.frames(10, "gate")
         assert [event.subject for event in watched.of("track.begin", "gate")] == [begun.subject]
-        assert watched.report("gate").tally.dropped.get("stale", 0) <= 2  # a busy machine may miss one
+        assert set(watched.report("gate").tally.dropped) <= {"stale"}  # a busy machine may miss the newest frame
     assert [event.data.track.end_reason for event in watched.of("track.end", "yard")] == ["shutdown"]
     assert watched.cameras.opened[1]._closed.is_set()
 
