@@ -272,7 +272,7 @@ def video_path(address: str, stream: str, *, several: bool) -> Path:
 
 def _settings(config: Config) -> dict[str, Any]:
     """The settings that results depend on: neither where recordings lie (their content counts), nor where events go."""
-    elsewhere = {"sinks", "spool", "metrics_port", "metrics_host"}
+    elsewhere = {"sinks", "spool", "metrics_port", "metrics_host", "web"}
     return config.model_dump(exclude={"streams": {"__all__": {"source"}}, **dict.fromkeys(elsewhere, True)})
 
 

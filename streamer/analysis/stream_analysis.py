@@ -86,7 +86,7 @@ class StreamAnalysis:
         self.tracks = TrackLives(identity.new_uid)
         self.matches = QueryMatches()
         self._tracker = tracker
-        self._default_threshold = default_threshold
+        self.default_threshold = default_threshold
         self._stream = identity.stream
         self.planned_rules = RuleSet()
         self._place_rules = self.plan_rules(zones, lines, counts)
@@ -211,13 +211,13 @@ class StreamAnalysis:
             counts = [planned.count for planned in rules.counts]
             events += self._writer.write(self._places.replace(rules.zones, rules.lines, counts, ended.time_ns), ended)
         withdrawn = [changed.query.number for changed in change.queries if changed.change != "added"]
-        if change.default_threshold != self._default_threshold:
+        if change.default_threshold != self.default_threshold:
             withdrawn += [query.number for query in self._known_queries.values() if query.threshold is None]
         for number in withdrawn:
             events += self._writer.write(self._withdraw(number), ended)
         if change.is_blind:
             events += self.close(ended, "query_removed")
-        self._default_threshold = change.default_threshold
+        self.default_threshold = change.default_threshold
         self._writer.change_settings(change.default_threshold, change.producer)
         self._threshold_cache = None
         return events + self._writer.write([self._query_finding(changed) for changed in change.queries], moment)
@@ -232,7 +232,7 @@ class StreamAnalysis:
 
     def _query_finding(self, change: QueryChange) -> RuleFinding:
         query = change.query
-        threshold = query.least_score(self._default_threshold)
+        threshold = query.least_score(self.default_threshold)
         info = QueryInfo(id=query.id, rev=query.revision, text=query.text, threshold=threshold, change=change.change)
         return RuleFinding(EventType.QUERY, None, {"query": info})
 
@@ -242,7 +242,7 @@ class StreamAnalysis:
         if cached is None or cached[0] is not queries:
             self._known_queries.update({query.number: query for query in queries})
             numbers = np.array([query.number for query in queries], np.int64)
-            thresholds = np.array([query.least_score(self._default_threshold) for query in queries])
+            thresholds = np.array([query.least_score(self.default_threshold) for query in queries])
             self.matches.thresholds = dict(zip(numbers.tolist(), thresholds.tolist(), strict=True))
             by_text = {query.text: query.number for query in queries}
             self.matches.denied_by = {

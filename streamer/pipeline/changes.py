@@ -17,6 +17,7 @@ from streamer.pipeline.stream import Recorder, StateRelay, Stream
 from streamer.rules.places import Line, Zone
 from streamer.sources.source import Source
 
+_VIDEO = "video:"
 _CHANGEABLE_KEYS = ("streams", "queries", "sinks", "batch", "detector")
 
 
@@ -64,7 +65,11 @@ class StreamPlan:
 
 @dataclass(eq=False, slots=True)
 class ChangePlan:
-    """All changes that lead from the present configuration to `config`; the new parts are open, nothing has changed."""
+    """All changes that lead from the present configuration to `config`; the new parts are open, nothing has changed.
+
+    `exchanged_sinks` maps addresses to those of sinks at the same place with other options: a file has one writer, so
+    the old one has to be closed before the new one opens.
+    """
 
     config: Config
     producer: Producer
@@ -74,6 +79,7 @@ class ChangePlan:
     removed: list[Stream] = field(default_factory=list)
     sinks: dict[str, Sink] = field(default_factory=dict)
     removed_sinks: list[str] = field(default_factory=list)
+    exchanged_sinks: dict[str, str] = field(default_factory=dict)
     removed_videos: list[str] = field(default_factory=list)
 
     @property
@@ -124,10 +130,30 @@ def plan_change(plan: ChangePlan, old: Config, streams: Iterable[Stream], parts:
     fresh = [address for address in new.sinks if address not in old.sinks]
     for kept in plan.kept:
         kept.videos = parts.make_videos(fresh, kept.stream, new)
-    gone = [address for address in old.sinks if address not in new.sinks]
-    plan.removed_sinks = [parts.sink_name(address) for address in gone if not address.startswith("video:")]
-    plan.removed_videos = [address for address in gone if address.startswith("video:")]
-    plan.sinks = parts.open_sinks(fresh)
+    _plan_sinks(plan, old, parts)
+
+
+def _plan_sinks(plan: ChangePlan, old: Config, parts: PipelineParts) -> None:
+    """Open the new sinks, but for those that write where one that goes still writes: they are exchanged later."""
+    names = [parts.sink_name(address) for address in plan.config.sinks if not address.startswith(_VIDEO)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"sink {name} is given twice: keep one of them")
+    gone = [address for address in old.sinks if address not in plan.config.sinks]
+    plan.removed_videos = [address for address in gone if address.startswith(_VIDEO)]
+    for address in [address for address in plan.config.sinks if address not in old.sinks]:
+        if address.startswith(_VIDEO):
+            continue
+        former = next((one for one in gone if one.partition("?")[0] == address.partition("?")[0]), None)
+        if former is not None:
+            plan.exchanged_sinks[former] = address
+        else:
+            plan.sinks.update(parts.open_sinks([address]))
+    plan.removed_sinks = [
+        parts.sink_name(address)
+        for address in gone
+        if not address.startswith(_VIDEO) and address not in plan.exchanged_sinks
+    ]
 
 
 def _is_retried(streams: Iterable[Stream], section: StreamConfig) -> bool:

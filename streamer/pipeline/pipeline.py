@@ -12,6 +12,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import supervision as sv
+
 from detectors import Detector, DetectorError
 from sinks.sink import SinkError
 from sinks.spool.delivery import SinkStatus
@@ -21,7 +23,7 @@ from streamer.config import BatchConfig, Config
 from streamer.enrichment.enricher import Enricher, Enrichment, EnrichTally
 from streamer.errors import ConfigError, StreamerError
 from streamer.pipeline.changes import ChangePlan, PipelineParts, StreamPlan, place_sentences, plan_change
-from streamer.pipeline.detection import Detection
+from streamer.pipeline.detection import Detection, Image
 from streamer.pipeline.following import (
     Following,
     FollowItem,
@@ -172,6 +174,7 @@ class Pipeline:
                 await self._detection.prepare_queries(plan.query_sets)
                 if plan.threshold is not None:
                     await self._change_threshold(plan.threshold)
+                exchanged = await self._exchange_sinks(plan, self._parts)
             except BaseException as error:
                 await plan.discard()
                 if isinstance(error, asyncio.CancelledError) and self._following.is_stopping:
@@ -181,10 +184,37 @@ class Pipeline:
                 raise
             commit = asyncio.create_task(self._commit(plan, self._merge), name="apply")
             try:
-                return await asyncio.shield(commit)
+                return exchanged + await asyncio.shield(commit)
             except asyncio.CancelledError:
                 await commit  # the change is carried out whole, even where the caller gives up
                 raise
+
+    async def _exchange_sinks(self, plan: ChangePlan, parts: PipelineParts) -> list[str]:
+        """Replace sinks by others at the same place. Raises `ConfigError` with all of the old ones back."""
+        sentences = []
+        done: list[tuple[str, str]] = []
+        for former, address in plan.exchanged_sinks.items():
+            await self._spool.remove_sink(parts.sink_name(former))
+            try:
+                [(name, sink)] = parts.open_sinks([address]).items()
+            except SinkError:
+                await self._restore_sink(former, parts)
+                for old, new in reversed(done):
+                    await self._spool.remove_sink(parts.sink_name(new))
+                    await self._restore_sink(old, parts)
+                raise
+            await self._spool.add_sink(name, sink)
+            done.append((former, address))
+            sentences.append(f"sink {name} changed")
+        return sentences
+
+    async def _restore_sink(self, address: str, parts: PipelineParts) -> None:
+        """Open a sink again that was closed for a change that is refused."""
+        try:
+            for name, sink in parts.open_sinks([address]).items():
+                await self._spool.add_sink(name, sink)
+        except SinkError as error:
+            log.error("%s cannot be opened again: %s", parts.sink_name(address), error)
 
     async def _commit(self, plan: ChangePlan, merge: FrameMerge) -> list[str]:
         """Carry out a plan whose parts are open. Nothing in it can fail."""
@@ -313,6 +343,11 @@ class Pipeline:
                 "detector.threshold cannot change while running with this detector: restore it, or restart"
             ) from error
         self._threshold = threshold
+
+    async def detect_images(self, images: Sequence[Image], texts: tuple[str, ...]) -> list[sv.Detections]:
+        """Detect `texts` in BGR images of (height, width, 3) with the pipeline's detector, between two batches of
+        frames, which become older by one call at most. Raises `DetectorError`."""
+        return await self._detection.detect_images(images, texts)
 
     def report(self) -> list[StreamReport]:
         """State and counts of every stream now."""

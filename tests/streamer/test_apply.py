@@ -411,6 +411,25 @@ async def test_sinks_come_and_go(tmp_path):
 
 
 @in_loop
+async def test_the_options_of_a_file_sink_change_and_a_wrong_option_leaves_it_as_it_was(tmp_path):
+    path = tmp_path / "events.jsonl"
+    async with watching({"sinks": [f"jsonl:{path}"]}) as watched:
+        await watched.until("match.begin")
+        with pytest.raises(ConfigError, match="colour"):
+            await watched.apply(sinks=[f"jsonl:{path}?colour=red"], queries=["cow"])
+        await watched.apply(queries=["dog"])
+        await wait_until(lambda: b"dog" in path.read_bytes())
+        [sentence] = await watched.apply(sinks=[f"jsonl:{path}?types=query"])
+        assert sentence == f"sink jsonl:{path}?types=query changed"
+        await watched.until("match.begin", 2)
+        await watched.apply(queries=["cat"])
+        await wait_until(lambda: b"cat" in path.read_bytes())
+    lines = path.read_text()
+    assert lines.count("query.v1") == 4
+    assert lines.count("match.begin.v1") == 1
+
+
+@in_loop
 async def test_thresholds_and_sampling_change():
     async with watching() as watched:
         await watched.until("match.begin")
