@@ -88,7 +88,7 @@ async def open_pipeline(
     limit_opencv()
     relay = StateRelay()
     streams = _open_all(config, relay, sources or {}, start_time_ns=start_time_ns, strict=strict)
-    _check_parts(config)
+    check_parts(config)
     used_detector = load_detector(config.detector) if detector is None else detector
     sinks = {**open_sinks(address for address in config.sinks if not address.startswith(VIDEO)), **(more_sinks or {})}
     if open_results is not None:
@@ -100,9 +100,9 @@ async def open_pipeline(
         written = Counter(event.data.stream for event in crashed)
         producer = Producer(
             version=__version__,
-            detector=config.detector.name.partition(":")[0] if detector is None else type(detector).__name__,
+            detector=_detector_name(config, detector),
             tracker=config.tracker,
-            config_hash=config_hash(_settings(config)),
+            config_hash=settings_hash(config),
         )
         made = [
             _make_stream(
@@ -219,7 +219,7 @@ def _open_all(
     return opened
 
 
-def _check_parts(config: Config) -> None:
+def check_parts(config: Config) -> None:
     """Make what costs nothing once, so that a mistake is told before models are loaded or anything is written."""
     create_tracker(config.tracker)
     for stream in config.streams:
@@ -230,6 +230,17 @@ def _check_parts(config: Config) -> None:
 def _places(stream: StreamConfig) -> tuple[list[Zone], list[Line]]:
     zones = [Zone(zone.id, zone.polygon, zone.dwell_s) for zone in stream.zones]
     return zones, [Line(line.id, line.points) for line in stream.lines]
+
+
+def _detector_name(config: Config, own: Detector | None) -> str:
+    """Returns the name of the detector in events; an own detector may have a `name`."""
+    name = config.detector.name if own is None else getattr(own, "name", type(own).__name__)
+    return str(name).partition(":")[0]
+
+
+def settings_hash(config: Config) -> str:
+    """Returns a hash of everything in the configuration that results depend on."""
+    return config_hash(_settings(config))
 
 
 def _settings(config: Config) -> dict[str, Any]:
