@@ -77,7 +77,7 @@ def attempt(trial: Trial, folder: Path, weights: Path | None, epochs: int) -> Ou
     """Fit a fresh glip-mini and mark it on the third set."""
     import torch
 
-    from detectors import evaluation
+    from detectors import coco_data
     from detectors.glip.model_files import find
     from detectors.glip.training import fitting
 
@@ -86,7 +86,7 @@ def attempt(trial: Trial, folder: Path, weights: Path | None, epochs: int) -> Ou
     model.eval()
     words = BY_HAND if trial.mode == "by hand" else None
     tokens = fitting.caption_of(NAMES, tokenizer, model.config.text.max_length, words)
-    sets = {name: evaluation.read_truth(folder / name / "truth.json") for name in SETS}
+    sets = {name: coco_data.read_data_set(folder / name / "truth.json") for name in SETS}
 
     def examples(name: str, images: list[int], batch: int) -> fitting.TrainingExamples:
         return fitting.TrainingExamples(

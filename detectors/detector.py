@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -131,17 +132,47 @@ class Segmenter(Protocol):
     ) -> GroundedText: ...
 
 
-def clean_queries(queries: Sequence[str]) -> tuple[str, ...]:
-    """The queries with white space folded; raises `PromptError` when there is none, or one is empty or given twice."""
+_LAST_MARK = 0x2FFF  # of Unicode: symbols and punctuation lie below, scripts and emoji above
+_QUOTES = "\"'`´“”„‟‘’‚«»‹›"
+_END_MARKS = ".,;:!?…。、，"
+_SEPARATOR = re.compile(r"\s[.,;|]|[,;|](?=\s)|;|\||(?<![A-Z])(?<![A-Z]\w)(?<![A-Z]\w\w)\.(?=\s)")
+"""Marks that part phrases in captions. A dot behind a short capitalised word, as in "St. Bernard", is none."""
+
+
+def clean_queries(queries: Sequence[str], *, free_words: bool = True) -> tuple[str, ...]:
+    """The queries with white space folded.
+
+    Raises `PromptError` when there is none, one holds no words, two read alike for a model, or, with `free_words`, one
+    names several things; names of a data set may hold commas.
+    """
     cleaned = tuple(" ".join(query.split()) for query in queries)
     if not cleaned:
-        raise PromptError("no query given: name at least one thing to look for, such as 'person' or 'red car'")
+        raise PromptError("no query given: name at least one object to detect, such as 'person' or 'red car'")
+    alike: dict[str, str] = {}
     for position, query in enumerate(cleaned):
         if not query:
-            raise PromptError(f"query {position + 1} is empty: write what to look for, such as 'person' or 'red car'")
+            raise PromptError(f"query {position + 1} is empty: write what to detect, such as 'person' or 'red car'")
+        words = read_words(query)
+        if not any(letter.isalnum() or ord(letter) > _LAST_MARK for letter in words):
+            raise PromptError(f"query {query!r} holds no words: write what to detect, such as 'person' or 'red car'")
         if query in cleaned[:position]:
             raise PromptError(f"query {query!r} is given twice: keep one of them")
+        if (same := alike.setdefault(words.lower(), query)) != query:
+            raise PromptError(f"queries {same!r} and {query!r} read alike: keep one of them")
+        if free_words and (mark := _SEPARATOR.search(words)):
+            raise PromptError(
+                f"query {query!r} names several things (it holds {mark[0].strip()!r}): give each its own query, or "
+                "write one thing without that mark"
+            )
     return cleaned
+
+
+def read_words(query: str) -> str:
+    """The words of a query as models should read them, without quotes around it and marks at its ends."""
+    words = query
+    while (bare := words.strip().strip(_QUOTES).strip().strip(_END_MARKS).strip()) != words:
+        words = bare
+    return words
 
 
 def detections(

@@ -1,4 +1,4 @@
-"""How good detections are, by the measures of the field: COCO's AP, LVIS's fixed AP, and recall of grounded phrases.
+"""Scores of detections by the measures of the field: COCO's AP, LVIS's fixed AP, recall of grounded phrases.
 
 Boxes are `x, y, width, height` in COCO's files and `x1, y1, x2, y2` everywhere else. The counting is pycocotools'.
 """
@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,7 @@ FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 
 
 class DetectionEvaluationError(DetectorError, ValueError):
-    """A file that is not what the evaluation reads."""
+    """An evaluation that is impossible: a wrong protocol, a missing package, an annotation without a phrase."""
 
 
 @dataclass(frozen=True)
@@ -44,54 +42,8 @@ class DetectionScore:
     frequencies: Mapping[str, float] = field(default_factory=dict)  # LVIS: rare, common, frequent
 
 
-def read_truth(path: Path) -> dict[str, Any]:
-    """A data set in COCO's format. Raises `DetectionEvaluationError` that says what is not right."""
-    data = _read(path)
-    if not isinstance(data, dict) or not all(isinstance(data.get(k), list) for k in ("images", "annotations")):
-        raise DetectionEvaluationError(
-            f"{path} is not a data set in COCO's format: lists 'images' and 'annotations' are expected"
-        )
-    images = {image.get("id") for image in data["images"]}
-    for number, row in enumerate(data["annotations"]):
-        box = row.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or row.get("image_id") not in images:
-            raise DetectionEvaluationError(
-                f"{path}: annotation {number} needs a bbox of 4 numbers and the image_id of one of the images: {row}"
-            )
-    return data
-
-
-def read_results(path: Path, truth: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Detections in COCO's result format, or a data set whose annotations carry a `score`, as `annotate` writes.
-
-    Raises `DetectionEvaluationError` that says what is not right.
-    """
-    data = _read(path)
-    rows = data.get("annotations") if isinstance(data, dict) else data
-    if not isinstance(rows, list):
-        raise DetectionEvaluationError(
-            f"{path} is no list of results: COCO's format is [{{image_id, category_id, bbox, score}}]"
-        )
-    images = {image["id"] for image in truth["images"]}
-    for number, row in enumerate(rows):
-        if not {"image_id", "category_id", "bbox", "score"} <= row.keys():
-            raise DetectionEvaluationError(f"{path}: result {number} lacks image_id, category_id, bbox or score: {row}")
-        if row["image_id"] not in images:
-            raise DetectionEvaluationError(
-                f"{path}: result {number} is of image {row['image_id']}, which the truth has not"
-            )
-    return rows
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DetectionEvaluationError(f"cannot read {path} as JSON: {error}") from error
-
-
 def coco_score(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> DetectionScore:
-    """COCO's AP: IoU 0.50 to 0.95, at most 100 detections an image. `truth` as `read_truth` gives it."""
+    """COCO's AP: IoU 0.50 to 0.95, at most 100 detections an image. `truth` as `coco_data.read_data_set` gives it."""
     return _score(_prepared(truth), results, limit=100)
 
 
@@ -262,6 +214,11 @@ def _phrase(row: Mapping[str, Any], captions: Mapping[Any, str], names: Mapping[
         return str(row["phrase"])
     if row.get("tokens_positive"):
         caption = captions[row["image_id"]]
+        if max(end for _, end in row["tokens_positive"]) > len(caption):
+            raise DetectionEvaluationError(
+                f"tokens_positive {row['tokens_positive']} reach beyond the caption of image {row['image_id']!r}: "
+                f"expected [begin, end] within its {len(caption)} characters"
+            )
         return " ".join(caption[begin:end] for begin, end in row["tokens_positive"])
     if row.get("category_id") in names:
         return names[row["category_id"]]

@@ -1,4 +1,4 @@
-"""transformers' own open-vocabulary detectors behind our contract: Grounding DINO, MM Grounding DINO, OWLv2.
+"""Open-vocabulary detectors of transformers behind the detector contract: Grounding DINO, MM Grounding DINO, OWLv2.
 
 Grounding DINO: arXiv:2303.05499. MM Grounding DINO: arXiv:2401.02361. OWLv2: arXiv:2306.09683. The networks are
 transformers' implementations; words and pictures are prepared here, as its processors do (they want torchvision), but
@@ -32,6 +32,7 @@ from detectors.detector import (
     Request,
     clean_queries,
     detections,
+    read_words,
 )
 from detectors.device import choose_device
 from detectors.images import resize, target_size
@@ -62,7 +63,7 @@ class _ZeroShot(ABC):
     """What the families share: grouping, clipping, results. One thread at a time."""
 
     def __init__(self, model: Any, tokenizer: Any, device: torch.device, threshold: float) -> None:
-        self._model = model.to(device).eval().requires_grad_(False)
+        self._model = _sample_in_float32(model.to(device).eval().requires_grad_(False))
         self._tokenizer = tokenizer
         self._device = device
         self.threshold = threshold
@@ -84,8 +85,13 @@ class _ZeroShot(ABC):
         for indices in groups.values():
             prompt = requests[indices[0]].prompt
             if not isinstance(prompt, TokenPrompt):
-                raise TypeError("the prompt comes from another detector: use this detector's prepare()")
+                raise PromptError("the prompt comes from another detector: use this detector's prepare()")
             scores, boxes = self._scores([requests[index].image for index in indices], prompt)
+            if not (torch.isfinite(scores).all() and torch.isfinite(boxes).all()):
+                raise ZeroShotError(
+                    f"the model's scores are not numbers in {str(self._model.dtype).removeprefix('torch.')}: "
+                    "use the option dtype=float32"
+                )
             for index, score, box in zip(indices, scores, boxes, strict=True):
                 found[index] = self._result(score, box, requests[index])
         return [found[index] for index in range(len(requests))]
@@ -135,7 +141,7 @@ class GroundingDino(_ZeroShot):
         caption, ends = "", []
         for query in cleaned:
             # Dots and question marks part phrases in a caption.
-            caption += " ".join(query.lower().replace(".", " ").replace("?", " ").split()) + "."
+            caption += " ".join(read_words(query).lower().replace(".", " ").replace("?", " ").split()) + "."
             ends.append(len(caption) - 1)
             caption += " "
         encoded = self._tokenizer(caption.rstrip(), return_offsets_mapping=True)
@@ -190,12 +196,13 @@ class Owlv2Detector(_ZeroShot):
 
     def prepare(self, queries: Sequence[str]) -> TokenPrompt:
         cleaned = clean_queries(queries)
-        for query, ids in zip(cleaned, self._tokenizer(list(cleaned))["input_ids"], strict=True):
+        words = [read_words(query) for query in cleaned]
+        for query, ids in zip(cleaned, self._tokenizer(words)["input_ids"], strict=True):
             if len(ids) > self._limit:
                 raise PromptError(
                     f"query {query!r} has {len(ids)} tokens, OWLv2 reads at most {self._limit}: say it in fewer words"
                 )
-        encoded = self._tokenizer(list(cleaned), padding="max_length", max_length=self._limit, return_tensors="pt")
+        encoded = self._tokenizer(words, padding="max_length", max_length=self._limit, return_tensors="pt")
         return TokenPrompt(cleaned, encoded["input_ids"].to(self._device), encoded["attention_mask"].to(self._device))
 
     def _scores(self, images: list[npt.NDArray[np.uint8]], prompt: TokenPrompt) -> tuple[Tensor, Tensor]:
@@ -210,6 +217,28 @@ class Owlv2Detector(_ZeroShot):
             attention_mask=prompt.attention_mask.repeat(len(images), 1),
         )
         return out.logits.float().sigmoid(), _corners(out.pred_boxes) * longest
+
+
+def _sample_in_float32(model: Any) -> Any:
+    """Let deformable attention sample in single precision: `grid_sample` of torch 2.13 returns uninitialised memory for
+    positions outside a map in bfloat16 on a CPU, and positions in half precision are off by pixels."""
+
+    def raise_precision(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        return tuple(map(_as_single, args)), {name: _as_single(value) for name, value in kwargs.items()}
+
+    def restore_precision(_module: Any, _args: Any, output: Tensor) -> Tensor:
+        return output.to(model.dtype)
+
+    if model.dtype != torch.float32:
+        for module in model.modules():
+            if type(module).__name__.endswith("MultiScaleDeformableAttention") and not list(module.parameters()):
+                module.register_forward_pre_hook(raise_precision, with_kwargs=True)
+                module.register_forward_hook(restore_precision)
+    return model
+
+
+def _as_single(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _corners(boxes: Tensor) -> Tensor:

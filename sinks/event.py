@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_URI = "https://groundstream.dev/schema/event.v1.json"
 MAX_SEQUENCE_DIGITS = 20
+EPOCH_DIGITS = 16
 
 Nanoseconds = Annotated[int, Field(ge=0, description="UTC, nanoseconds since 1970-01-01")]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -208,7 +209,9 @@ class RuleInfo(_Model):
 
 class EventData(_Model):
     stream: str
-    run: int = Field(ge=0, description="rises with each start")
+    run: int = Field(
+        ge=0, description="live: rises with each start; recordings: the same for the same work, so that ids repeat"
+    )
     clock: Clock
     frame: FrameInfo | None = Field(None, description="absent before the first frame of a stream")
     track: TrackInfo | None = None
@@ -242,6 +245,9 @@ class Event(_Model):
     datacontenttype: Literal["application/json"] = "application/json"
     partitionkey: str = Field(description="the stream: order holds per stream")
     sequence: str = Field(pattern=r"^\d{20}$", description="per stream and run, +1 each event; a gap means loss")
+    epoch: str | None = Field(
+        None, pattern=r"^\d{16}$", description="the run: events of one source are ordered by (epoch, sequence)"
+    )
     data: EventData
 
     def to_json(self) -> bytes:
@@ -298,6 +304,10 @@ def event_id(run: int, stream: str, sequence: int) -> str:
 
 def format_sequence(sequence: int) -> str:
     return f"{sequence:0{MAX_SEQUENCE_DIGITS}d}"
+
+
+def format_epoch(run: int) -> str:
+    return f"{run:0{EPOCH_DIGITS}d}"
 
 
 def json_schema() -> dict[str, Any]:

@@ -32,7 +32,7 @@ from streamer.pipeline.stream import Recorder, StateRelay, Stream
 from streamer.recorders.video import AnnotatedVideo
 from streamer.rules.places import Line, Zone
 from streamer.rules.rule import Rule
-from streamer.rules.track_ids import derived_uids, fingerprint, random_uids
+from streamer.rules.track_ids import derived_run, derived_uids, fingerprint, random_uids
 from streamer.sources import Source, open_sources
 from streamer.sources.address import natural
 from streamer.sources.file import FileSource
@@ -70,7 +70,6 @@ async def open_pipeline(
     on_frame: Callable[[str], None] | None = None,
     strict: bool = False,
     more_sinks: Mapping[str, Sink] | None = None,
-    open_results: Callable[[], Mapping[str, Sink]] | None = None,
     patience_s: float | None = PATIENCE_S,
 ) -> AsyncIterator[Pipeline]:
     """A pipeline that does what `config` says; its events are delivered to all sinks when the context is left.
@@ -79,9 +78,8 @@ async def open_pipeline(
     the addresses of these streams; `rules` makes further rules for the stream of a name.
     `spool_path` is where events are safe until then; None keeps them in memory, for jobs that can be run again.
     `strict` lets a live source that refuses us (401, 404) end with an error instead of being tried again.
-    `more_sinks` get the events beside those of the configuration, and so do those of `open_results`, which is called
-    when everything else could be opened: it may overwrite what an earlier job left. At the end, sinks that lag are
-    waited for until they have everything or have taken nothing for `patience_s`.
+    `more_sinks` get the events beside those of the configuration. At the end, sinks that lag are waited for until they
+    have everything or have taken nothing for `patience_s`.
     Raises what the parts raise: `SourceError`, `DetectorError`, `TrackerError`, `SinkError`, `ConfigError`.
     """
     set_environment()
@@ -91,19 +89,24 @@ async def open_pipeline(
     check_parts(config)
     used_detector = load_detector(config.detector) if detector is None else detector
     sinks = {**open_sinks(address for address in config.sinks if not address.startswith(VIDEO)), **(more_sinks or {})}
-    if open_results is not None:
-        sinks |= open_results()
     async with await Spool.open(spool_path, sinks, sync_each=config.spool.fsync_each) as spool:
-        run = await spool.begin_run(time.time_ns())
-        crashed = close_crashed(spool.open_tracks(), run)
-        await spool.send_batch(crashed)
-        written = Counter(event.data.stream for event in crashed)
         producer = Producer(
             version=__version__,
             detector=_detector_name(config, detector),
             tracker=config.tracker,
             config_hash=settings_hash(config),
         )
+        runs = {
+            source.name: _recording_run(config, section, source, producer, start_time_ns)
+            for section, source in streams
+            if not source.live
+        }
+        run = await spool.begin_run(time.time_ns())
+        # A recording that runs again repeats the events of its earlier run, and so ends what that one left open.
+        left_open = [item for item in spool.open_items() if item.event.data.run != runs.get(item.event.data.stream)]
+        crashed = close_crashed(left_open, run)
+        await spool.send_batch(crashed)
+        written = Counter(event.data.stream for event in crashed)
         made = [
             _make_stream(
                 config,
@@ -111,8 +114,8 @@ async def open_pipeline(
                 source,
                 used_detector,
                 producer,
-                run,
-                written[source.name],
+                runs.get(source.name, run),
+                written[source.name] if source.live else 0,
                 outputs,
                 rules,
                 several=len(streams) > 1,
@@ -241,6 +244,17 @@ def _detector_name(config: Config, own: Detector | None) -> str:
 def settings_hash(config: Config) -> str:
     """Returns a hash of everything in the configuration that results depend on."""
     return config_hash(_settings(config))
+
+
+def _recording_run(
+    config: Config, section: StreamConfig, source: Source, producer: Producer, start_time_ns: int | None
+) -> int:
+    """The run number of a recording: the same whenever the same work is done, whatever else is done beside it."""
+    shared = config.model_dump(include={"queries", "tracker", "batch", "enrich"})
+    detector = config.detector.model_dump(exclude={"device"})
+    settings = config_hash(section.model_dump(exclude={"source", "name"}), shared, detector, start_time_ns)
+    content = _recording(section.source, source)
+    return derived_run(content, source.name, settings, producer.detector, producer.version)
 
 
 def _settings(config: Config) -> dict[str, Any]:

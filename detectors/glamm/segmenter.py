@@ -21,6 +21,7 @@ from detectors.glamm.parsing import parse
 from detectors.glamm.processor import clip_pixels, inner_size, sam_pixels
 from detectors.glamm.sam import resize_masks
 from detectors.glamm.tokenizer import IMAGE_MARK, LlamaTokenizer
+from detectors.overlap import mask_boxes
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -307,13 +308,11 @@ class Glamm:
         return self._masks(look, *self.model.mask_logits(look.embedding, states))
 
     def _segments(self, look: EncodedImage, phrases: Sequence[str], answers: Sequence[_Segment]) -> sv.Detections:
-        import supervision as sv
-
         ids = np.repeat(np.arange(len(answers)), [len(answer.states) for answer in answers])
         masks, iou = self._decode(look, torch.cat([answer.states for answer in answers]))
         kept = masks.any(axis=(1, 2))
         masks, iou, ids = masks[kept], iou[kept], ids[kept]
-        found = detections(sv.mask_to_xyxy(masks), iou, ids, phrases, masks)
+        found = detections(mask_boxes(masks), iou, ids, phrases, masks)
         found.data["as_generated"] = np.array([answers[int(i)].as_generated for i in ids], dtype=np.bool_)
         found.metadata["answers"] = [answer.text for answer in answers]
         return found

@@ -94,6 +94,16 @@ def phrase_caption(text: str, phrases: Sequence[str]) -> tuple[Caption, list[int
     return Caption(text, tuple(spans)), owners
 
 
+def word_caption(text: str, phrases: Sequence[str]) -> tuple[Caption, list[int]]:
+    """Like `phrase_caption`, for phrases that are plain words: "man" is not found in "woman", and "$5" is."""
+    spans, owners = [], []
+    for index, phrase in enumerate(phrases):
+        for match in re.finditer(rf"(?<!\w){re.escape(phrase.lower())}(?!\w)", text.lower()):
+            spans.append((match.span(),))
+            owners.append(index)
+    return Caption(text, tuple(spans)), owners
+
+
 def noun_phrases(tagged: Sequence[tuple[str, str]]) -> list[str]:
     """Things named in a sentence of (word, Penn tag): an optional determiner, adjectives, nouns."""
     tags, starts = "", []
@@ -148,6 +158,12 @@ class BertTokenizer:
             words[word].append(token)
         spans = [[encoding.offsets[token] for token in tokens] for tokens in words.values() if len(tokens) > 1]
         return [text[one[0][0] : one[-1][1]] for one in spans if all(end - begin == 1 for begin, end in one)]
+
+    def unknown(self, text: str) -> list[str]:
+        """The pieces of a text that the vocabulary cannot write at all: they become [UNK]."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        pairs = zip(encoding.tokens, encoding.offsets, strict=True)
+        return [text[begin:end] for token, (begin, end) in pairs if token == "[UNK]"]
 
     def __call__(self, caption: Caption) -> CaptionTokens:
         encoding = self.encode(caption.text)

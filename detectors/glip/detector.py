@@ -14,9 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from detectors.detector import DOUBTFUL_SHARE, DetectorError, Prompt, PromptError, Request, clean_queries, detections
+from detectors.detector import (
+    DOUBTFUL_SHARE,
+    DetectorError,
+    Prompt,
+    PromptError,
+    Request,
+    clean_queries,
+    detections,
+    read_words,
+)
 from detectors.device import choose_device
-from detectors.glip.caption import BertTokenizer
+from detectors.glip.caption import BertTokenizer, clean_name
 from detectors.glip.config import PostprocessConfig
 from detectors.glip.model_files import find
 from detectors.glip.modeling.model import GlipModel
@@ -53,6 +62,20 @@ class GlipPrompt(Prompt):
 
     chunks: tuple[PromptChunk, ...]
     owner: Glip
+
+
+def _refuse_alike(queries: Sequence[str], words: Sequence[str]) -> None:
+    """Raises `PromptError` for queries that differ only in what captions leave out: parentheses, underscores, case."""
+    seen: dict[str, str] = {}
+    for query, own in zip(queries, words, strict=True):
+        text = clean_name(own)
+        if "(" in own and "(" not in text:
+            log.warning("parentheses in the query %r are left out: the model reads %r", query, text.strip())
+        if (same := seen.setdefault(" ".join(text.lower().split()), query)) != query:
+            raise PromptError(
+                f"queries {same!r} and {query!r} read alike for this model, which leaves out parentheses: keep one of "
+                "them, or reword"
+            )
 
 
 class ImageView(NamedTuple):
@@ -118,11 +141,11 @@ class Glip:
 
     def prepare(self, queries: Sequence[str]) -> GlipPrompt:
         """The queries as a caption of GLIP's detection benchmarks, or several where they exceed its 256 tokens."""
-        return self._prepare(None, clean_queries(queries))
+        return self._prepare(None, clean_queries(queries, free_words=self._tuned is None))
 
     def prepare_text(self, text: str, phrases: Sequence[str]) -> GlipPrompt:
-        """Free text as the caption, and the phrases in it to look for; `class_id` is an index into the phrases."""
-        return self._prepare(text, clean_queries(phrases))
+        """Free text as the caption, and phrases of it as queries; `class_id` is an index into the phrases."""
+        return self._prepare(text, clean_queries(phrases, free_words=False))
 
     def _prepare(self, text: str | None, queries: tuple[str, ...]) -> GlipPrompt:
         key = (text, queries)
@@ -138,17 +161,31 @@ class Glip:
             features, labels = self._tuned.select(queries)
             yield self._chunk(features, labels, tuple(range(len(queries))), queries)
             return
-        for word in dict.fromkeys(word for query in queries for word in self._tokenizer.spelled(query)):
-            log.warning("the model has never learned the word %r: what it finds for it means little", word)
+        self._report_words(queries)
         limit = self.model.config.text.max_length
         if text is None:
+            words = [read_words(query) for query in queries]
+            _refuse_alike(queries, words)
             captions = caption_queries(
-                queries, self._tokenizer, limit, chunking=self._chunking, per_caption=self._per_caption
+                words, self._tokenizer, limit, chunking=self._chunking, per_caption=self._per_caption
             )
         else:
             captions = [caption_text(text, queries, self._tokenizer, limit)]
         for caption in captions:
             yield self._chunk(self._features(caption), caption.tokens.labels, caption.queries, queries)
+
+    def _report_words(self, queries: Sequence[str]) -> None:
+        """Warns of words outside the vocabulary. Raises `PromptError` for a query that has no other."""
+        for query in queries:
+            unknown = self._tokenizer.unknown(query)
+            if unknown and not self._tokenizer.count(query) > len(unknown):
+                raise PromptError(
+                    f"nothing of the query {query!r} is in the model's vocabulary: write it in other words"
+                )
+            for word in unknown:
+                log.warning("%r is not in the model's vocabulary: it is left out of the query %r", word, query)
+        for word in dict.fromkeys(word for query in queries for word in self._tokenizer.spelled(query)):
+            log.warning("%r is not in the model's vocabulary: results for it are unreliable", word)
 
     @torch.inference_mode()
     def _features(self, caption: CaptionedBatch) -> TextFeatures:
@@ -225,18 +262,21 @@ class Glip:
             self._anchors[predictions.shapes] = self.model.anchors(predictions.shapes)
         sizes = torch.tensor([view.picture.resized for view in views], device=self.device)
         rule = self.model.config.postprocess
-        return FoundBoxes(
-            views,
-            candidates(predictions, self._anchors[predictions.shapes], tokens, sizes, rule, least),
-            rule,
-        )
+        found = candidates(predictions, self._anchors[predictions.shapes], tokens, sizes, rule, least)
+        numbers = torch.isfinite(predictions.logits).all() & torch.isfinite(predictions.deltas).all()
+        return FoundBoxes(views, found, rule, numbers)
 
 
 class FoundBoxes:
-    """What some views hold, still on the device. `rows` is (B, M, 7): box, score, label, whether it is one."""
+    """The boxes of some views, still on the device.
 
-    def __init__(self, views: Sequence[ImageView], everything: BoxCandidates, rule: PostprocessConfig) -> None:
-        self.views, self._everything, self._rule = views, everything, rule
+    `rows` is (B, M, 7): box, score, label, whether it is a box; `numbers`, (), whether all predictions are finite.
+    """
+
+    def __init__(
+        self, views: Sequence[ImageView], everything: BoxCandidates, rule: PostprocessConfig, numbers: Tensor
+    ) -> None:
+        self.views, self._everything, self._rule, self.numbers = views, everything, rule, numbers
         if everything.scores.device.type == "cpu":  # asking how many there are waits for nothing here
             look_at, rounds = min(FIRST_LOOK, max(int(everything.valid.sum(1).max()), 1)), None
         else:
@@ -258,11 +298,15 @@ def _packed(found: BoxCandidates) -> Tensor:
 
 def _deliver(prompts: Sequence[GlipPrompt], found: Sequence[FoundBoxes]) -> list[sv.Detections]:
     """The one download, and the boxes back in the cameras' pixels, the best first."""
-    parts = [part for some in found for part in (some.rows.flatten(), some.sure.float())]
+    parts = [part for some in found for part in (some.rows.flatten(), some.sure.float(), some.numbers.float()[None])]
     flat = torch.cat(parts).cpu() if parts else torch.empty(0)
     results: list[list[npt.NDArray[np.float32]]] = [[] for _ in prompts]
     split = iter(torch.split(flat, [part.numel() for part in parts]))
-    for some, rows, sure in zip(found, split, split, strict=False):
+    for some, rows, sure, numbers in zip(found, split, split, split, strict=False):
+        if not numbers.all():
+            raise DetectorError(
+                "the model's predictions are not numbers: use the option dtype=float32, or other weights"
+            )
         rows = rows.view(some.rows.shape) if sure.all() else some.again().cpu()
         for view, row in zip(some.views, rows.numpy(), strict=True):
             results[view.picture.index].append(_rescaled(row[row[:, 6] > 0, :6], view))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detectors.detector import PromptError
-from detectors.glip.caption import BertTokenizer, Caption, CaptionTokens, category_caption, clean_name, phrase_caption
+from detectors.glip.caption import BertTokenizer, Caption, CaptionTokens, category_caption, clean_name, word_caption
 from detectors.images import collate, normalise, padded_size, resize, target_size
 
 
@@ -79,7 +79,7 @@ def caption_text(text: str, phrases: Sequence[str], tokenizer: BertTokenizer, li
 
     Raises `PromptError` when a phrase is not in the text or lies beyond the `limit` tokens.
     """
-    caption, owners = phrase_caption(text, phrases)
+    caption, owners = word_caption(text, phrases)
     for index, phrase in enumerate(phrases):
         if index not in owners:
             raise PromptError(f"the phrase {phrase!r} is not in the text {text!r}: give phrases as they stand there")

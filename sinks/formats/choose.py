@@ -15,7 +15,10 @@ Encode = Callable[["Event"], tuple[bytes, Headers]]
 Decode = Callable[[bytes, Headers], "Event"]
 
 _STRUCTURED: Headers = [("content-type", b"application/cloudevents+json; charset=utf-8")]
-_ATTRIBUTES = ("specversion", "id", "source", "type", "subject", "time", "dataschema", "partitionkey", "sequence")
+_ATTRIBUTES = (
+    *("specversion", "id", "source", "type", "subject", "time", "dataschema"),
+    *("partitionkey", "sequence", "epoch"),
+)
 
 
 def open_format(options: AddressOptions) -> Encode:
@@ -45,7 +48,8 @@ def encode_binary(event: Event) -> tuple[bytes, Headers]:
 
     https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md
     """
-    headers = [(f"ce_{name}", str(getattr(event, name)).encode()) for name in _ATTRIBUTES]
+    values = ((name, getattr(event, name)) for name in _ATTRIBUTES)
+    headers = [(f"ce_{name}", str(value).encode()) for name, value in values if value is not None]
     headers.append(("content-type", event.datacontenttype.encode()))
     return event.data.model_dump_json(exclude_none=True).encode(), headers
 

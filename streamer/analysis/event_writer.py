@@ -1,11 +1,11 @@
-"""What rules noticed becomes events: numbered, timed and told with the state of the track it happened to."""
+"""Turns rule findings into events with sequence number, capture time and track state; closes what a crash left open."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 from sinks.event import (
     Clock,
@@ -14,11 +14,16 @@ from sinks.event import (
     EventType,
     FrameInfo,
     Match,
+    OutageInfo,
     Producer,
+    TrackInfo,
+    ZoneInfo,
     event_id,
+    format_epoch,
     format_sequence,
     rfc3339,
 )
+from sinks.spool.open_state import OpenItem
 from streamer.analysis.queries import QueryBook
 from streamer.frame import Frame, FrameClock
 from streamer.rules.matches import QueryMatches
@@ -26,8 +31,18 @@ from streamer.rules.rule import RuleFinding
 from streamer.rules.track_ids import NewUid
 from streamer.rules.tracks import TrackLives
 
+CRASH_CAUSE = "groundstream ended without closing the stream"
+"""The cause of the outage that the first start after a crash reports."""
+
 _LAST = (EventType.ZONE_EXIT, EventType.MATCH_END, EventType.TRACK_END)
 _ORDER = {EventType.TRACK_BEGIN: 0, EventType.MATCH_BEGIN: 1, **{kind: 3 + rank for rank, kind in enumerate(_LAST)}}
+_CRASH_TYPES = {
+    "visit": EventType.ZONE_EXIT,
+    "match": EventType.MATCH_END,
+    "track": EventType.TRACK_END,
+    "stream": EventType.STREAM_OFFLINE,
+}
+_CRASH_ORDER = list(_CRASH_TYPES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +60,8 @@ class EventTime:
 
 @dataclass(frozen=True, slots=True)
 class StreamIdentity:
-    """What the events of a stream say of where they come from. `source` is the CloudEvents source; `written` counts
-    the events that this run already has of the stream."""
+    """The fields that all events of a stream share. `source` is the CloudEvents source; `written` counts the events
+    that this run has written for the stream already."""
 
     stream: str
     source: str
@@ -56,29 +71,86 @@ class StreamIdentity:
     written: int = 0
 
 
-def close_crashed(open_tracks: Iterable[Event], run: int) -> list[Event]:
-    """Ends for the tracks of earlier runs that never ended, as the first events of this run on their streams.
+def close_crashed(items: Iterable[OpenItem], run: int) -> list[Event]:
+    """The ends of everything that earlier runs left open, as the first events of this run on their streams.
 
-    `open_tracks` are the last events of these tracks.
+    In each stream the visits end first (`zone.exit`), then the matches (`match.end`), the tracks (`track.end`,
+    `crashed`) and the stream itself (`stream.offline`), all at the time of the stream's last known event.
     """
-    ends = []
-    written: Counter[str] = Counter()
-    for last in open_tracks:
-        stream, track = last.data.stream, last.data.track
-        assert track is not None
-        written[stream] += 1
-        ended = track.model_copy(update={"state": "ended", "end_reason": "crashed", "revision": track.revision + 1})
-        ends.append(
-            last.model_copy(
-                update={
-                    "id": event_id(run, stream, written[stream]),
-                    "sequence": format_sequence(written[stream]),
-                    "type": EventType.TRACK_END,
-                    "data": last.data.model_copy(update={"run": run, "track": ended, "zone": None, "line": None}),
-                }
-            )
-        )
+    ordered = sorted(items, key=lambda item: (item.event.data.stream, _CRASH_ORDER.index(item.kind), item.key))
+    ends: list[Event] = []
+    for _, group in groupby(ordered, key=lambda item: item.event.data.stream):
+        ends += _CrashedStream(list(group), run).close()
     return ends
+
+
+class _CrashedStream:
+    """The open items of one stream, sorted in the order of their ends."""
+
+    def __init__(self, items: list[OpenItem], run: int) -> None:
+        self._items = items
+        self._run = run
+        self._last = max((item.event for item in items), key=lambda event: event.data.clock.captured_ns)
+        self._tracks = {item.key: item.event for item in items if item.kind == "track"}
+        self._revisions: dict[str, int] = {}
+
+    def close(self) -> list[Event]:
+        return [self._write(item, sequence) for sequence, item in enumerate(self._items, 1)]
+
+    def _write(self, item: OpenItem, sequence: int) -> Event:
+        last, data = self._last, item.event.data
+        fields = dict(self._fields(item))
+        clock = last.data.clock
+        if clock.received_ns is not None:
+            clock = clock.model_copy(update={"emitted_ns": time.time_ns()})
+        return Event(
+            id=event_id(self._run, data.stream, sequence),
+            source=item.event.source,
+            type=_CRASH_TYPES[item.kind],
+            subject=data.stream if item.kind == "stream" else item.event.subject,
+            time=last.time,
+            partitionkey=data.stream,
+            sequence=format_sequence(sequence),
+            epoch=format_epoch(self._run),
+            data=EventData(
+                stream=data.stream,
+                run=self._run,
+                clock=clock,
+                frame=last.data.frame,
+                producer=data.producer,
+                **fields,
+            ),
+        )
+
+    def _fields(self, item: OpenItem) -> Iterator[tuple[str, object]]:
+        """What the end of an item says beside the common fields."""
+        if item.kind == "stream":
+            since_ns = self._last.data.clock.captured_ns
+            yield "outage", OutageInfo(cause=CRASH_CAUSE, since_ns=since_ns)
+            return
+        data = item.event.data
+        track = self._newest_track(item)
+        if item.kind == "visit" and data.zone is not None:
+            stayed_s = max(0, track.last_seen_ns - data.clock.captured_ns) / 1e9
+            yield "zone", ZoneInfo(id=data.zone.id, dwell_s=round(stayed_s, 6))
+        if item.kind == "track":
+            track = track.model_copy(update={"state": "ended", "end_reason": "crashed"})
+        yield "track", track
+        yield "matches", self._open_matches(track.uid) if item.kind == "track" else data.matches
+
+    def _newest_track(self, item: OpenItem) -> TrackInfo:
+        """The track as it was last known, with the next revision."""
+        track = item.event.data.track
+        assert track is not None
+        newest = self._tracks.get(track.uid)
+        if newest is not None and newest.data.track is not None:
+            track = newest.data.track
+        revision = self._revisions[track.uid] = self._revisions.get(track.uid, track.revision) + 1
+        return track.model_copy(update={"revision": revision})
+
+    def _open_matches(self, uid: str) -> list[Match] | None:
+        items = [item for item in self._items if item.kind == "match" and item.event.subject == uid]
+        return [match for item in items for match in item.event.data.matches or ()] or None
 
 
 class EventWriter:
@@ -93,6 +165,7 @@ class EventWriter:
         default_threshold: float,
     ) -> None:
         self._identity = identity
+        self._epoch = format_epoch(identity.run)
         self._tracks = tracks
         self._matches = matches
         self._queries = queries
@@ -100,11 +173,11 @@ class EventWriter:
         self._sequence = identity.written
 
     def write(self, happenings: Iterable[RuleFinding], moment: EventTime) -> list[Event]:
-        """The events in order: within a frame things begin first, then happen, then end."""
+        """The events in order: within a frame begins come first, then changes, then ends."""
         ordered = sorted(happenings, key=lambda happening: _ORDER.get(happening.type, 2))
-        return [self._event(happening, moment) for happening in ordered]
+        return [self._make_event(happening, moment) for happening in ordered]
 
-    def _event(self, happening: RuleFinding, moment: EventTime) -> Event:
+    def _make_event(self, happening: RuleFinding, moment: EventTime) -> Event:
         self._sequence += 1
         identity = self._identity
         fields = dict(happening.data)
@@ -114,7 +187,7 @@ class EventWriter:
             assert record is not None, f"rule {happening.type} speaks of track {happening.track}, which never began"
             subject = record.uid
             fields["track"] = record.describe()
-            fields["matches"] = self._told_matches(happening.track, fields.pop("query_number", None))
+            fields["matches"] = self._describe_matches(happening.track, fields.pop("query_number", None))
         # The fields are made of checked models: checking them again would cost more than making them.
         return Event.model_construct(
             id=event_id(identity.run, identity.stream, self._sequence),
@@ -124,17 +197,18 @@ class EventWriter:
             time=rfc3339(moment.time_ns),
             partitionkey=identity.stream,
             sequence=format_sequence(self._sequence),
+            epoch=self._epoch,
             data=EventData.model_construct(
                 stream=identity.stream,
                 run=identity.run,
-                clock=self._clock(moment),
+                clock=self._make_clock(moment),
                 frame=moment.frame,
                 producer=identity.producer,
                 **fields,
             ),
         )
 
-    def _clock(self, moment: EventTime) -> Clock:
+    def _make_clock(self, moment: EventTime) -> Clock:
         clock = moment.clock
         return Clock(
             basis=clock.basis,
@@ -146,15 +220,15 @@ class EventWriter:
             connection=clock.connection,
         )
 
-    def _told_matches(self, track: int, only: int | None) -> list[Match] | None:
+    def _describe_matches(self, track: int, only: int | None) -> list[Match] | None:
         scores = self._matches.scores(track)
         if only is not None:
             scores = {only: self._matches.score(track, only)}
-        told = []
+        described = []
         for number, score in sorted(scores.items()):
             query = self._queries.known(number)
             threshold = query.least_score(self._default_threshold)
-            told.append(
+            described.append(
                 Match(
                     query_id=query.id,
                     query_rev=query.revision,
@@ -163,4 +237,4 @@ class EventWriter:
                     threshold=threshold,
                 )
             )
-        return told or None
+        return described or None

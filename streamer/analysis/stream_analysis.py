@@ -131,8 +131,12 @@ class StreamAnalysis:
 
     def outage(self, moment: EventTime, cause: str, since_ns: int) -> list[Event]:
         """The stream went dark: what was seen ends with `stream_down`."""
-        told = RuleFinding(EventType.STREAM_OFFLINE, None, {"outage": OutageInfo(cause=cause, since_ns=since_ns)})
-        return self.close(moment, "stream_down") + self._journal.write([told], moment)
+        return self.close(moment, "stream_down") + self.offline(moment, cause, since_ns)
+
+    def offline(self, moment: EventTime, cause: str, since_ns: int) -> list[Event]:
+        """The stream gives no frames since `since_ns` (UTC nanoseconds)."""
+        data = {"outage": OutageInfo(cause=cause, since_ns=since_ns)}
+        return self._journal.write([RuleFinding(EventType.STREAM_OFFLINE, None, data)], moment)
 
     def online(self, moment: EventTime, cause: str = "", since_ns: int | None = None) -> list[Event]:
         """The stream is seen, for the first time or again after the outage that began at `since_ns`."""

@@ -38,10 +38,10 @@ def detection(
     """Score boxes: COCO's average precision, or LVIS's fixed AP."""
     from dataclasses import asdict
 
-    from detectors import evaluation
+    from detectors import coco_data, evaluation
 
-    data = evaluation.read_truth(truth)
-    found = evaluation.read_results(results, data)
+    data = coco_data.read_data_set(truth)
+    found = coco_data.read_results(results, data)
     score = asdict((evaluation.lvis_score if lvis else evaluation.coco_score)(data, found))
     categories, frequencies = score.pop("categories"), score.pop("frequencies")
     if as_json:
@@ -64,10 +64,10 @@ def grounding(
     """Score phrases: how often one of the 1, 5, 10 best boxes is right, as on Flickr30k Entities."""
     from dataclasses import asdict
 
-    from detectors import evaluation
+    from detectors import coco_data, evaluation
 
-    data = evaluation.read_truth(truth)
-    pairs = evaluation.pair_phrases(data, evaluation.read_results(results, data))
+    data = coco_data.read_data_set(truth)
+    pairs = evaluation.pair_phrases(data, coco_data.read_results(results, data))
     score = asdict(evaluation.recall_of_phrases(pairs, protocol.value))
     if as_json:
         _print_json(score)

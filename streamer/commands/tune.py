@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 class TuneMode(StrEnum):
@@ -53,72 +50,24 @@ def tune(
     as_json: Annotated[bool, typer.Option("--json", help="Print what came of it as JSON.")] = False,
 ) -> None:
     """Fit a GLIP to pictures of your own: everything of it, its head, or only the words (prompt tuning)."""
-    import dataclasses
-    import json
+    from streamer.tasks import tune as work
 
-    from rich.console import Console
-
-    from detectors import evaluation
-    from detectors.device import choose_device
-    from detectors.glip.model_files import find, write_folder
-    from detectors.glip.training import fitting
-    from streamer.errors import ConfigError
-
-    makes_words = shots == 0 or mode is TuneMode.PROMPT
-    if makes_words and short_side is not None:
-        raise ConfigError(
-            "--short-side belongs to a model folder, and tuned words are none: give it with --mode full, head or linear"
-        )
-    data = evaluation.read_truth(truth)
-    other = data if val is None else evaluation.read_truth(val)
-    source = find(model, weights)
-    network, tokenizer = source.load()
-    network.to(choose_device(device))
-    names = [category["name"] for category in data["categories"]]
-    tokens = fitting.caption_of(names, tokenizer, network.config.text.max_length, _descriptions(describe or []))
-    size = network.config.image.resized(short_side)
-    chosen = [image["id"] for image in data["images"]] if shots is None else fitting.few_shots(data, shots, seed)
-    learning = fitting.TrainingExamples(
-        data, images or fitting.folder_of(truth, data), chosen, tokens, size, batch, seed
+    task = work.TuneTask(
+        truth,
+        out,
+        images=images,
+        val=val,
+        val_images=val_images,
+        mode=mode.value,
+        shots=shots,
+        describe=describe or (),
+        model=model,
+        weights=weights,
+        short_side=short_side,
+        epochs=epochs,
+        batch=batch,
+        rate=rate,
+        seed=seed,
+        device=device,
     )
-    everything = [image["id"] for image in other["images"]]
-    checking = fitting.TrainingExamples(
-        other,
-        val_images or (images if val is None else None) or fitting.folder_of(val or truth, other),
-        everything,
-        tokens,
-        size,
-        1,
-        seed,
-    )
-    console = Console(stderr=True, quiet=as_json)
-
-    def told(epoch: int, loss: float, ap: float) -> None:
-        console.print(f"epoch {epoch}: loss {loss:.3f}, AP {ap:.3f}" if epoch else f"before: AP {ap:.3f}")
-
-    if shots == 0:
-        ap = fitting.scored(network, checking).ap
-        told(0, 0.0, ap)
-    else:
-        course = fitting.FittingCourse(mode.value, shots, seed, epochs, batch, rate)
-        ap = fitting.fit(network, learning, checking, course, told)
-    if makes_words:
-        fitting.tuned_prompt(network, names, tokens).save(out)
-    else:
-        write_folder(out, dataclasses.replace(network.config, image=size), network.state_dict(), source.vocabulary)
-    if as_json:
-        typer.echo(json.dumps({"mode": mode.value, "pictures": len(chosen), "ap": ap, "out": str(out)}))
-    else:
-        Console(soft_wrap=True).print(f"AP {ap:.3f} with {len(chosen)} pictures: {out}")
-
-
-def _descriptions(given: list[str]) -> Mapping[str, str]:
-    found = {}
-    for one in given:
-        name, equals, words = one.partition("=")
-        if not equals:
-            from streamer.errors import ConfigError
-
-            raise ConfigError(f"--describe takes NAME=WORDS, such as 'stingray=, flat and round', not {one!r}")
-        found[name] = words
-    return found
+    raise typer.Exit(work.tune(task, as_json=as_json))

@@ -15,6 +15,7 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
 from detectors.detector import GroundedSpan, GroundedText
+from detectors.overlap import mask_boxes
 from sinks.event import Description, Span
 from streamer.errors import ConfigError
 from streamer.rules.mask_rle import mask_model
@@ -96,7 +97,7 @@ def paint(image: Image, masks: BoolMask, labels: Sequence[str]) -> Image:
     """A copy of a BGR picture with coloured masks (K, H, W) and a label at each."""
     if not len(masks):
         return image.copy()
-    shown = sv.Detections(xyxy=sv.mask_to_xyxy(masks), mask=masks, class_id=np.arange(len(masks)))
+    shown = sv.Detections(xyxy=mask_boxes(masks), mask=masks, class_id=np.arange(len(masks)))
     by_row = sv.ColorLookup.INDEX
     painted = sv.MaskAnnotator(opacity=_OPACITY, color_lookup=by_row).annotate(image.copy(), shown)
     scale = max(0.4, image.shape[0] / 1080)

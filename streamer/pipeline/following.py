@@ -189,7 +189,7 @@ class Following:
         return stream.analysis.coverage(moment, info)
 
     async def _close(self, stream: Stream) -> None:
-        """End what is open in a stream and send its last coverage."""
+        """End what is open in a stream, send its last coverage, and `offline` as the newest event of the stream."""
         if stream.is_closed:
             return
         stream.is_closed = True
@@ -201,7 +201,11 @@ class Following:
         moment = stream.event_time()
         is_over = self.is_stopping or not stream.is_live
         events = stream.analysis.close(moment, "shutdown" if is_over else "stream_down")
-        await self._send(stream, events + self._cover(stream, stream.source.account.tally()))
+        events += self._cover(stream, stream.source.account.tally())
+        cause = "shutdown" if self.is_stopping else "the camera ended the stream" if stream.is_live else "end of file"
+        since_ns = moment.time_ns if stream.dark_since_ns is None else stream.dark_since_ns
+        events += stream.analysis.offline(moment, stream.dark_cause or stream.error or cause, since_ns)
+        await self._send(stream, events)
 
     async def _send(self, stream: Stream, events: Sequence[Event]) -> None:
         """Send the events of one stream to the spool."""

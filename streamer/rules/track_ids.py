@@ -40,6 +40,11 @@ def derived_uids(*parts: str) -> NewUid:
     return new_uid
 
 
+def derived_run(*parts: str) -> int:
+    """The run number of a recording, 48 bits: the same for the same work, so that its events have the same ids."""
+    return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:6], "big")
+
+
 def fingerprint(path: Path) -> str:
     """Tells recordings apart by size, beginning and end, without reading all of them. Raises `OSError`."""
     digest = hashlib.sha256()

@@ -7,8 +7,8 @@ import importlib.util
 import io
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -20,16 +20,17 @@ import supervision as sv
 from rich.console import Console
 from rich.table import Table
 
+from detectors.coco_data import DataSetError, fold_name
 from detectors.glamm import metrics
 from streamer.enrichment import grounded
 from streamer.enrichment.loading import GlammLoading
 from streamer.errors import ConfigError, StreamerError
 from streamer.rules.mask_rle import mask_model
 from streamer.sources.picture import read_picture
+from streamer.tasks.mask_records import BoolMask, MaskRecord, decode_mask, read_records
 
 _SCORERS = {"cider.cider": "Cider", "meteor.meteor": "Meteor", "tokenizer.ptbtokenizer": "PTBTokenizer"}
 
-BoolMask = npt.NDArray[np.bool_]
 Similarity = Callable[[Sequence[str], Sequence[str]], npt.NDArray[np.float64]]
 
 
@@ -39,61 +40,6 @@ class SegmentationBenchmark(StrEnum):
     GCG = "gcg"
     REFSEG = "refseg"
     REGCAP = "regcap"
-
-
-@dataclass(frozen=True)
-class MaskRecord:
-    """One image of a file: its caption, its phrases and the mask of each; `image_id` ties two files together."""
-
-    image_id: str
-    caption: str
-    phrases: tuple[str, ...]
-    rles: tuple[Mapping[str, Any], ...]
-    image: str = ""
-    box: tuple[float, ...] = ()
-
-    def masks(self) -> BoolMask:
-        """(K, H, W)"""
-        if not self.rles:
-            return np.zeros((0, 1, 1), dtype=bool)
-        return np.stack([_decode(rle) for rle in self.rles])
-
-
-def _decode(rle: Mapping[str, Any]) -> BoolMask:
-    height, width = rle["size"]
-    return np.asarray(sv.rle_to_mask(rle["counts"], (width, height)), dtype=bool)
-
-
-def read_records(path: Path) -> dict[str, MaskRecord]:
-    """A JSON list, or JSON lines, of `{image_id, caption, phrases, pred_masks or masks}`, masks as COCO run lengths.
-
-    GranD-f's own form, `{file_name, caption, groundings: {phrase: {rle_masks}}}`, is read too. Raises `ConfigError`.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        table = json.loads(text) if text.lstrip().startswith("[") else [json.loads(row) for row in text.splitlines()]
-        records = [_record(entry) for entry in table]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path} holds no such records ({type(error).__name__}: {error}): "
-            "it must be a list of {image_id, caption, phrases, masks}"
-        ) from error
-    return {record.image_id: record for record in records}
-
-
-def _record(entry: Mapping[str, Any]) -> MaskRecord:
-    identity = str(entry["image_id"] if "image_id" in entry else entry["file_name"])
-    image = str(entry.get("image", entry.get("file_name", "")))
-    if "groundings" in entry:
-        pairs = [(phrase, rle) for phrase, one in entry["groundings"].items() for rle in one["rle_masks"]]
-        phrases, rles = [phrase for phrase, _ in pairs], [rle for _, rle in pairs]
-    else:
-        phrases, rles = entry.get("phrases", []), entry.get("pred_masks", entry.get("masks", []))
-    box = tuple(float(value) for value in entry.get("box", ()))
-    return MaskRecord(identity, str(entry.get("caption", "")), tuple(phrases), tuple(rles), image, box)
 
 
 def score(
@@ -139,15 +85,42 @@ def _recall(
     return {"recall": metrics.average_recall(hits, [len(record.phrases) for record in truth.values()])}
 
 
-def _referring(truth: Mapping[str, MaskRecord], answers: Mapping[str, MaskRecord]) -> dict[str, float]:
-    """A phrase without an answer counts with an empty mask."""
-    total = metrics.ReferringScore()
+def _referring(truth: Mapping[str, MaskRecord], answers: Mapping[str, MaskRecord]) -> dict[str, float | int]:
+    """A phrase without an answer counts with an empty mask, and is counted."""
+    total, unanswered = metrics.ReferringScore(), 0
     for identity, record in truth.items():
         wanted = record.masks()
-        given = answers[identity].masks() if answers[identity].rles else wanted[:0]
-        missing = np.zeros((len(wanted) - min(len(wanted), len(given)), *wanted.shape[1:]), dtype=bool)
-        total.add(wanted, np.concatenate([given[: len(wanted)], missing]))
-    return {"ciou": total.ciou, "giou": total.giou}
+        ordered = _answers_in_order(record, answers[identity], wanted.shape[1:])
+        unanswered += int((~ordered.any(axis=(1, 2))).sum())
+        total.add(wanted, ordered)
+    return {"ciou": total.ciou, "giou": total.giou, "empty_answers": unanswered}
+
+
+def _answers_in_order(record: MaskRecord, answer: MaskRecord, shape: tuple[int, ...]) -> BoolMask:
+    """(K, H, W): the answer's mask for each mask of the record.
+
+    They belong together by phrase, the n-th of equal phrases to the n-th, or by order where phrases are missing.
+    """
+    given = answer.masks() if answer.rles else np.zeros((0, *shape), dtype=bool)
+    ordered = np.zeros((len(record.rles), *shape), dtype=bool)
+    if not len(given) or not len(ordered):
+        return ordered
+    if given.shape[1:] != shape:
+        raise DataSetError(
+            f"image {record.image_id!r} has masks of {given.shape[2]}x{given.shape[1]} pixels in the predictions, of "
+            f"{shape[1]}x{shape[0]} in the truth: predict masks at the size of the image"
+        )
+    if len(record.phrases) != len(record.rles) or len(answer.phrases) != len(given):
+        shared = min(len(given), len(ordered))
+        ordered[:shared] = given[:shared]
+        return ordered
+    waiting: dict[str, list[int]] = defaultdict(list)
+    for place, phrase in enumerate(answer.phrases):
+        waiting[fold_name(phrase)].append(place)
+    for row, phrase in enumerate(record.phrases):
+        if places := waiting[fold_name(phrase)]:
+            ordered[row] = given[places.pop(0)]
+    return ordered
 
 
 def average_precision(truth: Mapping[str, MaskRecord], answers: Mapping[str, MaskRecord]) -> float:
@@ -160,7 +133,7 @@ def average_precision(truth: Mapping[str, MaskRecord], answers: Mapping[str, Mas
     numbers = {identity: number for number, identity in enumerate(truth, 1)}
     sizes = {i: rle["size"] for records in (answers, truth) for i, rle in _pairs(records)}
     wanted = [
-        {**_annotation(numbers[i], rle), "id": number, "iscrowd": 0, "area": int(_decode(rle).sum())}
+        {**_annotation(numbers[i], rle), "id": number, "iscrowd": 0, "area": int(decode_mask(rle).sum())}
         for number, (i, rle) in enumerate(_pairs(truth), 1)
     ]
     given = [{**_annotation(numbers[i], rle), "score": 1.0} for i, rle in _pairs(answers)]
@@ -189,7 +162,7 @@ def _annotation(image: int, rle: Mapping[str, Any]) -> dict[str, Any]:
     """With compressed run lengths, whatever form the file has them in."""
     counts = rle["counts"]
     if not isinstance(counts, str):
-        counts = sv.mask_to_rle(_decode(rle), compressed=True)
+        counts = sv.mask_to_rle(decode_mask(rle), compressed=True)
     segmentation = {"size": list(rle["size"]), "counts": str(counts)}
     return {"image_id": image, "category_id": 1, "segmentation": segmentation}
 

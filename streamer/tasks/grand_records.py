@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detectors.detector import GroundedText
+from detectors.overlap import mask_boxes
 from streamer.boxes import box_ious
 from streamer.enrichment.grounded import union
 from streamer.rules.mask_rle import mask_model
@@ -132,13 +133,11 @@ def _candidates(source: str, found: sv.Detections) -> list[GrandObject]:
 
 def _described(told: GroundedText) -> tuple[str, list[GrandObject]]:
     """The phrases of the description that have a mask."""
-    import supervision as sv
-
     things = []
     for span in told.spans:
         mask = union(told, span)
         if mask is not None and mask.any():
-            box = sv.mask_to_xyxy(mask[None])[0].astype(np.float64)
+            box = mask_boxes(mask[None])[0]
             things.append(GrandObject(box, span.phrase.lower(), 0.0, DESCRIPTION, mask=mask))
     return DESCRIPTION, things
 
@@ -257,16 +256,14 @@ def ground_exactly(caption: str, things: Mapping[int, GrandObject]) -> list[dict
 
 
 def _dense_details(told: GroundedText, things: Mapping[int, GrandObject]) -> list[dict[str, Any]]:
-    """GLaMM's own phrases, each linked to the things whose box its mask fills."""
-    import supervision as sv
-
+    """GLaMM's own phrases, each linked to the objects whose box its mask fills."""
     boxes = np.array([thing.box for thing in things.values()]).reshape(-1, 4)
     details = []
     for span in told.spans:
         mask = union(told, span)
         if mask is None or not mask.any():
             continue
-        ious = box_ious(sv.mask_to_xyxy(mask[None]).astype(np.float64), boxes)[0]
+        ious = box_ious(mask_boxes(mask[None]), boxes)[0]
         own = [number for number, thing in things.items() if thing.mask is mask or ious[number] > LINKED]
         details.append(
             {

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from detectors.evaluation import (
-    DetectionEvaluationError,
     TruePhrase,
     coco_score,
     lvis_score,
     pair_phrases,
-    read_results,
-    read_truth,
     recall_of_phrases,
 )
 
@@ -134,22 +129,3 @@ def test_a_phrase_is_read_from_the_caption_by_its_characters() -> None:
     }
     results = [{"image_id": 1, "phrase": "a dog", "bbox": [0, 0, 10, 10], "score": 1.0}]
     assert recall_of_phrases(pair_phrases(truth, results)).at_1 == 1
-
-
-def test_files_that_are_something_else_are_told(tmp_path: Path) -> None:
-    def written(value: object) -> Path:
-        path = tmp_path / "file.json"
-        path.write_text(json.dumps(value))
-        return path
-
-    with pytest.raises(DetectionEvaluationError, match="COCO's format"):
-        read_truth(written([1]))
-    with pytest.raises(DetectionEvaluationError, match="annotation 0 needs a bbox"):
-        read_truth(written({"images": [image(1)], "annotations": [{"image_id": 1, "bbox": [1, 2]}]}))
-    truth = {"images": [image(1)], "annotations": []}
-    with pytest.raises(DetectionEvaluationError, match="result 0 lacks"):
-        read_results(written([{"image_id": 1}]), truth)
-    with pytest.raises(DetectionEvaluationError, match="image 7, which the truth has not"):
-        read_results(written([box(7, 1, 0, score=1)]), truth)
-    with pytest.raises(DetectionEvaluationError, match="cannot read"):
-        read_truth(tmp_path / "absent.json")

@@ -182,7 +182,7 @@ def make_folder(folder: Path, _clip: Path) -> Path:
         (lambda folder, clip: folder / "none.mp4", "does not exist"),
         (make_folder, "holds no videos"),
         (make_truncated, "was cut off"),
-        (make_text, "is no video"),
+        (make_text, "is not a video"),
         (make_empty, "is empty (0 bytes)"),
     ],
 )

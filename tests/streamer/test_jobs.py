@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import supervision as sv
@@ -22,7 +23,7 @@ from streamer.jobs.event_archive import EventArchive
 from streamer.jobs.job import parse_shard, read_addresses
 from streamer.jobs.shared_parts import SharedDetector
 from streamer.jobs.units import list_units, shard_of
-from tests.support.clips import make_clip
+from streamer.street import Street
 
 MOVING = ("-q", "anything that moves", "--no-video")
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,9 +32,21 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clips")
-    for name, frames in (("a", 60), ("b", 50), ("c", 40)):
-        make_clip(folder / f"{name}.mp4", frames=frames, fps=10)
+    for seed, (name, frames) in enumerate((("a", 50), ("b", 40), ("c", 30))):
+        make_street_clip(folder / f"{name}.mp4", seed, frames)
     return folder
+
+
+def make_street_clip(path: Path, seed: int, frames: int) -> None:
+    """Encodes some seconds of the synthetic street, where things move."""
+    street = Street(seed, size=(320, 192), fps=8)
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 320, 192, "yuv420p"
+        for index in range(frames):
+            picture = av.VideoFrame.from_ndarray(street.image(index), format="bgr24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
 
 
 def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -108,7 +121,7 @@ def test_results_do_not_depend_on_company_or_order(clips: Path, tmp_path: Path) 
     for name in names:
         assert run(clips / name, *MOVING, "--out", alone).returncode == 0
     found.append(results(alone))
-    assert found[0]
+    assert any(content for name, content in found[0].items() if name.endswith("tracks.txt"))
     assert all(other == found[0] for other in found[1:])
 
 

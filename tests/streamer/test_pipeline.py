@@ -44,11 +44,12 @@ def test_a_recording_is_analysed_frame_by_frame_and_told_in_order():
         "match.end",
         "track.end",
         "coverage",
+        "stream.offline",
     ]
     sequences = [int(event.sequence) for event in bench.sink.events]
     assert sequences == list(range(1, len(sequences) + 1))
     assert [event.id for event in bench.sink.events] == [f"1.cam.{number}" for number in sequences]
-    coverage = bench.sink.events[-1].data.coverage
+    coverage = bench.sink.events[-2].data.coverage
     assert (coverage.received, coverage.analysed, coverage.dropped, coverage.state) == (25, 25, {}, "seeing")
 
 
@@ -108,7 +109,7 @@ def test_a_camera_that_breaks_leaves_the_others_alone():
     bench = run(lambda: [camera(FakeSource("bad", count=20, fail_at=3)), camera(FakeSource("good", count=20))])
     assert bench.pipeline.errors == {"bad": "the cable was cut"}
     assert tallies(bench)["good"].analysed == 20
-    assert bench.kinds("bad") == ["stream.online", "track.begin", "track.end", "coverage"]
+    assert bench.kinds("bad") == ["stream.online", "track.begin", "track.end", "coverage", "stream.offline"]
 
 
 def test_a_frame_that_the_detector_cannot_take_costs_that_frame_alone():
@@ -210,7 +211,7 @@ def test_an_outage_is_one_pair_of_events_and_ends_the_tracks():
 
     bench = asyncio.run(go())
     stream_events = [event for event in bench.sink.events if event.type.startswith("groundstream.stream")]
-    assert [event.type.split(".")[2] for event in stream_events] == ["online", "offline", "online"]
+    assert [event.type.split(".")[2] for event in stream_events] == ["online", "offline", "online", "offline"]
     assert stream_events[1].data.outage.cause == "the camera is silent"
     assert stream_events[2].data.outage.since_ns == stream_events[1].data.outage.since_ns
     ends = [event.data.track.end_reason for event in bench.sink.events if event.type is EventType.TRACK_END]

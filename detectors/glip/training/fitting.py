@@ -13,10 +13,10 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -98,6 +98,11 @@ def caption_of(
         prompts = [("", descriptions.get(name, "")) for name in names]
         names = [clean_name(name) for name in names]
     tokens = tokenizer(category_caption(names, prompts))
+    for name, label in zip(names, tokens.labels, strict=True):
+        if not label:
+            raise PromptError(
+                f"the model reads no word of the category {name!r}: parentheses are left out; rename the category"
+            )
     if len(tokens.ids) > limit:
         raise PromptError(f"the categories make {len(tokens.ids)} tokens, tuning takes one caption of at most {limit}")
     return tokens
@@ -108,6 +113,11 @@ def folder_of(truth: Path, data: Mapping[str, Any]) -> Path:
     inside = truth.parent / "images"
     names = [image["file_name"] for image in data["images"]]
     return inside if names and not (truth.parent / names[0]).is_file() and inside.is_dir() else truth.parent
+
+
+def teaches(row: Mapping[str, Any]) -> bool:
+    """Whether an annotation is learned from: crowds and boxes no larger than a pixel are not."""
+    return not row.get("iscrowd") and min(row["bbox"][2:]) > 1
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,8 @@ class TrainingExamples:
     batch: int
     seed: int
     repeats: int = 1
+    as_stored: Mapping[int, bool] = field(default_factory=dict)
+    """Images that are read without turning them by their EXIF data (`coco_data.check_pictures`)."""
 
     @property
     def steps(self) -> int:
@@ -159,9 +171,10 @@ class TrainingExamples:
         import cv2
 
         path = self.folder / self._files[image]
-        read = cv2.imread(str(path))
+        turning = cv2.IMREAD_IGNORE_ORIENTATION if self.as_stored.get(image) else 0
+        read = cv2.imread(str(path), cv2.IMREAD_COLOR | turning)
         if read is None:
-            raise TrainingError(f"{path} is missing or is no picture: the data set names it, relative to {self.folder}")
+            raise TrainingError(f"cannot read the picture {path}: the data set names it, relative to {self.folder}")
         return torch.from_numpy(read)
 
     def rows(self, image: int) -> Sequence[Mapping[str, Any]]:
@@ -173,10 +186,10 @@ class TrainingExamples:
 
     @cached_property
     def _rows(self) -> dict[int, list[Mapping[str, Any]]]:
-        """What can be learned, by picture: data sets have a hundred thousand of them."""
+        """The annotations that teach, by picture."""
         found: dict[int, list[Mapping[str, Any]]] = {}
         for row in self.truth["annotations"]:
-            if not row.get("iscrowd") and min(row["bbox"][2:]) > 1:
+            if teaches(row):
                 found.setdefault(row["image_id"], []).append(row)
         return found
 
@@ -248,26 +261,39 @@ class FittingCourse:
         return TrainingRecipe(rate=rate, text_rate=rate / 10, weight_decay=decay, warm_up=0.0, steps=10**9)
 
 
+class FittingResult(NamedTuple):
+    """The validation AP of the best epoch, its number (0: no epoch was better than the model as it came), and whether
+    the course was interrupted."""
+
+    ap: float
+    epoch: int
+    interrupted: bool
+
+
 def fit(
     model: GlipModel,
     training: TrainingExamples,
     validation: TrainingExamples,
     course: FittingCourse,
     after: Callable[[int, float, float], None] = lambda epoch, loss, ap: None,
-) -> float:
-    """Tune the model in place, to its best epoch; returns that epoch's validation AP.
+    stopped: Callable[[], bool] = lambda: False,
+) -> FittingResult:
+    """Tunes the model in place, to its best epoch.
 
-    `after` is called with the epoch, its mean loss and AP; epoch 0 is the model as it came. Raises `TrainingError`.
+    `after` is called with the epoch, its mean loss and AP; epoch 0 is the model as it came. `stopped` is asked after
+    every step: once it returns true, the best epoch so far stays. Raises `TrainingError`.
     """
-    if not training.images:
-        raise TrainingError("there is no labelled picture to learn from")
+    if not any(training.rows(image) for image in training.images):
+        raise TrainingError("no labelled picture to learn from: expected annotations with boxes larger than a pixel")
+    if not any(validation.rows(image) for image in validation.images):
+        raise TrainingError("the validation set has no box, so that no epoch can be chosen by it: add annotations")
     choose(model, course.mode)
     few = course.shots is not None
     training = replace(training, repeats=_REPEATS.get(course.shots or 0, 1))
     trainer = GlipTrainer(model, course.recipe, model.rpn.head.bias0.device, course.seed)
     patience, end = (3, 8) if few else (2, 4)
     plateau = _PlateauRule(trainer, course.patience or patience, end)
-    best_ap, best = scored(model, validation).ap, _learned(model)
+    best_ap, best, best_epoch = scored(model, validation).ap, _learned(model), 0
     after(0, float("nan"), best_ap)
     number = 0
     for epoch in range(1, course.epochs + 1):
@@ -276,15 +302,19 @@ def fit(
         for _ in range(training.steps):
             total += trainer.learn(training(number).to(trainer.device)).total
             number += 1
+            if stopped():
+                break
+        if stopped():
+            break
         ap = scored(model, validation).ap
         after(epoch, total / training.steps, ap)
         if ap > best_ap:
-            best_ap, best = ap, _learned(model)
-        if plateau.ends(ap):
+            best_ap, best, best_epoch = ap, _learned(model), epoch
+        if plateau.ends(ap) or stopped():
             break
     model.load_state_dict(best, strict=False)
     model.requires_grad_(False).eval()
-    return best_ap
+    return FittingResult(best_ap, best_epoch, interrupted=stopped())
 
 
 def _learned(model: GlipModel) -> dict[str, Tensor]:

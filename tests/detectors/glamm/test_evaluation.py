@@ -16,6 +16,7 @@ import transformers
 import typer
 from typer.testing import CliRunner
 
+from detectors.coco_data import DataSetError
 from detectors.glamm.similarity import TextSimilarity
 from streamer.commands.evaluate_segmentation import SegmentationTask, evaluate_segmentation
 from streamer.errors import ConfigError
@@ -140,7 +141,7 @@ def test_the_model_is_scored_on_pictures(hub: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[{}]", "{", "nothing"])
 def test_a_file_without_records_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "truth.json").write_text(text)
-    with pytest.raises(ConfigError, match="holds no such records"):
+    with pytest.raises(DataSetError, match=r"truth\.json"):
         mask_scores.read_records(tmp_path / "truth.json")
 
 

@@ -45,7 +45,7 @@ def test_each_phrase_gets_a_mask_of_its_own(glamm: Glamm) -> None:
     assert set(found.class_id.tolist()) <= {0, 1}
     for box, mask in zip(found.xyxy, found.mask, strict=True):
         rows, columns = mask.nonzero()
-        assert box.tolist() == [columns.min(), rows.min(), columns.max(), rows.max()]
+        assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     assert found.data["class_name"].tolist() == [["the red car", "a man"][i] for i in found.class_id]
 
 

@@ -31,7 +31,7 @@ def picture(height: int, width: int, seed: int = 0) -> Image:
 
 @pytest.fixture(scope="module")
 def glip(folder: Path) -> Glip:
-    return create("glip-mini", weights=folder)
+    return create("glip-mini", weights=folder, dtype="float32")
 
 
 def run(glip: Glip, *asked: tuple[Image, list[str]]) -> list[sv.Detections]:
@@ -157,7 +157,7 @@ def test_the_same_words_are_encoded_once(folder: Path, monkeypatch: pytest.Monke
 
 
 def test_many_queries_are_spread_over_captions_and_keep_their_numbers(folder: Path) -> None:
-    glip = create("glip-mini", weights=folder)
+    glip = create("glip-mini", weights=folder, dtype="float32")
     queries = ["person", "red car", "dog", "bus", "traffic light", "tree", "a red bus", "the light", "a tree", "a dog"]
     prompt = glip.prepare(queries)
     assert len(prompt.chunks) > 1
@@ -382,3 +382,37 @@ def test_a_model_folder_describes_itself(folder: Path) -> None:
     assert json.loads((folder / "config.json").read_text())["image"]["min_side"] == CONFIG.image.min_side
     with pytest.raises(DetectorError, match="no model folder"):
         create("glip-mini", weights=folder.parent)
+
+
+def test_marks_around_a_query_do_not_change_what_is_found(glip: Glip) -> None:
+    image = picture(90, 130)
+    plain, marked = run(glip, (image, ["a dog", "man"]), (image, ['"a dog."', "man!"]))
+    assert same(plain, marked)
+    assert set(marked.data["class_name"]) <= {'"a dog."', "man!"}
+
+
+def test_queries_that_only_parentheses_tell_apart_are_refused(glip: Glip, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(PromptError, match="read alike for this model, which leaves out parentheses"):
+        glip.prepare(["car (parked)", "car (moving)"])
+    glip.prepare(["car (parked)"])
+    assert "parentheses in the query 'car (parked)' are left out" in caplog.text
+
+
+def test_words_outside_the_vocabulary_are_reported(glip: Glip, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(PromptError, match="nothing of the query '😀' is in the model's vocabulary"):
+        glip.prepare(["😀"])
+    glip.prepare(["dog 😀"])
+    assert "'😀' is not in the model's vocabulary: it is left out" in caplog.text
+
+
+def test_predictions_that_are_not_numbers_are_an_error(folder: Path) -> None:
+    glip = create("glip-mini", weights=folder, dtype="float32")
+    with torch.no_grad():
+        glip.model.rpn.head.bias0.fill_(float("nan"))
+    with pytest.raises(DetectorError, match="predictions are not numbers"):
+        run(glip, (picture(60, 60), ["dog"]))
+
+
+def test_a_phrase_of_a_text_is_found_as_whole_words(glip: Glip) -> None:
+    labels = glip.prepare_text("a dog and a dogma", ["dog", "a dog"]).chunks[0]
+    assert labels.queries == (0, 1)

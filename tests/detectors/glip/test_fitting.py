@@ -143,8 +143,8 @@ def test_full_tuning_lowers_the_loss_and_keeps_the_best_epoch(
     best = fit(model, shown, shown, FittingCourse("full", epochs=12, rate=3e-3), lambda *row: told.append(row))
     assert told[0][0] == 0
     assert told[-1][1] < 0.7 * told[1][1], "the loss falls"
-    assert best == max(ap for _, _, ap in told)
-    assert scored(model, shown).ap == pytest.approx(best, abs=1e-6), "the best epoch is what is kept"
+    assert best.ap == max(ap for _, _, ap in told) == told[best.epoch][2]
+    assert scored(model, shown).ap == pytest.approx(best.ap, abs=1e-6), "the best epoch is what is kept"
 
 
 def test_tuned_words_are_a_small_file_that_the_detector_reads(
@@ -169,7 +169,25 @@ def test_a_missing_picture_and_no_picture_are_told(
     truth: tuple[dict[str, Any], Path], tokenizer: BertTokenizer, tmp_path: Path
 ) -> None:
     lost = examples((truth[0], tmp_path), tokenizer)
-    with pytest.raises(TrainingError, match=r"1\.png is missing"):
+    with pytest.raises(TrainingError, match=r"cannot read the picture .*1\.png"):
         lost.pixels(1)
     with pytest.raises(TrainingError, match="no labelled picture"):
         fit(tiny_model(), examples(truth, tokenizer, images=[]), lost, FittingCourse())
+    with pytest.raises(TrainingError, match="validation set has no box"):
+        fit(tiny_model(), examples(truth, tokenizer), examples(truth, tokenizer, images=[]), FittingCourse())
+
+
+def test_a_stopped_course_keeps_its_best_epoch(truth: tuple[dict[str, Any], Path], tokenizer: BertTokenizer) -> None:
+    model, shown = tiny_model(), examples(truth, tokenizer)
+    epochs: list[int] = []
+    result = fit(
+        model,
+        shown,
+        shown,
+        FittingCourse("full", epochs=50, rate=3e-3),
+        lambda epoch, _loss, _ap: epochs.append(epoch),
+        lambda: len(epochs) == 4,
+    )
+    assert result.interrupted
+    assert epochs == [0, 1, 2, 3]
+    assert scored(model, shown).ap == pytest.approx(result.ap, abs=1e-6)
