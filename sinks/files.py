@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sinks.address import SinkAddress
-from sinks.sink import SinkAddressError, SinkError
+from sinks.sink import ReaderGone, SinkAddressError, SinkError
 from sinks.worker import SinkWorker
 
 if TYPE_CHECKING:
@@ -61,23 +61,34 @@ class JsonlSink:
 
 
 class StdoutSink:
-    """One line for each event on standard output, at once."""
+    """One line for each event on standard output, at once.
+
+    Unread events are not kept for the next start. Raises `ReaderGone` when the other end of the pipe
+    was closed.
+    """
+
+    durable = False
 
     def __init__(self) -> None:
         self._worker = SinkWorker("sink-stdout")
 
     async def send_batch(self, events: Sequence[Event]) -> None:
-        await self._worker.call(self._print, b"".join([event.to_json() + b"\n" for event in events]))
+        await self._worker.call(self._write_lines, b"".join([event.to_json() + b"\n" for event in events]))
 
     async def aclose(self) -> None:
         await self._worker.aclose()
 
-    def _print(self, lines: bytes) -> None:
+    def _write_lines(self, lines: bytes) -> None:
+        """Past Python's own buffer, whose lock a reader that never reads would hold at the exit."""
         try:
-            sys.stdout.buffer.write(lines)
-            sys.stdout.buffer.flush()
+            sys.stdout.flush()
+            file, written = sys.stdout.fileno(), 0
+            while written < len(lines):
+                written += os.write(file, lines[written:])
+        except BrokenPipeError:
+            raise ReaderGone("standard output was closed by its reader") from None
         except OSError as error:
-            raise SinkError(f"standard output cannot be written ({error.strerror}): nobody reads it any more") from None
+            raise SinkError(f"standard output cannot be written ({error.strerror}): check where it goes") from None
 
 
 def open_jsonl(address: SinkAddress) -> JsonlSink:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -17,8 +16,7 @@ from groundstream import __version__
 from sinks.address import redact
 from sinks.event import Producer
 from sinks.registry import open_sinks
-from sinks.sink import Sink, SinkError
-from sinks.spool.spool import Spool
+from sinks.sink import Sink
 from streamer.analysis.event_writer import StreamIdentity, close_crashed
 from streamer.analysis.queries import Query, QueryBook, slug
 from streamer.analysis.stream_analysis import CountPlan, StreamAnalysis, config_hash
@@ -38,6 +36,7 @@ from streamer.sources.address import natural
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names
 from streamer.sources.sampling import FrameSampling
+from streamer.spooling import open_spool
 from streamer.threads import limit_opencv, set_environment
 from trackers import create_tracker
 
@@ -45,7 +44,7 @@ log = logging.getLogger("groundstream")
 
 VIDEO = "video:"
 PATIENCE_S = 10.0
-"""How long the end waits for sinks that take nothing."""
+"""Seconds that the end waits for sinks that take nothing, where events are in memory."""
 
 Outputs = Callable[[Source, StreamAnalysis], Sequence[Recorder]]
 """What to keep of the frames of one stream."""
@@ -78,8 +77,8 @@ async def open_pipeline(
     the addresses of these streams; `rules` makes further rules for the stream of a name.
     `spool_path` is where events are safe until then; None keeps them in memory, for jobs that can be run again.
     `strict` lets a live source that refuses us (401, 404) end with an error instead of being tried again.
-    `more_sinks` get the events beside those of the configuration. At the end, sinks that lag are waited for until they
-    have everything or have taken nothing for `patience_s`.
+    `more_sinks` get the events beside those of the configuration. At the end, sinks that lag are waited for within `close_timeout_s` of the configuration where the spool is a file, else until they have taken
+    nothing for `patience_s`. When the reader of standard output leaves, the pipeline is stopped.
     Raises what the parts raise: `SourceError`, `DetectorError`, `TrackerError`, `SinkError`, `ConfigError`.
     """
     set_environment()
@@ -89,7 +88,8 @@ async def open_pipeline(
     check_parts(config)
     used_detector = load_detector(config.detector) if detector is None else detector
     sinks = {**open_sinks(address for address in config.sinks if not address.startswith(VIDEO)), **(more_sinks or {})}
-    async with await Spool.open(spool_path, sinks, sync_each=config.spool.fsync_each) as spool:
+    async with open_spool(config, spool_path, sinks) as opened:
+        spool = opened.spool
         producer = Producer(
             version=__version__,
             detector=_detector_name(config, detector),
@@ -122,7 +122,7 @@ async def open_pipeline(
             )
             for stream, source in streams
         ]
-        yield Pipeline(
+        pipeline = Pipeline(
             made,
             used_detector,
             spool,
@@ -132,33 +132,9 @@ async def open_pipeline(
             on_frame=on_frame,
             new_enricher=None if config.enrich is None else enricher_of(config.enrich),
         )
-        if not await _deliver(spool, patience_s):
-            _tell_undelivered(spool, kept=spool_path is not None)
-
-
-async def _deliver(spool: Spool, patience_s: float | None) -> bool:
-    """Wait for sinks as long as they take something; returns whether they have everything."""
-    left = _backlog(spool)
-    while not await spool.drain(patience_s):
-        before, left = left, _backlog(spool)
-        if left >= before:
-            return False
-    return True
-
-
-def _backlog(spool: Spool) -> int:
-    return sum(status.backlog for status in spool.status())
-
-
-def _tell_undelivered(spool: Spool, *, kept: bool) -> None:
-    """Some sink did not take everything. Raises `SinkError` where that is lost with the process."""
-    late = [status for status in spool.status() if status.backlog]
-    told = "; ".join(
-        f"{status.name} has not taken {status.backlog} events ({status.error or 'slow'})" for status in late
-    )
-    if not kept:
-        raise SinkError(f"{told}: they are lost with this job, run it again when the sink works")
-    log.warning("%s: they stay in the spool and are sent at the next start", told)
+        opened.watch(pipeline)
+        yield pipeline
+        await opened.finish(pipeline, patience_s)
 
 
 def enricher_of(config: EnrichConfig) -> NewEnricher:
@@ -175,12 +151,6 @@ def enricher_of(config: EnrichConfig) -> NewEnricher:
     plan = EnrichPlan(config.tracks, zones, config.every_s)
     budget = CallBudget(config.per_minute, config.per_stream_minute)
     return lambda deliver: Enricher(describe, deliver, plan, budget)
-
-
-def state_folder() -> Path:
-    """Where groundstream keeps what must survive a restart (XDG base directories)."""
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(base) / "groundstream"
 
 
 def origin(stream: StreamConfig) -> str:

@@ -117,10 +117,15 @@ class BatchConfig(_ConfigSection):
 
 
 class SpoolConfig(_ConfigSection):
-    """Where events are safe until every sink has them."""
+    """The file that keeps events until every sink has them."""
 
-    path: Path | None = Field(None, description="a file; in the user's state folder when absent")
-    fsync_each: bool = Field(False, description="also survive a power cut, at the price of speed")
+    path: Path | None = Field(None, description="File of the spool; in the user's state folder when absent.")
+    fsync_each: bool = Field(False, description="Bring every event to the disk at once: survives a power cut, slower.")
+    when_full: Literal["block", "drop_oldest"] = Field(
+        "block",
+        description="What a full spool does: hold frames back, or drop the oldest updates (never begins and ends).",
+    )
+    max_bytes: int = Field(1 << 30, ge=1 << 16, description="Bytes of events that may wait for the sinks.")
 
 
 class EnrichConfig(_ConfigSection):
@@ -148,6 +153,12 @@ class Config(_ConfigSection):
         default=["stdout:"], description="stdout:, jsonl:PATH, sqlite:PATH, kafka://..., https://..."
     )
     spool: SpoolConfig = SpoolConfig()
+    close_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        description="Seconds that closing may take altogether; undelivered events stay.",
+    )
     enrich: EnrichConfig | None = None
     metrics_port: int | None = Field(None, ge=1, le=65535, description="serve Prometheus metrics here")
     metrics_host: str = Field("127.0.0.1", description="0.0.0.0 lets other machines read them")

@@ -49,6 +49,9 @@ def monitor(
     ] = None,
     metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics here.")] = None,
     duration: Annotated[float | None, typer.Option(min=0, help="Stop after so many seconds.")] = None,
+    close_timeout: Annotated[
+        float | None, typer.Option(min=0.1, max=3600, help="Seconds that closing may take altogether; 10 when absent.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No live table.")] = False,
 ) -> None:
     """Watch cameras for things named in plain words. Ctrl-C ends it cleanly: open tracks get their end event."""
@@ -66,5 +69,7 @@ def monitor(
         udp=udp,
         metrics_port=metrics_port,
     )
+    if close_timeout is not None:
+        loaded = loaded.model_copy(update={"close_timeout_s": close_timeout})
     failed = run_monitor(loaded, config_file=config, spool=spool, duration_s=duration, quiet=quiet)
     raise typer.Exit(1 if failed else 0)

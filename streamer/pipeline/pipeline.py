@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from detectors import Detector
 from sinks.spool.delivery import SinkStatus
-from sinks.spool.spool import Spool
+from sinks.spool.spool import Spool, StorageStatus
 from streamer.analysis.queries import Query, QueryBook, QueryChange
 from streamer.analysis.stream_analysis import CoverageMeter
 from streamer.enrichment.enricher import Enricher, Enrichment, EnrichTally
@@ -65,6 +65,8 @@ class Pipeline:
         self._detection = Detection(detector, self._streams, batch_size=batch_size, max_wait_s=max_wait_s)
         self._following = Following(self._streams, spool, on_frame=on_frame, tick_s=coverage_every_s / 10)
         self._merge: FrameMerge | None = None
+        self.stopping = asyncio.Event()  # set once `stop` was called
+        self.stopped_at: float | None = None  # by the monotonic clock
 
     @property
     def streams(self) -> Sequence[Stream]:
@@ -109,6 +111,8 @@ class Pipeline:
     async def stop(self) -> None:
         """End all sources; `run` then finishes what was taken, closes open tracks with `shutdown` and returns."""
         self._following.is_stopping = True
+        self.stopped_at = self.stopped_at or time.monotonic()
+        self.stopping.set()
         if self._merge is not None:
             await self._merge.aclose()
 
@@ -136,6 +140,10 @@ class Pipeline:
     def dropped_events(self, stream: str) -> dict[str, int]:
         """A stream's events that were given up, by reason."""
         return self._spool.dropped(stream)
+
+    def storage(self) -> StorageStatus:
+        """Whether events can be stored, and how much waits for the sinks."""
+        return self._spool.storage()
 
     def enrichment(self) -> EnrichTally | None:
         """Counts of the requests for descriptions; None without enrichment."""

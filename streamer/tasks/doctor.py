@@ -16,7 +16,7 @@ from typing import Literal
 
 from rich.table import Table
 
-from streamer.build import state_folder
+from streamer.spooling import state_folder
 from streamer.tasks.console import user_console
 from streamer.threads import describe_threads
 

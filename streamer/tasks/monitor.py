@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,18 @@ from rich.live import Live
 from rich.table import Table
 
 from detectors import DetectorError
-from streamer.build import make_queries, open_pipeline, origin, settle, state_folder
+from streamer.build import make_queries, open_pipeline, origin, settle
 from streamer.config import Config, load_config, parse_config
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError, StreamerError
 from streamer.pipeline import Pipeline, StreamReport
-from streamer.tasks.process import stopping_on_signals
+from streamer.spooling import spool_file
+from streamer.tasks.closing import ClosingGuard
+from streamer.tasks.side_tasks import SideTasks
 
 RELOAD_EVERY_S = 1.0
 TABLE_EVERY_S = 0.5
+TABLE_RESTART_S = 5.0
 
 
 def watch_config(
@@ -76,8 +79,7 @@ def run_monitor(
     config: Config, *, config_file: Path | None, spool: Path | None, duration_s: float | None, quiet: bool
 ) -> bool:
     """Watch until every source has ended, a signal comes or the time is over; returns whether a camera failed."""
-    name = config_file.stem if config_file is not None else "monitor"
-    path = spool or config.spool.path or state_folder() / f"{name}.spool"
+    path = spool or spool_file(config, config_file)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,34 +91,34 @@ async def _monitor(
     config: Config, config_file: Path | None, spool: Path, duration_s: float | None, *, quiet: bool
 ) -> bool:
     # An address that was just typed is told to be wrong at once; cameras of a file may be away and come back.
-    async with open_pipeline(config, spool_path=spool, strict=config_file is None) as pipeline:
-        settle()
-        with stopping_on_signals(pipeline), _metrics(pipeline, config):
-            async with _side_tasks(pipeline, config, config_file, duration_s, quiet=quiet):
-                await pipeline.run()
+    with ClosingGuard(config.close_timeout_s) as guard:
+        async with open_pipeline(config, spool_path=spool, strict=config_file is None) as pipeline:
+            settle()
+            async with SideTasks(pipeline.stop) as side_tasks:
+                with _metrics(pipeline, config):
+                    _start_side_tasks(side_tasks, pipeline, config, config_file, duration_s, quiet=quiet)
+                    await guard.run(pipeline)
     for stream, error in pipeline.errors.items():
         Console(stderr=True).print(f"{stream}: {error}", highlight=False, soft_wrap=True)
     return bool(pipeline.errors)
 
 
-@contextlib.asynccontextmanager
-async def _side_tasks(
-    pipeline: Pipeline, config: Config, config_file: Path | None, duration_s: float | None, *, quiet: bool
-) -> AsyncIterator[None]:
-    """What runs beside the pipeline and ends with it."""
-    tasks = []
+def _start_side_tasks(
+    side_tasks: SideTasks,
+    pipeline: Pipeline,
+    config: Config,
+    config_file: Path | None,
+    duration_s: float | None,
+    *,
+    quiet: bool,
+) -> None:
+    """Starts what runs beside the pipeline and ends with it."""
     if config_file is not None:
-        tasks.append(asyncio.create_task(_follow_edits(pipeline, config, config_file)))
+        side_tasks.start("following the configuration file", lambda: _follow_edits(pipeline, config, config_file))
     if duration_s is not None:
-        tasks.append(asyncio.create_task(_stop_after(pipeline, duration_s)))
+        side_tasks.start("the clock of --duration", lambda: _stop_after(pipeline, duration_s))
     if sys.stderr.isatty() and not quiet:
-        tasks.append(asyncio.create_task(_show(pipeline)))
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        side_tasks.start("the live table", lambda: _show(pipeline), restart_s=TABLE_RESTART_S)
 
 
 async def _stop_after(pipeline: Pipeline, duration_s: float) -> None:
