@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,11 @@ from streamer.rules.rule import Rule
 from streamer.rules.track_ids import derived_run, derived_uids, fingerprint, random_uids
 from streamer.sources import Source, open_sources
 from streamer.sources.address import natural
-from streamer.sources.file import FileSource
-from streamer.sources.images import ImageSource, image_names
+from streamer.sources.images import image_names
 from streamer.sources.sampling import FrameSampling
+from streamer.sources.source import MovableSource
+from streamer.sources.workers.pool import DecodePool
+from streamer.sources.workers.proxy import WorkerSource
 from streamer.spooling import open_spool
 from streamer.threads import limit_opencv, set_environment
 from trackers import create_tracker
@@ -70,6 +72,7 @@ async def open_pipeline(
     strict: bool = False,
     more_sinks: Mapping[str, Sink] | None = None,
     patience_s: float | None = PATIENCE_S,
+    decode_pool: DecodePool | None = None,
 ) -> AsyncIterator[Pipeline]:
     """A pipeline that does what `config` says; its events are delivered to all sinks when the context is left.
 
@@ -77,64 +80,71 @@ async def open_pipeline(
     the addresses of these streams; `rules` makes further rules for the stream of a name.
     `spool_path` is where events are safe until then; None keeps them in memory, for jobs that can be run again.
     `strict` lets a live source that refuses us (401, 404) end with an error instead of being tried again.
-    `more_sinks` get the events beside those of the configuration. At the end, sinks that lag are waited for within `close_timeout_s` of the configuration where the spool is a file, else until they have taken
-    nothing for `patience_s`. When the reader of standard output leaves, the pipeline is stopped.
+    `more_sinks` get the events beside those of the configuration. At the end, sinks that lag are waited for within
+    `close_timeout_s` of the configuration where the spool is a file, else until they have taken nothing for
+    `patience_s`. When the reader of standard output leaves, the pipeline is stopped.
+    `decode_pool`: decode workers that outlive the pipeline, None for its own.
     Raises what the parts raise: `SourceError`, `DetectorError`, `TrackerError`, `SinkError`, `ConfigError`.
     """
     set_environment()
     limit_opencv()
-    relay = StateRelay()
-    streams = _open_all(config, relay, sources or {}, start_time_ns=start_time_ns, strict=strict)
-    check_parts(config)
-    used_detector = load_detector(config.detector) if detector is None else detector
-    sinks = {**open_sinks(address for address in config.sinks if not address.startswith(VIDEO)), **(more_sinks or {})}
-    async with open_spool(config, spool_path, sinks) as opened:
-        spool = opened.spool
-        producer = Producer(
-            version=__version__,
-            detector=_detector_name(config, detector),
-            tracker=config.tracker,
-            config_hash=settings_hash(config),
-        )
-        runs = {
-            source.name: _recording_run(config, section, source, producer, start_time_ns)
-            for section, source in streams
-            if not source.live
+    async with DecodePool() if decode_pool is None else nullcontext(decode_pool) as pool:
+        relay = StateRelay()
+        streams = _open_all(config, relay, sources or {}, pool, start_time_ns=start_time_ns, strict=strict)
+        check_parts(config)
+        pool.start_workers()
+        used_detector = load_detector(config.detector) if detector is None else detector
+        sinks = {
+            **open_sinks(address for address in config.sinks if not address.startswith(VIDEO)),
+            **(more_sinks or {}),
         }
-        run = await spool.begin_run(time.time_ns())
-        # A recording that runs again repeats the events of its earlier run, and so ends what that one left open.
-        left_open = [item for item in spool.open_items() if item.event.data.run != runs.get(item.event.data.stream)]
-        crashed = close_crashed(left_open, run)
-        await spool.send_batch(crashed)
-        written = Counter(event.data.stream for event in crashed)
-        made = [
-            _make_stream(
-                config,
-                stream,
-                source,
-                used_detector,
-                producer,
-                runs.get(source.name, run),
-                written[source.name] if source.live else 0,
-                outputs,
-                rules,
-                several=len(streams) > 1,
+        async with open_spool(config, spool_path, sinks) as opened:
+            spool = opened.spool
+            producer = Producer(
+                version=__version__,
+                detector=_detector_name(config, detector),
+                tracker=config.tracker,
+                config_hash=settings_hash(config),
             )
-            for stream, source in streams
-        ]
-        pipeline = Pipeline(
-            made,
-            used_detector,
-            spool,
-            relay,
-            batch_size=config.batch.size,
-            max_wait_s=config.batch.wait_ms / 1000,
-            on_frame=on_frame,
-            new_enricher=None if config.enrich is None else enricher_of(config.enrich),
-        )
-        opened.watch(pipeline)
-        yield pipeline
-        await opened.finish(pipeline, patience_s)
+            runs = {
+                source.name: _recording_run(config, section, source, producer, start_time_ns)
+                for section, source in streams
+                if not source.live
+            }
+            run = await spool.begin_run(time.time_ns())
+            # A recording that runs again repeats the events of its earlier run, and so ends what that one left open.
+            left_open = [item for item in spool.open_items() if item.event.data.run != runs.get(item.event.data.stream)]
+            crashed = close_crashed(left_open, run)
+            await spool.send_batch(crashed)
+            written = Counter(event.data.stream for event in crashed)
+            made = [
+                _make_stream(
+                    config,
+                    stream,
+                    source,
+                    used_detector,
+                    producer,
+                    runs.get(source.name, run),
+                    written[source.name] if source.live else 0,
+                    outputs,
+                    rules,
+                    several=len(streams) > 1,
+                )
+                for stream, source in streams
+            ]
+            pipeline = Pipeline(
+                made,
+                used_detector,
+                spool,
+                relay,
+                batch_size=config.batch.size,
+                max_wait_s=config.batch.wait_ms / 1000,
+                on_frame=on_frame,
+                new_enricher=None if config.enrich is None else enricher_of(config.enrich),
+            )
+            opened.watch(pipeline)
+            yield pipeline
+            await opened.finish(pipeline, patience_s)
 
 
 def enricher_of(config: EnrichConfig) -> NewEnricher:
@@ -165,7 +175,13 @@ def make_queries(stream: StreamConfig, config: Config) -> list[Query]:
 
 
 def _open_all(
-    config: Config, relay: StateRelay, own: Mapping[str, Source], *, start_time_ns: int | None, strict: bool
+    config: Config,
+    relay: StateRelay,
+    own: Mapping[str, Source],
+    pool: DecodePool,
+    *,
+    start_time_ns: int | None,
+    strict: bool,
 ) -> list[tuple[StreamConfig, Source]]:
     """The sources of every stream, each with a name of its own; names that were given go before those that are made."""
     given = [stream.name for stream in config.streams if stream.name is not None]
@@ -188,7 +204,7 @@ def _open_all(
             taken=taken - {stream.name},
         )
         taken.update(source.name for source in sources)
-        opened += [(stream, source) for source in sources]
+        opened += [(stream, pool.move(source, relay)) for source in sources]
     return opened
 
 
@@ -205,17 +221,6 @@ def _places(stream: StreamConfig) -> tuple[list[Zone], list[Line]]:
     return zones, [Line(line.id, line.points) for line in stream.lines]
 
 
-def _detector_name(config: Config, own: Detector | None) -> str:
-    """Returns the name of the detector in events; an own detector may have a `name`."""
-    name = config.detector.name if own is None else getattr(own, "name", type(own).__name__)
-    return str(name).partition(":")[0]
-
-
-def settings_hash(config: Config) -> str:
-    """Returns a hash of everything in the configuration that results depend on."""
-    return config_hash(_settings(config))
-
-
 def _recording_run(
     config: Config, section: StreamConfig, source: Source, producer: Producer, start_time_ns: int | None
 ) -> int:
@@ -227,9 +232,20 @@ def _recording_run(
     return derived_run(content, source.name, settings, producer.detector, producer.version)
 
 
+def _detector_name(config: Config, own: Detector | None) -> str:
+    """Returns the name of the detector in events; an own detector may have a `name`."""
+    name = config.detector.name if own is None else getattr(own, "name", type(own).__name__)
+    return str(name).partition(":")[0]
+
+
+def settings_hash(config: Config) -> str:
+    """Returns a hash of everything in the configuration that results depend on."""
+    return config_hash(_settings(config))
+
+
 def _settings(config: Config) -> dict[str, Any]:
     """What results depend on: neither where recordings lie (their content counts), nor where events go."""
-    elsewhere = {"sinks", "spool", "metrics_port", "metrics_host"}
+    elsewhere = {"sinks", "spool", "metrics_port", "metrics_host", "web"}
     return config.model_dump(exclude={"streams": {"__all__": {"source"}}, **dict.fromkeys(elsewhere, True)})
 
 
@@ -267,7 +283,10 @@ def _make_stream(
         if address.startswith(VIDEO):
             path = video_path(address, source.name, several=several)
             recorders.append(annotated_video(path, source, analysis))
-    return Stream(source, analysis, FrameSampling(stream.sample.every, stream.sample.fps), recorders, origin(stream))
+    sampling = FrameSampling(stream.sample.every, stream.sample.fps)
+    if isinstance(source, WorkerSource) and not recorders:  # recorders write the frames between, too
+        sampling = source.sample_in_worker(sampling)
+    return Stream(source, analysis, sampling, recorders, origin(stream))
 
 
 def annotated_video(path: Path, source: Source, analysis: StreamAnalysis) -> AnnotatedVideo:
@@ -293,7 +312,7 @@ def video_path(address: str, stream: str, *, several: bool) -> Path:
 
 def _recording(address: str, source: Source) -> str:
     """What tells one recording from another: the content of a file, the images of a folder, else the address."""
-    path = source.recording if isinstance(source, FileSource | ImageSource) else None
+    path = source.recording if isinstance(source, WorkerSource | MovableSource) else None
     try:
         if path is None:
             return redact(address)

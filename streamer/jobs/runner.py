@@ -30,6 +30,7 @@ from streamer.pipeline import Pipeline, Recorder
 from streamer.recorders.coco import CocoJson
 from streamer.recorders.text import MotText
 from streamer.sources import Source
+from streamer.sources.workers.pool import DecodePool
 from streamer.threads import usable_cores
 
 _UNIT_MEMORY = 600 * 1024**2
@@ -94,6 +95,7 @@ class JobRunner:
         self._report = JobReport()
         self._pipelines: dict[str, Pipeline] = {}
         self._running: dict[str, asyncio.Task[StreamSummary]] = {}
+        self._pool: DecodePool | None = None
         self._archive = EventArchive(job.out)
         for address in self._config.sinks:
             if address in (f"jsonl:{job.out / LINES}", f"sqlite:{job.out / DATABASE}"):
@@ -116,7 +118,7 @@ class JobRunner:
                     number, unit = waiting.pop()
                     results[number] = await self._run_guarded(unit, shared, share_sinks(sinks))
 
-            async with asyncio.TaskGroup() as workers:
+            async with DecodePool() as self._pool, asyncio.TaskGroup() as workers:
                 for _ in range(self._parallel_units()):
                     workers.create_task(work())
             self._report.summaries = [results[number] for number in sorted(results)]
@@ -253,6 +255,7 @@ class JobRunner:
             strict=True,
             on_frame=lambda _stream: self._progress.count_frame(unit),
             more_sinks=more,
+            decode_pool=self._pool,
         ) as pipeline:
             self._pipelines[unit.name] = pipeline
             self._progress.begin_unit(unit, pipeline.streams[0].source)
