@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -171,6 +172,57 @@ class EnrichConfig(_ConfigSection):
     per_stream_minute: int = Field(10, ge=1)
 
 
+class WebTokens(_ConfigSection):
+    """Access tokens of the page and the HTTP API, best written as `${NAME}`."""
+
+    viewer: str | None = Field(None, min_length=16, max_length=256, description="The token that may read everything.")
+    operator: str | None = Field(
+        None, min_length=16, max_length=256, description="The token that may also change cameras, queries and sinks."
+    )
+
+
+class WebConfig(_ConfigSection):
+    """The page and the HTTP API of a running `monitor`."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 means every interface.")
+    port: int = Field(8090, ge=0, le=65535, description="Port to listen on; 0 chooses a free one.")
+    tokens: WebTokens = Field(WebTokens(), description="Access tokens; missing ones are generated at the first start.")
+    origins: list[str] = Field(
+        default=[], description="Further origins, such as https://example.org, whose pages may use the API."
+    )
+    trusted_proxies: list[IPv4Network | IPv6Network] = Field(
+        default=[], description="Networks of reverse proxies whose X-Forwarded-* headers are believed."
+    )
+    root_path: str = Field(
+        "", pattern=r"^(/[\w.~-]+)*$", description="Path under which a reverse proxy serves the page, such as /video."
+    )
+    certificate: Path | None = Field(None, description="A PEM file with the TLS certificate chain of the server.")
+    key: Path | None = Field(None, description="A PEM file with the private key of the TLS certificate.")
+    sources: list[str] | None = Field(
+        None,
+        description="Hosts and networks of cameras that operators may add through the page; any but loopback and "
+        "link-local addresses when absent.",
+    )
+    memory_s: float = Field(
+        60.0, ge=0, le=600, description="Seconds of pictures in memory for trying queries on the past; 0 keeps none."
+    )
+    keep_days: float = Field(30.0, gt=0, le=3650, description="Days after which the page forgets an event.")
+
+    @model_validator(mode="after")
+    def _check_certificate(self) -> WebConfig:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: give both files or neither")
+        return self
+
+    @field_validator("origins")
+    @classmethod
+    def _check_origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            if not re.fullmatch(r"https?://[^/?#\s*]+", origin):
+                raise ValueError(f"{origin!r} is not an origin: write scheme and host, such as https://example.org")
+        return value
+
+
 class Config(_ConfigSection):
     """A groundstream configuration."""
 
@@ -198,6 +250,7 @@ class Config(_ConfigSection):
     enrich: EnrichConfig | None = None
     metrics_port: int | None = Field(None, ge=1, le=65535, description="serve Prometheus metrics here")
     metrics_host: str = Field("127.0.0.1", description="0.0.0.0 lets other machines read them")
+    web: WebConfig | None = Field(None, description="The page and the HTTP API; true uses the defaults, false is off.")
 
     _texts = field_validator("queries", mode="before")(lambda value: _queries_from_texts(value))
 
@@ -205,6 +258,11 @@ class Config(_ConfigSection):
     @classmethod
     def _detector_by_name(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("web", mode="before")
+    @classmethod
+    def _web_by_switch(cls, value: object) -> object:
+        return ({} if value else None) if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _something_to_look_for(self) -> Config:

@@ -58,7 +58,7 @@ class StreamAnalysis:
         self.tracks = TrackLives(identity.new_uid)
         self.matches = QueryMatches()
         self._tracker = tracker
-        self._default_threshold = default_threshold
+        self.default_threshold = default_threshold
         self._places = PlaceRules(zones, lines, [self._make_count(identity.stream, plan) for plan in counts])
         self._rules = tuple(rules)
         self._masks = tuple(masks)
@@ -159,7 +159,7 @@ class StreamAnalysis:
         for finding in withdrawn:
             if finding.track in self.tracks.records and not self.matches.scores(finding.track):
                 self.tracks.records[finding.track].is_asked_for = False
-        threshold = query.least_score(self._default_threshold)
+        threshold = query.least_score(self.default_threshold)
         info = QueryInfo(id=query.id, rev=query.revision, text=query.text, threshold=threshold, change=change.change)
         changed = RuleFinding(EventType.QUERY, None, {"query": info})
         return self._writer.write(withdrawn, moment) + self._writer.write([changed], moment)
@@ -169,7 +169,7 @@ class StreamAnalysis:
         cached = self._threshold_cache
         if cached is None or cached[0] is not queries:
             numbers = np.array([query.number for query in queries], np.int64)
-            thresholds = np.array([query.least_score(self._default_threshold) for query in queries])
+            thresholds = np.array([query.least_score(self.default_threshold) for query in queries])
             self.matches.thresholds = dict(zip(numbers.tolist(), thresholds.tolist(), strict=True))
             by_text = {query.text: query.number for query in queries}
             self.matches.denied_by = {
