@@ -28,7 +28,7 @@ from streamer.errors import ConfigError
 from streamer.pipeline.pipeline import NewEnricher, Pipeline
 from streamer.pipeline.stream import Recorder, StateRelay, Stream
 from streamer.recorders.video import AnnotatedVideo
-from streamer.rules.places import Line, Zone
+from streamer.rules.places import Line, Mask, Zone
 from streamer.rules.rule import Rule
 from streamer.rules.track_ids import derived_run, derived_uids, fingerprint, random_uids
 from streamer.sources import Source, open_sources
@@ -40,7 +40,7 @@ from streamer.sources.workers.pool import DecodePool
 from streamer.sources.workers.proxy import WorkerSource
 from streamer.spooling import open_spool
 from streamer.threads import limit_opencv, set_environment
-from trackers import create_tracker
+from trackers import Tracker, create_tracker
 
 log = logging.getLogger("groundstream")
 
@@ -210,15 +210,24 @@ def _open_all(
 
 def check_parts(config: Config) -> None:
     """Make what costs nothing once, so that a mistake is told before models are loaded or anything is written."""
-    create_tracker(config.tracker)
+    _make_tracker(config)
     for stream in config.streams:
         QueryBook(make_queries(stream, config))
-        _places(stream)
+        _make_places(stream)
 
 
-def _places(stream: StreamConfig) -> tuple[list[Zone], list[Line]]:
-    zones = [Zone(zone.id, zone.polygon, zone.dwell_s) for zone in stream.zones]
-    return zones, [Line(line.id, line.points) for line in stream.lines]
+def _make_places(stream: StreamConfig) -> tuple[list[Zone], list[Line], list[Mask]]:
+    zones = [
+        Zone(zone.id, zone.polygon, zone.dwell_s, zone.settle_s, holes=zone.holes, anchor=zone.anchor)
+        for zone in stream.zones
+    ]
+    lines = [Line(line.id, line.points, line.settle_s, anchor=line.anchor) for line in stream.lines]
+    return zones, lines, [Mask(mask.id, mask.polygon, mask.holes, anchor=mask.anchor) for mask in stream.ignore]
+
+
+def _make_tracker(config: Config) -> Tracker:
+    options = {} if config.stationary_s is None else {"stationary_s": config.stationary_s}
+    return create_tracker(config.tracker, **options)
 
 
 def _recording_run(
@@ -265,18 +274,19 @@ def _make_stream(
     new_uid = random_uids()
     if not source.live:
         new_uid = derived_uids(_recording(stream.source, source), source.name, producer.config_hash)
-    zones, lines = _places(stream)
+    zones, lines, masks = _make_places(stream)
     kind = "streams" if source.live else "files"
     identity = StreamIdentity(source.name, f"/{kind}/{source.name}", run, producer, new_uid, written)
     analysis = StreamAnalysis(
         identity,
-        create_tracker(config.tracker),
+        _make_tracker(config),
         QueryBook(make_queries(stream, config)),
         detector.threshold,
         zones,
         lines,
         [CountPlan(count.window_s, count.of, count.query) for count in stream.counts],
         rules(source.name) if rules is not None else (),
+        masks=masks,
     )
     recorders = list(outputs(source, analysis)) if outputs is not None else []
     for address in config.sinks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from streamer.analysis.event_writer import EventTime, EventWriter, StreamIdentit
 from streamer.analysis.label_scores import for_tracker
 from streamer.analysis.queries import QueryBook, QueryChange, QuerySet
 from streamer.rules.matches import QueryMatches
-from streamer.rules.places import Count, Line, PlaceRules, Zone
+from streamer.rules.places import Count, Line, Mask, PlaceRules, Zone
 from streamer.rules.rule import FrameObservation, Rule, RuleFinding
 from streamer.rules.tracks import EndReason, TrackLives
 from streamer.sources.frame_counter import FrameTally
@@ -50,6 +50,7 @@ class StreamAnalysis:
         lines: Sequence[Line] = (),
         counts: Sequence[CountPlan] = (),
         rules: Sequence[Rule] = (),
+        masks: Sequence[Mask] = (),
     ) -> None:
         self.queries = queries
         self.zones = tuple(zones)
@@ -60,6 +61,8 @@ class StreamAnalysis:
         self.default_threshold = default_threshold
         self._places = PlaceRules(zones, lines, [self._make_count(identity.stream, plan) for plan in counts])
         self._rules = tuple(rules)
+        self._masks = tuple(masks)
+        self.masked_detections = 0  # detections left out because a mask covers them
         self._writer = EventWriter(identity, self.tracks, self.matches, queries, default_threshold)
         self._threshold_cache: tuple[QuerySet, np.ndarray, np.ndarray] | None = None
 
@@ -72,6 +75,8 @@ class StreamAnalysis:
         The tracks' `class_id` is the number of a query, `data["label_scores"]` (N, K) the score for each query asked.
         """
         numbers, thresholds = self._query_arrays(queries)
+        if self._masks and len(found):
+            found = self._without_masked(found, frame)
         named, scores = for_tracker(found, numbers, thresholds)
         tracked = self._tracker.update(named, frame.time_s, moved)
         if len(tracked):
@@ -87,6 +92,15 @@ class StreamAnalysis:
         for rule in self._rules:
             findings += rule.update(matching)
         return tracked, self._writer.write(findings, EventTime.of(frame)) if findings else []
+
+    def _without_masked(self, found: sv.Detections, frame: Frame) -> sv.Detections:
+        size = np.array((frame.width, frame.height, frame.width, frame.height), np.float64)
+        boxes = np.clip(np.asarray(found.xyxy, np.float64) / size, 0.0, 1.0)
+        masked = np.zeros(len(found), np.bool_)
+        for mask in self._masks:
+            masked |= mask.covers(boxes)
+        self.masked_detections += int(np.count_nonzero(masked))
+        return cast("sv.Detections", found[~masked])
 
     def _without_departed(self, seen: FrameObservation) -> FrameObservation:
         """The observation without tracks that the tracker remembers although they will not be seen again."""
