@@ -20,7 +20,7 @@ from streamer.analysis.stream_analysis import StreamAnalysis, config_hash
 from streamer.config import Config, StreamConfig
 from streamer.errors import ConfigError
 from streamer.pipeline import Recorder, StateRelay, Stream
-from streamer.pipeline.sections import count_plans, make_places, make_queries, make_sampling
+from streamer.pipeline.sections import count_plans, make_places, make_queries, make_sampling, make_tracker
 from streamer.recorders.video import AnnotatedVideo
 from streamer.rules.rule import Rule
 from streamer.rules.track_ids import derived_run, derived_uids, fingerprint, random_uids
@@ -30,7 +30,6 @@ from streamer.sources.images import image_names
 from streamer.sources.source import MovableSource
 from streamer.sources.workers.pool import DecodePool
 from streamer.sources.workers.proxy import WorkerSource
-from trackers import create_tracker
 
 VIDEO = "video:"
 
@@ -103,9 +102,14 @@ class StreamAssembly:
 
     def producer(self, config: Config) -> Producer:
         """The producer in the events of this configuration."""
-        name = type(self._detector).__name__ if self._own_detector else config.detector.name.partition(":")[0]
+        name = config.detector.name
+        if self._own_detector:  # which may have a name
+            name = str(getattr(self._detector, "name", type(self._detector).__name__))
         return Producer(
-            version=__version__, detector=name, tracker=config.tracker, config_hash=config_hash(_settings(config))
+            version=__version__,
+            detector=name.partition(":")[0],
+            tracker=config.tracker,
+            config_hash=settings_hash(config),
         )
 
     def open_streams(self, config: Config, wanted: Sequence[StreamConfig], taken: Collection[str] = ()) -> list[Stream]:
@@ -177,17 +181,18 @@ class StreamAssembly:
             again = [str(self._opened[source.name])] if self._opened[source.name] > 1 else []
             new_uid = derived_uids(_recording(stream.source, source), source.name, producer.config_hash, *again)
             run, written = self._recording_run(config, stream, source, producer), 0
-        zones, lines = make_places(stream)
+        zones, lines, masks = make_places(stream)
         kind = "streams" if source.live else "files"
         analysis = StreamAnalysis(
             StreamIdentity(source.name, f"/{kind}/{source.name}", run, producer, new_uid, written),
-            create_tracker(config.tracker),
+            make_tracker(config),
             QueryBook(make_queries(stream, config)),
             self._detector.threshold,
             zones,
             lines,
             count_plans(stream),
             self._make_rules(source.name) if self._make_rules is not None else (),
+            masks,
         )
         made = self._make_recorders(source, analysis) if self._make_recorders is not None else ()
         recorders: dict[str, Recorder] = {f"recorder {number}": recorder for number, recorder in enumerate(made, 1)}
@@ -217,7 +222,7 @@ def open_sections(
 
 def check_parts(config: Config) -> None:
     """Make what costs nothing once, so that a mistake shows before models are loaded or anything is written."""
-    create_tracker(config.tracker)
+    make_tracker(config)
     for stream in config.streams:
         QueryBook(make_queries(stream, config))
         make_places(stream)
@@ -268,6 +273,11 @@ def video_path(address: str, stream: str, *, several: bool) -> Path:
         return Path(path.replace("{stream}", stream))
     plain = Path(path)
     return plain.with_name(f"{plain.stem}-{stream}{plain.suffix}") if several else plain
+
+
+def settings_hash(config: Config) -> str:
+    """A hash of everything in the configuration that results depend on."""
+    return config_hash(_settings(config))
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 from detectors import Detector
@@ -50,8 +50,8 @@ async def open_pipeline(
     on_frame: Callable[[str], None] | None = None,
     strict: bool = False,
     more_sinks: Mapping[str, Sink] | None = None,
-    open_results: Callable[[], Mapping[str, Sink]] | None = None,
     patience_s: float | None = PATIENCE_S,
+    decode_pool: DecodePool | None = None,
 ) -> AsyncIterator[Pipeline]:
     """A pipeline that does what `config` says; its events are delivered to all sinks when the context is left.
 
@@ -60,15 +60,15 @@ async def open_pipeline(
     recorders of a stream. The latter two are called for streams that are added while it runs, too.
     `spool_path` is where events are safe until then; None keeps them in memory, for jobs that can be run again.
     `strict` lets a live source that refuses us (401, 404) end with an error instead of being tried again.
-    `more_sinks` get the events beside those of the configuration, and so do those of `open_results`, which is called
-    when everything else could be opened: it may overwrite what an earlier job left. At the end, sinks that lag are
-    waited for within `close_timeout_s` of the configuration where the spool is a file, else until they have taken
-    nothing for `patience_s`. When the reader of standard output leaves, the pipeline is stopped.
+    `more_sinks` get the events beside those of the configuration. At the end, sinks that lag are waited for within
+    `close_timeout_s` of the configuration where the spool is a file, else until they have taken nothing for
+    `patience_s`. When the reader of standard output leaves, the pipeline is stopped.
+    `decode_pool`: decode workers that outlive the pipeline, None for its own.
     Raises what the parts raise: `SourceError`, `DetectorError`, `TrackerError`, `SinkError`, `ConfigError`.
     """
     set_environment()
     limit_opencv()
-    async with DecodePool() as pool:
+    async with DecodePool() if decode_pool is None else nullcontext(decode_pool) as pool:
         own_sources = {} if sources is None else sources
         opener = source_opener(own_sources, pool, start_time_ns=start_time_ns, strict=strict)
         sections = open_sections(opener, config.streams)
@@ -79,8 +79,6 @@ async def open_pipeline(
             **open_sinks(address for address in config.sinks if not address.startswith(VIDEO)),
             **(more_sinks or {}),
         }
-        if open_results is not None:
-            sinks |= open_results()
         async with open_spool(config, spool_path, sinks) as opened:
             spool = opened.spool
             assembly = StreamAssembly(

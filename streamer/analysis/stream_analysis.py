@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from streamer.analysis.event_writer import EventTime, EventWriter, StreamIdentit
 from streamer.analysis.label_scores import for_tracker
 from streamer.analysis.queries import Query, QueryBook, QueryChange, QuerySet
 from streamer.rules.matches import QueryMatches
-from streamer.rules.places import Count, Line, PlaceRules, Zone
+from streamer.rules.places import Count, Line, Mask, PlaceRules, Zone
 from streamer.rules.rule import FrameObservation, Rule, RuleFinding
 from streamer.rules.tracks import EndReason, TrackLives
 from streamer.sources.frame_counter import FrameTally
@@ -49,11 +49,12 @@ class PlannedCount:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RuleSet:
-    """The zones, lines and counts of a stream."""
+    """The zones, lines, counts and masks of a stream."""
 
     zones: tuple[Zone, ...] = ()
     lines: tuple[Line, ...] = ()
     counts: tuple[PlannedCount, ...] = ()
+    masks: tuple[Mask, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class StreamAnalysis:
         lines: Sequence[Line] = (),
         counts: Sequence[CountPlan] = (),
         rules: Sequence[Rule] = (),
+        masks: Sequence[Mask] = (),
     ) -> None:
         self.queries = queries
         self.tracks = TrackLives(identity.new_uid)
@@ -89,9 +91,10 @@ class StreamAnalysis:
         self.default_threshold = default_threshold
         self._stream = identity.stream
         self.planned_rules = RuleSet()
-        self._place_rules = self.plan_rules(zones, lines, counts)
+        self._place_rules = self.plan_rules(zones, lines, counts, masks)
         self._places = PlaceRules(zones, lines, [planned.count for planned in self._place_rules.counts])
         self._rules = tuple(rules)
+        self.masked_detections = 0  # detections left out because a mask covers them
         self._known_queries: dict[int, Query] = {}
         self._writer = EventWriter(identity, self.tracks, self.matches, self._known_queries, default_threshold)
         self._threshold_cache: tuple[QuerySet, np.ndarray, np.ndarray] | None = None
@@ -113,6 +116,8 @@ class StreamAnalysis:
         The tracks' `class_id` is the number of a query, `data["label_scores"]` (N, K) the score for each query asked.
         """
         numbers, thresholds = self._query_arrays(queries)
+        if self._place_rules.masks and len(found):
+            found = self._without_masked(found, frame)
         named, scores = for_tracker(found, numbers, thresholds)
         tracked = self._tracker.update(named, frame.time_s, moved)
         if len(tracked):
@@ -128,6 +133,15 @@ class StreamAnalysis:
         for rule in self._rules:
             findings += rule.update(matching)
         return tracked, self._writer.write(findings, EventTime.of(frame)) if findings else []
+
+    def _without_masked(self, found: sv.Detections, frame: Frame) -> sv.Detections:
+        size = np.array((frame.width, frame.height, frame.width, frame.height), np.float64)
+        boxes = np.clip(np.asarray(found.xyxy, np.float64) / size, 0.0, 1.0)
+        masked = np.zeros(len(found), np.bool_)
+        for mask in self._place_rules.masks:
+            masked |= mask.covers(boxes)
+        self.masked_detections += int(np.count_nonzero(masked))
+        return cast("sv.Detections", found[~masked])
 
     def _without_departed(self, seen: FrameObservation) -> FrameObservation:
         """The observation without tracks that the tracker remembers although they will not be seen again."""
@@ -189,14 +203,16 @@ class StreamAnalysis:
         """Number the next event after `written` events that this run already has of the stream."""
         self._writer.continue_after(written)
 
-    def plan_rules(self, zones: Sequence[Zone], lines: Sequence[Line], counts: Sequence[CountPlan]) -> RuleSet:
+    def plan_rules(
+        self, zones: Sequence[Zone], lines: Sequence[Line], counts: Sequence[CountPlan], masks: Sequence[Mask]
+    ) -> RuleSet:
         """Rules for a later `change`. A count of the rules planned last that stays as it is keeps its state."""
         present = {(rule.plan, id(rule.place), rule.query_text): rule for rule in self.planned_rules.counts}
         planned = []
         for plan in counts:
             made = self._plan_count(plan, zones, lines)
             planned.append(present.get((made.plan, id(made.place), made.query_text), made))
-        self.planned_rules = RuleSet(tuple(zones), tuple(lines), tuple(planned))
+        self.planned_rules = RuleSet(tuple(zones), tuple(lines), tuple(planned), tuple(masks))
         return self.planned_rules
 
     def change(self, change: AnalysisChange, moment: EventTime, ended: EventTime) -> list[Event]:

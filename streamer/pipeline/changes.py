@@ -14,7 +14,7 @@ from streamer.config import Config, StreamConfig
 from streamer.errors import ConfigError
 from streamer.pipeline.sections import CHANGEABLE, make_places, make_queries, make_sampling
 from streamer.pipeline.stream import Recorder, StateRelay, Stream
-from streamer.rules.places import Line, Zone
+from streamer.rules.places import Line, Mask, Zone
 from streamer.sources.source import Source
 
 _VIDEO = "video:"
@@ -49,6 +49,7 @@ class StreamPlan:
     queries: Sequence[Query]
     zones: Sequence[Zone]
     lines: Sequence[Line]
+    masks: Sequence[Mask]
     changes_rules: bool
     source: Source | None = None
     relay: StateRelay = field(default_factory=StateRelay)
@@ -166,7 +167,7 @@ def _plan_stream(stream: Stream, before: StreamConfig, section: StreamConfig, co
     queries = make_queries(section, config)
     QueryBook(queries)
     make_sampling(section)
-    zones, lines = make_places(section)
+    zones, lines, masks = make_places(section)
     present = stream.analysis.planned_rules
     old_zones = {zone.name: zone for zone in present.zones}
     old_lines = {line.name: line for line in present.lines}
@@ -174,8 +175,12 @@ def _plan_stream(stream: Stream, before: StreamConfig, section: StreamConfig, co
     same_lines = {line.id for line in section.lines if line in before.lines}
     zones = [old_zones[zone.name] if zone.name in same_zones else zone for zone in zones]
     lines = [old_lines[line.name] if line.name in same_lines else line for line in lines]
-    changes_rules = (section.zones, section.lines, section.counts) != (before.zones, before.lines, before.counts)
-    return StreamPlan(stream, section, queries, zones, lines, changes_rules)
+    changes_rules = _rules_of(section) != _rules_of(before)
+    return StreamPlan(stream, section, queries, zones, lines, masks, changes_rules)
+
+
+def _rules_of(section: StreamConfig) -> tuple[object, ...]:
+    return section.zones, section.lines, section.counts, section.ignore
 
 
 def place_sentences(before: StreamConfig, after: StreamConfig) -> list[str]:
@@ -188,6 +193,8 @@ def place_sentences(before: StreamConfig, after: StreamConfig) -> list[str]:
         sentences += [f"{word} {name!r} removed" for name in old if name not in new]
     if before.counts != after.counts:
         sentences.append("counts changed")
+    if before.ignore != after.ignore:
+        sentences.append("regions to ignore changed")
     return sentences
 
 

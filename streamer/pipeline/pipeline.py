@@ -266,7 +266,7 @@ class Pipeline:
         sentences += [f"{stream.name}: query {changed.query.text!r} {changed.change}" for changed in queries]
         rules = None
         if plan.changes_rules or (queries and section.counts):
-            rules = analysis.plan_rules(plan.zones, plan.lines, count_plans(section))
+            rules = analysis.plan_rules(plan.zones, plan.lines, count_plans(section), plan.masks)
         change = None
         if queries or rules is not None or whole.threshold is not None or is_new_producer:
             is_blind = bool(queries) and not analysis.queries.at()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from streamer.analysis.queries import Query, slug
 from streamer.analysis.stream_analysis import CountPlan
 from streamer.config import Config, StreamConfig
-from streamer.rules.places import Line, Zone
+from streamer.rules.places import Line, Mask, Zone
 from streamer.sources.sampling import FrameSampling
+from trackers import Tracker, create_tracker
 
-CHANGEABLE = frozenset({"queries", "zones", "lines", "counts", "sample", "paused"})
+CHANGEABLE = frozenset({"queries", "zones", "lines", "counts", "ignore", "sample", "paused"})
 """Keys of a section that change while the source stays open; any other key opens the source again."""
 
 
@@ -21,10 +22,20 @@ def make_queries(section: StreamConfig, config: Config) -> list[Query]:
     ]
 
 
-def make_places(section: StreamConfig) -> tuple[list[Zone], list[Line]]:
-    """The zones and lines of a stream, in the order of the configuration. Raises `ConfigError`."""
-    zones = [Zone(zone.id, zone.polygon, zone.dwell_s) for zone in section.zones]
-    return zones, [Line(line.id, line.points) for line in section.lines]
+def make_places(section: StreamConfig) -> tuple[list[Zone], list[Line], list[Mask]]:
+    """The zones, lines and masks of a stream, in the order of the configuration. Raises `ConfigError`."""
+    zones = [
+        Zone(zone.id, zone.polygon, zone.dwell_s, zone.settle_s, holes=zone.holes, anchor=zone.anchor)
+        for zone in section.zones
+    ]
+    lines = [Line(line.id, line.points, line.settle_s, anchor=line.anchor) for line in section.lines]
+    return zones, lines, [Mask(mask.id, mask.polygon, mask.holes, anchor=mask.anchor) for mask in section.ignore]
+
+
+def make_tracker(config: Config) -> Tracker:
+    """A new tracker for one stream. Raises `TrackerError`."""
+    options = {} if config.stationary_s is None else {"stationary_s": config.stationary_s}
+    return create_tracker(config.tracker, **options)
 
 
 def count_plans(section: StreamConfig) -> list[CountPlan]:
