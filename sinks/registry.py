@@ -27,6 +27,12 @@ _FACTORIES: dict[str, str] = {
     "kafkas": "sinks.kafka.sink:open_kafka",
     "http": "sinks.webhook:open_webhook",
     "https": "sinks.webhook:open_webhook",
+    "slack+https": "sinks.webhook:open_webhook",
+    "discord+https": "sinks.webhook:open_webhook",
+    "teams+https": "sinks.webhook:open_webhook",
+    "slack+http": "sinks.webhook:open_webhook",
+    "discord+http": "sinks.webhook:open_webhook",
+    "teams+http": "sinks.webhook:open_webhook",
     "mqtt": "sinks.mqtt:open_mqtt",
     "mqtts": "sinks.mqtt:open_mqtt",
     "redis": "sinks.redis:open_redis",
@@ -53,8 +59,9 @@ def open_sink(address: str) -> Sink:
     factory = _factory(parts)
     chosen = {name: _list(parts.options.text(name)) for name in ("types", "streams", "queries")}
     _given_name(parts)
-    wanted = EventFilter(**chosen)
+    EventFilter(**chosen)  # a wrong type is refused before anything is opened
     sink = factory(parts)
+    wanted = EventFilter(chosen["types"] or getattr(sink, "default_types", ()), chosen["streams"], chosen["queries"])
     return FilteredSink(sink, wanted) if wanted else sink
 
 

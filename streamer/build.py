@@ -28,17 +28,19 @@ from streamer.errors import ConfigError
 from streamer.pipeline.pipeline import NewEnricher, Pipeline
 from streamer.pipeline.stream import Recorder, StateRelay, Stream
 from streamer.recorders.video import AnnotatedVideo
-from streamer.rules.places import Line, Zone
+from streamer.rules.places import Line, Mask, Zone
 from streamer.rules.rule import Rule
 from streamer.rules.track_ids import derived_run, derived_uids, fingerprint, random_uids
 from streamer.sources import Source, open_sources
 from streamer.sources.address import natural
-from streamer.sources.file import FileSource
-from streamer.sources.images import ImageSource, image_names
+from streamer.sources.images import image_names
 from streamer.sources.sampling import FrameSampling
+from streamer.sources.source import MovableSource
+from streamer.sources.workers.pool import DecodePool
+from streamer.sources.workers.proxy import WorkerSource
 from streamer.spooling import open_spool
 from streamer.threads import limit_opencv, set_environment
-from trackers import create_tracker
+from trackers import Tracker, create_tracker
 
 log = logging.getLogger("groundstream")
 
@@ -86,60 +88,65 @@ async def open_pipeline(
     """
     set_environment()
     limit_opencv()
-    relay = StateRelay()
-    streams = _open_all(config, relay, sources or {}, start_time_ns=start_time_ns, strict=strict)
-    _check_parts(config)
-    used_detector = load_detector(config.detector) if detector is None else detector
-    sinks = {**open_sinks(address for address in config.sinks if not address.startswith(VIDEO)), **(more_sinks or {})}
-    if open_results is not None:
-        sinks |= open_results()
-    async with open_spool(config, spool_path, sinks) as opened:
-        spool = opened.spool
-        producer = Producer(
-            version=__version__,
-            detector=config.detector.name.partition(":")[0] if detector is None else type(detector).__name__,
-            tracker=config.tracker,
-            config_hash=config_hash(_settings(config)),
-        )
-        runs = {
-            source.name: _recording_run(config, section, source, producer, start_time_ns)
-            for section, source in streams
-            if not source.live
+    async with DecodePool() as pool:
+        relay = StateRelay()
+        streams = _open_all(config, relay, sources or {}, pool, start_time_ns=start_time_ns, strict=strict)
+        _check_parts(config)
+        pool.start_workers()
+        used_detector = load_detector(config.detector) if detector is None else detector
+        sinks = {
+            **open_sinks(address for address in config.sinks if not address.startswith(VIDEO)),
+            **(more_sinks or {}),
         }
-        run = await spool.begin_run(time.time_ns())
-        # A recording that runs again repeats the events of its earlier run, and so ends what that one left open.
-        left_open = [item for item in spool.open_items() if item.event.data.run != runs.get(item.event.data.stream)]
-        crashed = close_crashed(left_open, run)
-        await spool.send_batch(crashed)
-        written = Counter(event.data.stream for event in crashed)
-        made = [
-            _make_stream(
-                config,
-                stream,
-                source,
-                used_detector,
-                producer,
-                runs.get(source.name, run),
-                written[source.name] if source.live else 0,
-                outputs,
-                rules,
-                several=len(streams) > 1,
+        if open_results is not None:
+            sinks |= open_results()
+        async with open_spool(config, spool_path, sinks) as opened:
+            spool = opened.spool
+            producer = Producer(
+                version=__version__,
+                detector=config.detector.name.partition(":")[0] if detector is None else type(detector).__name__,
+                tracker=config.tracker,
+                config_hash=config_hash(_settings(config)),
             )
-            for stream, source in streams
-        ]
-        pipeline = Pipeline(
-            made,
-            used_detector,
-            spool,
-            relay,
-            batch_size=config.batch.size,
-            max_wait_s=config.batch.wait_ms / 1000,
-            on_frame=on_frame,
-            new_enricher=None if config.enrich is None else enricher_of(config.enrich),
-        )
-        opened.watch(pipeline)
-        yield pipeline
-        await opened.finish(pipeline, patience_s)
+            runs = {
+                source.name: _recording_run(config, section, source, producer, start_time_ns)
+                for section, source in streams
+                if not source.live
+            }
+            run = await spool.begin_run(time.time_ns())
+            # A recording that runs again repeats the events of its earlier run, and so ends what that one left open.
+            left_open = [item for item in spool.open_items() if item.event.data.run != runs.get(item.event.data.stream)]
+            crashed = close_crashed(left_open, run)
+            await spool.send_batch(crashed)
+            written = Counter(event.data.stream for event in crashed)
+            made = [
+                _make_stream(
+                    config,
+                    stream,
+                    source,
+                    used_detector,
+                    producer,
+                    runs.get(source.name, run),
+                    written[source.name] if source.live else 0,
+                    outputs,
+                    rules,
+                    several=len(streams) > 1,
+                )
+                for stream, source in streams
+            ]
+            pipeline = Pipeline(
+                made,
+                used_detector,
+                spool,
+                relay,
+                batch_size=config.batch.size,
+                max_wait_s=config.batch.wait_ms / 1000,
+                on_frame=on_frame,
+                new_enricher=None if config.enrich is None else enricher_of(config.enrich),
+            )
+            opened.watch(pipeline)
+            yield pipeline
+            await opened.finish(pipeline, patience_s)
 
 
 def enricher_of(config: EnrichConfig) -> NewEnricher:
@@ -170,7 +177,13 @@ def make_queries(stream: StreamConfig, config: Config) -> list[Query]:
 
 
 def _open_all(
-    config: Config, relay: StateRelay, own: Mapping[str, Source], *, start_time_ns: int | None, strict: bool
+    config: Config,
+    relay: StateRelay,
+    own: Mapping[str, Source],
+    pool: DecodePool,
+    *,
+    start_time_ns: int | None,
+    strict: bool,
 ) -> list[tuple[StreamConfig, Source]]:
     """The sources of every stream, each with a name of its own; names that were given go before those that are made."""
     given = [stream.name for stream in config.streams if stream.name is not None]
@@ -193,21 +206,30 @@ def _open_all(
             taken=taken - {stream.name},
         )
         taken.update(source.name for source in sources)
-        opened += [(stream, source) for source in sources]
+        opened += [(stream, pool.move(source, relay)) for source in sources]
     return opened
 
 
 def _check_parts(config: Config) -> None:
     """Make what costs nothing once, so that a mistake is told before models are loaded or anything is written."""
-    create_tracker(config.tracker)
+    _make_tracker(config)
     for stream in config.streams:
         QueryBook(make_queries(stream, config))
-        _places(stream)
+        _make_places(stream)
 
 
-def _places(stream: StreamConfig) -> tuple[list[Zone], list[Line]]:
-    zones = [Zone(zone.id, zone.polygon, zone.dwell_s) for zone in stream.zones]
-    return zones, [Line(line.id, line.points) for line in stream.lines]
+def _make_places(stream: StreamConfig) -> tuple[list[Zone], list[Line], list[Mask]]:
+    zones = [
+        Zone(zone.id, zone.polygon, zone.dwell_s, zone.settle_s, holes=zone.holes, anchor=zone.anchor)
+        for zone in stream.zones
+    ]
+    lines = [Line(line.id, line.points, line.settle_s, anchor=line.anchor) for line in stream.lines]
+    return zones, lines, [Mask(mask.id, mask.polygon, mask.holes, anchor=mask.anchor) for mask in stream.ignore]
+
+
+def _make_tracker(config: Config) -> Tracker:
+    options = {} if config.stationary_s is None else {"stationary_s": config.stationary_s}
+    return create_tracker(config.tracker, **options)
 
 
 def _recording_run(
@@ -223,7 +245,7 @@ def _recording_run(
 
 def _settings(config: Config) -> dict[str, Any]:
     """What results depend on: neither where recordings lie (their content counts), nor where events go."""
-    elsewhere = {"sinks", "spool", "metrics_port", "metrics_host"}
+    elsewhere = {"sinks", "spool", "metrics_port", "metrics_host", "web"}
     return config.model_dump(exclude={"streams": {"__all__": {"source"}}, **dict.fromkeys(elsewhere, True)})
 
 
@@ -243,25 +265,29 @@ def _make_stream(
     new_uid = random_uids()
     if not source.live:
         new_uid = derived_uids(_recording(stream.source, source), source.name, producer.config_hash)
-    zones, lines = _places(stream)
+    zones, lines, masks = _make_places(stream)
     kind = "streams" if source.live else "files"
     identity = StreamIdentity(source.name, f"/{kind}/{source.name}", run, producer, new_uid, written)
     analysis = StreamAnalysis(
         identity,
-        create_tracker(config.tracker),
+        _make_tracker(config),
         QueryBook(make_queries(stream, config)),
         detector.threshold,
         zones,
         lines,
         [CountPlan(count.window_s, count.of, count.query) for count in stream.counts],
         rules(source.name) if rules is not None else (),
+        masks=masks,
     )
     recorders = list(outputs(source, analysis)) if outputs is not None else []
     for address in config.sinks:
         if address.startswith(VIDEO):
             path = video_path(address, source.name, several=several)
             recorders.append(annotated_video(path, source, analysis))
-    return Stream(source, analysis, FrameSampling(stream.sample.every, stream.sample.fps), recorders, origin(stream))
+    sampling = FrameSampling(stream.sample.every, stream.sample.fps)
+    if isinstance(source, WorkerSource) and not recorders:  # recorders write the frames between, too
+        sampling = source.sample_in_worker(sampling)
+    return Stream(source, analysis, sampling, recorders, origin(stream))
 
 
 def annotated_video(path: Path, source: Source, analysis: StreamAnalysis) -> AnnotatedVideo:
@@ -287,7 +313,7 @@ def video_path(address: str, stream: str, *, several: bool) -> Path:
 
 def _recording(address: str, source: Source) -> str:
     """What tells one recording from another: the content of a file, the images of a folder, else the address."""
-    path = source.recording if isinstance(source, FileSource | ImageSource) else None
+    path = source.recording if isinstance(source, WorkerSource | MovableSource) else None
     try:
         if path is None:
             return redact(address)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from sinks.event import (
@@ -179,6 +179,7 @@ class EventWriter:
 
     def _make_event(self, happening: RuleFinding, moment: EventTime) -> Event:
         self._sequence += 1
+        moment = _moment_of(happening, moment)
         identity = self._identity
         fields = dict(happening.data)
         subject = identity.stream
@@ -238,3 +239,13 @@ class EventWriter:
                 )
             )
         return described or None
+
+
+def _moment_of(finding: RuleFinding, moment: EventTime) -> EventTime:
+    """The time of the finding itself where it is earlier than the frame in which it became certain."""
+    if finding.time_ns is None or finding.time_ns == moment.time_ns:
+        return moment
+    frame = moment.frame
+    if frame is not None and finding.frame_index is not None:
+        frame = frame.model_copy(update={"index": finding.frame_index})
+    return replace(moment, time_ns=finding.time_ns, frame=frame)

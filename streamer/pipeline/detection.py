@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import supervision as sv
 
 from detectors import Detector, DetectorError, Prompt, Request
@@ -17,6 +19,8 @@ from streamer.pipeline.merge import FrameMerge
 from streamer.pipeline.stream import Stream
 
 log = logging.getLogger("groundstream")
+
+Image = npt.NDArray[np.uint8]
 
 _PROMPTS_KEPT = 256
 
@@ -58,6 +62,10 @@ class Detection:
         wanted = {_texts_of(queries) for queries in sets} - {()}
         if wanted:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._prepare_all, wanted)
+
+    async def detect_images(self, images: Sequence[Image], texts: tuple[str, ...]) -> list[sv.Detections]:
+        """Detect `texts` in BGR images of (height, width, 3), between two batches of frames. Raises `DetectorError`."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._detect_images, images, texts)
 
     async def run(self, merge: FrameMerge, deliver: DeliverBatch, on_ended: Callable[[Stream], None]) -> None:
         """Detect until every source has ended; `on_ended` gets each stream after the batch with its last frame."""
@@ -123,6 +131,11 @@ class Detection:
             return self._detector.detect([request])[0]
         except Exception as error:
             return error
+
+    def _detect_images(self, images: Sequence[Image], texts: tuple[str, ...]) -> list[sv.Detections]:
+        prompt = self._prompt(texts)
+        # A name of its own: detectors that remember a stream's frames must not mix these in.
+        return self._detector.detect([Request(image, prompt, "trial") for image in images])
 
     def _prepare_all(self, sets: Iterable[tuple[str, ...]]) -> None:
         for texts in sets:

@@ -161,8 +161,7 @@ class Following:
             return []
         moment = stream.arrival_time(change.time_ns)
         if change.state is SourceState.LIVE and (not stream.is_begun or stream.dark_since_ns is not None):
-            events = stream.analysis.close(moment, "stream_down") if stream.dark_since_ns is not None else []
-            events += stream.analysis.online(moment, stream.dark_cause, stream.dark_since_ns)
+            events = stream.analysis.online(moment, stream.dark_cause, stream.dark_since_ns)
             stream.is_begun, stream.dark_since_ns, stream.dark_cause = True, None, ""
             return events
         if change.state in (SourceState.STALLED, SourceState.WAITING) and stream.dark_since_ns is None:

@@ -12,6 +12,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+import supervision as sv
+
 from detectors import Detector
 from sinks.spool.delivery import SinkStatus
 from sinks.spool.spool import Spool, StorageStatus
@@ -19,7 +21,7 @@ from streamer.analysis.queries import Query, QueryBook, QueryChange
 from streamer.analysis.stream_analysis import CoverageMeter
 from streamer.enrichment.enricher import Enricher, Enrichment, EnrichTally
 from streamer.errors import ConfigError
-from streamer.pipeline.detection import Detection
+from streamer.pipeline.detection import Detection, Image
 from streamer.pipeline.following import Following, FollowItem, QueriesChanged, StreamEnded
 from streamer.pipeline.merge import FrameMerge
 from streamer.pipeline.stream import StateRelay, Stream, StreamReport
@@ -128,6 +130,11 @@ class Pipeline:
         if changes:
             self._following.add(QueriesChanged(changed, changes))
         return changes
+
+    async def detect_images(self, images: Sequence[Image], texts: tuple[str, ...]) -> list[sv.Detections]:
+        """Detect `texts` in BGR images of (height, width, 3) with the pipeline's detector, between two batches of
+        frames, which become older by one call at most. Raises `DetectorError`."""
+        return await self._detection.detect_images(images, texts)
 
     def report(self) -> list[StreamReport]:
         """State and counts of every stream now."""

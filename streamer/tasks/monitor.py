@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -16,13 +16,17 @@ from rich.table import Table
 
 from detectors import DetectorError
 from streamer.build import make_queries, open_pipeline, origin, settle
-from streamer.config import Config, load_config, parse_config
+from streamer.config import Config, WebConfig, load_config, parse_config
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError, StreamerError
 from streamer.pipeline import Pipeline, StreamReport
-from streamer.spooling import spool_file
+from streamer.spooling import spool_file, state_folder
 from streamer.tasks.closing import ClosingGuard
+from streamer.tasks.console import user_console
 from streamer.tasks.side_tasks import SideTasks
+
+if TYPE_CHECKING:
+    from streamer.web.server import WebRoom
 
 RELOAD_EVERY_S = 1.0
 TABLE_EVERY_S = 0.5
@@ -40,6 +44,7 @@ def watch_config(
     fps: float | None,
     udp: bool,
     metrics_port: int | None,
+    web: tuple[str, int] | tuple[None, None] | None = None,
 ) -> Config:
     """What to watch, from a file or from options, not both. Raises `ConfigError`."""
     if file is not None:
@@ -58,7 +63,7 @@ def watch_config(
             raise ConfigError(
                 f"give either a configuration file or {', '.join(besides)}, not both: what they say belongs in the file"
             )
-        return load_config(file)
+        return _with_page(load_config(file), web)
     if not sources:
         raise ConfigError("nothing to watch: give a source such as rtsp://camera/stream, or a configuration with -c")
     if not queries:
@@ -72,7 +77,28 @@ def watch_config(
         "sinks": list(sinks) or ([] if sys.stdout.isatty() else ["stdout:"]),
         "metrics_port": metrics_port,
     }
-    return parse_config(raw, "command line")
+    return _with_page(parse_config(raw, "command line"), web)
+
+
+def _with_page(config: Config, address: tuple[str, int] | tuple[None, None] | None) -> Config:
+    """The configuration with the page at (host, port), or where it says itself, when an option asks for the page."""
+    if address is None:
+        return config
+    settings = WebConfig() if config.web is None else config.web
+    host, port = address
+    if host is not None:
+        settings = settings.model_copy(update={"host": host, "port": port})
+    return config.model_copy(update={"web": settings})
+
+
+def parse_bind(text: str) -> tuple[str, int]:
+    """'HOST:PORT', 'HOST' or 'PORT' -> (host, port). Raises `ConfigError`."""
+    host, separator, port = text.rpartition(":")
+    if not separator:
+        host, port = ("", text) if text.isdigit() else (text, "8090")
+    if not port.isdigit() or int(port) > 65535 or "/" in host:
+        raise ConfigError(f"--web-address {text!r} is not an address: write HOST:PORT, such as 127.0.0.1:8090")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def run_monitor(
@@ -90,11 +116,15 @@ def run_monitor(
 async def _monitor(
     config: Config, config_file: Path | None, spool: Path, duration_s: float | None, *, quiet: bool
 ) -> bool:
-    # An address that was just typed is told to be wrong at once; cameras of a file may be away and come back.
-    with ClosingGuard(config.close_timeout_s) as guard:
-        async with open_pipeline(config, spool_path=spool, strict=config_file is None) as pipeline:
+    with _open_room(config, config_file) as room, ClosingGuard(config.close_timeout_s) as guard:
+        sinks = {} if room is None else room.sinks()
+        outputs = None if room is None else room.recorders
+        # An address that was just typed is told to be wrong at once; cameras of a file may be away and come back.
+        async with open_pipeline(
+            config, spool_path=spool, strict=config_file is None, more_sinks=sinks, outputs=outputs
+        ) as pipeline:
             settle()
-            async with SideTasks(pipeline.stop) as side_tasks:
+            async with SideTasks(pipeline.stop) as side_tasks, _serve_page(room, pipeline):
                 with _metrics(pipeline, config):
                     _start_side_tasks(side_tasks, pipeline, config, config_file, duration_s, quiet=quiet)
                     await guard.run(pipeline)
@@ -163,6 +193,43 @@ def _modified(file: Path) -> int:
         return file.stat().st_mtime_ns
     except OSError:
         return 0
+
+
+@contextlib.contextmanager
+def _open_room(config: Config, config_file: Path | None) -> Iterator[WebRoom | None]:
+    """Opens what the page needs before the pipeline: its event store, its tokens, the recorders of live pictures."""
+    if config.web is None:
+        yield None
+        return
+    from streamer.web.config_document import ConfigDocument
+    from streamer.web.server import WebRoom
+
+    name = config_file.stem if config_file is not None else "monitor"
+    document = ConfigDocument(config_file, state_folder() / f"{name}.overrides.yaml", config)
+    room = WebRoom(config.web, state_folder(), document)
+    try:
+        yield room
+    finally:
+        room.close()
+
+
+@contextlib.asynccontextmanager
+async def _serve_page(room: WebRoom | None, pipeline: Pipeline) -> AsyncIterator[None]:
+    """Serves the page and prints its address, a login link, and tokens that were generated now."""
+    if room is None:
+        yield
+        return
+    console = user_console(stderr=True)
+    async with room.serve(pipeline) as address:
+        console.print(f"page      {address.url}")
+        console.print(f"log in    {address.login_url}  (works once, for 15 minutes)")
+        for role, token in room.made_tokens.items():
+            console.print(f"{role.value:9} {token}  (access token, shown only now)")
+        if room.is_exposed:
+            console.print(
+                "warning   the page is reachable from other machines without TLS: set web.certificate and web.key"
+            )
+        yield
 
 
 @contextlib.contextmanager

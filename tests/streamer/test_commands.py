@@ -200,7 +200,7 @@ def test_a_video_that_is_none_is_told_in_one_sentence(groundstream, clip, script
     [
         (["-q", ""], 2, "queries[0].text is ''"),
         (["-q", "person", "-q", "person"], 2, "'person' is given twice"),
-        (["-q", "person", "--zone", "yard:0,0 1,1"], 2, "zone 'yard' has 2 points"),
+        (["-q", "person", "--zone", "yard:0,0 1,1"], 2, "zone 'yard' has 2 different points"),
         (["-q", "person", "--zone", "0,0 1,1"], 2, "write NAME:x,y x,y"),
         (["-q", "person", "--line", "door:0,0 2,1"], 2, "lines[0].points[1][0] is 2.0"),
         (["-q", "person", "--tracker", "bytetrak"], 2, "bytetrack"),
