@@ -128,6 +128,25 @@ def test_events_of_a_removed_sink_make_room_and_are_counted(path: Path, caplog: 
     assert "are given up" in caplog.text
 
 
+def test_a_sink_that_is_replaced_while_running_hands_its_backlog_over(path: Path) -> None:
+    async def run() -> tuple[list[str], list[str]]:
+        new, other = Recorder(), Recorder()
+        async with await Spool.open(path, {HOOK: Recorder(refuse)}) as spool:
+            await spool.send_batch(events(5))
+            await spool.remove_sink(HOOK)
+            assert spool.forgotten() == {HOOK: 5}
+            await spool.add_sink("jsonl:a", other)
+            await spool.add_sink("http://127.0.0.1:2/hook", new)
+            assert spool.forgotten() == {}
+            await spool.send_batch(events(5, first=5))
+            assert await spool.drain(10)
+            with pytest.raises(ValueError, match="already"):
+                await spool.add_sink("jsonl:a", other)
+        return ids(new.got), ids(other.got)
+
+    assert asyncio.run(run()) == (ids(events(10)), ids(events(5, first=5)))
+
+
 def command(*arguments: object) -> str:
     found = CliRunner().invoke(app, ["spool", *map(str, arguments)])
     if found.exception is not None and not isinstance(found.exception, SystemExit):
