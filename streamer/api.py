@@ -142,7 +142,7 @@ async def watch_frames(
     def record(*_: object) -> Sequence[Recorder]:
         return (_FrameRecorder(channel),)
 
-    async with aclosing(_run_into(channel, config, outputs=record, detector=own)) as items:
+    async with aclosing(_run_into(channel, config, recorders=record, detector=own)) as items:
         async for item in items:
             yield item
 

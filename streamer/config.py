@@ -50,6 +50,7 @@ class QueryConfig(_ConfigSection):
     unless: list[Annotated[str, Field(min_length=1)]] = Field(
         default=[], description="what answers one of these better is no match: a poster of a person"
     )
+    paused: bool = Field(False, description="Do not detect this query for now; it keeps its place and its counts.")
 
 
 class ZoneConfig(_ConfigSection):
@@ -106,6 +107,7 @@ class StreamConfig(_ConfigSection):
     ignore: list[MaskConfig] = Field(default=[], description="Regions of the frame in which detections are ignored.")
     sample: SampleConfig = SampleConfig()
     transport: Literal["tcp", "udp"] = Field("tcp", description="how RTSP carries its packets")
+    paused: bool = Field(False, description="Do not watch this stream for now; a camera is disconnected.")
 
     _texts = field_validator("queries", mode="before")(lambda value: _queries_from_texts(value))
 

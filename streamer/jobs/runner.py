@@ -17,7 +17,8 @@ from sinks.files import JsonlSink
 from sinks.registry import open_sinks
 from sinks.sink import Sink, SinkError
 from streamer.analysis.stream_analysis import StreamAnalysis
-from streamer.build import VIDEO, annotated_video, check_parts, open_pipeline, settings_hash
+from streamer.assembly import VIDEO, annotated_video, check_parts, settings_hash
+from streamer.build import open_pipeline
 from streamer.config import Config
 from streamer.detector_choice import load_detector
 from streamer.errors import ConfigError
@@ -250,7 +251,7 @@ class JobRunner:
         async with open_pipeline(
             config,
             detector=detector,
-            outputs=recorders,
+            recorders=recorders,
             start_time_ns=self._start_ns,
             strict=True,
             on_frame=lambda _stream: self._progress.count_frame(unit),

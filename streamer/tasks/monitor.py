@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from detectors import DetectorError
-from streamer.build import make_queries, open_pipeline, origin, settle
+from sinks.spool.spool import StorageStatus
+from streamer.build import open_pipeline, settle
 from streamer.config import Config, WebConfig, load_config, parse_config
 from streamer.detector_choice import DetectorChoice
-from streamer.errors import ConfigError, StreamerError
+from streamer.errors import ConfigError
 from streamer.pipeline import Pipeline, StreamReport
 from streamer.spooling import spool_file, state_folder
 from streamer.tasks.closing import ClosingGuard
-from streamer.tasks.console import user_console
+from streamer.tasks.console import user_console, visible_text
 from streamer.tasks.side_tasks import SideTasks
 
 if TYPE_CHECKING:
     from streamer.web.server import WebRoom
+
+log = logging.getLogger("groundstream")
 
 RELOAD_EVERY_S = 1.0
 TABLE_EVERY_S = 0.5
@@ -118,10 +122,10 @@ async def _monitor(
 ) -> bool:
     with _open_room(config, config_file) as room, ClosingGuard(config.close_timeout_s) as guard:
         sinks = {} if room is None else room.sinks()
-        outputs = None if room is None else room.recorders
+        recorders = None if room is None else room.recorders
         # An address that was just typed is told to be wrong at once; cameras of a file may be away and come back.
         async with open_pipeline(
-            config, spool_path=spool, strict=config_file is None, more_sinks=sinks, outputs=outputs
+            config, spool_path=spool, strict=config_file is None, more_sinks=sinks, recorders=recorders
         ) as pipeline:
             settle()
             async with SideTasks(pipeline.stop) as side_tasks, _serve_page(room, pipeline):
@@ -144,7 +148,7 @@ def _start_side_tasks(
 ) -> None:
     """Starts what runs beside the pipeline and ends with it."""
     if config_file is not None:
-        side_tasks.start("following the configuration file", lambda: _follow_edits(pipeline, config, config_file))
+        side_tasks.start("following the configuration file", lambda: _follow_edits(pipeline, config_file))
     if duration_s is not None:
         side_tasks.start("the clock of --duration", lambda: _stop_after(pipeline, duration_s))
     if sys.stderr.isatty() and not quiet:
@@ -156,9 +160,9 @@ async def _stop_after(pipeline: Pipeline, duration_s: float) -> None:
     await pipeline.stop()
 
 
-async def _follow_edits(pipeline: Pipeline, config: Config, file: Path) -> None:
-    """Apply the queries of the configuration file whenever it was edited; a mistake is told and changes nothing."""
-    console = Console(stderr=True)
+async def _follow_edits(pipeline: Pipeline, file: Path) -> None:
+    """Apply the configuration file whenever it was edited; a mistake is reported and changes nothing."""
+    console = user_console(stderr=True)
     seen = _modified(file)
     while True:
         await asyncio.sleep(RELOAD_EVERY_S)
@@ -166,26 +170,14 @@ async def _follow_edits(pipeline: Pipeline, config: Config, file: Path) -> None:
             continue
         seen = now
         try:
-            edited = load_config(file)
-            await _apply(pipeline, edited, console)
-        except (StreamerError, DetectorError) as error:
-            console.print(f"{error}; the queries stay as they were", highlight=False, soft_wrap=True)
-            continue
-        if _without_queries(edited) != _without_queries(config):
-            console.print(f"{file}: only queries change while running; the rest applies at the next start")
-        config = edited
-
-
-async def _apply(pipeline: Pipeline, edited: Config, console: Console) -> None:
-    queries = {origin(stream): make_queries(stream, edited) for stream in edited.streams}
-    for camera in pipeline.streams:
-        if camera.origin in queries:
-            for change in await pipeline.change_queries(camera.name, queries[camera.origin]):
-                console.print(f"{camera.name}: query {change.query.text!r} {change.change}", highlight=False)
-
-
-def _without_queries(config: Config) -> dict[str, Any]:
-    return config.model_dump(exclude={"queries": True, "streams": {"__all__": {"queries"}}})
+            sentences = await pipeline.apply(load_config(file))
+        except ConfigError as error:
+            console.print(f"{error}; nothing has changed", soft_wrap=True)
+        except Exception as error:
+            log.error("%s: the edit could not be applied: %s", file, error, exc_info=True)
+        else:
+            for sentence in sentences:
+                console.print(sentence, soft_wrap=True)
 
 
 def _modified(file: Path) -> int:
@@ -285,4 +277,17 @@ def _table(reports: Sequence[StreamReport], rates: _FrameRates, pipeline: Pipeli
             str(report.tracks),
             str(pipeline.event_counts[report.stream].total()),
         )
+    caption = _storage_caption(pipeline.storage())
+    table.caption = None if caption is None else Text(visible_text(caption))
     return table
+
+
+def _storage_caption(storage: StorageStatus) -> str | None:
+    """What a user has to know about the spool, None while all is well."""
+    if storage.error:
+        return f"events cannot be stored: {storage.error}"
+    if storage.used_bytes > storage.max_bytes // 2:
+        return f"the spool is {100 * storage.used_bytes // storage.max_bytes} % full: events wait for a sink"
+    if storage.forgotten:
+        return f"{storage.forgotten} events wait for sinks that are no longer configured: see groundstream spool list"
+    return None

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 from sinks.address import redact
 from sinks.event import rfc3339
 from streamer.analysis.queries import slug
-from streamer.build import make_queries, origin
 from streamer.config import Config, StreamConfig
+from streamer.errors import ConfigError
 from streamer.pipeline.pipeline import Pipeline
 from streamer.web.config_document import ConfigDocument, NodeEdit, NodePath
 from streamer.web.live_frames import LiveFrames
@@ -155,7 +155,7 @@ class ControlRoom:
         """Adds a camera. Raises `Problem` 409 for a name that is taken, 422 for a source that is not allowed."""
         self._check_source(value["source"])
         async with self._lock:
-            if value["name"] in {origin(stream) for stream in self.config.streams}:
+            if value["name"] in {_section_key(stream) for stream in self.config.streams}:
                 raise Problem(409, f"a stream named {value['name']!r} exists: choose another name")
             await self._apply([NodeEdit(("streams",), dict(value), "append")], f"stream {value['name']} added")
         return await self.read_stream(value["name"])
@@ -198,7 +198,6 @@ class ControlRoom:
 
     def _describe_streams(self) -> list[StreamStatus]:
         reports = {report.stream: report for report in self._pipeline.report()}
-        sources = {origin(stream): stream.source for stream in self.config.streams}
         found = []
         for stream in self._pipeline.streams:
             report = reports[stream.name]
@@ -216,7 +215,7 @@ class ControlRoom:
                     live=report.live,
                     state=report.state.value,
                     cause=redact(report.error or (stream.dark_cause if is_dark else "")),
-                    source=redact(sources.get(stream.origin, stream.origin)),
+                    source=redact(stream.section.source if stream.section is not None else stream.name),
                     width=None if live is None else live.frame.width,
                     height=None if live is None else live.frame.height,
                     received=tally.received,
@@ -247,9 +246,11 @@ class ControlRoom:
         return found
 
     async def _find_stream(self, name: str) -> tuple[int, StreamConfig]:
-        origins = await self._call(lambda: {stream.name: stream.origin for stream in self._pipeline.streams})
+        sections = await self._call(lambda: {stream.name: stream.section for stream in self._pipeline.streams})
+        section = sections.get(name)
+        key = name if section is None else _section_key(section)
         for position, stream in enumerate(self.config.streams):
-            if origin(stream) == origins.get(name, name):
+            if _section_key(stream) == key:
                 return position, stream
         raise unknown_stream(name)
 
@@ -290,17 +291,11 @@ class ControlRoom:
         log.info("web: %s changed: %s", subject, "; ".join(changes) or "no effect")
 
     async def _apply_config(self, config: Config) -> list[str]:
-        """In the pipeline's loop: switches to the queries of a configuration."""
-        settings: Any = {"queries": True, "streams": {"__all__": {"queries"}}}
-        if config.model_dump(exclude=settings) != self._config.model_dump(exclude=settings):
-            raise Problem(422, "only queries can be changed while the monitor runs")
-        changes = []
-        for stream in self._pipeline.streams:
-            for settings_of in config.streams:
-                if origin(settings_of) == stream.origin:
-                    made = await self._pipeline.change_queries(stream.name, make_queries(settings_of, config))
-                    changes += [f"query {change.query.text!r} {change.change}" for change in made]
-        return changes
+        """In the pipeline's loop: switches to a configuration."""
+        try:
+            return list(await self._pipeline.apply(config))
+        except ConfigError as error:
+            raise Problem(422, str(error)) from error
 
     async def _call(self, function: Callable[[], R]) -> R:
         """Runs a function in the pipeline's loop."""
@@ -319,6 +314,11 @@ class ControlRoom:
         if self._loop.is_closed():
             raise Problem(503, "the monitor is shutting down")
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), self._loop))
+
+
+def _section_key(section: StreamConfig) -> str:
+    """The name or address by which a stream is recognised in edited configurations."""
+    return section.name or section.source
 
 
 class _FrameRates:
