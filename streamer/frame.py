@@ -29,11 +29,12 @@ class Frame:
     """One picture of one stream. Read-only.
 
     `stream` is the stream's name; `index` counts every frame received, so a gap is a drop; `time_ns` is the capture
-    time, UTC nanoseconds, rising within a stream; `image` is BGR, (height, width, 3), uint8. A decoder may hand over
-    a function instead of pixels: converting to BGR costs more than a tenth of decoding, and dropped frames need none.
+    time, UTC nanoseconds, rising within a stream; `image` is BGR, (height, width, 3), uint8. `pixel_aspect` is the
+    width of a pixel by its height, 1 for nearly all cameras. A decoder may hand over a function instead of pixels:
+    converting to BGR costs more than a tenth of decoding, and dropped frames need none.
     """
 
-    __slots__ = ("_pixels", "clock", "height", "index", "stream", "time_ns", "width")
+    __slots__ = ("_pixels", "clock", "height", "index", "pixel_aspect", "stream", "time_ns", "width")
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Frame:
         clock: FrameClock,
         pixels: npt.NDArray[np.uint8] | Callable[[], npt.NDArray[np.uint8]],
         size: tuple[int, int],
+        pixel_aspect: float = 1.0,
     ) -> None:
         """`size` is (width, height) of the picture that `pixels` is or makes."""
         self.stream = stream
@@ -50,6 +52,7 @@ class Frame:
         self.time_ns = time_ns
         self.clock = clock
         self.width, self.height = size
+        self.pixel_aspect = pixel_aspect
         self._pixels = pixels
 
     @property

@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from typing import Literal, Self
 
 from sinks.event import Event
 from sinks.sink import Sink
-from sinks.spool.cursors import match_cursors, waiting_events
+from sinks.spool.cursors import adopted_cursor, match_cursors, waiting_events
 from sinks.spool.delivery import Numbered, SinkDelivery, SinkStatus, append_dead_letter, numbered
 from sinks.spool.open_state import OpenItem
 from sinks.spool.schema import DROPPABLE, EventBlock, StoreDamaged, parse_line
@@ -26,7 +27,7 @@ from sinks.spool.store import SpoolStore
 from sinks.spool.writer import SendRequest, SpoolClosed, SpoolWriter
 from sinks.worker import SinkWorker
 
-__all__ = ["CLOSE_TIMEOUT_S", "DEFAULT_MAX_BYTES", "Spool", "SpoolClosed", "WhenFull"]
+__all__ = ["CLOSE_TIMEOUT_S", "DEFAULT_MAX_BYTES", "Spool", "SpoolClosed", "StorageStatus", "WhenFull"]
 
 log = logging.getLogger("sinks.spool")
 
@@ -37,6 +38,18 @@ CLOSE_TIMEOUT_S = 10.0
 _TAIL_EVENTS = 4096
 _FORGOTTEN_SHARE = 4
 """Sinks that are no longer configured may hold a quarter of `max_bytes`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StorageStatus:
+    """The state of the spool itself. `error` says why no event can be stored at present, empty while they are;
+    `used_bytes` of `max_bytes` wait for a sink; `forgotten` counts the events that wait for sinks that are no longer
+    configured."""
+
+    error: str
+    used_bytes: int
+    max_bytes: int
+    forgotten: int
 
 
 class Spool:
@@ -228,6 +241,10 @@ class Spool:
         """The size of the events that wait for a sink."""
         return self._stored_bytes + self._sent_bytes
 
+    def storage(self) -> StorageStatus:
+        """The state of the spool itself."""
+        return StorageStatus(self.storage_error, self.used_bytes, self._max_bytes, sum(self.forgotten().values()))
+
     async def drain(self, timeout: float | None = None) -> bool:
         """Waits until every sink has acknowledged everything; False when the time (seconds) was not enough."""
         self._draining += 1
@@ -245,12 +262,15 @@ class Spool:
         return True
 
     async def add_sink(self, name: str, sink: Sink) -> None:
-        """Delivers to one more sink from now on; events that wait for a sink of this name are sent first.
-
-        Raises `ValueError` for a name that is taken."""
+        """Delivers to one more sink from now on. Events that wait for a sink of this name, or for the only sink of its
+        scheme that was removed, are sent first. Raises `ValueError` for a name that is taken."""
         if any(delivery.name == name for delivery in self._deliveries):
             raise ValueError(f"the spool has a sink {name} already")
-        self._start_delivery(name, sink, self._forgotten.pop(name, self._last))
+        old = adopted_cursor(name, list(self._forgotten)) if getattr(sink, "durable", True) else None
+        cursor = self._last if old is None else self._forgotten.pop(old)
+        self._start_delivery(name, sink, cursor)
+        if old is not None and old != name:
+            log.warning("sink %s takes over from %s, for which %d events wait", name, old, self._last - cursor)
 
     async def remove_sink(self, name: str) -> None:
         """Stops delivering to a sink and closes it; events that wait for it are kept for a sink of the same name.

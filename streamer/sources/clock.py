@@ -5,40 +5,51 @@ from __future__ import annotations
 from typing import Literal
 
 _SECOND = 1_000_000_000
-_UNSEEN_MS = 200.0  # what camera, encoder and network commonly take; it cannot be seen from this end
 _TICK = 1_000  # what a time is moved on by where the container says that none has passed: 1 microsecond
 
 
 class FileClock:
     """Capture times of a recording, from its presentation times.
 
-    A clock that steps back by more than a second has been reset (joined recordings, a wrapped counter), as has one
-    that leaps by more than ten in a format whose clock may do so: time goes on from there at the last pace. A smaller
-    step back is a muxer's rounding.
+    A clock that steps back by more than a second has been reset (joined recordings): time goes on from there at the
+    last pace. A smaller step back is a muxer's rounding. A leap forward is time that passed, unless the stream says
+    that its clock was set (`leaps` and `gap_ns`).
     """
 
-    def __init__(self, start_ns: int, may_jump: bool = False) -> None:
-        """`start_ns` is the time of the first frame, UTC."""
+    def __init__(self, start_ns: int, frame_ns: int = _SECOND // 25, may_jump: bool = False) -> None:
+        """`start_ns` is the time of the first frame, UTC; `frame_ns` how long one lasts where nothing else is known."""
         self._start_ns = start_ns
         self._may_jump = may_jump
         self._offset_ns: int | None = None  # capture time minus presentation time
         self._last_ns: int | None = None
-        self._pace_ns = _SECOND // 25
+        self._pace_ns = frame_ns
 
-    def time_ns(self, pts_ns: int | None) -> int:
-        """Capture time of the next frame, later than that of the one before."""
+    def leaps(self, pts_ns: int | None) -> bool:
+        """Whether the next frame lies so far ahead that the stream should be asked how much time passed."""
+        if not self._may_jump or pts_ns is None or self._offset_ns is None or self._last_ns is None:
+            return False
+        return pts_ns + self._offset_ns - self._last_ns > max(_SECOND, 4 * self._pace_ns)
+
+    def time_ns(self, pts_ns: int | None, gap_ns: int | None = None) -> int:
+        """Capture time of the next frame, later than that of the one before.
+
+        `gap_ns` is the time that passed by another clock of the stream, 0 where its clock was set.
+        """
         if self._last_ns is None:
             time_ns = self._start_ns
         elif pts_ns is None or self._offset_ns is None:
             time_ns = self._last_ns + self._pace_ns
         else:
             step = pts_ns + self._offset_ns - self._last_ns
-            if step < -_SECOND or (self._may_jump and step > 10 * _SECOND):
+            if gap_ns is not None and abs(gap_ns - step) > _SECOND:
+                time_ns = self._last_ns + max(self._pace_ns, gap_ns if gap_ns < step else 0)
+                self._offset_ns = None
+            elif step < -_SECOND:
                 time_ns = self._last_ns + self._pace_ns
                 self._offset_ns = None
             else:
                 time_ns = self._last_ns + max(step, _TICK)
-                if step > _TICK:
+                if _TICK < step < 10 * _SECOND:  # a pause is no pace
                     self._pace_ns = step
         if self._offset_ns is None and pts_ns is not None:
             self._offset_ns = time_ns - pts_ns
@@ -85,7 +96,7 @@ class LiveClock:
         basis: Literal["rtcp_sr", "arrival"] = "arrival"
         target_ns = arrival_ns if pts_ns is None else pts_ns + self._fastest(pts_ns, arrival_ns)
         self._jitter_ms += ((arrival_ns - target_ns) / 1e6 - self._jitter_ms) / 16
-        uncertainty_ms = _UNSEEN_MS + self._jitter_ms
+        uncertainty_ms = 200.0 + self._jitter_ms
         if sender_ns is not None:
             delay_ms = (target_ns - sender_ns) / 1e6
             if -50 <= delay_ms <= 2000:

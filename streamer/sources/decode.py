@@ -1,27 +1,38 @@
-"""Decoding with PyAV.
+"""Decoding of files and streams with PyAV.
 
 `VideoReader` opens anything FFmpeg reads and yields its pictures in presentation order. Damaged pictures are
-never yielded: a `LostPictures` counts them for the reader.
+never yielded: a `LostPictures` counts each of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import heapq
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self, cast
 
 import av
 import av.error
 from av.format import Flags
-from av.stream import Disposition
+from av.sidedata.sidedata import SideData
+from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Discard, Disposition
 
+from streamer.sources.catch_up import CatchUp
 from streamer.sources.h264 import FrameNumbers
+from streamer.sources.h265 import PictureUnits
+from streamer.sources.nal_units import UnitLayout, parameter_sets
+from streamer.sources.orientation import UPRIGHT, Orientation
 from streamer.sources.planes import PictureLayout, layout_of, pack_planes, upright_bgr
 
 if TYPE_CHECKING:
@@ -29,41 +40,88 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from av.container import InputContainer
     from av.packet import Packet
+    from av.video.codeccontext import VideoCodecContext
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
 DecodeError = av.error.FFmpegError
 Unauthorised = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)
 NotFound = av.error.HTTPNotFoundError
+Refused = (av.error.HTTPOtherClientError, av.error.ProtocolNotFoundError)
 TimedOut = (av.error.ExitError, av.error.TimeoutError)
+
+_WAITING_PICTURES = 32  # a decoder holds back at most 16 pictures; one that waits longer never comes
+# Formats whose packets FFmpeg completes only when the next one begins: what it returns came before that.
+_LATE_FORMATS = frozenset({"rtsp", "sdp", "rtp", "mpegts", "mpeg", "h264", "hevc"})
+_BY_FRAME = frozenset({"h264", "hevc", "mjpeg"})  # codecs in which every packet with a slice is one picture to show
 
 
 class NoVideo(Exception):
     """What was opened holds no picture stream that can be decoded."""
 
 
+class NoSuchTrack(NoVideo):
+    """The video track that was asked for does not exist; `count` is how many there are."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
+
+
 @dataclass(frozen=True, slots=True)
 class LostPictures:
-    """A frame that arrived damaged, or cannot be shown because it builds on one that did or never came."""
+    """A frame that arrived damaged, or cannot be shown because it builds on one that did or never came.
+
+    `awaits_key` is True for one that came before the first key picture, `is_skipped` for one that was left undecoded
+    because decoding was behind: nothing is wrong with either.
+    """
 
     pts_ns: int | None
+    awaits_key: bool = False
+    is_skipped: bool = False
 
 
 class DecodedPicture:
     """One decoded picture. `pts_ns` is its presentation time in the container's clock, None where it has none.
 
-    `sender_ns` is the sender's own wall clock (UTC) at capture, from RTCP sender reports, None where there are none.
+    `sender_ns` is the sender's own wall clock (UTC) at capture, from RTCP sender reports, None where there are none;
+    `arrival_ns` is when its first bytes were here (UTC), `place` where they are in the file.
+    `pixel_aspect` is the width of a pixel by its height.
     Calling the picture gives its pixels: BGR, (height, width, 3), uint8, upright; converted at the first call, from any
-    thread, and the decoder's own memory is let go then.
+    thread, and the decoder's own memory is released then.
     """
 
-    __slots__ = ("_frame", "_lock", "_pixels", "_turns", "height", "pts_ns", "sender_ns", "width")
+    __slots__ = (
+        "_frame",
+        "_lock",
+        "_orientation",
+        "_pixels",
+        "arrival_ns",
+        "height",
+        "pixel_aspect",
+        "place",
+        "pts_ns",
+        "sender_ns",
+        "width",
+    )
 
-    def __init__(self, frame: VideoFrame, pts_ns: int | None, sender_ns: int | None) -> None:
+    def __init__(
+        self,
+        frame: VideoFrame,
+        pts_ns: int | None,
+        sender_ns: int | None,
+        arrival_ns: int,
+        pixel_aspect: float = 1.0,
+        place: int | None = None,
+        orientation: Orientation = UPRIGHT,
+    ) -> None:
         self.pts_ns = pts_ns
         self.sender_ns = sender_ns
-        self._turns = round(frame.rotation / 90) % 4  # quarter turns, anticlockwise
-        self.width, self.height = (frame.height, frame.width) if self._turns % 2 else (frame.width, frame.height)
+        self.arrival_ns = arrival_ns
+        self.place = place
+        self._orientation = orientation
+        self.width, self.height = orientation.size(frame.width, frame.height)
+        self.pixel_aspect = 1 / pixel_aspect if orientation.transposed else pixel_aspect
         self._frame: VideoFrame | None = frame
         self._pixels: npt.NDArray[np.uint8] | None = None
         self._lock = threading.Lock()
@@ -71,7 +129,7 @@ class DecodedPicture:
     def __call__(self) -> npt.NDArray[np.uint8]:
         with self._lock:
             if self._frame is not None:
-                self._pixels = upright_bgr(self._frame, self._turns)
+                self._pixels = upright_bgr(self._frame, self._orientation)
                 self._frame = None
             assert self._pixels is not None
             return self._pixels
@@ -81,19 +139,40 @@ class DecodedPicture:
         has to be converted."""
         with self._lock:
             frame = self._frame
-        layout = None if frame is None else layout_of(frame, self._turns)
+        layout = None if frame is None else layout_of(frame, self._orientation)
         return None if frame is None or layout is None else (layout, partial(pack_planes, frame))
+
+    def sample(self) -> bytes:
+        """Some of its brightness values, to compare it with another picture without converting it."""
+        with self._lock:
+            if self._frame is None:
+                return b""
+            plane = self._frame.planes[0]
+            return bytes(memoryview(plane)[:: max(1, plane.buffer_size // 2048)])
+
+
+class PictureReader(Protocol):
+    """What pictures are read from, one after the other; for one thread."""
+
+    timed: bool
+    """Whether presentation times are the sender's own, rather than counted at a guessed rate."""
+
+    def pictures(self) -> Iterator[DecodedPicture | LostPictures]: ...
+
+    def close(self) -> None: ...
 
 
 class _PictureGroup:
     """A key picture and those that build on it, in decoding order. Damage to one is damage to all that follow."""
 
-    __slots__ = ("_key_pts_ns", "_previous", "broken")
+    __slots__ = ("_key_pts_ns", "_previous", "broken", "orientation", "pixel_aspect")
 
     def __init__(self, key_pts_ns: int | None, previous: _PictureGroup | None) -> None:
         self._key_pts_ns = key_pts_ns
         self._previous = previous
         self.broken = False
+        self.orientation: Orientation | None = None  # both once the first frame is there
+        self.pixel_aspect = 1.0
         if previous is not None:
             previous._previous = None  # only neighbours matter, and the chain must not grow
 
@@ -104,50 +183,122 @@ class _PictureGroup:
         return not self.broken
 
 
+class _Fate(Enum):
+    WAITING = auto()
+    SHOWN = auto()
+    LOST = auto()
+
+
+class _SentPicture:
+    """What is known of a packet that was given to the decoder; its frame brings this back."""
+
+    __slots__ = ("arrival_ns", "fate", "group", "place", "pts_ns")
+
+    def __init__(self, group: _PictureGroup, pts_ns: int | None, arrival_ns: int, place: int | None) -> None:
+        self.group = group
+        self.pts_ns = pts_ns
+        self.place = place
+        self.arrival_ns = arrival_ns
+        self.fate = _Fate.WAITING
+
+
 class VideoReader:
     """An opened file, stream or device; a context manager. For one thread.
 
-    `options` are FFmpeg's. The time-outs are in seconds; None waits for ever. `lossy` says that whole pictures may get
-    lost on the way here.
+    `url` may be a file object. `options` are FFmpeg's. The time-outs are in seconds; None waits for ever. With
+    `on_wait`, reading goes on after each `read_timeout_s` without data, once `on_wait` has returned; what it raises
+    ends reading. `lossy` says that whole pictures may get lost on the way here. `track` is the number of the video
+    track, from 0; None takes the one marked as default, of several the largest.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | object,
         *,
         form: str | None = None,
         options: Mapping[str, str] | None = None,
         open_timeout_s: float | None = None,
         read_timeout_s: float | None = None,
+        on_wait: Callable[[], None] | None = None,
+        io_open: Callable[..., object] | None = None,
         lossy: bool = False,
+        track: int | None = None,
     ) -> None:
         """Raises `DecodeError` where it cannot be opened, `NoVideo` where it holds no pictures."""
+        # Titles and comments come from outside, in any encoding: none of them may keep a video from being read.
         self._container: InputContainer = av.open(
-            url, "r", format=form, options=dict(options or {}), timeout=(open_timeout_s, read_timeout_s)
+            url,
+            "r",
+            format=form,
+            options=dict(options or {}),
+            timeout=(open_timeout_s, read_timeout_s),
+            io_open=io_open,
+            metadata_errors="replace",
         )
+        self._on_wait = on_wait
         try:
-            self._stream = self._picture_stream()
+            self._stream = self._choose_track(track)
         except NoVideo:
             self._container.close()
             raise
-        self._stream.codec_context.copy_opaque = True  # so that a picture knows the packet it came in
+        for stream in self._container.streams:
+            if stream is not self._stream:
+                stream.discard = Discard.all
+        base = self._stream.time_base or Fraction(1, 90_000)
+        self._tick_ns = base.numerator * 1_000_000_000, base.denominator
+        codec = self._stream.codec_context
+        codec.copy_opaque = True  # so that a picture knows the packet it came in
         # One thread a stream: several within a picture make FFmpeg forget to report damage, several over pictures delay
         # a live stream by as many pictures.
-        self._stream.thread_type = "NONE"
-        self._stream.thread_count = 1
-        if self._stream.codec_context.name == "hevc":
-            # FFmpeg's H.265 decoder fills in what is missing and says nothing, unless told to fail.
-            self._stream.codec_context.options = {"err_detect": "explode"}
-        # Transport streams are made for lossy ways, too, and their packets show where units begin.
-        self._lossy = (lossy or self.may_jump) and self._stream.codec_context.name == "h264"
+        codec.thread_type = "NONE"
+        codec.thread_count = 1
+        self._codec = codec.name
+        if self._codec in _SILENT_CODECS:
+            codec.options = _SILENT_CODECS[self._codec]
+        layout = self._codec in ("h264", "hevc")
+        self._layout = UnitLayout(self._codec, codec.extradata) if layout else None
+        self._units = self._open_h265(codec) if self._codec == "hevc" else None
+        self._numbers = FrameNumbers(codec.extradata) if self._codec == "h264" else None
+        # Transport streams are made for lossy ways, too.
+        self._lossy = lossy or self.may_jump
+        self._is_late = not _LATE_FORMATS.isdisjoint(self._container.format.name.split(","))
         self._sender_offset_ns: int | None = None
+        self._sent: dict[_SentPicture, Packet[VideoStream]] = {}  # to the decoder, and not seen again yet
+        self._order = _OrderTimes(self._rate) if self.times != "own" else None
+        self.catch_up: CatchUp | None = None  # for live streams: what to skip when decoding falls behind
+        self.packets_read = 0  # those that hold part of a picture
+        self._end: int | None = None  # where the last of them ends
 
-    def _picture_stream(self) -> VideoStream:
-        for stream in self._container.streams.video:
-            # A cover picture in an audio file is a video stream to FFmpeg.
-            if stream.codec_context is not None and not stream.disposition & Disposition.attached_pic.value:
-                return stream
-        raise NoVideo
+    def _open_h265(self, codec: VideoCodecContext) -> PictureUnits:
+        """Opens the decoder, which refuses a flaw in any parameter set that came with the container."""
+        extradata = codec.extradata
+        try:
+            codec.open(strict=False)
+            return PictureUnits(extradata)
+        except DecodeError:
+            codec.extradata = None
+            codec.open(strict=False)
+        for one in parameter_sets("hevc", extradata):
+            with contextlib.suppress(DecodeError):  # the slices show whether it is needed
+                codec.decode(av.Packet(b"\0\0\0\1" + one))
+        return PictureUnits(extradata, start_codes=True)
+
+    def _choose_track(self, track: int | None) -> VideoStream:
+        # A cover picture in an audio file is a video stream to FFmpeg.
+        unfit = Disposition.attached_pic.value | Disposition.timed_thumbnails.value
+        found = [
+            stream
+            for stream in self._container.streams.video
+            if stream.codec_context is not None and not stream.disposition & unfit
+        ]
+        if track is not None and found:
+            if track >= len(found):
+                raise NoSuchTrack(len(found))
+            return found[track]
+        if not found:
+            raise NoVideo
+        default = Disposition.default.value
+        return max(found, key=lambda s: (bool(s.disposition & default), s.codec_context.width * s.codec_context.height))
 
     def __enter__(self) -> Self:
         return self
@@ -158,7 +309,13 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
+        self._sent.clear()
         self._container.close()
+
+    @property
+    def format_name(self) -> str:
+        """FFmpeg's name of the container."""
+        return self._container.format.name
 
     @property
     def frame_count(self) -> int | None:
@@ -166,16 +323,26 @@ class VideoReader:
         return self._stream.frames or None
 
     @property
-    def duration_s(self) -> float | None:
-        """How long the pictures last by the container's own account; None where it does not say."""
+    def told_end_ns(self) -> int | None:
+        """Where the last picture ends in the container's clock, as the container says; None where it does not."""
         stream = self._stream
-        if stream.duration is not None and stream.time_base is not None:
-            return float(stream.duration * stream.time_base)
-        tag = stream.metadata.get("DURATION")  # Matroska's, "00:00:10.040000000"
-        if tag is None:
+        start_ns = self._ns(stream.start_time) or 0
+        length_ns = self._ns(stream.duration)
+        if length_ns is not None and length_ns > 0:
+            return start_ns + length_ns
+        # Matroska's tag, "00:00:10.040000000", is an end on the container's clock and no length.
+        tag_s = _clock_seconds(stream.metadata.get("DURATION"))
+        if tag_s is not None:
+            return round(tag_s * 1e9)
+        whole = self._container.duration
+        if whole is None or whole <= 0 or self.may_jump or len(self._container.streams) > 1:
             return None
-        hours, minutes, seconds = tag.split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        return ((self._container.start_time or 0) + whole) * 1000
+
+    @property
+    def end_ns(self) -> int | None:
+        """Where the last picture that was read ends, in the container's clock; None before there is one."""
+        return self._ns(self._end)
 
     @property
     def recorded_ns(self) -> int | None:
@@ -198,48 +365,275 @@ class VideoReader:
         return self._container.format.name not in {"mpjpeg", "mjpeg"}
 
     @property
+    def times(self) -> Literal["own", "order", "rate"]:
+        """Where presentation times come from.
+
+        `own`: the container tells one for each picture. `order`: it only tells when pictures are decoded (AVI); they
+        are shown at the same times, in another order. `rate`: it tells nothing (raw streams), pictures are counted.
+        """
+        if Flags.no_timestamps in Flags(self._container.format.flags):
+            return "rate"
+        return "order" if self._container.format.name == "avi" else "own"
+
+    @property
+    def _rate(self) -> float:
+        return float(self._stream.guessed_rate or self._stream.average_rate or 25)
+
+    @property
+    def frame_ns(self) -> int:
+        """How long a frame lasts at the rate that the container tells or FFmpeg guesses."""
+        return round(1e9 / self._rate)
+
+    @property
     def may_jump(self) -> bool:
         """Whether the container's clock may jump without time having passed (MPEG transport streams)."""
         return Flags.ts_discont in Flags(self._container.format.flags)
 
     def pictures(self) -> Iterator[DecodedPicture | LostPictures]:
-        """Decode to the end. Raises `DecodeError` where reading fails, after all that could be decoded."""
-        numbers = FrameNumbers() if self._lossy else None
+        """Decodes to the end: each packet with part of a picture becomes a picture, or is counted as lost.
+
+        Raises `DecodeError` where reading fails, after all that could be decoded.
+        """
         group: _PictureGroup | None = None
-        for packet in self._container.demux(self._stream):
+        failure: Exception | None = None
+        packets = self._packets()
+        while True:
+            try:
+                packet, arrival_ns, is_cut = next(packets)
+            except StopIteration:
+                break
+            except Exception as error:  # what was read before counts first
+                failure = error
+                break
             self._note_sender_clock(packet)
             if packet.is_keyframe:
-                group = _PictureGroup(_pts_ns(packet), group)
+                group = _PictureGroup(self._ns(packet.pts), group)
             if group is None:  # nothing can be shown before the first picture that builds on no other
-                if packet.size:
-                    yield LostPictures(_pts_ns(packet))
+                if self._is_picture(packet):
+                    self._note_packet(packet)
+                    yield LostPictures(self._shown_ns(self._ns(packet.pts)), awaits_key=True)
                 continue
-            packet.opaque = group
-            if numbers is not None and numbers.gap(bytes(packet)) and not packet.is_keyframe:
-                group.broken = True
+            if self.catch_up is not None and self._is_skipped(packet):
+                if self._is_picture(packet):
+                    self._note_packet(packet)
+                    yield LostPictures(self._shown_ns(self._ns(packet.pts)), is_skipped=True)
+                continue
+            yield from self._decode(packet, group, arrival_ns, is_cut)
+        for sent in list(self._sent):
+            yield from self._give_up(sent)
+        if failure is not None:
+            raise failure
+
+    def _is_skipped(self, packet: Packet[VideoStream]) -> bool:
+        """Whether the picture is to be left out, because decoding is behind."""
+        layout = self._layout
+
+        def is_reference() -> bool:
+            return layout is None or layout.is_reference(bytes(packet))
+
+        time_ns = self._ns(packet.dts if packet.dts is not None else packet.pts)
+        assert self.catch_up is not None
+        return self.catch_up.skips(time_ns, time.monotonic_ns(), is_key=packet.is_keyframe, is_reference=is_reference)
+
+    def _packets(self) -> Iterator[tuple[Packet[VideoStream], int, bool]]:
+        """Each packet, when its first bytes came (UTC), and whether part of it is missing by the container's count."""
+        waiting: tuple[Packet[VideoStream], int] | None = None
+        before_ns = time.time_ns()
+        while True:
             try:
-                frames = self._stream.decode(packet)
-            except av.error.InvalidDataError:
+                for packet in self._container.demux(self._stream):
+                    now_ns = time.time_ns()
+                    arrival_ns, before_ns = (before_ns if self._is_late else now_ns), now_ns
+                    if waiting is not None:
+                        # Where recordings were joined, their counters part, too, but the second begins with a key.
+                        yield *waiting, not packet.is_keyframe
+                        waiting = None
+                    if packet.is_corrupt and self._codec == "hevc" and not packet.is_keyframe:
+                        waiting = packet, arrival_ns
+                    else:
+                        yield packet, arrival_ns, False
+                break
+            except av.error.ExitError:
+                if self._on_wait is None:
+                    raise
+                self._on_wait()
+        if waiting is not None:
+            yield *waiting, True
+
+    def _is_picture(self, packet: Packet[VideoStream]) -> bool:
+        if not packet.size:
+            return False
+        return self._layout is None or self._layout.holds_slice(bytes(packet))
+
+    def _note_packet(self, packet: Packet[VideoStream]) -> None:
+        self.packets_read += 1
+        if self._order is not None:
+            self._order.note(self._ns(packet.dts))
+        if packet.pts is not None:
+            end = packet.pts + (packet.duration or 0)
+            if self._end is None or end > self._end:
+                self._end = end
+
+    def _decode(
+        self, packet: Packet[VideoStream], group: _PictureGroup, arrival_ns: int, is_cut: bool
+    ) -> Iterator[DecodedPicture | LostPictures]:
+        sent = _SentPicture(group, self._ns(packet.pts), arrival_ns, packet.pos)
+        if packet.size:
+            self._note_packet(packet)
+            self._sent[sent] = packet
+            packet.opaque = sent
+            if is_cut:
                 group.broken = True
-                yield LostPictures(_pts_ns(packet))
-                continue
-            for frame in frames:
-                pts_ns = _pts_ns(frame)
-                home = frame.opaque if isinstance(frame.opaque, _PictureGroup) else group
-                home.broken = home.broken or frame.is_corrupt
-                yield self._picture(frame, pts_ns) if home.shows(pts_ns) else LostPictures(pts_ns)
+            gap = self._lossy and self._numbers is not None and self._numbers.has_gap(bytes(packet))
+            if gap and not packet.is_keyframe:
+                group.broken = True
+        try:
+            frames = self._frames(packet, sent)
+        except av.error.EOFError:
+            frames = []
+        except DecodeError:
+            frames = []
+            if self._is_picture(packet):
+                group.broken = True
+                yield from self._give_up(sent)
+        for frame in frames:
+            yield from self._judge(frame, group)
+        while len(self._sent) > _WAITING_PICTURES:
+            yield from self._give_up(next(iter(self._sent)))
+
+    def _frames(self, packet: Packet[VideoStream], sent: _SentPicture) -> list[VideoFrame]:
+        if self._units is None or not packet.size:
+            return self._stream.decode(packet)
+        data = bytes(packet)
+        bare = self._units.without_messages(data)
+        if not bare:
+            return []
+        bare_packet = packet if bare is data else _copied(packet, bare)
+        bare_packet.opaque = sent
+        try:
+            return self._stream.decode(bare_packet)
+        except DecodeError:
+            sets, slices = self._units.sets_and_slices(bare)
+            if not sets or not slices:
+                raise
+        # The decoder stopped at a parameter set, before the slices; whether they need it is for it to say.
+        for one in sets:
+            with contextlib.suppress(DecodeError):
+                self._stream.decode(_copied(packet, one))
+        slice_packet = _copied(packet, slices)
+        slice_packet.opaque = sent
+        return self._stream.decode(slice_packet)
+
+    def _judge(self, frame: VideoFrame, group: _PictureGroup) -> Iterator[DecodedPicture | LostPictures]:
+        """The picture of a frame, or its loss; nothing where its packet has been counted as lost."""
+        sent = frame.opaque if isinstance(frame.opaque, _SentPicture) else next(iter(self._sent), None)
+        pts_ns = self._ns(frame.pts)
+        arrival_ns, place = time.time_ns(), None
+        if sent is not None:
+            self._sent.pop(sent, None)
+            if sent.fate is _Fate.LOST:
+                return
+            sent.fate = _Fate.SHOWN
+            group, arrival_ns, place = sent.group, sent.arrival_ns, sent.place
+        group.broken = group.broken or frame.is_corrupt
+        shown_ns = self._shown_ns(pts_ns)
+        if not group.shows(pts_ns):
+            yield LostPictures(shown_ns)
+            return
+        sender_ns = None if pts_ns is None or self._sender_offset_ns is None else pts_ns + self._sender_offset_ns
+        if group.orientation is None:
+            aspect = self._stream.codec_context.sample_aspect_ratio
+            group.orientation, group.pixel_aspect = _orientation(frame), float(aspect) if aspect else 1.0
+        yield DecodedPicture(frame, shown_ns, sender_ns, arrival_ns, group.pixel_aspect, place, group.orientation)
+
+    def _give_up(self, sent: _SentPicture) -> Iterator[LostPictures]:
+        """Counts a packet whose picture does not come, unless there is none to come."""
+        packet = self._sent.pop(sent, None)
+        if packet is None or sent.fate is not _Fate.WAITING:
+            return
+        sent.fate = _Fate.LOST
+        if self._codec not in _BY_FRAME or not self._is_picture(packet):
+            return
+        if self._numbers is not None:
+            data = bytes(packet)
+            if not self._lossy:
+                self._numbers.learn(data)
+            if not sent.group.broken and self._numbers.is_field(data):
+                return  # the other field of its picture has brought the frame
+        yield LostPictures(self._shown_ns(sent.pts_ns))
+
+    def _ns(self, ticks: int | None) -> int | None:
+        """Nanoseconds of the track's own ticks."""
+        return None if ticks is None else ticks * self._tick_ns[0] // self._tick_ns[1]
+
+    def _shown_ns(self, pts_ns: int | None) -> int | None:
+        return pts_ns if self._order is None else self._order.next_ns()
 
     def _note_sender_clock(self, packet: Packet[VideoStream]) -> None:
         """Learn how far the sender's wall clock is ahead of presentation time, from the packet's reference time."""
-        pts_ns = _pts_ns(packet)
+        pts_ns = self._ns(packet.pts)
         if pts_ns is not None and packet.has_sidedata("prft"):
             wall_us: int = struct.unpack_from("<q", bytes(packet.get_sidedata("prft")))[0]
             self._sender_offset_ns = wall_us * 1000 - pts_ns
 
-    def _picture(self, frame: VideoFrame, pts_ns: int | None) -> DecodedPicture:
-        if pts_ns is None or self._sender_offset_ns is None:
-            return DecodedPicture(frame, pts_ns, None)
-        return DecodedPicture(frame, pts_ns, pts_ns + self._sender_offset_ns)
+
+class JpegReader:
+    """Pictures that come as whole JPEG, PNG or WebP files, one after the other, without times of their own."""
+
+    timed = False
+
+    def __init__(self, images: Iterator[bytes], close: Callable[[], None] = lambda: None) -> None:
+        self._images = images
+        self._close = close
+        self._decoders: dict[str, VideoCodecContext] = {}
+
+    def pictures(self) -> Iterator[DecodedPicture | LostPictures]:
+        for image in self._images:
+            arrival_ns = time.time_ns()
+            frame = self._decode(image)
+            yield LostPictures(None) if frame is None else DecodedPicture(frame, None, None, arrival_ns)
+
+    def close(self) -> None:
+        self._close()
+
+    def _decode(self, image: bytes) -> VideoFrame | None:
+        name = "png" if image[:4] == b"\x89PNG" else "webp" if image[8:12] == b"WEBP" else "mjpeg"
+        if name not in self._decoders:
+            decoder = cast("VideoCodecContext", av.CodecContext.create(name, "r"))
+            decoder.options = _SILENT_CODECS.get(name, {})
+            self._decoders[name] = decoder
+        try:
+            frames = self._decoders[name].decode(av.Packet(image))
+        except DecodeError:
+            return None
+        return frames[0] if frames and not frames[0].is_corrupt else None
+
+
+# FFmpeg's decoders of these fill in what is missing without a report, unless they are asked to fail.
+_SILENT_CODECS = {"hevc": {"err_detect": "explode"}, "mjpeg": {"err_detect": "explode"}}
+
+
+class _OrderTimes:
+    """Presentation times of a container that tells none, from the times of decoding, else from the rate.
+
+    Pictures are shown in another order than they are decoded in, but at the same times: the next picture shown gets
+    the earliest time that none has had.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._step_ns = round(1e9 / rate)
+        self._times: list[int] = []
+        self._newest_ns: int | None = None
+
+    def note(self, dts_ns: int | None) -> None:
+        """A packet was read, decoded at `dts_ns`; None where the container does not say."""
+        if dts_ns is None:
+            dts_ns = 0 if self._newest_ns is None else self._newest_ns + self._step_ns
+        self._newest_ns = dts_ns
+        heapq.heappush(self._times, dts_ns)
+
+    def next_ns(self) -> int | None:
+        return heapq.heappop(self._times) if self._times else None
 
 
 def reason(error: DecodeError) -> str:
@@ -264,10 +658,32 @@ _REASONS: dict[type[BaseException], str] = {
 }
 
 
-def _pts_ns(timed: VideoFrame | Packet[VideoStream]) -> int | None:
-    if timed.pts is None or timed.time_base is None:
+def _clock_seconds(text: str | None) -> float | None:
+    """Seconds of "hours:minutes:seconds"; None where it is something else."""
+    try:
+        hours, minutes, seconds = (text or "").strip("\0 ").split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
         return None
-    return timed.pts * timed.time_base.numerator * 1_000_000_000 // timed.time_base.denominator
+
+
+def _copied(packet: Packet[VideoStream], data: bytes) -> Packet[VideoStream]:
+    """A packet of other bytes with the times of `packet`."""
+    copy = cast("Packet[VideoStream]", av.Packet(data))
+    copy.time_base, copy.pts, copy.dts, copy.is_keyframe = (
+        packet.time_base,
+        packet.pts,
+        packet.dts,
+        packet.is_keyframe,
+    )
+    return copy
+
+
+def _orientation(frame: VideoFrame) -> Orientation:
+    for data in cast("Iterable[SideData]", frame.side_data):
+        if data.type is SideDataType.DISPLAYMATRIX:
+            return Orientation.from_matrix(bytes(data))
+    return UPRIGHT
 
 
 def count_frames(path: Path | str) -> int:

@@ -1,4 +1,4 @@
-"""Video files: every frame, in order, at the pace of whoever reads."""
+"""Video files as sources: every frame, in order, at the pace of the reader."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ from sinks.address import redact
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
 from streamer.sources.clock import FileClock
+from streamer.sources.completeness import is_cut_off
 from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.handover import FrameQueue, Handover, joined
 from streamer.sources.source import OnState, SourceRecipe, SourceState, StateChange
+from streamer.sources.transport_stream import clock_gap_ns
 
 if TYPE_CHECKING:
-    from streamer.sources.decode import DecodeError, VideoReader
+    from streamer.sources.decode import DecodedPicture, DecodeError, VideoReader
 
 _AHEAD = 8  # decoded frames that may wait for the reader
 _AHEAD_BYTES = 64 * 2**20  # what they may take together where frames are large
 _JOIN_S = 5.0
+_TIME_OUT_S = 15.0
 
 
 class FileSource:
-    """The frames of one recording, a file or an `http(s)` address of one.
+    """Frames of one recording: a file, or an `http(s)` address of one.
 
     Decodes in a thread a few frames ahead of the reader and waits for it. Damaged frames are counted, never handed on.
-    Where the recording ends before its own account of itself does, all that there is comes first, then `SourceError`.
+    Where the end of the recording is missing, all that there is comes first, then `SourceError`.
 
-    `recording` is the file, None where it lies behind an address.
+    `recording` is the file, None where it lies behind an address. `track` is the number of the video track, from 0;
+    None takes the one marked as default, of several the largest.
     Capture times are presentation times from `start_time_ns` (UTC), else from the recording date in the container,
     else from 1970.
     """
@@ -37,7 +41,13 @@ class FileSource:
     live = False
 
     def __init__(
-        self, path: str, name: str, *, start_time_ns: int | None = None, on_state: OnState | None = None
+        self,
+        path: str,
+        name: str,
+        *,
+        start_time_ns: int | None = None,
+        track: int | None = None,
+        on_state: OnState | None = None,
     ) -> None:
         self.name = name
         self.account = FrameCounter()
@@ -46,10 +56,11 @@ class FileSource:
         self._path = path
         self._shown = redact(path)
         self._start_time_ns = start_time_ns
+        self._track = track
         self._on_state = on_state
         self._handover: FrameQueue | None = None  # where frames go
         self._taken: Handover | None = None  # the same, where this object is iterated
-        self._thread = threading.Thread(target=self._read, name=f"read {name}", daemon=True)
+        self._thread = threading.Thread(target=self._read_all, name=f"read {name}", daemon=True)
         self._closed = False
 
     def __repr__(self) -> str:
@@ -67,7 +78,12 @@ class FileSource:
         return await self._taken.get()
 
     def recipe(self) -> SourceRecipe:
-        arguments = {"path": self._path, "name": self.name, "start_time_ns": self._start_time_ns}
+        arguments = {
+            "path": self._path,
+            "name": self.name,
+            "start_time_ns": self._start_time_ns,
+            "track": self._track,
+        }
         return SourceRecipe(FileSource, arguments)
 
     def start_reading(self, queue: FrameQueue) -> None:
@@ -81,58 +97,74 @@ class FileSource:
         self.account.drop("shutdown", self._handover.close())
         await joined(self._thread, _JOIN_S)
 
-    def _read(self) -> None:
-        """The thread: decode until the end, or until nobody wants more."""
-        from streamer.sources.decode import DecodeError, NoVideo, VideoReader
+    def _read_all(self) -> None:
+        """Body of the thread: decodes until the recording ends or the reader does."""
+        from streamer.sources.decode import DecodeError, NoSuchTrack, NoVideo
 
         handover = self._handover
         assert handover is not None
         error: Exception | None = None
         try:
-            with VideoReader(self._path, open_timeout_s=15, read_timeout_s=15) as video:
+            with self._open() as video:
                 self._hand_over(video, handover)
+        except NoSuchTrack as failure:
+            error = SourceError(
+                f"{self._shown} has no video track {self._track}: give a track from 0 to {failure.count - 1}"
+            )
         except NoVideo:
             error = SourceError(f"{self._shown} holds no pictures that can be decoded: give a video file")
         except DecodeError as failure:
             error = SourceError(self._explain(failure))
-        except Exception as failure:  # whatever it is, the reader hears of it rather than waits for ever
+        except Exception as failure:  # any other one reaches the reader too, instead of ending this thread in silence
             error = failure
-        self._tell(SourceState.CLOSED, str(error or self._damage()))
+        self._report_state(SourceState.CLOSED, str(error or self._damage()))
         handover.finish(error)
+
+    def _open(self) -> VideoReader:
+        from streamer.sources.decode import VideoReader
+
+        # Without "file:" FFmpeg takes what stands before a colon in a file's name for a protocol.
+        url = self._path if self.recording is None else f"file:{self._path}"
+        return VideoReader(url, open_timeout_s=_TIME_OUT_S, read_timeout_s=_TIME_OUT_S, track=self._track)
 
     def _hand_over(self, video: VideoReader, handover: FrameQueue) -> None:
         from streamer.sources.decode import LostPictures
 
         self.expected_frames = video.frame_count
         clock, basis = self._clocks(video)
-        first_ns = last_ns = None
-        shown = lost_at_end = 0
+        before: DecodedPicture | None = None
         for picture in video.pictures():
             if isinstance(picture, LostPictures):
-                lost_at_end += 1
                 self.account.receive()
                 self.account.drop("corrupt")
                 continue
-            if not shown:
-                first_ns = picture.pts_ns
+            if before is None:
                 handover.resize(max(2, min(_AHEAD, _AHEAD_BYTES // (picture.width * picture.height * 3))))
-                self._tell(SourceState.LIVE)
-            shown, last_ns, lost_at_end = shown + 1, picture.pts_ns, 0
+                self._report_state(SourceState.LIVE)
+            gap_ns = None
+            if clock.leaps(picture.pts_ns) and before is not None:
+                gap_ns = self._gap_ns(before, picture)
             frame = Frame(
                 self.name,
                 self.account.receive(),
-                clock.time_ns(picture.pts_ns),
+                clock.time_ns(picture.pts_ns, gap_ns),
                 basis,
                 picture,
                 (picture.width, picture.height),
+                picture.pixel_aspect,
             )
+            before = picture
             if not handover.put(frame):
                 self.account.drop("shutdown")
                 return
-        if not shown:
+        if before is None:
             raise SourceError(f"{self._shown} holds no frame that is whole: it is damaged or was cut off")
-        if first_ns is not None and last_ns is not None:
-            self._check_end((last_ns - first_ns) / 1e9, lost_at_end, video.duration_s)
+        self._check_end(video)
+
+    def _gap_ns(self, before: DecodedPicture, after: DecodedPicture) -> int | None:
+        if self.recording is None or before.place is None or after.place is None:
+            return None
+        return clock_gap_ns(self.recording, before.place, after.place)
 
     def _clocks(self, video: VideoReader) -> tuple[FileClock, FrameClock]:
         if self._start_time_ns is not None:
@@ -141,17 +173,29 @@ class FileSource:
             start_ns, uncertainty_ms = video.recorded_ns, 1000.0  # containers keep whole seconds
         else:
             start_ns, uncertainty_ms = 0, None
-        return FileClock(start_ns, video.may_jump), FrameClock("file_pts", uncertainty_ms)
+        if video.times != "own" and uncertainty_ms is not None:
+            uncertainty_ms += video.frame_ns / 1e6  # times follow from the order of pictures
+        return FileClock(start_ns, video.frame_ns, video.may_jump), FrameClock("file_pts", uncertainty_ms)
 
-    def _check_end(self, seen_s: float, lost: int, told_s: float | None) -> None:
-        """Raise where the recording ended more than a second (if short, a tenth of it) before it says it does."""
-        steps = self.account.tally().received - lost - 1
-        if told_s is None or steps < 1:
+    def _check_end(self, video: VideoReader) -> None:
+        """Raises `SourceError` where the end of the recording is missing.
+
+        It is where fewer frames came than the container counts, or where the last one ends more than a second (if
+        short, a tenth of it, but some frames) before the recording should, unless the file is whole by its structure.
+        """
+        if self.recording is not None and is_cut_off(self.recording) is False:
             return
-        pace_s = seen_s / steps
-        if seen_s + (lost + 2) * pace_s < told_s - min(1.0, told_s / 10):
+        counted, told_ns, end_ns = video.frame_count, video.told_end_ns, video.end_ns
+        if counted is not None and video.packets_read < counted - max(1, counted // 100):
             raise SourceError(
-                f"{self._shown} was cut off: it says {told_s:.1f} s and ends after {seen_s:.1f} s; "
+                f"{self._shown} was cut off: it says {counted} frames and ends after {video.packets_read}; "
+                "what there is has been read"
+            )
+        if counted is not None or told_ns is None or end_ns is None or told_ns <= 0:
+            return
+        if end_ns < told_ns - min(1_000_000_000, max(told_ns // 10, 4 * video.frame_ns)):
+            raise SourceError(
+                f"{self._shown} was cut off: it says {told_ns / 1e9:.1f} s and ends after {end_ns / 1e9:.1f} s; "
                 "what there is has been read"
             )
 
@@ -160,7 +204,7 @@ class FileSource:
         from streamer.sources.decode import reason
 
         path = Path(self._path)
-        if not path.is_file():
+        if self.recording is None or not path.is_file():
             return f"{self._shown} cannot be read: {reason(failure)}"
         try:
             with path.open("rb") as file:
@@ -171,17 +215,15 @@ class FileSource:
             return f"{self._shown} is empty (0 bytes): give a video file"
         if self.account.tally().received:
             return f"{self._shown} is damaged and could not be read to its end: {reason(failure)}"
-        if head[4:8] == b"ftyp":
-            return (
-                f"{self._shown} was cut off: without its index (moov) an MP4 cannot be read; repair it or record anew"
-            )
-        return f"{self._shown} is no video: {reason(failure)}"
+        if head[4:8] == b"ftyp" and is_cut_off(path):
+            return f"{self._shown} was cut off: without its index (moov) an MP4 cannot be read; repair or re-record it"
+        return f"{self._shown} is not a video: {reason(failure)}"
 
     def _damage(self) -> str:
         tally = self.account.tally()
         lost = tally.dropped.get("corrupt", 0)
         return f"{lost} of {tally.received} frames are damaged and were left out" if lost else ""
 
-    def _tell(self, state: SourceState, cause: str = "") -> None:
+    def _report_state(self, state: SourceState, cause: str = "") -> None:
         if self._on_state is not None and self._handover is not None:
             self._handover.call(self._on_state, StateChange(self.name, state, time.time_ns(), cause))

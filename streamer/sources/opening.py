@@ -42,6 +42,7 @@ def open_sources(
     strict: bool = False,
     live: bool | None = None,
     fps: float | None = None,
+    track: int | None = None,
     taken: Collection[str] = (),
 ) -> list[Source]:
     """The sources that `address` (or several) stands for; reading begins when one is iterated.
@@ -63,7 +64,7 @@ def open_sources(
         return chosen
 
     for one in [address] if isinstance(address, str) else address:
-        scheme = one.partition(":")[0].lower()
+        scheme = "" if Path(one).exists() else one.partition(":")[0].lower()
         if scheme in ("rtsp", "rtsps"):
             _check_url(one)
             sources.append(LiveSource(_rtsp(one, transport, stall_s), called(one), strict=strict, on_state=on_state))
@@ -73,7 +74,9 @@ def open_sources(
             if live if live is not None else suffix not in VIDEO_SUFFIXES:
                 sources.append(LiveSource(_http(one, suffix, stall_s), called(one), strict=strict, on_state=on_state))
             else:
-                sources.append(FileSource(one, called(one), start_time_ns=start_time_ns, on_state=on_state))
+                sources.append(
+                    FileSource(one, called(one), start_time_ns=start_time_ns, track=track, on_state=on_state)
+                )
         elif scheme == "webcam":
             sources.append(
                 LiveSource(_webcam(one, stall_s), called(one.replace(":", "")), strict=strict, on_state=on_state)
@@ -83,7 +86,7 @@ def open_sources(
         elif added := tuple(entry_points(group="groundstream.sources", name=scheme)):
             source: Source = added[0].load()(one, name=called(one), on_state=on_state)
             sources.append(source)
-        elif "://" in one:
+        elif scheme and "://" in one:
             raise SourceAddressError(f"{redact(one)} is no address of a kind known here: give {_KINDS}")
         else:
             for path in _paths(one):
@@ -93,7 +96,9 @@ def open_sources(
                     )
                 else:
                     sources.append(
-                        FileSource(str(path), called(str(path)), start_time_ns=start_time_ns, on_state=on_state)
+                        FileSource(
+                            str(path), called(str(path)), start_time_ns=start_time_ns, track=track, on_state=on_state
+                        )
                     )
     return sources
 

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
+from streamer.sources.orientation import UPRIGHT, Orientation
+
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
@@ -24,13 +26,13 @@ _converters = threading.local()
 
 
 class PictureLayout(NamedTuple):
-    """How the bytes of one picture are to be read. `turns` are quarter turns, anticlockwise, that are still to be
-    made; `width` and `height` are those before them. `colorspace` and `color_range` are FFmpeg's numbers."""
+    """How the bytes of one picture are to be read. `orientation` is still to be applied; `width` and `height` are those
+    before it. `colorspace` and `color_range` are FFmpeg's numbers."""
 
     pixel_format: str
     width: int
     height: int
-    turns: int = 0
+    orientation: Orientation = UPRIGHT
     colorspace: int = 2  # unspecified
     color_range: int = 0  # unspecified
 
@@ -40,13 +42,13 @@ class PictureLayout(NamedTuple):
         return pixels * 3 if self.pixel_format == BGR else pixels * 3 // 2
 
 
-def layout_of(frame: VideoFrame, turns: int) -> PictureLayout | None:
+def layout_of(frame: VideoFrame, orientation: Orientation) -> PictureLayout | None:
     """How `frame` would be packed; None where it has to be converted to BGR first."""
     name = frame.format.name
     # PyAV derives the height of an array of planes by whole units of six rows, and wants even widths.
     if name not in _PLANAR or frame.height % 4 or frame.width % 2:
         return None
-    return PictureLayout(name, frame.width, frame.height, turns, int(frame.colorspace), int(frame.color_range))
+    return PictureLayout(name, frame.width, frame.height, orientation, int(frame.colorspace), int(frame.color_range))
 
 
 def pack_planes(frame: VideoFrame, buffer: memoryview) -> None:
@@ -69,15 +71,15 @@ def from_planes(layout: PictureLayout, buffer: memoryview) -> npt.NDArray[np.uin
     frame = av.VideoFrame.from_numpy_buffer(planes, layout.pixel_format)
     frame.colorspace = layout.colorspace
     frame.color_range = layout.color_range
-    return upright_bgr(frame, layout.turns)
+    return upright_bgr(frame, layout.orientation)
 
 
-def upright_bgr(frame: VideoFrame, turns: int) -> npt.NDArray[np.uint8]:
-    """`frame` as BGR, (height, width, 3), uint8, after `turns` quarter turns, anticlockwise."""
+def upright_bgr(frame: VideoFrame, orientation: Orientation) -> npt.NDArray[np.uint8]:
+    """`frame` as BGR, (height, width, 3), uint8, made upright."""
     # A converter keeps its tables, so one serves a thread for all its pictures; more threads inside it cost more
     # than they give at these sizes.
     if not hasattr(_converters, "mine"):
         _converters.mine = VideoReformatter()
     converter: VideoReformatter = _converters.mine
     bgr = converter.reformat(frame, format=BGR, threads=1).to_ndarray()
-    return np.ascontiguousarray(np.rot90(cast("npt.NDArray[np.uint8]", bgr), turns))
+    return orientation.apply(cast("npt.NDArray[np.uint8]", bgr))

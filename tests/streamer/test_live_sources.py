@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from sinks.address import redact
 from streamer.errors import SourceError
 from streamer.frame import Frame
 from streamer.pipeline.merge import FrameMerge
@@ -337,7 +338,7 @@ def test_a_first_connection_that_cannot_succeed_is_told_in_a_sentence(
             ports = {"port": server.port, "closed": 1}
             async with Watch(address.format(**ports), strict=True) as strict:
                 await strict.until(lambda: strict.error is not None)
-            shown = address.format(**ports).replace("ann:wrong@", "").replace("ann:pw@", "")
+            shown = address.format(**ports).replace("ann:wrong@", "***@").replace("ann:pw@", "***@")
             assert str(strict.error) == f"{shown}: {words.format(**ports)}"
             async with Watch(address.format(**ports)) as patient:
                 await patient.until(lambda: "waiting" in patient.states)
@@ -352,8 +353,8 @@ def test_a_first_connection_that_cannot_succeed_is_told_in_a_sentence(
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("http://ann:pw@127.0.0.1:1/cam", "http://127.0.0.1:1/cam: nothing listens at 127.0.0.1:1"),
-        ("http://camera.invalid/cam", "http://camera.invalid/cam: the host camera.invalid is not known"),
+        ("http://ann:pw@127.0.0.1:1/cam", "nothing listens at 127.0.0.1:1"),
+        ("http://camera.invalid/cam", "the host camera.invalid is not known"),
     ],
 )
 def test_a_web_address_where_nobody_is_is_told_in_a_sentence(monkeypatch: Any, address: str, words: str) -> None:
@@ -362,7 +363,8 @@ def test_a_web_address_where_nobody_is_is_told_in_a_sentence(monkeypatch: Any, a
     async def work() -> None:
         async with Watch(address, strict=True) as strict:
             await strict.until(lambda: strict.error is not None)
-        assert str(strict.error) == words
+        assert str(strict.error) == f"{redact(address)}: {words}"
+        assert "pw" not in str(strict.error)
 
     run(work)
 

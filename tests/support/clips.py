@@ -89,4 +89,4 @@ _OPTIONS = {
     "libx265": {"preset": "ultrafast", "crf": "20", "x265-params": "log-level=none:scenecut=0:open-gop=0"},
 }
 
-_COARSE = {"mpeg4", "mjpeg", "wrapped_avframe"}  # codecs whose containers count frames, not ticks
+_COARSE = {"mpeg2video", "mpeg4", "mjpeg", "wrapped_avframe"}  # codecs whose containers count frames, not ticks
