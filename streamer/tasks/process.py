@@ -192,8 +192,8 @@ def show_report(console: UserConsole, report: JobReport, job: ProcessJob) -> Non
     for summary in report.summaries:
         console.print(f"results   {summary.folder}")
         if summary.events:
-            counts = ", ".join(f"{kind} {count}" for kind, count in summary.events.items())
-            console.print(f"          {counts}")
+            events = ", ".join(f"{kind} {count}" for kind, count in summary.events.items())
+            console.print(f"          {events}")
     console.print(f"events    {job.out / DATABASE}, {job.out / LINES}")
     for summary in report.summaries:
         if summary.error:
