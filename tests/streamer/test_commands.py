@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -351,6 +352,14 @@ def test_many_mistakes_are_counted_rather_than_listed(groundstream, tmp_path):
     assert "50 are not" in run.out
 
 
+def test_the_table_of_doctor_shows_states_as_words(groundstream, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    out = groundstream("doctor", "--sink", "nosuch:[bold]x").out
+    assert re.search(r"│ broken +│", out)
+    assert "[red]" not in out
+    assert "pip install 'groundstream[" in out or "works" in out
+
+
 @pytest.mark.parametrize("scheme", ["jsonl", "sqlite", "parquet"])
 def test_a_check_of_a_file_sink_leaves_nothing_behind(groundstream, tmp_path, monkeypatch, scheme):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -361,7 +370,7 @@ def test_a_check_of_a_file_sink_leaves_nothing_behind(groundstream, tmp_path, mo
     wrong = [f"{scheme}:{tmp_path}/file/events", f"{scheme}:{tmp_path}/events?colour=red", f"{scheme}:{in_the_way}"]
     options = [option for sink in (good, *wrong) for option in ("--sink", sink)]
     findings = {finding["what"]: finding for finding in json.loads(groundstream("doctor", "--json", *options).out)}
-    assert findings[f"sink {good}"]["told"] == "can be written"
+    assert findings[f"sink {good}"]["detail"] == "can be written"
     assert [findings[f"sink {redact(sink)}"]["state"] for sink in wrong] == ["broken"] * 3
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", "state"}
 
