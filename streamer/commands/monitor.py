@@ -30,9 +30,7 @@ def monitor(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(
-            "--config", "-c", metavar="FILE", help="YAML file for several cameras; edits apply at once."
-        ),
+        typer.Option("--config", "-c", metavar="FILE", help="YAML file for several cameras; edits apply at once."),
     ] = None,
     query: OptionalQueries = None,
     name: Annotated[

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from sinks.event import Event
+from sinks.spool.spool import StorageStatus
 from streamer.pipeline import Pipeline, StreamReport
 from streamer.tasks.console import UserConsole, visible_text
 from streamer.tasks.event_table import event_table
@@ -68,6 +70,8 @@ class LiveTable:
                 str(report.tracks),
                 str(counts[report.stream].total()),
             )
+        caption = _storage_caption(self._pipeline.storage())
+        table.caption = None if caption is None else Text(visible_text(caption))
         return table if self._latest is None else Group(table, event_table(self._latest.events))
 
 
@@ -83,3 +87,14 @@ class _FrameRates:
         if now - then >= 2 * TABLE_EVERY_S or report.stream not in self._before:
             self._before[report.stream] = (now, analysed)
         return (analysed - before) / (now - then) if now > then else 0.0
+
+
+def _storage_caption(storage: StorageStatus) -> str | None:
+    """The trouble of the spool that a user has to know, None without any."""
+    if storage.error:
+        return f"events cannot be stored: {storage.error}"
+    if storage.used_bytes > storage.max_bytes // 2:
+        return f"the spool is {100 * storage.used_bytes // storage.max_bytes} % full: events wait for a sink"
+    if storage.forgotten:
+        return f"{storage.forgotten} events wait for sinks that are no longer configured: see groundstream spool list"
+    return None

@@ -178,9 +178,7 @@ async def _monitor(
                 with _metrics(pipeline, config):
                     if (file := options.file) is not None:
                         load = options.load_config if room is None else lambda: options.add_to(room.document.load())
-                        side_tasks.start(
-                            "following the configuration file", lambda: follow_edits(pipeline, file, load)
-                        )
+                        side_tasks.start("following the configuration file", lambda: follow_edits(pipeline, file, load))
                     if duration_s is not None:
                         side_tasks.start("the clock of --duration", lambda: _stop_after(pipeline, duration_s))
                     if shows_table:
