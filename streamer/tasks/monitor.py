@@ -162,7 +162,10 @@ async def _monitor(
     shows_table = shows_table and sys.stderr.isatty()
     latest = LatestEvents() if shows_table and not config.sinks else None
     with _open_room(config, options.file) as room, ClosingGuard(config.close_timeout_s) as guard:
-        sinks: dict[str, Sink] = {} if room is None else dict(room.sinks())
+        sinks: dict[str, Sink] = {}
+        if room is not None:  # which keeps changes made on the page
+            sinks.update(room.sinks())
+            config = options.add_to(room.load_config())
         if latest is not None:
             sinks["latest events"] = latest
         # A wrong address of the command line is an error at once; cameras of a file may be away and come back.
@@ -177,7 +180,7 @@ async def _monitor(
             async with SideTasks(pipeline.stop) as side_tasks, _serve_page(room, pipeline, console):
                 with _metrics(pipeline, config):
                     if (file := options.file) is not None:
-                        load = options.load_config if room is None else lambda: options.add_to(room.document.load())
+                        load = options.load_config if room is None else lambda: options.add_to(room.load_config())
                         side_tasks.start("following the configuration file", lambda: follow_edits(pipeline, file, load))
                     if duration_s is not None:
                         side_tasks.start("the clock of --duration", lambda: _stop_after(pipeline, duration_s))
