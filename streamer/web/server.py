@@ -53,7 +53,7 @@ class WebRoom:
         """Opens the event store and the access tokens in `state_folder`. Raises `StreamerError`, `ConfigError`."""
         self.settings = settings
         self._folder = state_folder
-        self.document = document
+        self._document = document
         configured = {Role.VIEWER: settings.tokens.viewer, Role.OPERATOR: settings.tokens.operator}
         self._tokens_path = state_folder / "web-tokens.json"
         tokens, self.made_tokens = load_tokens(self._tokens_path, configured)
@@ -75,7 +75,7 @@ class WebRoom:
         control = ControlRoom(
             pipeline,
             asyncio.get_running_loop(),
-            self.document,
+            self._document,
             self.frames,
             allowed_sources=self.settings.sources,
         )
