@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -24,7 +24,7 @@ from sinks.event import (
     rfc3339,
 )
 from sinks.spool.open_state import OpenItem
-from streamer.analysis.queries import QueryBook
+from streamer.analysis.queries import Query
 from streamer.frame import Frame, FrameClock
 from streamer.rules.matches import QueryMatches
 from streamer.rules.rule import RuleFinding
@@ -154,14 +154,17 @@ class _CrashedStream:
 
 
 class EventWriter:
-    """Writes the events of one stream; sequences begin at 1 in every run."""
+    """Writes the events of one stream; sequences begin at 1 in every run.
+
+    `queries` holds each query by number as it was in force for the frame that is written about.
+    """
 
     def __init__(
         self,
         identity: StreamIdentity,
         tracks: TrackLives,
         matches: QueryMatches,
-        queries: QueryBook,
+        queries: Mapping[int, Query],
         default_threshold: float,
     ) -> None:
         self._identity = identity
@@ -171,6 +174,20 @@ class EventWriter:
         self._queries = queries
         self._default_threshold = default_threshold
         self._sequence = identity.written
+
+    @property
+    def written(self) -> int:
+        """The sequence number of the latest event of this run."""
+        return self._sequence
+
+    def continue_after(self, written: int) -> None:
+        """Number the next event after `written` events that this run already has of the stream."""
+        self._sequence = max(self._sequence, written)
+
+    def change_settings(self, default_threshold: float, producer: Producer) -> None:
+        """Write these into all later events."""
+        self._default_threshold = default_threshold
+        self._identity = replace(self._identity, producer=producer)
 
     def write(self, happenings: Iterable[RuleFinding], moment: EventTime) -> list[Event]:
         """The events in order: within a frame begins come first, then changes, then ends."""
@@ -227,7 +244,7 @@ class EventWriter:
             scores = {only: self._matches.score(track, only)}
         described = []
         for number, score in sorted(scores.items()):
-            query = self._queries.known(number)
+            query = self._queries[number]
             threshold = query.least_score(self._default_threshold)
             described.append(
                 Match(

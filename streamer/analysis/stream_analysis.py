@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from sinks.event import CoverageInfo, Event, EventType, OutageInfo, QueryInfo
+from sinks.event import CoverageInfo, Event, EventType, OutageInfo, Producer, QueryInfo
 from streamer.analysis.event_writer import EventTime, EventWriter, StreamIdentity
 from streamer.analysis.label_scores import for_tracker
-from streamer.analysis.queries import QueryBook, QueryChange, QuerySet
+from streamer.analysis.queries import Query, QueryBook, QueryChange, QuerySet
 from streamer.rules.matches import QueryMatches
-from streamer.rules.places import Count, Line, PlaceRules, Zone
+from streamer.rules.places import Count, Line, Mask, PlaceRules, Zone
 from streamer.rules.rule import FrameObservation, Rule, RuleFinding
 from streamer.rules.tracks import EndReason, TrackLives
 from streamer.sources.frame_counter import FrameTally
@@ -37,6 +37,38 @@ class CountPlan:
     query: str | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedCount:
+    """A count with what it was made from."""
+
+    plan: CountPlan
+    place: Zone | Line | None
+    query_text: str | None
+    count: Count
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RuleSet:
+    """The zones, lines, counts and masks of a stream."""
+
+    zones: tuple[Zone, ...] = ()
+    lines: tuple[Line, ...] = ()
+    counts: tuple[PlannedCount, ...] = ()
+    masks: tuple[Mask, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisChange:
+    """Settings of a stream that change together between two frames. `rules` None leaves them as they are; `is_blind`
+    where no query is left that is not paused."""
+
+    default_threshold: float
+    producer: Producer
+    queries: Sequence[QueryChange] = ()
+    rules: RuleSet | None = None
+    is_blind: bool = False
+
+
 class StreamAnalysis:
     """Tracker, rules and event writer of one stream. Not thread-safe; frames must come in their order."""
 
@@ -50,18 +82,30 @@ class StreamAnalysis:
         lines: Sequence[Line] = (),
         counts: Sequence[CountPlan] = (),
         rules: Sequence[Rule] = (),
+        masks: Sequence[Mask] = (),
     ) -> None:
         self.queries = queries
-        self.zones = tuple(zones)
-        self.lines = tuple(lines)
         self.tracks = TrackLives(identity.new_uid)
         self.matches = QueryMatches()
         self._tracker = tracker
-        self._default_threshold = default_threshold
-        self._places = PlaceRules(zones, lines, [self._make_count(identity.stream, plan) for plan in counts])
+        self.default_threshold = default_threshold
+        self._stream = identity.stream
+        self.planned_rules = RuleSet()
+        self._place_rules = self.plan_rules(zones, lines, counts, masks)
+        self._places = PlaceRules(zones, lines, [planned.count for planned in self._place_rules.counts])
         self._rules = tuple(rules)
-        self._writer = EventWriter(identity, self.tracks, self.matches, queries, default_threshold)
+        self.masked_detections = 0  # detections left out because a mask covers them
+        self._known_queries: dict[int, Query] = {}
+        self._writer = EventWriter(identity, self.tracks, self.matches, self._known_queries, default_threshold)
         self._threshold_cache: tuple[QuerySet, np.ndarray, np.ndarray] | None = None
+
+    @property
+    def zones(self) -> tuple[Zone, ...]:
+        return self._place_rules.zones
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        return self._place_rules.lines
 
     def analyse(
         self, frame: Frame, found: sv.Detections, queries: QuerySet, moved: Affine | None = None
@@ -72,6 +116,8 @@ class StreamAnalysis:
         The tracks' `class_id` is the number of a query, `data["label_scores"]` (N, K) the score for each query asked.
         """
         numbers, thresholds = self._query_arrays(queries)
+        if self._place_rules.masks and len(found):
+            found = self._without_masked(found, frame)
         named, scores = for_tracker(found, numbers, thresholds)
         tracked = self._tracker.update(named, frame.time_s, moved)
         if len(tracked):
@@ -87,6 +133,20 @@ class StreamAnalysis:
         for rule in self._rules:
             findings += rule.update(matching)
         return tracked, self._writer.write(findings, EventTime.of(frame)) if findings else []
+
+    def place_counts(self) -> dict[str, dict[str, int]]:
+        """Crossings of each line by direction, and tracks that have entered and left each zone, since the start."""
+        lines = {line.name: {way: line.counts[way] for way in ("in", "out")} for line in self.lines}
+        return lines | {zone.name: {way: zone.counts[way] for way in ("entered", "left")} for zone in self.zones}
+
+    def _without_masked(self, found: sv.Detections, frame: Frame) -> sv.Detections:
+        size = np.array((frame.width, frame.height, frame.width, frame.height), np.float64)
+        boxes = np.clip(np.asarray(found.xyxy, np.float64) / size, 0.0, 1.0)
+        masked = np.zeros(len(found), np.bool_)
+        for mask in self._place_rules.masks:
+            masked |= mask.covers(boxes)
+        self.masked_detections += int(np.count_nonzero(masked))
+        return cast("sv.Detections", found[~masked])
 
     def _without_departed(self, seen: FrameObservation) -> FrameObservation:
         """The observation without tracks that the tracker remembers although they will not be seen again."""
@@ -131,31 +191,79 @@ class StreamAnalysis:
     def enriched(self, result: Enrichment) -> list[Event]:
         """Event for a description or a mask that arrived later than its subject."""
         number = result.subject.track_number
-        known = number if number is not None and self.tracks.find(number) is not None else None
+        record = None if number is None else self.tracks.find(number)
+        known = number if record is not None and record.uid == result.subject.track_uid else None
         data = {"description": result.description, "cause": result.cause}
         return self._writer.write([RuleFinding(EventType.ENRICH, known, data)], result.moment)
 
     def coverage(self, moment: EventTime, info: CoverageInfo) -> list[Event]:
         return self._writer.write([RuleFinding(EventType.COVERAGE, None, {"coverage": info})], moment)
 
-    def changed(self, change: QueryChange, moment: EventTime) -> list[Event]:
-        """Events for a query that was added, changed, paused, resumed or removed."""
-        query = change.query
-        withdrawn = self.matches.withdraw(query.number) if change.change != "added" else []
+    @property
+    def events_written(self) -> int:
+        """The sequence number of the latest event of this run."""
+        return self._writer.written
+
+    def continue_after(self, written: int) -> None:
+        """Number the next event after `written` events that this run already has of the stream."""
+        self._writer.continue_after(written)
+
+    def plan_rules(
+        self, zones: Sequence[Zone], lines: Sequence[Line], counts: Sequence[CountPlan], masks: Sequence[Mask]
+    ) -> RuleSet:
+        """Rules for a later `change`. A count of the rules planned last that stays as it is keeps its state."""
+        present = {(rule.plan, id(rule.place), rule.query_text): rule for rule in self.planned_rules.counts}
+        planned = []
+        for plan in counts:
+            made = self._plan_count(plan, zones, lines)
+            planned.append(present.get((made.plan, id(made.place), made.query_text), made))
+        self.planned_rules = RuleSet(tuple(zones), tuple(lines), tuple(planned), tuple(masks))
+        return self.planned_rules
+
+    def change(self, change: AnalysisChange, moment: EventTime, ended: EventTime) -> list[Event]:
+        """Changes settings between two frames; returns the events of the change.
+
+        Whatever the change ends (matches of a removed query, visits to a removed zone) ends at `ended`, the change
+        itself is reported at `moment`.
+        """
+        events = []
+        if change.rules is not None:
+            rules = self._place_rules = change.rules
+            counts = [planned.count for planned in rules.counts]
+            events += self._writer.write(self._places.replace(rules.zones, rules.lines, counts, ended.time_ns), ended)
+        withdrawn = [changed.query.number for changed in change.queries if changed.change != "added"]
+        if change.default_threshold != self.default_threshold:
+            withdrawn += [query.number for query in self._known_queries.values() if query.threshold is None]
+        for number in withdrawn:
+            events += self._writer.write(self._withdraw(number), ended)
+        if change.is_blind:
+            events += self.close(ended, "query_removed")
+        self.default_threshold = change.default_threshold
+        self._writer.change_settings(change.default_threshold, change.producer)
+        self._threshold_cache = None
+        return events + self._writer.write([self._query_finding(changed) for changed in change.queries], moment)
+
+    def _withdraw(self, number: int) -> list[RuleFinding]:
+        """The ends of the matches of a query that no longer holds as it was."""
+        withdrawn = self.matches.withdraw(number)
         for finding in withdrawn:
             if finding.track in self.tracks.records and not self.matches.scores(finding.track):
                 self.tracks.records[finding.track].is_asked_for = False
-        threshold = query.least_score(self._default_threshold)
+        return withdrawn
+
+    def _query_finding(self, change: QueryChange) -> RuleFinding:
+        query = change.query
+        threshold = query.least_score(self.default_threshold)
         info = QueryInfo(id=query.id, rev=query.revision, text=query.text, threshold=threshold, change=change.change)
-        changed = RuleFinding(EventType.QUERY, None, {"query": info})
-        return self._writer.write(withdrawn, moment) + self._writer.write([changed], moment)
+        return RuleFinding(EventType.QUERY, None, {"query": info})
 
     def _query_arrays(self, queries: QuerySet) -> tuple[np.ndarray, np.ndarray]:
         """Numbers and thresholds of the queries, (K,) each; cached while the set stays the same."""
         cached = self._threshold_cache
         if cached is None or cached[0] is not queries:
+            self._known_queries.update({query.number: query for query in queries})
             numbers = np.array([query.number for query in queries], np.int64)
-            thresholds = np.array([query.least_score(self._default_threshold) for query in queries])
+            thresholds = np.array([query.least_score(self.default_threshold) for query in queries])
             self.matches.thresholds = dict(zip(numbers.tolist(), thresholds.tolist(), strict=True))
             by_text = {query.text: query.number for query in queries}
             self.matches.denied_by = {
@@ -165,19 +273,14 @@ class StreamAnalysis:
             cached = self._threshold_cache = (queries, numbers, thresholds)
         return cached[1], cached[2]
 
-    def _make_count(self, stream: str, plan: CountPlan) -> Count:
-        places: dict[str, Zone | Line] = {zone.name: zone for zone in self.zones}
-        places.update({line.name: line for line in self.lines})
-        place = places[plan.of] if plan.of is not None else None
-        asked = {query.id: query for query in self.queries.at()}
-        query = asked[plan.query] if plan.query is not None else None
-        return Count(
-            plan.of or stream,
-            plan.window_s,
-            place,
-            None if query is None else query.number,
-            None if query is None else query.text,
-        )
+    def _plan_count(self, plan: CountPlan, zones: Sequence[Zone], lines: Sequence[Line]) -> PlannedCount:
+        places: dict[str, Zone | Line] = {zone.name: zone for zone in zones}
+        places.update({line.name: line for line in lines})
+        place = None if plan.of is None else places[plan.of]
+        query = None if plan.query is None else self.queries.find(plan.query)
+        number, text = (None, None) if query is None else (query.number, query.text)
+        count = Count(plan.of or self._stream, plan.window_s, place, number, text)
+        return PlannedCount(plan, place, text, count)
 
 
 class CoverageMeter:

@@ -44,6 +44,18 @@ class PlaceRules:
         counted = [count for rule in self._counts for count in rule.update(seen, findings)]
         return findings + counted
 
+    def replace(
+        self, zones: Sequence[Zone], lines: Sequence[Line], counts: Sequence[Count], time_ns: int
+    ) -> list[RuleFinding]:
+        """Use these from now on. Objects that stay keep their state; the others are closed at `time_ns`."""
+        kept = {id(rule) for rule in (*zones, *lines, *counts)}
+        present: tuple[Zone | Line | Count, ...] = (*self._places, *self._counts)
+        gone = [rule for rule in present if id(rule) not in kept]
+        findings = [finding for rule in gone for finding in rule.close(time_ns)]
+        self.zones, self.lines, self._counts = tuple(zones), tuple(lines), tuple(counts)
+        self._places = (*self.zones, *self.lines)
+        return findings
+
     def close(self, time_ns: int, keep: AbstractSet[int] = frozenset()) -> list[RuleFinding]:
         findings = [finding for place in self._places for finding in place.close(time_ns, keep)]
         return findings + [count for rule in self._counts for count in rule.close(time_ns, keep)]

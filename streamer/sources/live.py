@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from sinks.address import redact
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
+from streamer.sources.catch_up import CatchUp
 from streamer.sources.clock import LiveClock
 from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.handover import FrameQueue, Handover, joined
@@ -152,6 +153,8 @@ class LiveSource:
             self._connection += 1
             self._clock.reconnected()
             watchdog = _StallWatchdog(self._link.stall_s)
+            if not self._link.bursts and video.timed and video.times == "own":
+                video.catch_up = CatchUp()
             try:
                 for picture in video.pictures():
                     if self._closing.is_set():
@@ -159,8 +162,8 @@ class LiveSource:
                     new = watchdog.moves(picture.pts_ns)
                     index = self.account.receive()
                     if isinstance(picture, LostPictures):
-                        self.account.drop("corrupt")
-                        if watchdog.blind():
+                        self.account.drop("overload" if picture.is_skipped else "corrupt")
+                        if not picture.is_skipped and watchdog.blind():
                             self._enter(SourceState.STALLED, "only damaged pictures come")
                     elif new:
                         watchdog.sees()

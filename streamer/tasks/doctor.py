@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.table import Table
 
 from streamer.spooling import state_folder
-from streamer.tasks.process import wide_console
+from streamer.tasks.console import user_console
 from streamer.threads import describe_threads
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def check(sinks: Sequence[str] = (), sources: Sequence[str] = (), *, send_test: 
         _threads,
         _models,
         _disk,
+        _spools,
     ]
     findings = [finding for look in checks for finding in look()]
     findings += [_sink(address, send_test=send_test) for address in sinks]
@@ -76,7 +77,7 @@ def show(findings: Sequence[CheckResult], *, as_json: bool) -> None:
     for finding in findings:
         color = colors[finding.state]
         table.add_row(finding.what, f"[{color}]{finding.state}[/{color}]", finding.told)
-    wide_console().print(table)
+    user_console().print(table)
 
 
 def _python() -> Iterator[CheckResult]:
@@ -144,6 +145,23 @@ def _disk() -> Iterator[CheckResult]:
         return
     told = f"{folder}, {free / 1024**3:.0f} GiB free"
     yield CheckResult("state folder", "works" if free > _LEAST_DISK else "broken", told)
+
+
+def _spools() -> Iterator[CheckResult]:
+    """Spools in the state folder in which events wait, or that cannot be read."""
+    from streamer.errors import StreamerError
+    from streamer.tasks.spool import find_spools, read_summary
+
+    for file in find_spools(None):
+        try:
+            summary = read_summary(file)
+        except StreamerError as error:
+            yield CheckResult(f"spool {file.name}", "broken", str(error))
+            continue
+        waiting = [f"{cursor.waiting} events wait for {cursor.sink}" for cursor in summary.cursors if cursor.waiting]
+        damaged = [f"a damaged file was kept: {summary.damaged}"] if summary.damaged else []
+        if waiting or damaged:
+            yield CheckResult(f"spool {file.name}", "works", "; ".join([*waiting, *damaged]))
 
 
 def _sink(text: str, *, send_test: bool = False) -> CheckResult:

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from detectors import DetectorError
-from streamer.build import make_queries, open_pipeline, origin, settle
-from streamer.config import Config, load_config, parse_config
+from sinks.spool.spool import StorageStatus
+from streamer.build import open_pipeline, settle
+from streamer.config import Config, WebConfig, load_config, parse_config
 from streamer.detector_choice import DetectorChoice
-from streamer.errors import ConfigError, StreamerError
+from streamer.errors import ConfigError
 from streamer.pipeline import Pipeline, StreamReport
-from streamer.spooling import spool_file
+from streamer.spooling import spool_file, state_folder
 from streamer.tasks.closing import ClosingGuard
+from streamer.tasks.console import user_console, visible_text
 from streamer.tasks.side_tasks import SideTasks
+
+if TYPE_CHECKING:
+    from streamer.web.server import WebRoom
+
+log = logging.getLogger("groundstream")
 
 RELOAD_EVERY_S = 1.0
 TABLE_EVERY_S = 0.5
@@ -40,6 +48,7 @@ def watch_config(
     fps: float | None,
     udp: bool,
     metrics_port: int | None,
+    web: tuple[str, int] | tuple[None, None] | None = None,
 ) -> Config:
     """What to watch, from a file or from options, not both. Raises `ConfigError`."""
     if file is not None:
@@ -58,7 +67,7 @@ def watch_config(
             raise ConfigError(
                 f"give either a configuration file or {', '.join(besides)}, not both: what they say belongs in the file"
             )
-        return load_config(file)
+        return _with_page(load_config(file), web)
     if not sources:
         raise ConfigError("nothing to watch: give a source such as rtsp://camera/stream, or a configuration with -c")
     if not queries:
@@ -72,7 +81,28 @@ def watch_config(
         "sinks": list(sinks) or ([] if sys.stdout.isatty() else ["stdout:"]),
         "metrics_port": metrics_port,
     }
-    return parse_config(raw, "command line")
+    return _with_page(parse_config(raw, "command line"), web)
+
+
+def _with_page(config: Config, address: tuple[str, int] | tuple[None, None] | None) -> Config:
+    """The configuration with the page at (host, port), or where it says itself, when an option asks for the page."""
+    if address is None:
+        return config
+    settings = WebConfig() if config.web is None else config.web
+    host, port = address
+    if host is not None:
+        settings = settings.model_copy(update={"host": host, "port": port})
+    return config.model_copy(update={"web": settings})
+
+
+def parse_bind(text: str) -> tuple[str, int]:
+    """'HOST:PORT', 'HOST' or 'PORT' -> (host, port). Raises `ConfigError`."""
+    host, separator, port = text.rpartition(":")
+    if not separator:
+        host, port = ("", text) if text.isdigit() else (text, "8090")
+    if not port.isdigit() or int(port) > 65535 or "/" in host:
+        raise ConfigError(f"--web-address {text!r} is not an address: write HOST:PORT, such as 127.0.0.1:8090")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def run_monitor(
@@ -90,11 +120,15 @@ def run_monitor(
 async def _monitor(
     config: Config, config_file: Path | None, spool: Path, duration_s: float | None, *, quiet: bool
 ) -> bool:
-    # An address that was just typed is told to be wrong at once; cameras of a file may be away and come back.
-    with ClosingGuard(config.close_timeout_s) as guard:
-        async with open_pipeline(config, spool_path=spool, strict=config_file is None) as pipeline:
+    with _open_room(config, config_file) as room, ClosingGuard(config.close_timeout_s) as guard:
+        sinks = {} if room is None else room.sinks()
+        recorders = None if room is None else room.recorders
+        # An address that was just typed is told to be wrong at once; cameras of a file may be away and come back.
+        async with open_pipeline(
+            config, spool_path=spool, strict=config_file is None, more_sinks=sinks, recorders=recorders
+        ) as pipeline:
             settle()
-            async with SideTasks(pipeline.stop) as side_tasks:
+            async with SideTasks(pipeline.stop) as side_tasks, _serve_page(room, pipeline):
                 with _metrics(pipeline, config):
                     _start_side_tasks(side_tasks, pipeline, config, config_file, duration_s, quiet=quiet)
                     await guard.run(pipeline)
@@ -114,7 +148,7 @@ def _start_side_tasks(
 ) -> None:
     """Starts what runs beside the pipeline and ends with it."""
     if config_file is not None:
-        side_tasks.start("following the configuration file", lambda: _follow_edits(pipeline, config, config_file))
+        side_tasks.start("following the configuration file", lambda: _follow_edits(pipeline, config_file))
     if duration_s is not None:
         side_tasks.start("the clock of --duration", lambda: _stop_after(pipeline, duration_s))
     if sys.stderr.isatty() and not quiet:
@@ -126,9 +160,9 @@ async def _stop_after(pipeline: Pipeline, duration_s: float) -> None:
     await pipeline.stop()
 
 
-async def _follow_edits(pipeline: Pipeline, config: Config, file: Path) -> None:
-    """Apply the queries of the configuration file whenever it was edited; a mistake is told and changes nothing."""
-    console = Console(stderr=True)
+async def _follow_edits(pipeline: Pipeline, file: Path) -> None:
+    """Apply the configuration file whenever it was edited; a mistake is reported and changes nothing."""
+    console = user_console(stderr=True)
     seen = _modified(file)
     while True:
         await asyncio.sleep(RELOAD_EVERY_S)
@@ -136,26 +170,14 @@ async def _follow_edits(pipeline: Pipeline, config: Config, file: Path) -> None:
             continue
         seen = now
         try:
-            edited = load_config(file)
-            await _apply(pipeline, edited, console)
-        except (StreamerError, DetectorError) as error:
-            console.print(f"{error}; the queries stay as they were", highlight=False, soft_wrap=True)
-            continue
-        if _without_queries(edited) != _without_queries(config):
-            console.print(f"{file}: only queries change while running; the rest applies at the next start")
-        config = edited
-
-
-async def _apply(pipeline: Pipeline, edited: Config, console: Console) -> None:
-    queries = {origin(stream): make_queries(stream, edited) for stream in edited.streams}
-    for camera in pipeline.streams:
-        if camera.origin in queries:
-            for change in await pipeline.change_queries(camera.name, queries[camera.origin]):
-                console.print(f"{camera.name}: query {change.query.text!r} {change.change}", highlight=False)
-
-
-def _without_queries(config: Config) -> dict[str, Any]:
-    return config.model_dump(exclude={"queries": True, "streams": {"__all__": {"queries"}}})
+            sentences = await pipeline.apply(load_config(file))
+        except ConfigError as error:
+            console.print(f"{error}; nothing has changed", soft_wrap=True)
+        except Exception as error:
+            log.error("%s: the edit could not be applied: %s", file, error, exc_info=True)
+        else:
+            for sentence in sentences:
+                console.print(sentence, soft_wrap=True)
 
 
 def _modified(file: Path) -> int:
@@ -163,6 +185,43 @@ def _modified(file: Path) -> int:
         return file.stat().st_mtime_ns
     except OSError:
         return 0
+
+
+@contextlib.contextmanager
+def _open_room(config: Config, config_file: Path | None) -> Iterator[WebRoom | None]:
+    """Opens what the page needs before the pipeline: its event store, its tokens, the recorders of live pictures."""
+    if config.web is None:
+        yield None
+        return
+    from streamer.web.config_document import ConfigDocument
+    from streamer.web.server import WebRoom
+
+    name = config_file.stem if config_file is not None else "monitor"
+    document = ConfigDocument(config_file, state_folder() / f"{name}.overrides.yaml", config)
+    room = WebRoom(config.web, state_folder(), document)
+    try:
+        yield room
+    finally:
+        room.close()
+
+
+@contextlib.asynccontextmanager
+async def _serve_page(room: WebRoom | None, pipeline: Pipeline) -> AsyncIterator[None]:
+    """Serves the page and prints its address, a login link, and tokens that were generated now."""
+    if room is None:
+        yield
+        return
+    console = user_console(stderr=True)
+    async with room.serve(pipeline) as address:
+        console.print(f"page      {address.url}")
+        console.print(f"log in    {address.login_url}  (works once, for 15 minutes)")
+        for role, token in room.made_tokens.items():
+            console.print(f"{role.value:9} {token}  (access token, shown only now)")
+        if room.is_exposed:
+            console.print(
+                "warning   the page is reachable from other machines without TLS: set web.certificate and web.key"
+            )
+        yield
 
 
 @contextlib.contextmanager
@@ -218,4 +277,17 @@ def _table(reports: Sequence[StreamReport], rates: _FrameRates, pipeline: Pipeli
             str(report.tracks),
             str(pipeline.event_counts[report.stream].total()),
         )
+    caption = _storage_caption(pipeline.storage())
+    table.caption = None if caption is None else Text(visible_text(caption))
     return table
+
+
+def _storage_caption(storage: StorageStatus) -> str | None:
+    """What a user has to know about the spool, None while all is well."""
+    if storage.error:
+        return f"events cannot be stored: {storage.error}"
+    if storage.used_bytes > storage.max_bytes // 2:
+        return f"the spool is {100 * storage.used_bytes // storage.max_bytes} % full: events wait for a sink"
+    if storage.forgotten:
+        return f"{storage.forgotten} events wait for sinks that are no longer configured: see groundstream spool list"
+    return None
