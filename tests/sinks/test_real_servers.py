@@ -16,7 +16,8 @@ from tests.sinks.authority import Authority
 from tests.sinks.makes import event, events
 from tests.sinks.servers import find_program, mosquitto, redis_server
 
-pytestmark = pytest.mark.anyio
+# redis-py leaves sockets without a finished handshake to the garbage collector.
+pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 CASES = [
     ({}, "cafile={ca}", ""),
@@ -27,7 +28,7 @@ CASES = [
     ({"expired": True}, "cafile={ca}", "certificate that has expired"),
     ({"wants_client": True}, "cafile={ca}", "wants a client certificate: give certfile and keyfile"),
     ({"wants_client": True}, "cafile={ca}&certfile={cert}&keyfile={key}&key_password=sesame", ""),
-    (None, "cafile={ca}", "does not speak TLS at this port"),
+    (None, "cafile={ca}", "TLS handshake: does the port speak TLS"),
 ]
 
 
@@ -85,7 +86,8 @@ async def test_redis_with_tls(tmp_path: Path, server: dict | None, options: str,
 
 
 async def test_a_redis_user_who_may_only_add_is_not_called_broken(tmp_path: Path) -> None:
-    arguments = ["--user", *"default off".split(), "--user", *"writer on >sesame ~* resetchannels -@all +xadd".split()]
+    writer = "writer on >sesame ~* resetchannels -@all +xadd"
+    arguments = ["--user", "default", "off", "--user", *writer.split()]
     with redis_server(tmp_path, *arguments) as port:
         sink = open_sink(f"redis://writer:sesame@127.0.0.1:{port}/gs")
         assert "whether it may write, only an event shows" in await sink.check()  # type: ignore[attr-defined]
