@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import json
 import logging
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ from streamer.jobs.event_archive import DATABASE, LINES
 from streamer.jobs.runner import JobRunner, ProgressListener, SilentProgress
 from streamer.jobs.units import RecordingUnit
 from streamer.sources import Source
+from streamer.tasks.closing import on_signals
 from streamer.tasks.console import UserConsole, report_line, user_console
 
 INTERRUPTED = 130
@@ -82,34 +82,6 @@ async def _run(job: ProcessJob, progress: ProgressListener) -> JobReport:
             stack.enter_context(on_signals(runner.interrupt))
 
         return await run_job(job, progress, ready)
-
-
-@contextlib.contextmanager
-def on_signals(interrupt: Callable[[], object]) -> Iterator[None]:
-    """Calls `interrupt` at the first Ctrl-C or SIGTERM; the second one has its usual effect at once."""
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def first() -> None:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-        interrupt()
-
-    for number in numbers:
-        loop.add_signal_handler(number, first)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-
-
-@contextlib.contextmanager
-def stopping_on_signals(running: Stoppable) -> Iterator[None]:
-    """Ends `running` cleanly at the first Ctrl-C or SIGTERM; the second one ends the process at once."""
-    tasks: list[asyncio.Task[None]] = []
-    with on_signals(lambda: tasks.append(asyncio.get_running_loop().create_task(running.stop()))):
-        yield
 
 
 class ProgressDisplay:
@@ -175,13 +147,12 @@ def _print_json(value: dict[str, Any], *, whole: bool = False) -> None:
 
 def show_report(console: UserConsole, report: JobReport, job: ProcessJob) -> None:
     """Prints a table of the recordings, and where their results are."""
-    table = Table("video", "frames", "analysed", "dropped", "length", "tracks", "events")
+    table = Table("video", "frames", "analysed", "dropped", "length", "tracks")
     for summary in report.summaries:
-        events = ", ".join(f"{kind} {count}" for kind, count in summary.events.items())
         dropped = ", ".join(f"{reason} {count}" for reason, count in summary.dropped.items()) or "0"
         name = summary.stream + (" (complete before)" if summary.stream in report.skipped else "")
         numbers = (summary.frames, summary.analysed, dropped, f"{summary.seconds:.1f} s", summary.tracks)
-        table.add_row(name, *map(str, numbers), events)
+        table.add_row(name, *map(str, numbers))
     console.print(table)
     frames = sum(summary.frames for summary in report.summaries if summary.stream not in report.skipped)
     rate = frames / max(report.seconds, 1e-9)
@@ -192,6 +163,9 @@ def show_report(console: UserConsole, report: JobReport, job: ProcessJob) -> Non
             console.print(f"{owner}{place}: " + ", ".join(f"{way} {count}" for way, count in counts.items()))
     for summary in report.summaries:
         console.print(f"results   {summary.folder}")
+        if summary.events:
+            events = ", ".join(f"{kind} {count}" for kind, count in summary.events.items())
+            console.print(f"          {events}")
     console.print(f"events    {job.out / DATABASE}, {job.out / LINES}")
     for summary in report.summaries:
         if summary.error:
