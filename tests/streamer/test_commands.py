@@ -415,7 +415,7 @@ def test_a_full_disk_is_told_in_one_sentence(groundstream, clip, script, tmp_pat
 
 def test_monitor_needs_something_to_watch_and_to_look_for(groundstream, tmp_path):
     assert groundstream("monitor").code == 2
-    assert "nothing to look for" in groundstream("monitor", "webcam:0").err
+    assert "no query is given" in groundstream("monitor", "webcam:0").err
     both = groundstream("monitor", "webcam:0", "-q", "x", "-c", tmp_path / "c.yaml")
     assert (both.code, "not both" in both.err) == (2, True)
 
@@ -436,4 +436,4 @@ def test_monitor_needs_something_to_watch_and_to_look_for(groundstream, tmp_path
 def test_an_option_beside_a_configuration_is_refused(groundstream, tmp_path, option):
     run = groundstream("monitor", "-c", tmp_path / "c.yaml", *option)
     assert run.code == 2
-    assert f"a configuration file or {option[0]}, not both" in run.err
+    assert f"{option[0]} cannot stand beside a configuration file" in run.err
