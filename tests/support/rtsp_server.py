@@ -26,7 +26,15 @@ _REALM = "camera"
 _RTP_CLOCK = 90_000
 _MTU = 1400
 _NTP_EPOCH = 2_208_988_800  # seconds from 1900 to 1970
-_STATUS = {200: "OK", 401: "Unauthorized", 404: "Not Found", 455: "Method Not Valid in This State"}
+_STATUS = {
+    200: "OK",
+    401: "Unauthorized",
+    404: "Not Found",
+    453: "Not Enough Bandwidth",
+    454: "Session Not Found",
+    461: "Unsupported Transport",
+    455: "Method Not Valid in This State",
+}
 
 
 @dataclass
@@ -34,7 +42,8 @@ class Faults:
     """What the camera does wrong, from now on; change it at any time, from any thread."""
 
     stall: bool = False  # keeps the connection, sends no picture
-    freeze_timestamps: bool = False  # sends pictures whose timestamps no longer move
+    freeze_timestamps: bool = False  # sends the same key picture again and again, with the same timestamp
+    still_timestamps: bool = False  # sends new pictures, but their timestamps no longer move
     corrupt: float = 0.0  # share of RTP packets with some bytes overwritten
     drop: float = 0.0  # share of RTP packets that are not sent
     drop_pictures: float = 0.0  # share of whole pictures, key frames apart, that are not sent
@@ -108,6 +117,8 @@ class RtspServer:
         self.sent: dict[tuple[str, int], float] = {}
         self.port = 0
         self.sessions = 0  # how many times somebody pressed play
+        self.refusals: dict[str, int] = {}  # status of SETUP, by transport or by method
+        self.transports: list[str] = []  # what was set up
         self._auth = auth
         self._mounts: dict[str, list[Media]] = {}
         for name, paths in mounts.items():
@@ -204,6 +215,10 @@ class _Request:
         return path.partition("/")[0].partition("?")[0]
 
 
+def _transport(request: _Request) -> str:
+    return "tcp" if "TCP" in request.headers.get("transport", "") else "udp"
+
+
 class _Session:
     """One client's conversation."""
 
@@ -263,7 +278,12 @@ class _Session:
                 self._reply(
                     request, 200, f"Content-Base: {request.url}/", "Content-Type: application/sdp", body=media[0].sdp()
                 )
+        elif request.method in self._server.refusals:
+            self._reply(request, self._server.refusals[request.method])
+        elif request.method == "SETUP" and _transport(request) in self._server.refusals:
+            self._reply(request, self._server.refusals[_transport(request)])
         elif request.method == "SETUP":
+            self._server.transports.append(_transport(request))
             self._mount = request.mount
             transport = await self._set_up(request.headers["transport"])
             self._reply(request, 200, f"Transport: {transport}", f"Session: {self._id};timeout=60")
@@ -314,7 +334,10 @@ class _Session:
                 skipped_s = max(skipped_s, time.monotonic() - began - due_s)
             at_s, due_s = at_s + skipped_s, due_s + skipped_s
             await asyncio.sleep(began + due_s - time.monotonic())
-            if not faults.freeze_timestamps or timestamp is None:
+            frozen = faults.freeze_timestamps and timestamp is not None
+            if frozen:
+                unit = next(one for one in clip.units if clip.is_key(one))
+            if not (frozen or faults.still_timestamps) or timestamp is None:
                 timestamp = int((at_s + faults.timestamp_jump_s) * _RTP_CLOCK) & 0xFFFFFFFF
             if faults.reports and (reported is None or due_s - reported >= 1):
                 reported = due_s
