@@ -27,10 +27,11 @@ from detectors.evaluation import DetectionScore, coco_score
 from detectors.overlap import ious
 from streamer.build import open_pipeline
 from streamer.config import parse_config
+from streamer.jobs import ProcessJob
 from streamer.street import Street
 from streamer.street.words import KINDS
 from streamer.tasks.evaluate_events import EventScore, LabelledEvent, read_happenings, score_events, shifted
-from streamer.tasks.process import ProcessJob, process_videos
+from streamer.tasks.process import process_videos
 from trackers import evaluation, mot
 
 if TYPE_CHECKING:

@@ -24,10 +24,11 @@ import psutil
 
 from streamer.build import open_pipeline
 from streamer.config import parse_config
+from streamer.jobs import ProcessJob
 from streamer.recorders.video_writer import VideoWriter
 from streamer.sources import open_sources
 from streamer.tasks.bench import PaceComparison, measure
-from streamer.tasks.process import ProcessJob, process_videos
+from streamer.tasks.process import process_videos
 
 RESULTS = Path(__file__).parent / "results" / "spine.md"
 SIZES = ("768x576", "1280x720")

@@ -133,6 +133,7 @@ class _SceneModel:
         self._memory = memory
         self._least = max(_LEAST_SHARE * self._size[0] * self._size[1], 6.0)
         self._sizes = _RegionSizes()
+        self._seen = 0  # images so far
         self._start()
 
     def _start(self) -> None:
@@ -147,6 +148,10 @@ class _SceneModel:
         """Boxes (N, 4) in pixels of the image and confidences (N,)."""
         raw = cast(Bytes, cv2.resize(image, self._size, interpolation=cv2.INTER_AREA))
         small = self._evened(raw)
+        # The subtractor draws from OpenCV's generator of the calling thread: seeded by the image's number, the result
+        # does not depend on other streams.
+        cv2.setRNGSeed(self._seen)
+        self._seen += 1
         mask = cast(Bytes, cv2.threshold(self._past.apply(small), _SHADOW, 255, cv2.THRESH_BINARY)[1])
         if small is not raw:
             mask[raw.max(2) >= _CLIPPED] = 0  # overexposed: what is there cannot be seen

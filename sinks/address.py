@@ -215,6 +215,7 @@ class SinkAddress:
     port: int | None = None
     user: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
+    target: str = field(default="", repr=False)  # path and query of a URL as they are written
 
     @property
     def hosts(self) -> str:
@@ -274,4 +275,5 @@ def _network(scheme: str, text: str) -> SinkAddress:
         port,
         unquote(parts.username) if parts.username else None,
         unquote(parts.password) if parts.password else None,
+        parts.path + (f"?{parts.query}" if parts.query else ""),
     )

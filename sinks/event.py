@@ -122,17 +122,21 @@ class LineInfo(_Model):
 
 
 class CountInfo(_Model):
-    """What a window of time held: `entered`/`left` for zones, `in`/`out` for lines."""
+    """Occupancy and traffic of a window of time: `entered`/`left` for zones, `in`/`out` for lines.
+
+    A window without an analysed frame has the state "unknown" and no occupancy.
+    """
 
     id: str = Field(description="the zone or line that is counted, or the stream's name for the whole picture")
     query: str | None = None
     from_ns: Nanoseconds
     to_ns: Nanoseconds
-    occupancy: int = Field(ge=0, description="inside at the end of the window")
-    occupancy_max: int = Field(ge=0)
-    occupancy_mean: float = Field(ge=0)
+    occupancy: int | None = Field(None, ge=0, description="inside at the end of the window; none when unknown")
+    occupancy_max: int | None = Field(None, ge=0)
+    occupancy_mean: float | None = Field(None, ge=0)
     entered: int = Field(0, ge=0)
     left: int = Field(0, ge=0)
+    state: Literal["unknown"] | None = Field(None, description="unknown: no frame of the window was analysed")
 
 
 class CoverageInfo(_Model):

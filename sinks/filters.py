@@ -86,5 +86,12 @@ class FilteredSink:
         check = getattr(self._sink, "check", None)
         return "" if check is None else str(await check())
 
+    async def send_test(self, event: Event) -> str:
+        """As the sink's own. Raises `SinkError` where it has none."""
+        send_test = getattr(self._sink, "send_test", None)
+        if send_test is None:
+            raise SinkError("this kind of sink sends no test messages")
+        return str(await send_test(event))
+
     async def aclose(self) -> None:
         await self._sink.aclose()

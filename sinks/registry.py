@@ -7,12 +7,15 @@ takes a `SinkAddress` and returns a `Sink`.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.metadata import entry_points
 
 from sinks.address import SinkAddress, parse_address
 from sinks.sink import Sink, SinkAddressError
+
+_NAME = re.compile(r"[\w.-]+")
 
 # scheme -> "module:factory"; a factory takes the address, the registry sees to its common options
 _FACTORIES: dict[str, str] = {
@@ -24,6 +27,12 @@ _FACTORIES: dict[str, str] = {
     "kafkas": "sinks.kafka.sink:open_kafka",
     "http": "sinks.webhook:open_webhook",
     "https": "sinks.webhook:open_webhook",
+    "slack+https": "sinks.webhook:open_webhook",
+    "discord+https": "sinks.webhook:open_webhook",
+    "teams+https": "sinks.webhook:open_webhook",
+    "slack+http": "sinks.webhook:open_webhook",
+    "discord+http": "sinks.webhook:open_webhook",
+    "teams+http": "sinks.webhook:open_webhook",
     "mqtt": "sinks.mqtt:open_mqtt",
     "mqtts": "sinks.mqtt:open_mqtt",
     "redis": "sinks.redis:open_redis",
@@ -40,7 +49,8 @@ def open_sink(address: str) -> Sink:
     """The sink at `address`: `stdout:`, `jsonl:PATH`, `sqlite:PATH`, `kafka://HOST:PORT/TOPIC`, `https://...`, ...
 
     Every address takes the options `types`, `streams` and `queries` (lists with commas, see `EventFilter`) that choose
-    what the sink gets. Files are opened at once; peers in the network may be absent: the spool keeps trying.
+    what the sink gets, and `name`, under which a spool remembers it (see `sink_name`). Files are opened at once; peers
+    in the network may be absent: the spool keeps trying.
     Raises `SinkAddressError` for what cannot be understood, and `SinkError` for a file that cannot be written.
     """
     from sinks.filters import EventFilter, FilteredSink
@@ -48,23 +58,41 @@ def open_sink(address: str) -> Sink:
     parts = parse_address(address)
     factory = _factory(parts)
     chosen = {name: _list(parts.options.text(name)) for name in ("types", "streams", "queries")}
-    wanted = EventFilter(**chosen)
+    _given_name(parts)
+    EventFilter(**chosen)  # a wrong type is refused before anything is opened
     sink = factory(parts)
+    wanted = EventFilter(chosen["types"] or getattr(sink, "default_types", ()), chosen["streams"], chosen["queries"])
     return FilteredSink(sink, wanted) if wanted else sink
 
 
 def open_sinks(addresses: Iterable[str]) -> dict[str, Sink]:
-    """The sinks by the names under which a spool remembers them: their addresses without secrets.
+    """The sinks by the names under which a spool remembers them (see `sink_name`).
 
-    Raises as `open_sink` does, and `SinkAddressError` for an address that is given twice.
+    Raises as `open_sink` does, and `SinkAddressError` for a name that is given twice.
     """
     sinks: dict[str, Sink] = {}
     for address in addresses:
-        name = parse_address(address).public
+        name = sink_name(address)
         if name in sinks:
             raise SinkAddressError(f"sink {name} is given twice: keep one of them")
         sinks[name] = open_sink(address)
     return sinks
+
+
+def sink_name(address: str) -> str:
+    """The name under which a spool remembers the sink: its option `name`, else its address without secrets.
+
+    A name keeps the sink's place in the event stream whatever else changes in the address. Raises `SinkAddressError`.
+    """
+    parts = parse_address(address)
+    return _given_name(parts) or parts.public
+
+
+def _given_name(address: SinkAddress) -> str | None:
+    name = address.options.text("name")
+    if name is not None and not _NAME.fullmatch(name):
+        raise address.options.error(f"option name={name!r} must be of letters, digits, '.', '_', '-': name=alarms")
+    return name
 
 
 def _factory(address: SinkAddress) -> Callable[[SinkAddress], Sink]:

@@ -6,7 +6,10 @@ SELECT * FROM events, json_each(events.queries) AS query WHERE query.value = 're
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +21,8 @@ from sinks.worker import SinkWorker
 
 if TYPE_CHECKING:
     from sinks.event import Event
+
+log = logging.getLogger("sinks")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -41,45 +46,104 @@ CREATE INDEX IF NOT EXISTS events_by_stream ON events (stream, run, sequence);
 CREATE INDEX IF NOT EXISTS events_by_type ON events (type, time);
 CREATE INDEX IF NOT EXISTS events_by_subject ON events (subject);
 """
+_COLUMNS = frozenset({"position", "id", "run", "stream", "sequence", "type", "subject", "time", "track", "score",
+                      "zone", "line", "queries", "event"})  # fmt: skip
 _INSERT = "INSERT OR IGNORE INTO events VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class SqliteSink:
-    """Each event once, however often it is sent; a batch is one transaction.
+    """Stores each event once, however often it is sent; a batch is one transaction.
 
-    An event counts as delivered when its transaction is committed (WAL): it survives the end of this process.
-    Raises `SinkError` in a sentence where the file cannot be written or is no database of ours.
+    An event counts as delivered when its transaction is committed (WAL) in the file that stands under the path: it
+    survives the end of this process. A file that is renamed, deleted or replaced is made anew under its name, and one
+    whose `-wal` file is deleted loses nothing. Several processes may write one file. Raises `SinkError` in a sentence
+    where the file cannot be written or is no database of ours.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
+        self._wal = self._path.with_name(self._path.name + "-wal")
+        self._db: sqlite3.Connection | None = None
+        self._places: list[tuple[int, int] | None] = []
+        self._connect()
+        self._worker = SinkWorker("sink-sqlite")
+
+    async def send_batch(self, events: Sequence[Event]) -> None:
+        """Stores the events; see `Sink.send_batch`."""
+        await self._worker.call(self._insert, events)
+
+    async def aclose(self) -> None:
+        """Closes the database."""
+        await self._worker.aclose(last=self._disconnect)
+
+    def _connect(self) -> sqlite3.Connection:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=10)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.executescript(_SCHEMA)
+            # Closing a file that is there would end the locks that other connections of this process hold on it.
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=10)
         except OSError as error:
             raise _cannot_write(self._path, str(error.strerror)) from None
         except sqlite3.Error as error:
             raise _cannot_write(self._path, str(error)) from None
-        self._worker = SinkWorker("sink-sqlite")
+        try:
+            columns = {name for _, name, *_ in db.execute("PRAGMA table_info(events)")}
+            if columns and not columns >= _COLUMNS:
+                raise sqlite3.DatabaseError("it has another table called events")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            db.close()
+            raise _cannot_write(self._path, str(error)) from None
+        self._db = db
+        self._places = self._find_places()
+        return db
 
-    async def send_batch(self, events: Sequence[Event]) -> None:
-        await self._worker.call(self._insert, events)
+    def _disconnect(self) -> None:
+        """Writes what stands in the `-wal` file into the database, wherever that was moved to, and closes both."""
+        db, self._db = self._db, None
+        if db is None:
+            return
+        with contextlib.suppress(sqlite3.Error):  # SQLite itself does so only for a file that was not moved
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        db.close()
 
-    async def aclose(self) -> None:
-        await self._worker.aclose(last=self._db.close)
+    def _find_places(self) -> list[tuple[int, int] | None]:
+        """Device and number of the database and of its `-wal` file, as they stand under the path."""
+        places: list[tuple[int, int] | None] = []
+        for path in (self._path, self._wal):
+            try:
+                found = os.stat(path)
+            except FileNotFoundError:
+                places.append(None)
+            else:
+                places.append((found.st_dev, found.st_ino))
+        return places
+
+    def _was_moved(self) -> bool:
+        places = self._find_places()
+        if places[0] == self._places[0] and self._places[1] is None:
+            self._places = places  # the first transaction makes the `-wal` file
+        return places != self._places
 
     def _insert(self, events: Sequence[Event]) -> None:
         rows = [_row(event) for event in events]
+        db = self._db
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(_INSERT, rows)
-            self._db.execute("COMMIT")
+            if db is None:
+                db = self._connect()
+            elif self._was_moved():
+                log.warning("%s was moved, deleted or replaced: events go to a new file of this name", self._path)
+                self._disconnect()
+                db = self._connect()
+            db.execute("BEGIN IMMEDIATE")
+            db.executemany(_INSERT, rows)
+            db.execute("COMMIT")
         except sqlite3.Error as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            if db is not None and db.in_transaction:
+                db.execute("ROLLBACK")
             raise _cannot_write(self._path, str(error)) from None
 
 

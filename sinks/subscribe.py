@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,8 @@ _ID = re.compile(r"\d+\..+\.\d+")
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
 _AGO_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _MOST_HOLES = 1000
+_MOST_STREAMS = 1000
+_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,9 @@ class Subscription:
         self._on_gap = on_gap
         self._sequences = SequenceChecker()
         self.duplicates = 0
+        self.read = self.chosen = 0  # events that were read, and those of them that match
+        self._types: Counter[str] = Counter()
+        self._streams: Counter[str] = Counter()
         self.unreadable: list[str] = []  # the newest reasons, for whoever asks
 
     @property
@@ -136,10 +142,24 @@ class Subscription:
                 continue
             if isinstance(taken, SequenceGap) and self._on_gap is not None:
                 self._on_gap(taken)
+            self._count(event)
             if event.time >= self._not_before and self._wanted(event):
+                self.chosen += 1
                 return event
 
+    def summary(self) -> str:
+        """Which types and streams were read, the most frequent first."""
+        types = ", ".join(f"{name} ({count})" for name, count in self._types.most_common(_SHOWN))
+        return f"types {types}; streams {', '.join(name for name, _ in self._streams.most_common(_SHOWN))}"
+
+    def _count(self, event: Event) -> None:
+        self.read += 1
+        self._types[event.kind] += 1
+        if len(self._streams) < _MOST_STREAMS:
+            self._streams[event.data.stream] += 1
+
     async def aclose(self) -> None:
+        """Closes files and connections."""
         await self._reader.aclose()
 
     async def __aenter__(self) -> Self:

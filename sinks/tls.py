@@ -158,8 +158,8 @@ def tls_cause(error: BaseException, *, has_certificate: bool = False) -> str:
         return f"refuses the client certificate in certfile ({_words(reason)})"
     if "PROTOCOL_VERSION" in reason or "UNSUPPORTED_PROTOCOL" in reason:
         return "speaks only versions of TLS that are not safe any more: TLS 1.2 or newer is needed"
-    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or reason == "UNEXPECTED_EOF_WHILE_READING":
-        return "broke off the TLS handshake: does the port speak TLS, does the peer want a client certificate?"
+    if _is_end(error):
+        return ""  # the cause is in an alert that was lost: `find_tls_trouble` has it
     return f"failed to agree on TLS ({_words(reason) or error})"
 
 
@@ -177,6 +177,12 @@ def _certificate_cause(error: ssl.SSLCertVerificationError) -> str:
             f"({error.verify_message}): give the certificate of its authority as cafile"
         )
     return f"shows a TLS certificate that is not trusted ({error.verify_message})"
+
+
+def _is_end(error: OSError) -> bool:
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return True
+    return isinstance(error, ssl.SSLError) and error.reason == "UNEXPECTED_EOF_WHILE_READING"
 
 
 def _words(reason: str) -> str:
@@ -207,5 +213,9 @@ def find_tls_trouble(host: str, port: int, context: ssl.SSLContext | None, *, ha
             with contextlib.suppress(TimeoutError):
                 secure.recv(1)
     except OSError as error:
-        return "" if plain else tls_cause(error, has_certificate=has_certificate)
+        if plain:
+            return ""
+        if _is_end(error):
+            return "broke off the TLS handshake: does the port speak TLS, does the peer want a client certificate?"
+        return tls_cause(error, has_certificate=has_certificate)
     return ""

@@ -16,8 +16,9 @@ from sinks.event import Event
 from streamer.build import open_pipeline
 from streamer.config import Config, parse_config
 from streamer.frame import Frame
+from streamer.jobs import ProcessJob, StreamSummary
 from streamer.pipeline import Pipeline, Recorder
-from streamer.tasks.process import ProcessJob, StreamSummary, process_files
+from streamer.tasks.process import process_files
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -141,7 +142,7 @@ async def watch_frames(
     def record(*_: object) -> Sequence[Recorder]:
         return (_FrameRecorder(channel),)
 
-    async with aclosing(_run_into(channel, config, outputs=record, detector=own)) as items:
+    async with aclosing(_run_into(channel, config, recorders=record, detector=own)) as items:
         async for item in items:
             yield item
 
@@ -165,7 +166,7 @@ def process(
 ) -> list[StreamSummary]:
     """Turns recordings into result folders below `out`, as `groundstream process` does; returns their summaries.
 
-    `options` are the fields of `streamer.tasks.process.ProcessJob`: `detector`, `zones`, `lines`, `video`, `every`, ...
+    `options` are the fields of `streamer.jobs.ProcessJob`: `detector`, `zones`, `lines`, `video`, `every`, ...
     """
     sources = [os.fspath(video) for video in _as_list(videos)]
     return process_files(ProcessJob(videos=sources, queries=_as_list(queries), out=Path(out), **options))

@@ -1,54 +1,34 @@
-"""From a configuration to a pipeline that is ready to run: the one place that connects all the parts."""
+"""Start of a pipeline from a configuration: the place where detector, spool and streams are joined."""
 
 from __future__ import annotations
 
 import gc
 import logging
-import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from detectors import Detector
-from groundstream import __version__
-from sinks.address import redact
-from sinks.event import Producer
 from sinks.registry import open_sinks
-from sinks.sink import Sink, SinkError
-from sinks.spool.spool import Spool
-from streamer.analysis.event_writer import StreamIdentity, close_crashed
-from streamer.analysis.queries import Query, QueryBook, slug
-from streamer.analysis.stream_analysis import CountPlan, StreamAnalysis, config_hash
-from streamer.config import Config, EnrichConfig, StreamConfig
+from sinks.sink import Sink
+from streamer.analysis.event_writer import close_crashed
+from streamer.assembly import VIDEO, MakeRecorders, MakeRules, StreamAssembly, check_parts, open_sections, source_opener
+from streamer.config import Config, EnrichConfig
 from streamer.detector_choice import load_detector
 from streamer.enrichment.describers import Describer, GlammDescriber, MaskDescriber
 from streamer.enrichment.enricher import CallBudget, Enricher, EnrichPlan
-from streamer.errors import ConfigError
-from streamer.pipeline.pipeline import NewEnricher, Pipeline
-from streamer.pipeline.stream import Recorder, StateRelay, Stream
-from streamer.recorders.video import AnnotatedVideo
-from streamer.rules.places import Line, Zone
-from streamer.rules.rule import Rule
-from streamer.rules.track_ids import derived_run, derived_uids, fingerprint, random_uids
-from streamer.sources import Source, open_sources
-from streamer.sources.address import natural
-from streamer.sources.file import FileSource
-from streamer.sources.images import ImageSource, image_names
-from streamer.sources.sampling import FrameSampling
+from streamer.pipeline import NewEnricher, Pipeline
+from streamer.sources import Source
+from streamer.sources.workers.pool import DecodePool
+from streamer.spooling import open_spool
 from streamer.threads import limit_opencv, set_environment
-from trackers import create_tracker
 
 log = logging.getLogger("groundstream")
 
-VIDEO = "video:"
 PATIENCE_S = 10.0
-"""How long the end waits for sinks that take nothing."""
-
-Outputs = Callable[[Source, StreamAnalysis], Sequence[Recorder]]
-"""What to keep of the frames of one stream."""
+"""Seconds that the end waits for sinks that take nothing, where events are in memory."""
 
 
 def settle() -> None:
@@ -63,106 +43,71 @@ async def open_pipeline(
     *,
     detector: Detector | None = None,
     sources: Mapping[str, Source] | None = None,
-    rules: Callable[[str], Sequence[Rule]] | None = None,
+    rules: MakeRules | None = None,
     spool_path: Path | None = None,
-    outputs: Outputs | None = None,
+    recorders: MakeRecorders | None = None,
     start_time_ns: int | None = None,
     on_frame: Callable[[str], None] | None = None,
     strict: bool = False,
     more_sinks: Mapping[str, Sink] | None = None,
-    open_results: Callable[[], Mapping[str, Sink]] | None = None,
     patience_s: float | None = PATIENCE_S,
+    decode_pool: DecodePool | None = None,
 ) -> AsyncIterator[Pipeline]:
     """A pipeline that does what `config` says; its events are delivered to all sinks when the context is left.
 
     Own parts: `detector` is used instead of the one that `config` names; `sources` by stream name instead of opening
-    the addresses of these streams; `rules` makes further rules for the stream of a name.
+    the addresses of these streams; `rules` makes further rules for the stream of a name; `recorders` makes the
+    recorders of a stream. The latter two are called for streams that are added while it runs, too.
     `spool_path` is where events are safe until then; None keeps them in memory, for jobs that can be run again.
     `strict` lets a live source that refuses us (401, 404) end with an error instead of being tried again.
-    `more_sinks` get the events beside those of the configuration, and so do those of `open_results`, which is called
-    when everything else could be opened: it may overwrite what an earlier job left. At the end, sinks that lag are
-    waited for until they have everything or have taken nothing for `patience_s`.
+    `more_sinks` get the events beside those of the configuration. At the end, sinks that lag are waited for within
+    `close_timeout_s` of the configuration where the spool is a file, else until they have taken nothing for
+    `patience_s`. When the reader of standard output leaves, the pipeline is stopped.
+    `decode_pool`: decode workers that outlive the pipeline, None for its own.
     Raises what the parts raise: `SourceError`, `DetectorError`, `TrackerError`, `SinkError`, `ConfigError`.
     """
     set_environment()
     limit_opencv()
-    relay = StateRelay()
-    streams = _open_all(config, relay, sources or {}, start_time_ns=start_time_ns, strict=strict)
-    _check_parts(config)
-    used_detector = load_detector(config.detector) if detector is None else detector
-    sinks = {**open_sinks(address for address in config.sinks if not address.startswith(VIDEO)), **(more_sinks or {})}
-    if open_results is not None:
-        sinks |= open_results()
-    async with await Spool.open(spool_path, sinks, sync_each=config.spool.fsync_each) as spool:
-        producer = Producer(
-            version=__version__,
-            detector=config.detector.name.partition(":")[0] if detector is None else type(detector).__name__,
-            tracker=config.tracker,
-            config_hash=config_hash(_settings(config)),
-        )
-        runs = {
-            source.name: _recording_run(config, section, source, producer, start_time_ns)
-            for section, source in streams
-            if not source.live
+    async with DecodePool() if decode_pool is None else nullcontext(decode_pool) as pool:
+        own_sources = {} if sources is None else sources
+        opener = source_opener(own_sources, pool, start_time_ns=start_time_ns, strict=strict)
+        sections = open_sections(opener, config.streams)
+        check_parts(config)
+        pool.start_workers()
+        used_detector = load_detector(config.detector) if detector is None else detector
+        sinks = {
+            **open_sinks(address for address in config.sinks if not address.startswith(VIDEO)),
+            **(more_sinks or {}),
         }
-        run = await spool.begin_run(time.time_ns())
-        # A recording that runs again repeats the events of its earlier run, and so ends what that one left open.
-        left_open = [item for item in spool.open_items() if item.event.data.run != runs.get(item.event.data.stream)]
-        crashed = close_crashed(left_open, run)
-        await spool.send_batch(crashed)
-        written = Counter(event.data.stream for event in crashed)
-        made = [
-            _make_stream(
-                config,
-                stream,
-                source,
+        async with open_spool(config, spool_path, sinks) as opened:
+            spool = opened.spool
+            assembly = StreamAssembly(
                 used_detector,
-                producer,
-                runs.get(source.name, run),
-                written[source.name] if source.live else 0,
-                outputs,
-                rules,
-                several=len(streams) > 1,
+                opener,
+                own_detector=detector is not None,
+                start_time_ns=start_time_ns,
+                make_rules=rules,
+                make_recorders=recorders,
             )
-            for stream, source in streams
-        ]
-        yield Pipeline(
-            made,
-            used_detector,
-            spool,
-            relay,
-            batch_size=config.batch.size,
-            max_wait_s=config.batch.wait_ms / 1000,
-            on_frame=on_frame,
-            new_enricher=None if config.enrich is None else enricher_of(config.enrich),
-        )
-        if not await _deliver(spool, patience_s):
-            _tell_undelivered(spool, kept=spool_path is not None)
-
-
-async def _deliver(spool: Spool, patience_s: float | None) -> bool:
-    """Wait for sinks as long as they take something; returns whether they have everything."""
-    left = _backlog(spool)
-    while not await spool.drain(patience_s):
-        before, left = left, _backlog(spool)
-        if left >= before:
-            return False
-    return True
-
-
-def _backlog(spool: Spool) -> int:
-    return sum(status.backlog for status in spool.status())
-
-
-def _tell_undelivered(spool: Spool, *, kept: bool) -> None:
-    """Some sink did not take everything. Raises `SinkError` where that is lost with the process."""
-    late = [status for status in spool.status() if status.backlog]
-    told = "; ".join(
-        f"{status.name} has not taken {status.backlog} events ({status.error or 'slow'})" for status in late
-    )
-    if not kept:
-        raise SinkError(f"{told}: they are lost with this job, run it again when the sink works")
-    log.warning("%s: they stay in the spool and are sent at the next start", told)
+            runs = assembly.recording_runs(config, sections)
+            run = await spool.begin_run(time.time_ns())
+            # A recording that runs again repeats the events of its earlier run, and so ends what that one left open.
+            left_open = [item for item in spool.open_items() if item.event.data.run != runs.get(item.event.data.stream)]
+            crashed = close_crashed(left_open, run)
+            await spool.send_batch(crashed)
+            assembly.begin_run(run, Counter(event.data.stream for event in crashed))
+            pipeline = Pipeline(
+                assembly.make_streams(config, sections),
+                used_detector,
+                spool,
+                config=config,
+                parts=assembly,
+                on_frame=on_frame,
+                new_enricher=None if config.enrich is None else enricher_of(config.enrich),
+            )
+            opened.watch(pipeline)
+            yield pipeline
+            await opened.finish(pipeline, patience_s)
 
 
 def enricher_of(config: EnrichConfig) -> NewEnricher:
@@ -179,149 +124,3 @@ def enricher_of(config: EnrichConfig) -> NewEnricher:
     plan = EnrichPlan(config.tracks, zones, config.every_s)
     budget = CallBudget(config.per_minute, config.per_stream_minute)
     return lambda deliver: Enricher(describe, deliver, plan, budget)
-
-
-def state_folder() -> Path:
-    """Where groundstream keeps what must survive a restart (XDG base directories)."""
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(base) / "groundstream"
-
-
-def origin(stream: StreamConfig) -> str:
-    """What a stream is recognised by when its configuration file was edited."""
-    return stream.name or stream.source
-
-
-def make_queries(stream: StreamConfig, config: Config) -> list[Query]:
-    """The words that a stream looks for: its own or those for all."""
-    chosen = config.queries if stream.queries is None else stream.queries
-    return [Query(query.text, query.id or slug(query.text), query.threshold, tuple(query.unless)) for query in chosen]
-
-
-def _open_all(
-    config: Config, relay: StateRelay, own: Mapping[str, Source], *, start_time_ns: int | None, strict: bool
-) -> list[tuple[StreamConfig, Source]]:
-    """The sources of every stream, each with a name of its own; names that were given go before those that are made."""
-    given = [stream.name for stream in config.streams if stream.name is not None]
-    for name in given:
-        if given.count(name) > 1:
-            raise ConfigError(f"two streams are called {name!r}: give one of them another name")
-    taken = set(given)
-    opened = []
-    for stream in config.streams:
-        if stream.name is not None and stream.name in own:
-            opened.append((stream, own[stream.name]))
-            continue
-        sources = open_sources(
-            stream.source,
-            name=stream.name,
-            on_state=relay,
-            start_time_ns=start_time_ns,
-            transport=stream.transport,
-            strict=strict,
-            taken=taken - {stream.name},
-        )
-        taken.update(source.name for source in sources)
-        opened += [(stream, source) for source in sources]
-    return opened
-
-
-def _check_parts(config: Config) -> None:
-    """Make what costs nothing once, so that a mistake is told before models are loaded or anything is written."""
-    create_tracker(config.tracker)
-    for stream in config.streams:
-        QueryBook(make_queries(stream, config))
-        _places(stream)
-
-
-def _places(stream: StreamConfig) -> tuple[list[Zone], list[Line]]:
-    zones = [Zone(zone.id, zone.polygon, zone.dwell_s) for zone in stream.zones]
-    return zones, [Line(line.id, line.points) for line in stream.lines]
-
-
-def _recording_run(
-    config: Config, section: StreamConfig, source: Source, producer: Producer, start_time_ns: int | None
-) -> int:
-    """The run number of a recording: the same whenever the same work is done, whatever else is done beside it."""
-    shared = config.model_dump(include={"queries", "tracker", "batch", "enrich"})
-    detector = config.detector.model_dump(exclude={"device"})
-    settings = config_hash(section.model_dump(exclude={"source", "name"}), shared, detector, start_time_ns)
-    content = _recording(section.source, source)
-    return derived_run(content, source.name, settings, producer.detector, producer.version)
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """What results depend on: neither where recordings lie (their content counts), nor where events go."""
-    elsewhere = {"sinks", "spool", "metrics_port", "metrics_host"}
-    return config.model_dump(exclude={"streams": {"__all__": {"source"}}, **dict.fromkeys(elsewhere, True)})
-
-
-def _make_stream(
-    config: Config,
-    stream: StreamConfig,
-    source: Source,
-    detector: Detector,
-    producer: Producer,
-    run: int,
-    written: int,
-    outputs: Outputs | None,
-    rules: Callable[[str], Sequence[Rule]] | None,
-    *,
-    several: bool,
-) -> Stream:
-    new_uid = random_uids()
-    if not source.live:
-        new_uid = derived_uids(_recording(stream.source, source), source.name, producer.config_hash)
-    zones, lines = _places(stream)
-    kind = "streams" if source.live else "files"
-    identity = StreamIdentity(source.name, f"/{kind}/{source.name}", run, producer, new_uid, written)
-    analysis = StreamAnalysis(
-        identity,
-        create_tracker(config.tracker),
-        QueryBook(make_queries(stream, config)),
-        detector.threshold,
-        zones,
-        lines,
-        [CountPlan(count.window_s, count.of, count.query) for count in stream.counts],
-        rules(source.name) if rules is not None else (),
-    )
-    recorders = list(outputs(source, analysis)) if outputs is not None else []
-    for address in config.sinks:
-        if address.startswith(VIDEO):
-            path = video_path(address, source.name, several=several)
-            recorders.append(annotated_video(path, source, analysis))
-    return Stream(source, analysis, FrameSampling(stream.sample.every, stream.sample.fps), recorders, origin(stream))
-
-
-def annotated_video(path: Path, source: Source, analysis: StreamAnalysis) -> AnnotatedVideo:
-    return AnnotatedVideo(
-        path,
-        lambda number: analysis.queries.known(number).text,
-        analysis.zones,
-        analysis.lines,
-        wait=not source.live,
-    )
-
-
-def video_path(address: str, stream: str, *, several: bool) -> Path:
-    """Where `video:PATH` goes: with several streams each has its name before the suffix, or where `{stream}` stands."""
-    path = address.removeprefix(VIDEO)
-    if not path:
-        raise ConfigError("sink video: has no path: write video:FILE.mp4")
-    if "{stream}" in path:
-        return Path(path.replace("{stream}", stream))
-    plain = Path(path)
-    return plain.with_name(f"{plain.stem}-{stream}{plain.suffix}") if several else plain
-
-
-def _recording(address: str, source: Source) -> str:
-    """What tells one recording from another: the content of a file, the images of a folder, else the address."""
-    path = source.recording if isinstance(source, FileSource | ImageSource) else None
-    try:
-        if path is None:
-            return redact(address)
-        if path.is_dir():
-            return "\n".join(f"{name} {(path / name).stat().st_size}" for name in natural(image_names(path)))
-        return fingerprint(path)
-    except OSError:
-        return str(path)  # reading it will tell what is wrong

@@ -10,19 +10,31 @@ import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from detectors.registry import default_detector
 from sinks.address import redact
 from streamer.analysis.queries import slug
 from streamer.errors import ConfigError
+from streamer.rules.rule import Anchor
+from streamer.rules.zones import SETTLE_S
+from streamer.yaml_reader import Place, read_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Point = tuple[Fraction, Fraction]
+Corners = Annotated[list[Point], Field(description="Corners in their order, x and y as fractions of the frame.")]
+Settle = Annotated[
+    float, Field(ge=0, le=60, description="Seconds for which a track must stay on its new side of the edge.")
+]
+AnchorPoint = Annotated[
+    Anchor,
+    Field(description="Point of a box that decides: middle of the lower edge, centre, or any of the corners."),
+]
+_TEXT_EXPECTED = ("string_type", "model_type", "model_attributes_type", "dict_type")
 
 
 class _ConfigSection(BaseModel):
@@ -38,23 +50,42 @@ class QueryConfig(_ConfigSection):
     unless: list[Annotated[str, Field(min_length=1)]] = Field(
         default=[], description="what answers one of these better is no match: a poster of a person"
     )
+    paused: bool = Field(False, description="Do not detect this query for now; it keeps its place and its counts.")
 
 
 class ZoneConfig(_ConfigSection):
     id: str = Field(min_length=1)
-    polygon: list[Point] = Field(description="corners, x and y as fractions of the frame from the top left")
-    dwell_s: list[Annotated[float, Field(gt=0)]] = Field(default=[], description="tell who stays this many seconds")
+    polygon: Corners
+    holes: list[Corners] = Field(default=[], description="Polygons inside the zone that do not belong to it.")
+    dwell_s: list[Annotated[float, Field(gt=0)]] = Field(
+        default=[], description="Seconds inside the zone after each of which a zone.dwell event is sent."
+    )
+    settle_s: Settle = SETTLE_S
+    anchor: AnchorPoint = "feet"
+
+
+class MaskConfig(_ConfigSection):
+    """Region of the frame in which detections are ignored."""
+
+    id: str = Field("mask", min_length=1, description="Name of the mask in errors.")
+    polygon: Corners
+    holes: list[Corners] = Field(default=[], description="Polygons inside the mask in which detections count.")
+    anchor: AnchorPoint = "feet"
 
 
 class LineConfig(_ConfigSection):
     id: str = Field(min_length=1)
-    points: list[Point] = Field(description="two ends; `in` is from the left to the right of who walks along it")
+    points: list[Point] = Field(
+        description="Two ends; `in` is from the left to the right of the line as seen from its first end."
+    )
+    settle_s: Settle = SETTLE_S
+    anchor: AnchorPoint = "feet"
 
 
 class CountConfig(_ConfigSection):
-    of: str | None = Field(None, description="a zone's or a line's id; the whole picture when absent")
-    query: str | None = Field(None, description="count only what matches this query's id")
-    window_s: float = Field(60.0, gt=0)
+    of: str | None = Field(None, description="Id of the zone or line to count; the whole frame by default.")
+    query: str | None = Field(None, description="Id of the only query to count; all tracks by default.")
+    window_s: float = Field(60.0, gt=0, description="Seconds of one window, at whose end a count event is sent.")
 
 
 class SampleConfig(_ConfigSection):
@@ -73,8 +104,10 @@ class StreamConfig(_ConfigSection):
     zones: list[ZoneConfig] = []
     lines: list[LineConfig] = []
     counts: list[CountConfig] = []
+    ignore: list[MaskConfig] = Field(default=[], description="Regions of the frame in which detections are ignored.")
     sample: SampleConfig = SampleConfig()
     transport: Literal["tcp", "udp"] = Field("tcp", description="how RTSP carries its packets")
+    paused: bool = Field(False, description="Do not watch this stream for now; a camera is disconnected.")
 
     _texts = field_validator("queries", mode="before")(lambda value: _queries_from_texts(value))
 
@@ -117,10 +150,15 @@ class BatchConfig(_ConfigSection):
 
 
 class SpoolConfig(_ConfigSection):
-    """Where events are safe until every sink has them."""
+    """The file that keeps events until every sink has them."""
 
-    path: Path | None = Field(None, description="a file; in the user's state folder when absent")
-    fsync_each: bool = Field(False, description="also survive a power cut, at the price of speed")
+    path: Path | None = Field(None, description="File of the spool; in the user's state folder when absent.")
+    fsync_each: bool = Field(False, description="Bring every event to the disk at once: survives a power cut, slower.")
+    when_full: Literal["block", "drop_oldest"] = Field(
+        "block",
+        description="What a full spool does: hold frames back, or drop the oldest updates (never begins and ends).",
+    )
+    max_bytes: int = Field(1 << 30, ge=1 << 16, description="Bytes of events that may wait for the sinks.")
 
 
 class EnrichConfig(_ConfigSection):
@@ -136,21 +174,85 @@ class EnrichConfig(_ConfigSection):
     per_stream_minute: int = Field(10, ge=1)
 
 
+class WebTokens(_ConfigSection):
+    """Access tokens of the page and the HTTP API, best written as `${NAME}`."""
+
+    viewer: str | None = Field(None, min_length=16, max_length=256, description="The token that may read everything.")
+    operator: str | None = Field(
+        None, min_length=16, max_length=256, description="The token that may also change cameras, queries and sinks."
+    )
+
+
+class WebConfig(_ConfigSection):
+    """The page and the HTTP API of a running `monitor`."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 means every interface.")
+    port: int = Field(8090, ge=0, le=65535, description="Port to listen on; 0 chooses a free one.")
+    tokens: WebTokens = Field(WebTokens(), description="Access tokens; missing ones are generated at the first start.")
+    origins: list[str] = Field(
+        default=[], description="Further origins, such as https://example.org, whose pages may use the API."
+    )
+    trusted_proxies: list[IPv4Network | IPv6Network] = Field(
+        default=[], description="Networks of reverse proxies whose X-Forwarded-* headers are believed."
+    )
+    root_path: str = Field(
+        "", pattern=r"^(/[\w.~-]+)*$", description="Path under which a reverse proxy serves the page, such as /video."
+    )
+    certificate: Path | None = Field(None, description="A PEM file with the TLS certificate chain of the server.")
+    key: Path | None = Field(None, description="A PEM file with the private key of the TLS certificate.")
+    sources: list[str] | None = Field(
+        None,
+        description="Hosts and networks of cameras that operators may add through the page; any but loopback and "
+        "link-local addresses when absent.",
+    )
+    memory_s: float = Field(
+        60.0, ge=0, le=600, description="Seconds of pictures in memory for trying queries on the past; 0 keeps none."
+    )
+    keep_days: float = Field(30.0, gt=0, le=3650, description="Days after which the page forgets an event.")
+
+    @model_validator(mode="after")
+    def _check_certificate(self) -> WebConfig:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: give both files or neither")
+        return self
+
+    @field_validator("origins")
+    @classmethod
+    def _check_origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            if not re.fullmatch(r"https?://[^/?#\s*]+", origin):
+                raise ValueError(f"{origin!r} is not an origin: write scheme and host, such as https://example.org")
+        return value
+
+
 class Config(_ConfigSection):
     """A groundstream configuration."""
 
     streams: list[StreamConfig] = Field(min_length=1)
     queries: list[QueryConfig] = Field(default=[], description="for every stream that has none of its own")
     detector: DetectorConfig = DetectorConfig()
-    tracker: str = "default"
+    tracker: str = Field("default", description="Tracker name: default, bytetrack, botsort, ocsort or sort.")
+    stationary_s: float | None = Field(
+        None,
+        ge=0,
+        description="Longest time in seconds for which a stationary track that is not seen keeps its identity, also "
+        "through outages; 300 in the default tracker.",
+    )
     batch: BatchConfig = BatchConfig()
     sinks: list[str] = Field(
         default=["stdout:"], description="stdout:, jsonl:PATH, sqlite:PATH, kafka://..., https://..."
     )
     spool: SpoolConfig = SpoolConfig()
+    close_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        description="Seconds that closing may take altogether; undelivered events stay.",
+    )
     enrich: EnrichConfig | None = None
     metrics_port: int | None = Field(None, ge=1, le=65535, description="serve Prometheus metrics here")
     metrics_host: str = Field("127.0.0.1", description="0.0.0.0 lets other machines read them")
+    web: WebConfig | None = Field(None, description="The page and the HTTP API; true uses the defaults, false is off.")
 
     _texts = field_validator("queries", mode="before")(lambda value: _queries_from_texts(value))
 
@@ -158,6 +260,11 @@ class Config(_ConfigSection):
     @classmethod
     def _detector_by_name(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("web", mode="before")
+    @classmethod
+    def _web_by_switch(cls, value: object) -> object:
+        return ({} if value else None) if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _something_to_look_for(self) -> Config:
@@ -197,23 +304,22 @@ def load_config(path: Path) -> Config:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file: a configuration is YAML") from error
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{place} is not YAML: {getattr(error, 'problem', error)}") from error
+    raw, spellings = read_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {_kind(raw)}, not a configuration: it begins with `streams:`")
-    return parse_config(_filled(raw, str(path)), str(path))
+    return parse_config(_filled(raw, str(path)), str(path), spellings)
 
 
-def parse_config(raw: Mapping[str, Any], origin: str = "configuration") -> Config:
-    """The configuration in a mapping; `origin` names it in errors. Raises `ConfigError`."""
+def parse_config(
+    raw: Mapping[str, Any], origin: str = "configuration", spellings: Mapping[Place, str] | None = None
+) -> Config:
+    """The configuration in a mapping; `origin` names it in errors, `spellings` are those of `read_yaml`. Raises
+    `ConfigError`."""
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(origin, mistake) for mistake in error.errors())) from error
+        sentences = [_sentence(origin, mistake, spellings or {}) for mistake in error.errors()]
+        raise ConfigError("\n".join(sentences)) from error
 
 
 def parse_detector(raw: Mapping[str, Any], queries: Sequence[str], origin: str = "command line") -> DetectorConfig:
@@ -256,7 +362,7 @@ def _filled(value: Any, origin: str) -> Any:
     return re.sub(r"\$\{(\w+)\}", variable, value)
 
 
-def _sentence(origin: str, mistake: Mapping[str, Any]) -> str:
+def _sentence(origin: str, mistake: Mapping[str, Any], spellings: Mapping[Place, str] | None = None) -> str:
     location: Sequence[str | int] = mistake["loc"]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if mistake["type"] == "extra_forbidden":
@@ -268,6 +374,10 @@ def _sentence(origin: str, mistake: Mapping[str, Any]) -> str:
         return f"{origin}: {place} is missing"
     if mistake["type"] == "value_error":
         return f"{origin}: {place + ' ' if place else ''}{mistake['ctx']['error']}"
+    value = mistake["input"]
+    if mistake["type"] in _TEXT_EXPECTED and (value is None or isinstance(value, bool | int | float)):
+        text = (spellings or {}).get(tuple(location), str(value))
+        return f'{origin}: {place} is {text}, which is read as {_kind(value)} and not as a text: quote it, "{text}"'
     return redact(f"{origin}: {place} is {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}")
 
 
@@ -286,4 +396,5 @@ def _allowed_keys(location: Sequence[str | int]) -> list[str]:
 
 
 def _kind(value: object) -> str:
-    return {type(None): "nothing", list: "a list", str: "a text"}.get(type(value), f"a {type(value).__name__}")
+    names = {type(None): "nothing", list: "a list", str: "a text", bool: "true or false", int: "a number"}
+    return (names | {float: "a number"}).get(type(value), f"a {type(value).__name__}")

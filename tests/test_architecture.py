@@ -19,6 +19,8 @@ RESERVED = {
     "transformers": ("detectors/",),
     "av": ("streamer/sources/", "streamer/recorders/"),
     "kafka": ("sinks/kafka/",),
+    "fastapi": ("streamer/web/",),
+    "uvicorn": ("streamer/web/",),
 }
 HEAVY = ("torch", "transformers", "supervision", "cv2", "av", "kafka", "fastapi", "ray")
 

@@ -22,7 +22,7 @@ from trackers.association import (
 from trackers.boxes import Bools, Floats, Ints, box_centres, from_centre, overlapping, to_centre
 from trackers.memory import TrackSlots
 from trackers.options import TrackerOptions
-from trackers.relink import LostGallery
+from trackers.relink import STAND_S, LostGallery, LostTracks
 from trackers.tracker import TrackerError, TrackerInputError, TrackMerge
 from trackers.tracks import Scores, TrackStates, TrackTable
 
@@ -53,11 +53,12 @@ class TrackerEngine:
         options = self.options
         self._tracks = TrackStates.empty()
         self._memory = TrackSlots(options.history)
-        self._gallery = LostGallery(options.relink_s)
+        self._gallery = LostGallery(options.relink_s, options.stationary_s, per_class=options.per_class)
         self._rate_noise = RateNoise(options.adapt_rate_noise)
         self._motion.scale_rate_noise(np.ones((4, 1)))
         self._births = BirthRecord()
         self._frame = 0
+        self._first_frame = 0  # number of frames before the start or the last interruption
         self._now = 0.0
         self._shown: sv.Detections | None = None
         self._shown_state: Floats = np.empty((20, 0))
@@ -71,7 +72,26 @@ class TrackerEngine:
     def alive_ids(self) -> Ints:
         """Sorted ids of tracks that were shown and may be shown again; all others have ended."""
         ids = self._tracks.id
-        return np.sort(ids[ids > 0])
+        return np.sort(np.concatenate((ids[ids > 0], self._gallery.ids)))
+
+    def suspend(self) -> None:
+        """Ends all tracks but stationary ones, which are remembered: the stream is interrupted."""
+        tracks = self._tracks
+        self._remember_lost((tracks.id > 0).nonzero()[0], only_stationary=True)
+        self._gallery.forget_moving()
+        self._tracks, self._memory = TrackStates.empty(), TrackSlots(self.options.history)
+        self._shown, self._shown_state = None, np.empty((20, 0))
+        self._first_frame = self._frame
+        self._merges = []
+
+    def forget(self, ids: Ints) -> None:
+        """Ends lost tracks: a later detection at their place is a new track. Tracks that are not lost stay."""
+        self._gallery.forget(ids)
+        tracks = self._tracks
+        gone = np.isin(tracks.id, ids) & (tracks.id > 0) & (tracks.misses > 0)
+        if gone.any():
+            self._memory.give_back(tracks.slot[gone])
+            tracks.keep(~gone)
 
     @property
     def merges(self) -> list[TrackMerge]:
@@ -137,7 +157,7 @@ class TrackerEngine:
             predicted=tracks.misses[who] > 0,
         )
 
-    def stationary_ids(self, for_s: float = 2.0) -> Ints:
+    def stationary_ids(self, for_s: float = STAND_S) -> Ints:
         """Sorted ids of tracks that have stood for `for_s` seconds (within a quarter of their height)."""
         tracks = self._tracks
         standing = (tracks.id > 0) & (tracks.last_s - tracks.anchor[2] >= for_s - CLOCK_S)
@@ -164,6 +184,7 @@ class TrackerEngine:
                 last_id=self._last_id,
                 dropped_boxes=self.dropped_boxes,
                 frame=self._frame,
+                first_frame=self._first_frame,
                 now=self._now,
                 shown=self._shown,
                 shown_state=self._shown_state,
@@ -178,7 +199,7 @@ class TrackerEngine:
         self._rate_noise, self._births = saved.rate_noise, saved.births
         self._motion.rate = saved.rates
         self._last_id, self.dropped_boxes = saved.last_id, saved.dropped_boxes
-        self._frame, self._now = saved.frame, saved.now
+        self._frame, self._first_frame, self._now = saved.frame, saved.first_frame, saved.now
         self._shown, self._shown_state = saved.shown, saved.shown_state
 
     def _read_detections(self, detections: sv.Detections) -> FrameDetections:
@@ -229,7 +250,10 @@ class TrackerEngine:
 
     def _predict_tracks(self, dt: float, camera: Floats | None) -> None:
         tracks = self._tracks
+        self._gallery.expire(self._now)
         if not len(tracks):
+            if camera is not None:
+                self._follow_camera(camera)
             return
         if self.options.freeze_lost_size:
             lost = tracks.misses > 0
@@ -251,6 +275,7 @@ class TrackerEngine:
         centre = turn @ centre + shift
         tracks.observed = np.concatenate((centre - half, centre + half))
         tracks.anchor[:2] = turn @ tracks.anchor[:2] + shift
+        self._gallery.follow_camera(turn, shift, zoom)
 
     def _associate(self, found: FrameDetections) -> tuple[Ints, Bools]:
         """(T,) the detection of every track, -1 for none; (N,) confident detections that are left."""
@@ -370,15 +395,29 @@ class TrackerEngine:
             self._end_doubles(seen, ended, options.merge_overlap)
         if not ended.any():
             return None
-        if options.relink_s:
-            gone = (ended & (tracks.id > 0)).nonzero()[0]
-            self._gallery.add(
-                tracks.id[gone], tracks.last_s[gone], to_centre(tracks.observed[:, gone]), tracks.state[4:8, gone]
-            )
+        if options.relink_s or options.stationary_s:
+            self._remember_lost((ended & (tracks.id > 0)).nonzero()[0])
         self._memory.give_back(tracks.slot[ended])
         kept = ~ended
         tracks.keep(kept)
         return kept
+
+    def _remember_lost(self, who: Ints, *, only_stationary: bool = False) -> None:
+        tracks = self._tracks
+        merged = [merge.ended_id for merge in self._merges]
+        if merged:
+            who = who[~np.isin(tracks.id[who], merged)]
+        if who.size:
+            lost = LostTracks(
+                id=tracks.id[who],
+                last_s=tracks.last_s[who],
+                first_s=tracks.first_s[who],
+                standing_s=tracks.last_s[who] - tracks.anchor[2, who],
+                position=to_centre(tracks.observed[:, who]),
+                velocity=tracks.state[4:6, who],
+                label=tracks.label[who],
+            )
+            self._gallery.add(lost, only_stationary=only_stationary)
 
     def _end_doubles(self, seen: Bools, ended: Bools, overlap: float) -> None:
         """Marks in `ended` the younger one of a lost and a seen track at the same place."""
@@ -422,7 +461,7 @@ class TrackerEngine:
         if options.doubtful_births is not None and self._births.death_share > options.doubtful_births:
             needed += 1
         earned = seen & (tracks.streak >= needed)
-        if self._frame <= options.warmup_frames:
+        if self._frame - self._first_frame <= options.warmup_frames:
             earned |= seen
         if options.requalify:
             tracks.confirmed = earned
@@ -439,16 +478,18 @@ class TrackerEngine:
         return self._shown
 
     def _assign_ids(self, new: Ints) -> None:
-        """Assigns ids to newly confirmed tracks and finds those that continue a track that had ended."""
+        """Assigns ids to newly confirmed tracks: those of lost tracks that they continue, or new ones."""
         tracks = self._tracks
+        if self._frame - self._first_frame > self.options.warmup_frames:
+            self._births.learn(new.size, 0)
+        if len(self._gallery.rows):
+            found = to_centre(tracks.observed[:, new])
+            others = self._motion.centre(tracks.state[:, tracks.id > 0])
+            claims, ids, first_s = self._gallery.claim(tracks.first_s[new], found, tracks.label[new], others)
+            tracks.id[new[claims]], tracks.first_s[new[claims]] = ids, first_s
+            new = new[tracks.id[new] == 0]
         tracks.id[new] = np.arange(self._last_id + 1, self._last_id + 1 + new.size)
         self._last_id += new.size
-        if self._frame > self.options.warmup_frames:
-            self._births.learn(new.size, 0)
-        if self.options.relink_s and len(self._gallery.rows):
-            self._merges += self._gallery.claim(
-                tracks.id[new], tracks.first_s[new], to_centre(tracks.observed[:, new]), self._now
-            )
 
 
 def _read_camera(camera: npt.NDArray[np.float64] | None) -> Floats | None:

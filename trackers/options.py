@@ -52,6 +52,7 @@ class TrackerOptions:
     lost_s: float = 1.0  # seconds without a match after which a track ends
     lost_frames: int = 0  # ... but never before it was missed in more frames than these
     merge_overlap: float | None = 0.85  # of a lost and a seen track that overlap more, the younger ends
+    stationary_s: float = 0.0  # longest time in seconds for which lost tracks that stood still can be found again
     relink_s: float = 0.0  # seconds for which lost tracks can be found again; 0: not at all
 
     re_update: bool = False  # replay the filter along a straight line through a gap (OC-SORT)
@@ -108,6 +109,7 @@ PRESETS: Mapping[str, TrackerOptions] = {
         common_motion=True,
         doubtful_births=0.5,
         relink_s=5.0,
+        stationary_s=300.0,
     ),
     # arXiv:1602.00763, code abewley/sort
     "sort": TrackerOptions(

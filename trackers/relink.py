@@ -1,52 +1,142 @@
-"""Gallery of lost tracks: a new track at the predicted place of a lost one continues it."""
+"""Gallery of lost tracks: a new track at the place of a lost one continues it under the same id.
+
+Tracks that moved are remembered for seconds and expected along their last velocity. Tracks that stood still are
+remembered for up to minutes, the longer the longer they had stood, and expected exactly where they were.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from trackers.assignment import assign
-from trackers.boxes import Floats, Ints
-from trackers.tracker import TrackMerge
+from trackers.boxes import Floats, Ints, from_centre, pair_iou
 
-GALLERY = 256  # ended tracks kept at most, the oldest go first
-REACH = 1.0  # distance from the predicted place, in heights, that is allowed at once ...
-REACH_PER_S = 0.5  # ... and with every second of absence
+GALLERY = 1024  # lost tracks kept at most, the oldest are dropped first
+REACH = 0.5  # allowed distance from the predicted way, in heights, at once ...
+REACH_PER_S = 0.2  # ... and with every second of absence
 SIZE_RATIO = 1.5  # greatest change of the height
-WALK_S = 1.0  # how long the last velocity predicts an unseen track
+NEIGHBOURHOOD = 3.0  # heights around a new track ...
+MOST_NEIGHBOURS = 1  # ... in which at most this many other tracks may be
+STAND_S = 2.0  # seconds without movement after which a track is stationary
+MEMORY_PER_S = 20.0  # seconds for which a stationary track is remembered, per second that it has stood
+SAME_PLACE = 0.5  # IoU with a stationary track of the same class from which a new one continues it ...
+SAME_PLACE_OTHER_CLASS = 0.8  # ... and of another class
+
+_ID, _LAST, _POSITION, _VELOCITY, _FIRST, _EXPIRES, _STANDS, _LABEL = 0, 1, slice(2, 6), slice(6, 8), 8, 9, 10, 11
+COLUMNS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class LostTracks:
+    """Tracks to remember: one array per field, the track along the last axis."""
+
+    id: Ints
+    last_s: Floats
+    first_s: Floats
+    standing_s: Floats  # seconds without movement
+    position: Floats  # (4, N) cx, cy, w, h of the last detection
+    velocity: Floats  # (2, N) pixels per second
+    label: Ints
 
 
 class LostGallery:
-    """Lost tracks of the last `keep_s` seconds."""
+    """Lost tracks, remembered for `keep_s` seconds, stationary ones for up to `stationary_s` seconds."""
 
-    def __init__(self, keep_s: float) -> None:
+    def __init__(self, keep_s: float, stationary_s: float, *, per_class: bool = False) -> None:
+        """With `per_class` only a track of the same class continues a lost one."""
+        self._per_class = per_class
         self._keep_s = keep_s
-        self.rows: Floats = np.empty((0, 8))  # id, last time, cx, cy, w, h, vx, vy
+        self._stationary_s = stationary_s
+        self.rows: Floats = np.empty((0, COLUMNS))
 
-    def add(self, ids: Ints, last_s: Floats, positions: Floats, rates: Floats) -> None:
-        """Tracks that ended; `positions` (4, N) cx, cy, w, h and `rates` (4, N) of them per second."""
-        new = np.concatenate((ids[None].astype(np.float64), last_s[None], positions, rates[:2])).T
-        self.rows = np.concatenate((self.rows, new))[-GALLERY:]
+    @property
+    def ids(self) -> Ints:
+        """Ids of the lost tracks, in no order."""
+        return self.rows[:, _ID].astype(np.int64)
 
-    def claim(self, ids: Ints, first_s: Floats, positions: Floats, now: float) -> list[TrackMerge]:
-        """Newly confirmed tracks that continue lost ones; `positions` (4, N) cx, cy, w, h."""
-        self.rows = self.rows[now - self.rows[:, 1] <= self._keep_s]
-        if not len(self.rows):
-            return []
-        gap = first_s[None] - self.rows[:, 1:2]
-        ahead = np.clip(gap, 0, WALK_S)
-        height = np.maximum(self.rows[:, 5:6], positions[3])
-        off = np.hypot(
-            positions[0] - self.rows[:, 2:3] - self.rows[:, 6:7] * ahead,
-            positions[1] - self.rows[:, 3:4] - self.rows[:, 7:8] * ahead,
-        )
-        cost = off / (height * (REACH + REACH_PER_S * np.maximum(gap, 0)))
-        similar = height / np.minimum(self.rows[:, 5:6], positions[3]) <= SIZE_RATIO
-        rows, cols = np.nonzero(similar & (gap > 0) & (cost < 1))
-        chosen = assign(rows, cols, cost[rows, cols], 1.0)
-        rows, cols = rows[chosen], cols[chosen]
-        merges = [
-            TrackMerge(int(self.rows[row, 0]), int(ids[col]), float(gap[row, col]))
-            for row, col in zip(rows, cols, strict=True)
-        ]
-        self.rows = np.delete(self.rows, rows, axis=0)
-        return merges
+    def add(self, lost: LostTracks, *, only_stationary: bool = False) -> None:
+        """Remembers the tracks as long as their kind allows."""
+        stands = (lost.standing_s >= STAND_S - 1e-6) & (self._stationary_s > 0)
+        memory_s = np.where(stands, np.minimum(self._stationary_s, MEMORY_PER_S * lost.standing_s), 0.0)
+        if not only_stationary:
+            memory_s = np.maximum(memory_s, self._keep_s)
+        new = np.empty((lost.id.size, COLUMNS))
+        new[:, _ID], new[:, _LAST], new[:, _FIRST], new[:, _LABEL] = lost.id, lost.last_s, lost.first_s, lost.label
+        new[:, _POSITION], new[:, _VELOCITY] = lost.position.T, lost.velocity.T
+        new[:, _EXPIRES], new[:, _STANDS] = lost.last_s + memory_s, stands
+        self.rows = np.concatenate((self.rows, new[memory_s > 0]))[-GALLERY:]
+
+    def expire(self, now: float) -> None:
+        """Drops the tracks whose time is over."""
+        if len(self.rows) and self.rows[:, _EXPIRES].min() < now:
+            self.rows = self.rows[self.rows[:, _EXPIRES] >= now]
+
+    def forget(self, ids: Ints) -> None:
+        """Drops the tracks with these ids."""
+        self.rows = self.rows[~np.isin(self.rows[:, _ID], ids)]
+
+    def forget_moving(self) -> None:
+        """Drops the tracks that did not stand still."""
+        self.rows = self.rows[self.rows[:, _STANDS] > 0]
+
+    def follow_camera(self, turn: Floats, shift: Floats, zoom: float) -> None:
+        """Moves the remembered places with the camera: x' = turn x + shift."""
+        if len(self.rows):
+            self.rows[:, 2:4] = self.rows[:, 2:4] @ turn.T + shift.T
+            self.rows[:, 4:6] *= zoom
+            self.rows[:, _VELOCITY] = self.rows[:, _VELOCITY] @ turn.T
+
+    def claim(self, first_s: Floats, positions: Floats, labels: Ints, others: Floats) -> tuple[Ints, Ints, Floats]:
+        """New tracks that continue lost ones: indices of the new ones, ids and first times of the lost ones, which are
+        dropped. `first_s` (N,), `positions` (4, N) and `labels` (N,) are those of the new tracks, `others` (2, K) the
+        centres of the tracks that were there before.
+
+        A lost track that moved is continued only where nothing else can explain the new one: no second candidate on
+        either side and not more than `MOST_NEIGHBOURS` other tracks around. In crowds most such links are wrong.
+        """
+        rows = self.rows
+        gap = first_s[None] - rows[:, _LAST, None]
+        stands = rows[:, _STANDS, None] > 0
+        cost = np.where(stands, _place_cost(rows, positions, labels), _walk_cost(rows, positions, gap))
+        possible = (gap > 0) & (cost < 1)
+        if self._per_class:
+            possible &= rows[:, _LABEL, None] == labels
+        alone = (possible.sum(axis=1, keepdims=True) == 1) & (possible.sum(axis=0) == 1)
+        possible &= stands | (alone & (_neighbours(positions, others) <= MOST_NEIGHBOURS))
+        row, col = np.nonzero(possible)
+        chosen = assign(row, col, cost[row, col], 1.0)
+        row, col = row[chosen], col[chosen]
+        ids, firsts = rows[row, _ID].astype(np.int64), rows[row, _FIRST]
+        self.rows = np.delete(rows, row, axis=0)
+        return col, ids, firsts
+
+
+def _walk_cost(rows: Floats, positions: Floats, gap: Floats) -> Floats:
+    """(M, N) distance from the predicted way, as a share of the allowed one; 1: too far away, or another size."""
+    height = np.maximum(rows[:, 5:6], positions[3])
+    x, y = positions[0] - rows[:, 2:3], positions[1] - rows[:, 3:4]
+    way_x, way_y = rows[:, 6:7] * gap, rows[:, 7:8] * gap  # up to here it would have moved
+    share = np.clip((x * way_x + y * way_y) / np.maximum(way_x**2 + way_y**2, 1e-9), 0.0, 1.0)
+    off = np.hypot(x - share * way_x, y - share * way_y)
+    is_similar = height / np.minimum(rows[:, 5:6], positions[3]) <= SIZE_RATIO
+    cost: Floats = np.where(is_similar, off / (height * (REACH + REACH_PER_S * np.maximum(gap, 0))), 1.0)
+    return cost
+
+
+def _neighbours(positions: Floats, others: Floats) -> Ints:
+    """(N,) number of other tracks within `NEIGHBOURHOOD` heights."""
+    apart = np.hypot(positions[0][:, None] - others[0], positions[1][:, None] - others[1])
+    near: Ints = (apart < NEIGHBOURHOOD * positions[3][:, None]).sum(axis=1)
+    return near
+
+
+def _place_cost(rows: Floats, positions: Floats, labels: Ints) -> Floats:
+    """(M, N) 1 - IoU; 1 where the boxes are not at the same place."""
+    row, col = np.indices((len(rows), positions.shape[1])).reshape(2, -1)
+    overlap = pair_iou(from_centre(rows[:, _POSITION].T), from_centre(positions), row, col)
+    overlap = overlap.reshape(len(rows), -1)
+    needed = np.where(rows[:, _LABEL, None] == labels, SAME_PLACE, SAME_PLACE_OTHER_CLASS)
+    cost: Floats = np.where(overlap >= needed, 1.0 - overlap, 1.0)
+    return cost

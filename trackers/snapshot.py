@@ -36,6 +36,7 @@ class EngineState:
     last_id: int
     dropped_boxes: int
     frame: int
+    first_frame: int
     now: float
     shown: sv.Detections | None
     shown_state: Floats  # (20, S)
@@ -46,7 +47,7 @@ def to_arrays(options: TrackerOptions, state: EngineState) -> dict[str, npt.NDAr
     arrays = {f"tracks.{name}": values.copy() for name, values in vars(state.tracks).items()}
     arrays.update({f"memory.{name}": values for name, values in state.memory.state().items()})
     arrays["options"] = np.array(json.dumps(asdict(options), sort_keys=True))
-    arrays["counters"] = np.array([state.last_id, state.dropped_boxes, state.frame])
+    arrays["counters"] = np.array([state.last_id, state.dropped_boxes, state.frame, state.first_frame])
     arrays["now"] = np.array(state.now)
     arrays["gallery"] = state.gallery.rows.copy()
     arrays["rate_noise"] = np.array([*state.rate_noise.products, state.rate_noise.pairs])
@@ -69,14 +70,14 @@ def from_arrays(options: TrackerOptions, arrays: Mapping[str, npt.NDArray[Any]])
         _check_options(options, json.loads(str(arrays["options"])))
         memory = TrackSlots(options.history)
         memory.load({key[7:]: np.array(arrays[key]) for key in arrays if key.startswith("memory.")})
-        gallery = LostGallery(options.relink_s)
+        gallery = LostGallery(options.relink_s, options.stationary_s, per_class=options.per_class)
         gallery.rows = np.array(arrays["gallery"])
         rate_noise = RateNoise(options.adapt_rate_noise)
         *products, rate_noise.pairs = (float(number) for number in arrays["rate_noise"])
         rate_noise.products = products
         births = BirthRecord()
         births.confirmed, births.died = (float(number) for number in arrays["births"])
-        last_id, dropped, frame = (int(number) for number in arrays["counters"])
+        last_id, dropped, frame, first_frame = (int(number) for number in arrays["counters"])
         return EngineState(
             tracks=TrackStates(
                 **{field.name: np.array(arrays[f"tracks.{field.name}"]) for field in fields(TrackStates)}
@@ -89,6 +90,7 @@ def from_arrays(options: TrackerOptions, arrays: Mapping[str, npt.NDArray[Any]])
             last_id=last_id,
             dropped_boxes=dropped,
             frame=frame,
+            first_frame=first_frame,
             now=float(arrays["now"]),
             shown=_shown(arrays),
             shown_state=np.array(arrays["shown_state"]),

@@ -61,6 +61,14 @@ class Tracker(Protocol):
         """Pairs of ids that the last update found to be one object."""
         ...
 
+    def suspend(self) -> None:
+        """Ends all tracks but stationary ones, which are remembered: the stream is interrupted."""
+        ...
+
+    def forget(self, ids: npt.NDArray[np.int64]) -> None:
+        """Ends lost tracks: a later detection at their place is a new track."""
+        ...
+
     def stationary_ids(self, for_s: float = 2.0) -> npt.NDArray[np.int64]:
         """Sorted ids of tracks that have been stationary for `for_s` seconds."""
         ...

@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,7 @@ from sinks.spool.store import SpoolStore
 from sinks.spool.writer import SendRequest, SpoolClosed, SpoolWriter
 from sinks.worker import SinkWorker
 
-__all__ = ["CLOSE_TIMEOUT_S", "DEFAULT_MAX_BYTES", "Spool", "SpoolClosed", "WhenFull"]
+__all__ = ["CLOSE_TIMEOUT_S", "DEFAULT_MAX_BYTES", "Spool", "SpoolClosed", "StorageStatus", "WhenFull"]
 
 log = logging.getLogger("sinks.spool")
 
@@ -37,6 +38,18 @@ CLOSE_TIMEOUT_S = 10.0
 _TAIL_EVENTS = 4096
 _FORGOTTEN_SHARE = 4
 """Sinks that are no longer configured may hold a quarter of `max_bytes`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StorageStatus:
+    """The state of the spool itself. `error` says why no event can be stored at present, empty while they are;
+    `used_bytes` of `max_bytes` wait for a sink; `forgotten` counts the events that wait for sinks that are no longer
+    configured."""
+
+    error: str
+    used_bytes: int
+    max_bytes: int
+    forgotten: int
 
 
 class Spool:
@@ -227,6 +240,10 @@ class Spool:
     def used_bytes(self) -> int:
         """The size of the events that wait for a sink."""
         return self._stored_bytes + self._sent_bytes
+
+    def storage(self) -> StorageStatus:
+        """The state of the spool itself."""
+        return StorageStatus(self.storage_error, self.used_bytes, self._max_bytes, sum(self.forgotten().values()))
 
     async def drain(self, timeout: float | None = None) -> bool:
         """Waits until every sink has acknowledged everything; False when the time (seconds) was not enough."""

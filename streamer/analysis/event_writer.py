@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from sinks.event import (
@@ -24,7 +24,7 @@ from sinks.event import (
     rfc3339,
 )
 from sinks.spool.open_state import OpenItem
-from streamer.analysis.queries import QueryBook
+from streamer.analysis.queries import Query
 from streamer.frame import Frame, FrameClock
 from streamer.rules.matches import QueryMatches
 from streamer.rules.rule import RuleFinding
@@ -154,14 +154,17 @@ class _CrashedStream:
 
 
 class EventWriter:
-    """Writes the events of one stream; sequences begin at 1 in every run."""
+    """Writes the events of one stream; sequences begin at 1 in every run.
+
+    `queries` holds each query by number as it was in force for the frame that is written about.
+    """
 
     def __init__(
         self,
         identity: StreamIdentity,
         tracks: TrackLives,
         matches: QueryMatches,
-        queries: QueryBook,
+        queries: Mapping[int, Query],
         default_threshold: float,
     ) -> None:
         self._identity = identity
@@ -172,6 +175,20 @@ class EventWriter:
         self._default_threshold = default_threshold
         self._sequence = identity.written
 
+    @property
+    def written(self) -> int:
+        """The sequence number of the latest event of this run."""
+        return self._sequence
+
+    def continue_after(self, written: int) -> None:
+        """Number the next event after `written` events that this run already has of the stream."""
+        self._sequence = max(self._sequence, written)
+
+    def change_settings(self, default_threshold: float, producer: Producer) -> None:
+        """Write these into all later events."""
+        self._default_threshold = default_threshold
+        self._identity = replace(self._identity, producer=producer)
+
     def write(self, happenings: Iterable[RuleFinding], moment: EventTime) -> list[Event]:
         """The events in order: within a frame begins come first, then changes, then ends."""
         ordered = sorted(happenings, key=lambda happening: _ORDER.get(happening.type, 2))
@@ -179,6 +196,7 @@ class EventWriter:
 
     def _make_event(self, happening: RuleFinding, moment: EventTime) -> Event:
         self._sequence += 1
+        moment = _moment_of(happening, moment)
         identity = self._identity
         fields = dict(happening.data)
         subject = identity.stream
@@ -226,7 +244,7 @@ class EventWriter:
             scores = {only: self._matches.score(track, only)}
         described = []
         for number, score in sorted(scores.items()):
-            query = self._queries.known(number)
+            query = self._queries[number]
             threshold = query.least_score(self._default_threshold)
             described.append(
                 Match(
@@ -238,3 +256,13 @@ class EventWriter:
                 )
             )
         return described or None
+
+
+def _moment_of(finding: RuleFinding, moment: EventTime) -> EventTime:
+    """The time of the finding itself where it is earlier than the frame in which it became certain."""
+    if finding.time_ns is None or finding.time_ns == moment.time_ns:
+        return moment
+    frame = moment.frame
+    if frame is not None and finding.frame_index is not None:
+        frame = frame.model_copy(update={"index": finding.frame_index})
+    return replace(moment, time_ns=finding.time_ns, frame=frame)

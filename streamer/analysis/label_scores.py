@@ -1,4 +1,4 @@
-"""One thing found under several words is one detection: the tracker should see one box, the rules every word."""
+"""Label scores: one detection per object, with its score for every query, on the scale of trackers."""
 
 from __future__ import annotations
 
@@ -7,36 +7,44 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from streamer.boxes import box_ious
+from streamer.boxes import box_containment, box_ious
 from streamer.rules.rule import Floats, Ints
 
 if TYPE_CHECKING:
     import supervision as sv
 
-SAME_THING_IOU = 0.8
+OTHER_WORD_IOU = 0.6
+"""IoU from which boxes of two queries are one object."""
+SAME_WORD_IOU = 0.75
+"""IoU from which boxes of one query are one object: in crowds different objects overlap up to about 0.7."""
+PART_INSIDE = 0.9
+"""Share of a box inside another of the same query from which it is a part of the same object ..."""
+LEAST_PART = 0.25
+"""... if its area is at least this share of the other's: a smaller one is another object farther away."""
 TRACKER_BIRTH = 0.7
-"""The score from which on trackers take a detection for a new thing (ByteTrack, arXiv:2110.06864)."""
+"""Score from which trackers begin a track (ByteTrack, arXiv:2110.06864)."""
 
 
 def sure(found: sv.Detections, threshold: float) -> sv.Detections:
-    """Without the doubtful ones, which only a tracker has a use for."""
+    """Detections from `threshold` on; lower ones are of use to trackers only."""
     assert found.confidence is not None
     return cast("sv.Detections", found[found.confidence >= threshold])
 
 
 def for_tracker(found: sv.Detections, numbers: Ints, thresholds: Floats) -> tuple[sv.Detections, Floats]:
-    """Detections as trackers want them, and the scores (N,) that the detector gave them.
+    """Detections for a tracker, and the scores (N,) that the detector gave them.
 
-    `class_id`, an index into the K queries asked, becomes the query's number; boxes of one thing under several words
-    are merged; `data["label_scores"]` (N, K) tells the score of each word; `confidence` is on the trackers' scale.
+    `class_id`, an index into the K queries, becomes the query's number; several boxes of one object, of the same or of
+    different queries, are merged into the best one; `data["label_scores"]` (N, K) holds its score for each query;
+    `confidence` is on the scale of trackers.
     """
     count, kinds = len(found), len(numbers)
     index = np.zeros(count, np.int64) if found.class_id is None else np.asarray(found.class_id, np.int64)
     scores = np.ones(count) if found.confidence is None else np.asarray(found.confidence, np.float64)
     label_scores = np.zeros((count, kinds))
     label_scores[np.arange(count), index] = scores
-    if kinds > 1 and count > 1:
-        keep = _merge(np.asarray(found.xyxy, np.float64), scores, index, label_scores)
+    if count > 1:
+        keep = _merge_duplicates(np.asarray(found.xyxy, np.float64), scores, index, label_scores)
         if len(keep) < count:
             found = cast("sv.Detections", found[keep])
             index, scores, label_scores = index[keep], scores[keep], label_scores[keep]
@@ -50,8 +58,8 @@ def for_tracker(found: sv.Detections, numbers: Ints, thresholds: Floats) -> tupl
 
 
 def calibrated(label_scores: Floats, thresholds: Floats) -> Floats:
-    """The best score (N,) over the words of (N, K), stretched so that each word's threshold (K,) is where trackers
-    begin a track. Models and words differ in what score means "surely"; trackers know one scale."""
+    """Best score (N,) over the queries of (N, K), stretched so that each query's threshold (K,) becomes the score at
+    which trackers begin a track: the scales of models and queries differ, trackers have one."""
     safe = np.clip(thresholds, 1e-3, 1 - 1e-3)
     low = label_scores * (TRACKER_BIRTH / safe)
     high = 1 - (1 - label_scores) * ((1 - TRACKER_BIRTH) / (1 - safe))
@@ -60,19 +68,22 @@ def calibrated(label_scores: Floats, thresholds: Floats) -> Floats:
     return best
 
 
-def _merge(boxes: Floats, scores: Floats, index: Ints, label_scores: Floats) -> Ints:
-    """Rows to keep, in their order; the words of the rows that go are added to the row that they lie on."""
-    order = np.argsort(-scores, kind="stable")
-    overlap = box_ious(boxes, boxes)
-    same = (overlap > SAME_THING_IOU) & (index[:, None] != index)
-    if not same.any():
+def _merge_duplicates(boxes: Floats, scores: Floats, index: Ints, label_scores: Floats) -> Ints:
+    """Rows to keep, in their order; the label scores of the others are added to the row of the same object."""
+    overlap, inside = box_ious(boxes, boxes), box_containment(boxes, boxes)
+    same_word = index[:, None] == index
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    similar = np.minimum(area[:, None], area) >= LEAST_PART * np.maximum(area[:, None], area)
+    duplicate = overlap >= np.where(same_word, SAME_WORD_IOU, OTHER_WORD_IOU)
+    duplicate |= same_word & similar & (inside >= PART_INSIDE)
+    np.fill_diagonal(duplicate, False)
+    if not duplicate.any():
         return np.arange(len(boxes))
     gone = np.zeros(len(boxes), bool)
-    for row in order:
+    for row in np.argsort(-scores, kind="stable"):
         if gone[row]:
             continue
-        others = np.flatnonzero(same[row] & ~gone & (scores <= scores[row]))
-        others = others[others != row]
+        others = np.flatnonzero(duplicate[row] & ~gone & (scores <= scores[row]))
         if len(others):
             np.maximum(label_scores[row], label_scores[others].max(axis=0), out=label_scores[row])
             gone[others] = True

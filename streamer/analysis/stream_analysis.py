@@ -1,20 +1,20 @@
-"""One stream's way from detections to events: tracker, rules and journal, plain functions of the frames in order."""
+"""Analysis of one stream: from the detections of a frame to tracks, findings of the rules and events."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from sinks.event import CoverageInfo, Event, EventType, OutageInfo, QueryInfo
+from sinks.event import CoverageInfo, Event, EventType, OutageInfo, Producer, QueryInfo
 from streamer.analysis.event_writer import EventTime, EventWriter, StreamIdentity
 from streamer.analysis.label_scores import for_tracker
-from streamer.analysis.queries import QueryBook, QueryChange, QuerySet
+from streamer.analysis.queries import Query, QueryBook, QueryChange, QuerySet
 from streamer.rules.matches import QueryMatches
-from streamer.rules.places import Count, Line, PlaceRules, Zone
+from streamer.rules.places import Count, Line, Mask, PlaceRules, Zone
 from streamer.rules.rule import FrameObservation, Rule, RuleFinding
 from streamer.rules.tracks import EndReason, TrackLives
 from streamer.sources.frame_counter import FrameTally
@@ -30,15 +30,47 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CountPlan:
-    """What to count: the zone or line called `of`, or the whole picture; `query` limits it to one query's id."""
+    """One count: of the zone or line `of`, or of the whole frame; `query` limits it to one query's id."""
 
     window_s: float
     of: str | None = None
     query: str | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedCount:
+    """A count with what it was made from."""
+
+    plan: CountPlan
+    place: Zone | Line | None
+    query_text: str | None
+    count: Count
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RuleSet:
+    """The zones, lines, counts and masks of a stream."""
+
+    zones: tuple[Zone, ...] = ()
+    lines: tuple[Line, ...] = ()
+    counts: tuple[PlannedCount, ...] = ()
+    masks: tuple[Mask, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisChange:
+    """Settings of a stream that change together between two frames. `rules` None leaves them as they are; `is_blind`
+    where no query is left that is not paused."""
+
+    default_threshold: float
+    producer: Producer
+    queries: Sequence[QueryChange] = ()
+    rules: RuleSet | None = None
+    is_blind: bool = False
+
+
 class StreamAnalysis:
-    """Tracker, rules and journal of one stream. Not thread-safe; call it in the order of the frames."""
+    """Tracker, rules and event writer of one stream. Not thread-safe; frames must come in their order."""
 
     def __init__(
         self,
@@ -50,128 +82,183 @@ class StreamAnalysis:
         lines: Sequence[Line] = (),
         counts: Sequence[CountPlan] = (),
         rules: Sequence[Rule] = (),
+        masks: Sequence[Mask] = (),
     ) -> None:
         self.queries = queries
-        self.zones = tuple(zones)
-        self.lines = tuple(lines)
         self.tracks = TrackLives(identity.new_uid)
         self.matches = QueryMatches()
         self._tracker = tracker
-        self._default_threshold = default_threshold
-        self._places = PlaceRules(zones, lines, [self._count(identity.stream, plan) for plan in counts])
+        self.default_threshold = default_threshold
+        self._stream = identity.stream
+        self.planned_rules = RuleSet()
+        self._place_rules = self.plan_rules(zones, lines, counts, masks)
+        self._places = PlaceRules(zones, lines, [planned.count for planned in self._place_rules.counts])
         self._rules = tuple(rules)
-        self._journal = EventWriter(identity, self.tracks, self.matches, queries, default_threshold)
-        self._resumed: dict[int, int] = {}
+        self.masked_detections = 0  # detections left out because a mask covers them
+        self._known_queries: dict[int, Query] = {}
+        self._writer = EventWriter(identity, self.tracks, self.matches, self._known_queries, default_threshold)
         self._threshold_cache: tuple[QuerySet, np.ndarray, np.ndarray] | None = None
+
+    @property
+    def zones(self) -> tuple[Zone, ...]:
+        return self._place_rules.zones
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        return self._place_rules.lines
 
     def analyse(
         self, frame: Frame, found: sv.Detections, queries: QuerySet, moved: Affine | None = None
     ) -> tuple[sv.Detections, list[Event]]:
-        """Detections of one frame, found with `queries` -> the tracks seen in it and what happened.
+        """Tracks seen in one frame, from the detections that were made with `queries`, and the events of the frame.
 
-        `moved` is the camera's own motion since the last analysed frame, (2, 3), None for one that stands still.
+        `moved` is the camera's motion since the last analysed frame, (2, 3), None for a still camera.
         The tracks' `class_id` is the number of a query, `data["label_scores"]` (N, K) the score for each query asked.
         """
-        numbers, thresholds = self._asked(queries)
+        numbers, thresholds = self._query_arrays(queries)
+        if self._place_rules.masks and len(found):
+            found = self._without_masked(found, frame)
         named, scores = for_tracker(found, numbers, thresholds)
         tracked = self._tracker.update(named, frame.time_s, moved)
         if len(tracked):
             tracked.confidence = scores[tracked.data["detection_index"]]
-        seen = self._resume(FrameObservation.of(tracked, self._tracker, numbers, frame))
-        if len(tracked):
-            tracked.tracker_id = seen.ids
-        happenings = self.tracks.update(seen)
-        for happening in (matched := self.matches.update(seen)):
-            if happening.type is EventType.MATCH_BEGIN and happening.track in self.tracks.records:
-                self.tracks.records[happening.track].is_asked_for = True
-        happenings += matched
+        seen = self._without_departed(FrameObservation.of(tracked, self._tracker, numbers, frame))
+        findings = self.tracks.update(seen)
+        for finding in (matched := self.matches.update(seen)):
+            if finding.type is EventType.MATCH_BEGIN and finding.track in self.tracks.records:
+                self.tracks.records[finding.track].is_asked_for = True
+        findings += matched
         matching = replace(seen, matched=self.matches.matched)
-        happenings += self._places.update(matching)
+        findings += self._places.update(matching)
         for rule in self._rules:
-            happenings += rule.update(matching)
-        return tracked, self._journal.write(happenings, EventTime.of(frame)) if happenings else []
+            findings += rule.update(matching)
+        return tracked, self._writer.write(findings, EventTime.of(frame)) if findings else []
 
-    def _resume(self, seen: FrameObservation) -> FrameObservation:
-        """A thing that the tracker found again, and gave a new id, before its end was told goes on under its old one:
-        one object, one begin."""
-        merges = []
-        for ended, into in seen.merges:
-            number = self._resumed.get(ended, ended)
-            if number in self.tracks.records and number not in seen.ids and into not in self.tracks.records:
-                self._resumed[into] = number
-            else:
-                merges.append((number, into))
-        if not self._resumed:
+    def _without_masked(self, found: sv.Detections, frame: Frame) -> sv.Detections:
+        size = np.array((frame.width, frame.height, frame.width, frame.height), np.float64)
+        boxes = np.clip(np.asarray(found.xyxy, np.float64) / size, 0.0, 1.0)
+        masked = np.zeros(len(found), np.bool_)
+        for mask in self._place_rules.masks:
+            masked |= mask.covers(boxes)
+        self.masked_detections += int(np.count_nonzero(masked))
+        return cast("sv.Detections", found[~masked])
+
+    def _without_departed(self, seen: FrameObservation) -> FrameObservation:
+        """The observation without tracks that the tracker remembers although they will not be seen again."""
+        departed = np.array(self.tracks.departed(seen), np.int64)
+        if not departed.size:
             return seen
-        alive = set(seen.alive.tolist())
-        self._resumed = {new: old for new, old in self._resumed.items() if new in alive}
-        ids, alive_ids = (
-            np.array([self._resumed.get(number, number) for number in numbers.tolist()], np.int64)
-            for numbers in (seen.ids, seen.alive)
-        )
-        return replace(seen, ids=ids, alive=np.unique(alive_ids), merges=merges)
+        self._tracker.forget(departed)
+        return replace(seen, alive=np.setdiff1d(seen.alive, departed))
 
     def predict(self, frame: Frame) -> sv.Detections:
-        """Where the tracks would be in a frame that no detector looks at. Rules do not see guesses."""
-        tracked = self._tracker.predict(frame.time_s)
-        if self._resumed and tracked.tracker_id is not None:
-            ids = [self._resumed.get(number, number) for number in tracked.tracker_id.tolist()]
-            tracked.tracker_id = np.array(ids, np.int64)
-        return tracked
+        """Predicted tracks of a frame that is not analysed. Rules do not read predictions."""
+        return self._tracker.predict(frame.time_s)
 
     def close(self, moment: EventTime, reason: EndReason) -> list[Event]:
-        """End everything that is open: the stream ended, went dark or is shut down."""
-        happenings = self._places.close(moment.time_ns) + self.matches.close(moment.time_ns)
+        """Ends everything that is open: the stream ended or is shut down."""
+        findings = self._places.close(moment.time_ns) + self.matches.close(moment.time_ns)
         for rule in self._rules:
-            happenings += rule.close(moment.time_ns)
-        happenings += self.tracks.close(moment.time_ns, reason)
+            findings += rule.close(moment.time_ns)
+        findings += self.tracks.close(moment.time_ns, reason=reason)
         self._tracker.reset()
-        self._resumed.clear()
-        return self._journal.write(happenings, moment)
+        return self._writer.write(findings, moment)
 
     def outage(self, moment: EventTime, cause: str, since_ns: int) -> list[Event]:
-        """The stream went dark: what was seen ends with `stream_down`."""
-        return self.close(moment, "stream_down") + self.offline(moment, cause, since_ns)
+        """The stream is interrupted: tracks end with `stream_down`, but for stationary ones, which are remembered."""
+        self._tracker.suspend()
+        keep = frozenset(self._tracker.alive_ids.tolist())
+        findings = self._places.close(moment.time_ns, keep) + self.matches.close(moment.time_ns, keep)
+        findings += self.tracks.close(moment.time_ns, keep, "stream_down")
+        return self._writer.write(findings, moment) + self.offline(moment, cause, since_ns)
 
     def offline(self, moment: EventTime, cause: str, since_ns: int) -> list[Event]:
-        """The stream gives no frames since `since_ns` (UTC nanoseconds)."""
+        """The stream delivers no frames since `since_ns` (UTC nanoseconds)."""
         data = {"outage": OutageInfo(cause=cause, since_ns=since_ns)}
-        return self._journal.write([RuleFinding(EventType.STREAM_OFFLINE, None, data)], moment)
+        return self._writer.write([RuleFinding(EventType.STREAM_OFFLINE, None, data)], moment)
 
     def online(self, moment: EventTime, cause: str = "", since_ns: int | None = None) -> list[Event]:
-        """The stream is seen, for the first time or again after the outage that began at `since_ns`."""
+        """The stream delivers frames, for the first time or again after the outage that began at `since_ns`."""
         outage = None if since_ns is None else OutageInfo(cause=cause, since_ns=since_ns, until_ns=moment.time_ns)
         data = {} if outage is None else {"outage": outage}
-        return self._journal.write([RuleFinding(EventType.STREAM_ONLINE, None, data)], moment)
+        return self._writer.write([RuleFinding(EventType.STREAM_ONLINE, None, data)], moment)
 
-    def enriched(self, told: Enrichment) -> list[Event]:
-        """A description or a mask that came later than what it explains."""
-        number = told.subject.track_number
-        known = number if number is not None and self.tracks.find(number) is not None else None
-        data = {"description": told.description, "cause": told.cause}
-        return self._journal.write([RuleFinding(EventType.ENRICH, known, data)], told.moment)
+    def enriched(self, result: Enrichment) -> list[Event]:
+        """Event for a description or a mask that arrived later than its subject."""
+        number = result.subject.track_number
+        record = None if number is None else self.tracks.find(number)
+        known = number if record is not None and record.uid == result.subject.track_uid else None
+        data = {"description": result.description, "cause": result.cause}
+        return self._writer.write([RuleFinding(EventType.ENRICH, known, data)], result.moment)
 
     def coverage(self, moment: EventTime, info: CoverageInfo) -> list[Event]:
-        return self._journal.write([RuleFinding(EventType.COVERAGE, None, {"coverage": info})], moment)
+        return self._writer.write([RuleFinding(EventType.COVERAGE, None, {"coverage": info})], moment)
 
-    def changed(self, change: QueryChange, moment: EventTime) -> list[Event]:
-        """A query was added, changed, paused, resumed or removed."""
+    @property
+    def events_written(self) -> int:
+        """The sequence number of the latest event of this run."""
+        return self._writer.written
+
+    def continue_after(self, written: int) -> None:
+        """Number the next event after `written` events that this run already has of the stream."""
+        self._writer.continue_after(written)
+
+    def plan_rules(
+        self, zones: Sequence[Zone], lines: Sequence[Line], counts: Sequence[CountPlan], masks: Sequence[Mask]
+    ) -> RuleSet:
+        """Rules for a later `change`. A count of the rules planned last that stays as it is keeps its state."""
+        present = {(rule.plan, id(rule.place), rule.query_text): rule for rule in self.planned_rules.counts}
+        planned = []
+        for plan in counts:
+            made = self._plan_count(plan, zones, lines)
+            planned.append(present.get((made.plan, id(made.place), made.query_text), made))
+        self.planned_rules = RuleSet(tuple(zones), tuple(lines), tuple(planned), tuple(masks))
+        return self.planned_rules
+
+    def change(self, change: AnalysisChange, moment: EventTime, ended: EventTime) -> list[Event]:
+        """Changes settings between two frames; returns the events of the change.
+
+        Whatever the change ends (matches of a removed query, visits to a removed zone) ends at `ended`, the change
+        itself is reported at `moment`.
+        """
+        events = []
+        if change.rules is not None:
+            rules = self._place_rules = change.rules
+            counts = [planned.count for planned in rules.counts]
+            events += self._writer.write(self._places.replace(rules.zones, rules.lines, counts, ended.time_ns), ended)
+        withdrawn = [changed.query.number for changed in change.queries if changed.change != "added"]
+        if change.default_threshold != self.default_threshold:
+            withdrawn += [query.number for query in self._known_queries.values() if query.threshold is None]
+        for number in withdrawn:
+            events += self._writer.write(self._withdraw(number), ended)
+        if change.is_blind:
+            events += self.close(ended, "query_removed")
+        self.default_threshold = change.default_threshold
+        self._writer.change_settings(change.default_threshold, change.producer)
+        self._threshold_cache = None
+        return events + self._writer.write([self._query_finding(changed) for changed in change.queries], moment)
+
+    def _withdraw(self, number: int) -> list[RuleFinding]:
+        """The ends of the matches of a query that no longer holds as it was."""
+        withdrawn = self.matches.withdraw(number)
+        for finding in withdrawn:
+            if finding.track in self.tracks.records and not self.matches.scores(finding.track):
+                self.tracks.records[finding.track].is_asked_for = False
+        return withdrawn
+
+    def _query_finding(self, change: QueryChange) -> RuleFinding:
         query = change.query
-        withdrawn = self.matches.withdraw(query.number) if change.change != "added" else []
-        for happening in withdrawn:
-            if happening.track in self.tracks.records and not self.matches.scores(happening.track):
-                self.tracks.records[happening.track].is_asked_for = False
-        threshold = query.least_score(self._default_threshold)
+        threshold = query.least_score(self.default_threshold)
         info = QueryInfo(id=query.id, rev=query.revision, text=query.text, threshold=threshold, change=change.change)
-        told = RuleFinding(EventType.QUERY, None, {"query": info})
-        return self._journal.write(withdrawn, moment) + self._journal.write([told], moment)
+        return RuleFinding(EventType.QUERY, None, {"query": info})
 
-    def _asked(self, queries: QuerySet) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers and thresholds of the queries, (K,) each; made anew only when the set is another one."""
+    def _query_arrays(self, queries: QuerySet) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers and thresholds of the queries, (K,) each; cached while the set stays the same."""
         cached = self._threshold_cache
         if cached is None or cached[0] is not queries:
+            self._known_queries.update({query.number: query for query in queries})
             numbers = np.array([query.number for query in queries], np.int64)
-            thresholds = np.array([query.least_score(self._default_threshold) for query in queries])
+            thresholds = np.array([query.least_score(self.default_threshold) for query in queries])
             self.matches.thresholds = dict(zip(numbers.tolist(), thresholds.tolist(), strict=True))
             by_text = {query.text: query.number for query in queries}
             self.matches.denied_by = {
@@ -181,23 +268,18 @@ class StreamAnalysis:
             cached = self._threshold_cache = (queries, numbers, thresholds)
         return cached[1], cached[2]
 
-    def _count(self, stream: str, plan: CountPlan) -> Count:
-        places: dict[str, Zone | Line] = {zone.name: zone for zone in self.zones}
-        places.update({line.name: line for line in self.lines})
-        place = places[plan.of] if plan.of is not None else None
-        asked = {query.id: query for query in self.queries.at()}
-        query = asked[plan.query] if plan.query is not None else None
-        return Count(
-            plan.of or stream,
-            plan.window_s,
-            place,
-            None if query is None else query.number,
-            None if query is None else query.text,
-        )
+    def _plan_count(self, plan: CountPlan, zones: Sequence[Zone], lines: Sequence[Line]) -> PlannedCount:
+        places: dict[str, Zone | Line] = {zone.name: zone for zone in zones}
+        places.update({line.name: line for line in lines})
+        place = None if plan.of is None else places[plan.of]
+        query = None if plan.query is None else self.queries.find(plan.query)
+        number, text = (None, None) if query is None else (query.number, query.text)
+        count = Count(plan.of or self._stream, plan.window_s, place, number, text)
+        return PlannedCount(plan, place, text, count)
 
 
 class CoverageMeter:
-    """Turns a stream's account into `coverage` stretches of `every_s` seconds."""
+    """Turns a stream's frame counts into `coverage` periods of `every_s` seconds."""
 
     def __init__(self, every_s: float = 10.0) -> None:
         self._every_ns = int(every_s * 1e9)
@@ -211,11 +293,11 @@ class CoverageMeter:
         return time_ns - self._from_ns >= self._every_ns
 
     def measure(self, tally: FrameTally, time_ns: int, events_dropped: Mapping[str, int]) -> CoverageInfo:
-        """What was received, analysed and dropped since the last measure; all arguments count from the start."""
+        """Frames received, analysed and dropped since the last call; all arguments count from the start."""
         before, from_ns = self._before, self._from_ns if self._from_ns is not None else time_ns
         analysed = tally.analysed - before.analysed
-        dropped = _risen(tally.dropped, before.dropped)
-        events_lost = _risen(events_dropped, self._events_dropped)
+        dropped = _increases(tally.dropped, before.dropped)
+        events_lost = _increases(events_dropped, self._events_dropped)
         self._before, self._from_ns, self._events_dropped = tally, time_ns, dict(events_dropped)
         harmed = events_lost or any(reason != "not_sampled" for reason in dropped)
         return CoverageInfo(
@@ -230,8 +312,8 @@ class CoverageMeter:
         )
 
 
-def _risen(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
-    """By how much counters have risen, without those that have not."""
+def _increases(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    """Increases of counters, without those that have not risen."""
     return {key: count - before.get(key, 0) for key, count in sorted(now.items()) if count > before.get(key, 0)}
 
 

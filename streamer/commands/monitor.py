@@ -48,12 +48,20 @@ def monitor(
         typer.Option(help="Where events are safe until every sink has them; in the state folder when absent."),
     ] = None,
     metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics here.")] = None,
+    web: Annotated[bool, typer.Option("--web", help="Serve the live page and the HTTP API.")] = False,
+    web_address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Serve them there, with --web or without (default: 127.0.0.1:8090)."),
+    ] = None,
     duration: Annotated[float | None, typer.Option(min=0, help="Stop after so many seconds.")] = None,
+    close_timeout: Annotated[
+        float | None, typer.Option(min=0.1, max=3600, help="Seconds that closing may take altogether; 10 when absent.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No live table.")] = False,
 ) -> None:
     """Watch cameras for things named in plain words. Ctrl-C ends it cleanly: open tracks get their end event."""
     from streamer.detector_choice import DetectorChoice
-    from streamer.tasks.monitor import run_monitor, watch_config
+    from streamer.tasks.monitor import parse_bind, run_monitor, watch_config
 
     loaded = watch_config(
         config,
@@ -65,6 +73,9 @@ def monitor(
         fps=fps,
         udp=udp,
         metrics_port=metrics_port,
+        web=parse_bind(web_address) if web_address is not None else (None, None) if web else None,
     )
+    if close_timeout is not None:
+        loaded = loaded.model_copy(update={"close_timeout_s": close_timeout})
     failed = run_monitor(loaded, config_file=config, spool=spool, duration_s=duration, quiet=quiet)
     raise typer.Exit(1 if failed else 0)

@@ -29,10 +29,14 @@ from streamer.commands.options import (
 
 
 def process(
-    videos: Annotated[
-        list[str], typer.Argument(metavar="VIDEO", help="Files, globs, folders, or synthetic:street?seed=7.")
-    ],
     query: Queries,
+    videos: Annotated[
+        list[str] | None, typer.Argument(metavar="VIDEO", help="Files, globs, folders, or synthetic:street?seed=7.")
+    ] = None,
+    addresses: Annotated[
+        str | None,
+        typer.Option("--from", metavar="FILE", help="File with one address per line, - for standard input."),
+    ] = None,
     detector: DetectorName = None,
     weights: Weights = None,
     tuned: Tuned = None,
@@ -59,18 +63,33 @@ def process(
             help="Start of the recording, such as 2026-05-04T12:00:00Z (default: the container's date, else 1970).",
         ),
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", metavar="N", min=1, help="Recordings at a time (default: by cores and memory)."),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Redo complete recordings, replacing their results.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Only part I of N of the recordings, for several machines."),
+    ] = None,
     as_json: AsJson = False,
+    json_lines: Annotated[
+        bool,
+        typer.Option("--json-lines", help="Print a line of JSON for each recording when it ends, and one at the end."),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Turn recordings into tracks, events and annotated video.
 
-    Each video gets a folder OUT/NAME/ with tracks.txt (MOTChallenge), coco.json, summary.json and video.mp4;
-    OUT/events.sqlite and OUT/events.jsonl hold the events of all videos.
+    Each recording gets a folder OUT/NAME/ with tracks.txt (MOTChallenge), coco.json, events.jsonl, summary.json and
+    video.mp4; the folder appears when it is complete. OUT/events.sqlite and OUT/events.jsonl hold the events of all.
+    Complete recordings are skipped when the command runs again.
     """
-    from streamer.tasks.process import ProcessJob, process_videos
+    from streamer.jobs.job import ProcessJob, parse_shard, read_addresses
+    from streamer.tasks.process import process_videos
 
     job = ProcessJob(
-        videos=videos,
+        videos=[*(videos or ()), *(read_addresses(addresses) if addresses is not None else ())],
         queries=query,
         detector=detector,
         weights=weights,
@@ -90,6 +109,8 @@ def process(
         fps=fps,
         batch=batch,
         start_time=start_time,
+        jobs=jobs,
+        again=again,
+        shard=None if shard is None else parse_shard(shard),
     )
-    failed = process_videos(job, as_json=as_json, quiet=quiet)
-    raise typer.Exit(1 if failed else 0)
+    raise typer.Exit(process_videos(job, as_json=as_json, json_lines=json_lines, quiet=quiet))

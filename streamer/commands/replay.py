@@ -22,16 +22,17 @@ def replay(
     query: Annotated[list[str] | None, typer.Option(help="Only events about these words.")] = None,
     since: Annotated[str | None, typer.Option(help="earliest, a time, 10m ago, or the last id seen.")] = None,
 ) -> None:
-    """Move past events to a sink. Their ids stay, so a receiver that knows some already can tell."""
+    """Send past events to a sink again. Their ids stay, so a receiver recognises events that it has already."""
     from sinks.registry import open_sinks
     from sinks.subscribe import subscribe
+    from streamer.tasks.console import report_line
 
     events = subscribe(source, types=type or (), streams=stream or (), queries=query or (), since=since)
     count = asyncio.run(_replay(events, open_sinks(to)))
     missing = f", {events.missing} missing in their sequences" if events.missing else ""
-    typer.echo(f"{count} events replayed{missing}", err=True)
+    report_line(f"{count} events replayed{missing}")
     for reason in events.unreadable[-3:]:
-        typer.echo(reason, err=True)
+        report_line(reason)
 
 
 async def _replay(events: Subscription, sinks: dict[str, Sink]) -> int:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.table import Table
 
     from sinks.event import Event
@@ -41,11 +43,12 @@ def subscribe(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many events.")] = None,
 ) -> None:
-    """Show events, each once; what is missing in a sequence is told on standard error."""
+    """Show events, each once; gaps in their sequences are reported on standard error."""
     import contextlib
     import os
 
     from sinks.subscribe import subscribe as open_subscription
+    from streamer.tasks.console import report_line
 
     events = open_subscription(
         address,
@@ -55,17 +58,19 @@ def subscribe(
         since=since,
         follow=follow,
         group=group,
-        on_gap=lambda gap: typer.echo(str(gap), err=True),
+        on_gap=lambda gap: report_line(str(gap)),
     )
     as_table = format is OutputFormat.TABLE or (format is None and sys.stdout.isatty())
     with contextlib.suppress(KeyboardInterrupt):
         try:
             asyncio.run(_show_table(events, limit) if as_table else _print_lines(events, limit))
         except BrokenPipeError:
-            # whoever read has had enough; python would complain again when it flushes at the end
+            # The reader has had enough; Python would complain once more when it flushes at the end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     for reason in events.unreadable[-3:]:
-        typer.echo(reason, err=True)
+        report_line(reason)
+    if events.read and not events.chosen:
+        report_line(f"0 of {events.read} events match: there are {events.summary()}")
 
 
 async def _print_lines(events: Subscription, limit: int | None) -> None:
@@ -80,41 +85,51 @@ async def _print_lines(events: Subscription, limit: int | None) -> None:
 
 
 async def _show_table(events: Subscription, limit: int | None) -> None:
-    """The newest events, in place while they come."""
+    """Shows the newest events, in place while they come."""
     from collections import deque
 
-    from rich.console import Console
     from rich.live import Live
+
+    from streamer.tasks.console import user_console
 
     newest: deque[Event] = deque(maxlen=_ROWS)
     count = 0
+    console = user_console()
     async with events:
-        with Live(_table(newest, 0, events), console=Console(), refresh_per_second=8) as live:
+        with Live(_event_table(newest), console=console, refresh_per_second=8) as live:
             async for event in events:
                 newest.append(event)
                 count += 1
-                live.update(_table(newest, count, events))
+                live.update(_event_table(newest))
                 if count == limit:
-                    return
-
-
-def _table(newest: object, count: int, events: Subscription) -> Table:
-    from collections.abc import Iterable
-    from typing import cast
-
-    from rich.table import Table
-    from rich.text import Text
-
-    notes = [f"{count} events"]
+                    break
+    notes = [f"{count} event{'s' * (count != 1)}" + f", the newest {_ROWS} shown" * (count > _ROWS)]
     if events.missing:
         notes.append(f"{events.missing} missing")
     if events.duplicates:
         notes.append(f"{events.duplicates} duplicates left out")
-    table = Table("time", "stream", "what", "track", "words", "where", caption=", ".join(notes))
-    for event in cast("Iterable[Event]", newest):
+    console.print(", ".join(notes))
+
+
+def _event_table(newest: Iterable[Event]) -> Table:
+    """The time of day stands whole at 80 columns; words and places wrap."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from streamer.tasks.console import visible_text
+
+    table = Table()
+    for name, whole in (("time", True), ("stream", False), ("what", True), ("track", True), ("words", False)):
+        table.add_column(name, no_wrap=whole, overflow="fold")
+    table.add_column("where", overflow="fold")
+    day = ""
+    for event in newest:
         data = event.data
         place = data.zone.id if data.zone else f"{data.line.id} {data.line.direction}" if data.line else ""
         track = str(data.track.number) if data.track else ""
-        cells = (event.time[:-4] + "Z", data.stream, event.kind, track, ", ".join(event.queries), place)
-        table.add_row(*(Text(cell) for cell in cells))
+        # The date stands in the first row of each day.
+        time = event.time[11:21] if event.time[:10] == day else f"{event.time[:10]}\n{event.time[11:21]}"
+        day = event.time[:10]
+        cells = (data.stream, event.kind, track, ", ".join(event.queries), place)
+        table.add_row(Text(visible_text(time)), *(Text(visible_text(cell)) for cell in cells))
     return table

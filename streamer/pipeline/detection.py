@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import supervision as sv
 
 from detectors import Detector, DetectorError, Prompt, Request
@@ -17,6 +19,8 @@ from streamer.pipeline.merge import FrameMerge
 from streamer.pipeline.stream import Stream
 
 log = logging.getLogger("groundstream")
+
+Image = npt.NDArray[np.uint8]
 
 _PROMPTS_KEPT = 256
 
@@ -40,37 +44,61 @@ class Detection:
     """Takes the newest frames of all streams and runs the detector on them, in the one thread that owns it.
 
     Live frames wait nowhere after this: they are taken when the detector is free. Every frame that is taken is
-    counted as analysed or dropped, and delivered.
+    counted as analysed or dropped, and delivered. `batch_size` and `max_wait_s` may be changed while it runs.
     """
 
     def __init__(
         self, detector: Detector, streams: Mapping[str, Stream], *, batch_size: int = 8, max_wait_s: float = 0.01
     ) -> None:
+        self.batch_size = batch_size
+        self.max_wait_s = max_wait_s
         self._detector = detector
         self._streams = streams
-        self._batch_size = batch_size
-        self._max_wait_s = max_wait_s
+        self._is_busy = False
+        self._calls: list[Callable[[], None]] = []
         self._prompts: dict[tuple[str, ...], Prompt] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="detector")
 
     async def prepare_queries(self, sets: Iterable[QuerySet]) -> None:
-        """Encode the words of each set in the detector's thread. Raises `PromptError`."""
+        """Encode the words of all the sets in the detector's thread, between two batches. Raises `PromptError`."""
         wanted = {_texts_of(queries) for queries in sets} - {()}
         if wanted:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._prepare_all, wanted)
 
-    async def run(self, merge: FrameMerge, deliver: DeliverBatch, on_ended: Callable[[Stream], None]) -> None:
-        """Detect until every source has ended; `on_ended` gets each stream after the batch with its last frame."""
+    async def detect_images(self, images: Sequence[Image], texts: tuple[str, ...]) -> list[sv.Detections]:
+        """Detect `texts` in BGR images of (height, width, 3), between two batches of frames. Raises `DetectorError`."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._detect_images, images, texts)
+
+    async def change_threshold(self, threshold: float) -> None:
+        """Set the detector's default threshold between two batches. Raises `AttributeError` where it is fixed."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, setattr, self._detector, "threshold", threshold)
+
+    def call_after_batch(self, function: Callable[[], None]) -> None:
+        """Call `function` in the event loop once the frames that were taken before have been delivered."""
+        self._calls.append(function)
+        asyncio.get_running_loop().call_soon(self._make_calls)
+
+    async def wait_for_batch(self) -> None:
+        """Wait until the frames that were taken before have been delivered."""
+        delivered = asyncio.Event()
+        self.call_after_batch(delivered.set)
+        await delivered.wait()
+
+    async def run(self, merge: FrameMerge, deliver: DeliverBatch) -> None:
+        """Detect until every source has ended."""
         loop = asyncio.get_running_loop()
-        before = merge.streams
-        while frames := await merge.take(self._batch_size, self._max_wait_s):
-            batch = [self._choose_queries(frame) for frame in frames]
-            wanted = [chosen for chosen in batch if chosen[2]]
-            found = await loop.run_in_executor(self._thread, self._detect_batch, wanted) if wanted else []
-            await deliver(self._count_batch(batch, found))
-            for name in before - (now := merge.streams):
-                on_ended(self._streams[name])
-            before = now
+        try:
+            while frames := await merge.take(self.batch_size, self.max_wait_s):
+                self._is_busy = True
+                batch = [self._choose_queries(frame) for frame in frames]
+                wanted = [chosen for chosen in batch if chosen[2]]
+                found = await loop.run_in_executor(self._thread, self._detect_batch, wanted) if wanted else []
+                await deliver(self._count_batch(batch, found))
+                self._is_busy = False
+                self._make_calls()
+        finally:
+            self._is_busy = False
+            self._make_calls()
 
     def close(self) -> None:
         """Let the detector's thread end; work that has not begun is cancelled."""
@@ -79,9 +107,17 @@ class Detection:
     def _choose_queries(self, frame: Frame) -> tuple[Stream, Frame, QuerySet]:
         """The frame with the queries to detect in it, none when it is not sampled."""
         stream = self._streams[frame.stream]
+        stream.taken_ns = frame.time_ns if stream.taken_ns is None else max(stream.taken_ns, frame.time_ns)
+        stream.in_flight += 1
         if not stream.sampling.wants(frame):
             return stream, frame, ()
-        return stream, frame, stream.analysis.queries.at(frame.time_ns if stream.is_live else None)
+        return stream, frame, stream.analysis.queries.at(frame.time_ns)
+
+    def _make_calls(self) -> None:
+        if not self._is_busy:
+            calls, self._calls = self._calls, []
+            for call in calls:
+                call()
 
     def _count_batch(
         self, batch: Sequence[tuple[Stream, Frame, QuerySet]], found: Sequence[sv.Detections | Exception]
@@ -123,6 +159,11 @@ class Detection:
             return self._detector.detect([request])[0]
         except Exception as error:
             return error
+
+    def _detect_images(self, images: Sequence[Image], texts: tuple[str, ...]) -> list[sv.Detections]:
+        prompt = self._prompt(texts)
+        # A name of its own: detectors that remember a stream's frames must not mix these in.
+        return self._detector.detect([Request(image, prompt, "trial") for image in images])
 
     def _prepare_all(self, sets: Iterable[tuple[str, ...]]) -> None:
         for texts in sets:

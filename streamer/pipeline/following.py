@@ -3,45 +3,92 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sinks.event import Event
 from sinks.spool.spool import Spool
 from streamer.analysis.event_writer import EventTime
-from streamer.analysis.queries import QueryChange
 from streamer.enrichment.enricher import Enricher, Enrichment
 from streamer.frame import Frame
 from streamer.pipeline.detection import DetectedFrame
-from streamer.pipeline.stream import Stream
+from streamer.pipeline.stream import Recorder, Stream, StreamChange
 from streamer.sources.frame_counter import FrameTally
-from streamer.sources.source import SourceState, StateChange
+from streamer.sources.source import Source, SourceState, StateChange
 
+log = logging.getLogger("groundstream")
+
+_CHANGE_WAIT_S = 2.0
+"""How long a change waits for a frame captured after it, before it is applied and reported without one."""
 _BATCHES_AHEAD = 2
 """Batches that may wait for tracking: enough to keep the detector busy, few enough to stay fresh."""
 
 
 @dataclass(frozen=True, slots=True)
-class QueriesChanged:
-    """The queries of a stream have changed."""
+class SourceChanged:
+    """The state of `source` has changed; ignored where the stream has another source by now."""
 
     stream: Stream
-    changes: Sequence[QueryChange]
+    source: Source
+    change: StateChange
+
+
+@dataclass(frozen=True, slots=True)
+class StreamChanged:
+    """The analysis of a stream changes, or its recorders do."""
+
+    stream: Stream
+    change: StreamChange | None = None
+    added: Mapping[str, Recorder] = field(default_factory=dict)
+    removed: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAdded:
+    """A stream was added; its first frame comes after this."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPaused:
+    """A stream was paused; its last frame was queued before this."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class StreamResumed:
+    """A paused camera is watched again; its first frame comes after this."""
+
+    stream: Stream
 
 
 @dataclass(frozen=True, slots=True)
 class StreamEnded:
-    """The last frame of a stream has been followed."""
+    """A stream has ended, or was removed; its last frame was queued before this."""
 
     stream: Stream
+    is_removed: bool = False
 
 
 class _ClockTick:
     """Time has passed: coverage of live streams may be due."""
 
 
-FollowItem = list[DetectedFrame] | StateChange | QueriesChanged | StreamEnded | Enrichment | _ClockTick
+FollowItem = (
+    list[DetectedFrame]
+    | SourceChanged
+    | StreamChanged
+    | StreamAdded
+    | StreamPaused
+    | StreamResumed
+    | StreamEnded
+    | Enrichment
+    | _ClockTick
+)
 
 
 class Following:
@@ -64,6 +111,7 @@ class Following:
         self._spool = spool
         self._on_frame = on_frame
         self._tick_s = tick_s
+        self._written: dict[str, int] = {}  # events of streams that were removed
         self._items: asyncio.Queue[FollowItem | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(_BATCHES_AHEAD)
 
@@ -86,42 +134,86 @@ class Following:
         try:
             while (item := await self._items.get()) is not None:
                 await self._handle(item)
-            for stream in self._streams.values():
+            for stream in list(self._streams.values()):
                 await self._close(stream)
         finally:
             ticker.cancel()
 
     async def _handle(self, item: FollowItem) -> None:
-        if isinstance(item, list):
-            self._room.release()
-            await self._follow(item)
-        elif isinstance(item, StateChange):
-            stream = self._streams[item.stream]
-            await self._send(stream, self._change_state(stream, item))
-        elif isinstance(item, QueriesChanged):
-            analysis, moment = item.stream.analysis, item.stream.event_time()
-            events = [event for change in item.changes for event in analysis.changed(change, moment)]
-            await self._send(item.stream, events)
-        elif isinstance(item, Enrichment):
-            stream = self._streams[item.stream]
-            await self._send(stream, stream.analysis.enriched(item))
-        elif isinstance(item, StreamEnded):
-            await self._close(item.stream)
-        else:
-            await self._cover_live()
+        match item:
+            case list():
+                self._room.release()
+                await self._follow(item)
+            case SourceChanged(stream, source, change):
+                if source is stream.source and not stream.is_closed and not stream.is_paused:
+                    await self._send(stream, self._change_state(stream, change))
+            case StreamChanged(stream):
+                await self._change(item)
+            case StreamAdded(stream):
+                stream.analysis.continue_after(self._written.get(stream.name, 0))
+            case StreamPaused(stream):
+                await self._pause(stream)
+            case StreamResumed(stream):
+                stream.is_begun = False
+                await self._send(stream, self._cover(stream, stream.tally()))
+            case StreamEnded(stream):
+                await self._close(stream, is_removed=item.is_removed)
+            case Enrichment():
+                await self._enrich(item)
+            case _:
+                await self._cover_live()
 
     async def _follow(self, batch: Sequence[DetectedFrame]) -> None:
-        events: list[Event] = []
+        sent: list[tuple[Stream, list[Event]]] = []
         for found in batch:
-            if found.stream.dark_since_ns is None:  # else its tracks have been ended: the frame comes too late
+            found.stream.in_flight -= 1
+            events = self._apply_changes(found.stream, found.frame.time_ns)
+            if found.stream.dark_since_ns is None or not found.stream.is_begun:  # else it comes too late
                 events += await self._follow_frame(found)
-        await self._spool_batch(events)
+            sent.append((found.stream, events))
+        await self._spool.send_batch([event for _, events in sent for event in events])
+        for stream, events in sent:
+            stream.event_counts.update(event.type for event in events)
+
+    async def _change(self, item: StreamChanged) -> None:
+        """Queue a change of the analysis for the frames that it is for, and change the recorders."""
+        stream = item.stream
+        if item.change is not None and not stream.is_closed:
+            stream.changes.append(item.change)
+        stream.recorders.update(item.added)
+        for name in item.removed:
+            recorder = stream.recorders.pop(name, None)
+            if recorder is not None:
+                await recorder.aclose()
+
+    @staticmethod
+    def _apply_changes(stream: Stream, time_ns: int | None = None) -> list[Event]:
+        """Apply the changes in force at `time_ns`, all of them without a time; returns their events."""
+        events: list[Event] = []
+        while stream.changes and (time_ns is None or stream.changes[0].since_ns <= time_ns):
+            due = stream.changes.popleft()
+            events += stream.analysis.change(due.change, stream.event_time(), stream.time_before(due.since_ns))
+        return events
+
+    async def _apply_overdue(self) -> None:
+        """Apply changes of streams from which no frame has come since, so that they are reported all the same."""
+        latest_s = time.monotonic() - _CHANGE_WAIT_S
+        for stream in self._streams.values():
+            if stream.changes and not stream.in_flight and stream.changes[0].queued_s < latest_s:
+                await self._send(stream, self._apply_changes(stream))
+
+    async def _enrich(self, item: Enrichment) -> None:
+        stream = self._streams.get(item.stream)
+        if stream is None:
+            log.info("%s: a description came after the stream was removed and is dropped", item.stream)
+        else:
+            await self._send(stream, stream.analysis.enriched(item))
 
     async def _follow_frame(self, found: DetectedFrame) -> list[Event]:
         stream, frame, events = found.stream, found.frame, []
-        if not stream.is_live and not stream.is_begun:
-            events += stream.analysis.online(EventTime.of(frame))
-            stream.is_begun = True
+        if not stream.is_begun:
+            events += stream.analysis.online(EventTime.of(frame), stream.dark_cause, stream.dark_since_ns)
+            stream.is_begun, stream.dark_since_ns, stream.dark_cause = True, None, ""
         if found.detections is None:
             tracked = stream.analysis.predict(frame)
             stream.not_sampled += not found.queries
@@ -136,7 +228,7 @@ class Following:
             if self.enricher is not None:
                 self.enricher.offer(frame, happened)
         events += self._note_frame(stream, frame)
-        for recorder in stream.recorders:
+        for recorder in stream.recorders.values():
             await recorder.write(frame, tracked, analysed=found.detections is not None)
         if self._on_frame is not None:
             self._on_frame(frame.stream)
@@ -161,8 +253,7 @@ class Following:
             return []
         moment = stream.arrival_time(change.time_ns)
         if change.state is SourceState.LIVE and (not stream.is_begun or stream.dark_since_ns is not None):
-            events = stream.analysis.close(moment, "stream_down") if stream.dark_since_ns is not None else []
-            events += stream.analysis.online(moment, stream.dark_cause, stream.dark_since_ns)
+            events = stream.analysis.online(moment, stream.dark_cause, stream.dark_since_ns)
             stream.is_begun, stream.dark_since_ns, stream.dark_cause = True, None, ""
             return events
         if change.state in (SourceState.STALLED, SourceState.WAITING) and stream.dark_since_ns is None:
@@ -179,43 +270,53 @@ class Following:
 
     async def _cover_live(self) -> None:
         now_ns = time.time_ns()
-        for stream in self._streams.values():
-            if stream.is_live and not stream.is_closed and stream.coverage_meter.due(now_ns):
-                await self._send(stream, self._cover(stream, stream.source.account.tally()))
+        await self._apply_overdue()
+        for stream in list(self._streams.values()):
+            if stream.is_live and not stream.is_closed and not stream.is_paused and stream.coverage_meter.due(now_ns):
+                await self._send(stream, self._cover(stream, stream.tally()))
 
     def _cover(self, stream: Stream, tally: FrameTally) -> list[Event]:
         moment = stream.event_time()
         info = stream.coverage_meter.measure(tally, moment.time_ns, self._spool.dropped(stream.name))
         return stream.analysis.coverage(moment, info)
 
-    async def _close(self, stream: Stream) -> None:
+    async def _pause(self, stream: Stream) -> None:
+        """End what is open in a camera that was paused; a recording only waits."""
+        if not stream.is_live or stream.is_closed:
+            return
+        events = self._apply_changes(stream)
+        if stream.is_begun and stream.dark_since_ns is None:
+            moment = stream.event_time()
+            stream.dark_since_ns, stream.dark_cause = moment.time_ns, "paused"
+            events += stream.analysis.outage(moment, "paused", moment.time_ns)
+        await self._send(stream, events + self._cover(stream, stream.tally()))
+
+    async def _close(self, stream: Stream, *, is_removed: bool = False) -> None:
         """End what is open in a stream, send its last coverage, and `offline` as the newest event of the stream."""
-        if stream.is_closed:
-            return
-        stream.is_closed = True
-        stream.state = SourceState.CLOSED
-        for recorder in stream.recorders:
-            await recorder.aclose()
-        if stream.last is None and not stream.is_live:
-            return
+        if not stream.is_closed:
+            stream.is_closed = True
+            stream.state = SourceState.CLOSED
+            for recorder in stream.recorders.values():
+                await recorder.aclose()
+            if stream.last is not None or stream.is_live:
+                await self._send(stream, self._last_events(stream, is_removed=is_removed))
+        if is_removed:
+            self._written[stream.name] = stream.analysis.events_written
+
+    def _last_events(self, stream: Stream, *, is_removed: bool) -> list[Event]:
+        events = self._apply_changes(stream)
         moment = stream.event_time()
-        is_over = self.is_stopping or not stream.is_live
-        events = stream.analysis.close(moment, "shutdown" if is_over else "stream_down")
-        events += self._cover(stream, stream.source.account.tally())
-        cause = "shutdown" if self.is_stopping else "the camera ended the stream" if stream.is_live else "end of file"
+        is_over = self.is_stopping or is_removed or not stream.is_live
+        events += stream.analysis.close(moment, "shutdown" if is_over else "stream_down")
+        events += self._cover(stream, stream.tally())
+        cause = "the camera ended the stream" if stream.is_live else "end of file"
+        if is_removed or self.is_stopping:
+            cause = "removed" if is_removed else "shutdown"
         since_ns = moment.time_ns if stream.dark_since_ns is None else stream.dark_since_ns
-        events += stream.analysis.offline(moment, stream.dark_cause or stream.error or cause, since_ns)
-        await self._send(stream, events)
+        return events + stream.analysis.offline(moment, stream.dark_cause or stream.error or cause, since_ns)
 
     async def _send(self, stream: Stream, events: Sequence[Event]) -> None:
         """Send the events of one stream to the spool."""
         if events:
             await self._spool.send_batch(events)
             stream.event_counts.update(event.type for event in events)
-
-    async def _spool_batch(self, events: Sequence[Event]) -> None:
-        """Send the events of several streams to the spool."""
-        if events:
-            await self._spool.send_batch(events)
-            for event in events:
-                self._streams[event.data.stream].event_counts[event.type] += 1

@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import supervision as sv
 
 from streamer.analysis.camera_motion import CameraWatch
 from streamer.analysis.event_writer import EventTime
-from streamer.analysis.stream_analysis import CoverageMeter, StreamAnalysis
+from streamer.analysis.stream_analysis import AnalysisChange, CoverageMeter, StreamAnalysis
+from streamer.config import StreamConfig
 from streamer.frame import Frame, FrameClock
 from streamer.sources.frame_counter import FrameTally
 from streamer.sources.sampling import FrameSampling
 from streamer.sources.source import Source, SourceState, StateChange
+from streamer.sources.workers.proxy import WorkerSource
 
 _FRESH_NS = 2_000_000_000
+
+
+class StateRelay:
+    """Carries state changes from the sources' threads to the pipeline that uses the sources later."""
+
+    def __init__(self) -> None:
+        self._waiting: list[StateChange] = []
+        self._deliver: dict[str, Callable[[StateChange], object]] = {}
+
+    def __call__(self, change: StateChange) -> None:
+        deliver = self._deliver.get(change.stream, self._waiting.append)
+        deliver(change)
+
+    def connect(self, stream: str, deliver: Callable[[StateChange], object]) -> None:
+        """Send every change of `stream` to `deliver` from now on, those first that came before."""
+        self._deliver[stream] = deliver
+        for change in self._waiting:
+            if change.stream == stream:
+                deliver(change)
+        self._waiting = [change for change in self._waiting if change.stream != stream]
 
 
 class Recorder(Protocol):
@@ -46,19 +68,34 @@ class StreamReport:
     error: str = ""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamChange:
+    """A change of a stream's analysis in force for frames captured at `since_ns` or later. `queued_s` is the monotonic
+    time it was made at."""
+
+    since_ns: int
+    change: AnalysisChange
+    queued_s: float = field(default_factory=time.monotonic)
+
+
 @dataclass(eq=False, slots=True)
 class Stream:
     """One stream and everything that belongs to it. Used in the event loop only.
 
-    `origin` names the part of a configuration it came from; it may hold an address with credentials, so it is not
-    shown. `error` is one sentence, empty while all is well; the later fields are the memory of the following side.
+    `recorders` have names, so that one can be removed; `relay` is what the source was opened with as `on_state`;
+    `section` is the part of the configuration that the stream comes from (not shown: it may hold a password). `error`
+    is one sentence, empty while all is well. The fields after it are the memory of the two halves of the pipeline:
+    `taken_ns` is the capture time of the newest frame that went to the detector, `in_flight` counts the frames
+    between the two halves, `changes` holds those that wait for the first frame captured after them, `changed_ns` is
+    the time from which the latest is in force.
     """
 
     source: Source
     analysis: StreamAnalysis
     sampling: FrameSampling = field(default_factory=FrameSampling)
-    recorders: Sequence[Recorder] = ()
-    origin: str = field(default="", repr=False)
+    recorders: dict[str, Recorder] = field(default_factory=dict)
+    relay: StateRelay = field(default_factory=lambda: StateRelay(), repr=False)
+    section: StreamConfig | None = field(default=None, repr=False)
     state: SourceState = field(default=SourceState.CONNECTING, init=False)
     age_s: float | None = field(default=None, init=False)
     error: str = field(default="", init=False)
@@ -74,6 +111,15 @@ class Stream:
     analysed: int = field(default=0, init=False)
     not_sampled: int = field(default=0, init=False)
     failed: int = field(default=0, init=False)
+    taken_ns: int | None = field(default=None, init=False)
+    changed_ns: int = field(default=0, init=False)
+    in_flight: int = field(default=0, init=False)
+    changes: deque[StreamChange] = field(default_factory=deque, init=False)
+    past_tally: FrameTally = field(default=FrameTally(0, 0, {}), init=False)
+
+    def __post_init__(self) -> None:
+        if self.is_paused:
+            self.state = SourceState.PAUSED
 
     @property
     def name(self) -> str:
@@ -82,6 +128,11 @@ class Stream:
     @property
     def is_live(self) -> bool:
         return self.source.live
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the configuration pauses the stream."""
+        return self.section is not None and self.section.paused
 
     @property
     def seen_s(self) -> float:
@@ -93,12 +144,46 @@ class Stream:
             self.name,
             self.is_live,
             self.state,
-            self.source.account.tally(),
+            self.tally(),
             self.age_s,
             len(self.analysis.tracks.records),
             self.seen_s,
             self.error,
         )
+
+    def choose_frames(self, sampling: FrameSampling, *, has_recorders: bool | None = None) -> None:
+        """Detect in the frames that `sampling` wants from now on.
+
+        A decode worker drops the others where no recorder writes them; `has_recorders` says so where that is about to
+        change.
+        """
+        is_recorded = bool(self.recorders) if has_recorders is None else has_recorders
+        self.sampling = sampling
+        if isinstance(self.source, WorkerSource):
+            left = self.source.sample_in_worker(FrameSampling() if is_recorded else sampling)
+            self.sampling = sampling if is_recorded else left
+
+    def tally(self) -> FrameTally:
+        """Frame counts of all sources that the stream has had: a camera that is resumed gets a new one."""
+        return self.past_tally + self.source.account.tally()
+
+    def replace_source(self, source: Source) -> None:
+        """Go on with another source of the same name."""
+        self.past_tally = self.tally()
+        self.source = source
+        self.error = ""
+
+    def change_time_ns(self) -> int:
+        """The capture time from which a change made now is in force: later than every frame already taken, and not
+        before now by the clock of the camera, where that is wrong by seconds."""
+        after_taken = max(self.changed_ns, 0 if self.taken_ns is None else self.taken_ns + 1)
+        if not self.is_live:
+            return after_taken
+        now_ns = time.time_ns()
+        received_ns = None if self.last is None else self.last.clock.received_ns
+        if self.last is not None and received_ns is not None and received_ns - self.last.time_ns > _FRESH_NS:
+            now_ns -= received_ns - self.last.time_ns
+        return max(now_ns, after_taken)
 
     def event_time(self) -> EventTime:
         """The time of events that concern the stream as a whole: that of its last frame while frames come, so that
@@ -109,6 +194,15 @@ class Stream:
             if is_fresh or not self.is_live:
                 return last
         return self.arrival_time(now_ns)
+
+    def time_before(self, time_ns: int) -> EventTime:
+        """The time of what ends because of a change in force from `time_ns` on: not after it, nor before the last
+        frame."""
+        moment = self.event_time()
+        if moment.time_ns < time_ns:
+            return moment
+        last_ns = time_ns - 1 if self.last is None else max(self.last.time_ns, time_ns - 1)
+        return replace(moment, time_ns=last_ns)
 
     def arrival_time(self, time_ns: int) -> EventTime:
         """The time of an event without a frame of its own, such as the loss of the camera, at `time_ns` (UTC)."""
@@ -121,20 +215,3 @@ class Stream:
         lost = received - self.analysed - self.not_sampled - self.failed
         dropped = {"corrupt": lost, "detector_error": self.failed, "not_sampled": self.not_sampled}
         return FrameTally(received, self.analysed, {reason: count for reason, count in dropped.items() if count})
-
-
-class StateRelay:
-    """Carries state changes from the sources' threads to the pipeline that is built after them."""
-
-    def __init__(self) -> None:
-        self._waiting: list[StateChange] = []
-        self._deliver: Callable[[StateChange], object] = self._waiting.append
-
-    def __call__(self, change: StateChange) -> None:
-        self._deliver(change)
-
-    def connect(self, deliver: Callable[[StateChange], object]) -> None:
-        """Send every change to `deliver` from now on, those first that came before."""
-        self._deliver = deliver
-        for change in self._waiting:
-            deliver(change)

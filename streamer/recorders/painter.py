@@ -97,10 +97,11 @@ class BoxPainter:
             cv2.putText(layer, text, (x, y), _FONT, 0.5 * scale, _BLACK, 1, cv2.LINE_AA)
 
         for zone in zones:
-            corners = np.round(zone.corners * size).astype(np.int32)
-            cv2.fillPoly(layer, [corners], _ZONE_COLOR)
-            cv2.fillPoly(cover, [corners], 40)
-            cv2.polylines(cover, [corners], True, 255, thickness, cv2.LINE_AA)
+            rings = [np.round(ring * size).astype(np.int32) for ring in (zone.region.corners, *zone.region.holes)]
+            corners = rings[0]
+            cv2.fillPoly(layer, rings, _ZONE_COLOR)
+            cv2.fillPoly(cover, rings, 40)
+            cv2.polylines(cover, rings, True, 255, thickness, cv2.LINE_AA)
             write(zone.name, corners.min(axis=0) + np.array([6, round(18 * scale)], np.int32), _ZONE_COLOR)
         for line in lines:
             start, end = np.round(line.ends * size).astype(np.int32)

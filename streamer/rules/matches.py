@@ -12,7 +12,7 @@ from streamer.rules.rule import FrameObservation, RuleFinding
 
 @dataclass(slots=True)
 class _WordVote:
-    """Evidence that one track answers one query: `support` fades with time as the ballot's weight does."""
+    """Evidence that one track answers one query: `support` fades with time like the ballot's weight."""
 
     score: float
     since_ns: int
@@ -38,10 +38,10 @@ class QueryMatches:
     """`match.begin` when a track has answered a query in most of its recent sightings for `settle_s`, `match.end` when
     it has answered in few of them for as long, or ends.
 
-    A detector's words flicker from frame to frame; the vote fades with a half-life of `half_life_s`, and a match needs
-    the share `begin_share` to begin and is kept down to `end_share`. `thresholds` are the least mean scores by query
-    number. `denied_by` names for a query the numbers of those that deny it: a track whose votes for one of them weigh
-    more is no match. Queries in `denials` are votes only.
+    A detector's words flicker from frame to frame; the vote fades with a half-life of `half_life_s`, and a match begins
+    at the share `begin_share` and is kept down to `end_share`. `thresholds` are the least mean scores by query number.
+    `denied_by` holds for a query the numbers of those that deny it: a track with more votes for one of them does not
+    match. Queries in `denials` only deny others and never match themselves.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class QueryMatches:
 
     @property
     def matched(self) -> dict[int, AbstractSet[int]]:
-        """The queries that each track answers, by number; a track that ended in this frame, those that it answered."""
+        """Queries by number that each track matches; of a track that ended in this frame, those that it matched."""
         ended = {track: frozenset(scores) for track, scores in self._ended.items()}
         return {**ended, **self._matched}
 
     def scores(self, track: int) -> dict[int, float]:
-        """The queries that a track answers (or answered until it ended in this frame), with their mean scores."""
+        """Mean scores of the queries that a track matches, or matched until it ended in this frame."""
         if track in self._ended:
             return self._ended[track]
         ballot = self._ballots.get(track)
@@ -78,7 +78,7 @@ class QueryMatches:
         return {query: vote.score for query, vote in votes if vote.matched}
 
     def score(self, track: int, query: int) -> float:
-        """The mean score of a track for one query, also for one that it has just stopped to answer."""
+        """Mean score of a track for one query, also for one that it has just stopped to match."""
         if (track, query) in self._stopped:
             return self._stopped[track, query]
         return self._ballots[track].votes[query].score
@@ -86,7 +86,7 @@ class QueryMatches:
     def update(self, seen: FrameObservation) -> list[RuleFinding]:
         self._ended.clear()
         self._stopped.clear()
-        happenings: list[RuleFinding] = []
+        findings = [finding for ended, into in seen.merges for finding in self._merge_ballots(ended, into)]
         labels = seen.labels.tolist()
         for track, scores in zip(seen.ids.tolist(), seen.label_scores.tolist(), strict=True):
             ballot = self._ballots.get(track)
@@ -95,34 +95,57 @@ class QueryMatches:
             fade = 0.5 ** ((seen.time_ns - ballot.last_ns) / self._half_life_ns)
             ballot.last_ns = seen.time_ns
             ballot.weight = ballot.weight * fade + 1
-            self._cast(ballot, zip(labels, scores, strict=True), fade, seen.time_ns)
+            self._cast_votes(ballot, zip(labels, scores, strict=True), fade, seen.time_ns)
             for query in labels:
                 vote = ballot.votes.get(query)
                 if vote is not None and query not in self.denials:
                     share = 0.0 if self._is_denied(query, ballot) else vote.support / ballot.weight
-                    happenings += self._decide(track, query, vote, share, seen.time_ns)
+                    findings += self._decide_match(track, query, vote, share, seen.time_ns)
         if len(self._ballots) > len(seen.ids):
             alive = set(seen.alive.tolist())
             for track in [track for track in self._ballots if track not in alive]:
-                happenings += self._forget(track)
-        return happenings
+                findings += self._end_track(track)
+        return findings
 
     def withdraw(self, query: int) -> list[RuleFinding]:
-        """A query is no longer asked: whatever matched it stops matching."""
-        happenings = []
+        """Ends the matches of a query that is no longer active."""
+        findings = []
         for track, ballot in sorted(self._ballots.items()):
             vote = ballot.votes.pop(query, None)
             if vote is not None and vote.matched:
-                happenings.append(self._stop(track, query, vote))
-        return happenings
+                findings.append(self._end_match(track, query, vote))
+        return findings
 
-    def close(self, time_ns: int) -> list[RuleFinding]:
+    def close(self, time_ns: int, keep: AbstractSet[int] = frozenset()) -> list[RuleFinding]:
         self._ended.clear()
         self._stopped.clear()
-        return [happening for track in sorted(self._ballots) for happening in self._forget(track)]
+        return [finding for track in sorted(self._ballots.keys() - keep) for finding in self._end_track(track)]
+
+    def _merge_ballots(self, ended: int, into: int) -> list[RuleFinding]:
+        """The votes and matches of `ended` continue under `into`; a match that both have ends once."""
+        ballot, other = self._ballots.pop(ended, None), self._ballots.get(into)
+        if ballot is None:
+            return []
+        matched = self._matched.pop(ended, frozenset())
+        own = self._matched.get(into, frozenset())
+        doubled = matched & own
+        if other is None or other.weight <= ballot.weight:
+            for query in own - matched:
+                assert other is not None
+                ballot.votes[query] = other.votes[query]
+            self._ballots[into] = ballot
+        else:
+            other.votes |= {query: ballot.votes[query] for query in matched - own}
+        if matched | own:
+            self._matched[into] = matched | own
+        ends = []
+        for query in sorted(doubled):
+            self._stopped[ended, query] = ballot.votes[query].score
+            ends.append(RuleFinding(EventType.MATCH_END, ended, {"query_number": query}))
+        return ends
 
     @staticmethod
-    def _cast(ballot: _VoteBallot, scores: Iterable[tuple[int, float]], fade: float, now: int) -> None:
+    def _cast_votes(ballot: _VoteBallot, scores: Iterable[tuple[int, float]], fade: float, now: int) -> None:
         for query, score in scores:
             vote = ballot.votes.get(query)
             if vote is None:
@@ -137,7 +160,7 @@ class QueryMatches:
         denying = [ballot.votes[other] for other in self.denied_by.get(query, ()) if other in ballot.votes]
         return any(vote.strength > ballot.votes[query].strength for vote in denying)
 
-    def _decide(self, track: int, query: int, vote: _WordVote, share: float, now: int) -> list[RuleFinding]:
+    def _decide_match(self, track: int, query: int, vote: _WordVote, share: float, now: int) -> list[RuleFinding]:
         if not vote.matched:
             if share < self._begin_share or vote.score < self.thresholds.get(query, 0.0):
                 vote.since_ns = now
@@ -156,16 +179,16 @@ class QueryMatches:
         vote.matched = False
         vote.doubted_ns = None
         vote.since_ns = now
-        return [self._stop(track, query, vote)]
+        return [self._end_match(track, query, vote)]
 
-    def _stop(self, track: int, query: int, vote: _WordVote) -> RuleFinding:
+    def _end_match(self, track: int, query: int, vote: _WordVote) -> RuleFinding:
         self._stopped[track, query] = vote.score
         self._matched[track] = self._matched[track] - {query}
         return RuleFinding(EventType.MATCH_END, track, {"query_number": query})
 
-    def _forget(self, track: int) -> list[RuleFinding]:
+    def _end_track(self, track: int) -> list[RuleFinding]:
         self._ended[track] = self.scores(track)
         votes = self._ballots.pop(track).votes
-        ends = [self._stop(track, query, votes[query]) for query in sorted(self._matched.get(track, ()))]
+        ends = [self._end_match(track, query, votes[query]) for query in sorted(self._matched.get(track, ()))]
         self._matched.pop(track, None)
         return ends

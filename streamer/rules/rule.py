@@ -1,7 +1,7 @@
-"""What a rule sees and what it says.
+"""Contract of a rule: the observation of a frame that it reads and the findings that it returns.
 
-A rule is a pure function of time and tracks: its state comes from what it has seen alone, so the same observations
-give the same happenings again, live or replayed. Geometry is in fractions of the frame, time in seconds of capture.
+A rule is a pure function of time and tracks: its state comes from its observations alone, so the same observations give
+the same findings, live or replayed. Geometry is in fractions of the frame, time is capture time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,20 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+Anchor = Literal["feet", "centre", "any_corner"]
+"""Which point of a box decides where its track is: the middle of the lower edge, the centre, or any of the corners."""
+ANCHORS: tuple[str, ...] = get_args(Anchor)
+
+
+def anchor_points(boxes: Floats, anchor: Anchor) -> Floats:
+    """(N, K, 2) the points of each box (N, 4) that decide: one, or its four corners for `any_corner`."""
+    x1, y1, x2, y2 = boxes.T
+    if anchor == "feet":
+        return np.stack([(x1 + x2) / 2, y2], axis=1)[:, None]
+    if anchor == "centre":
+        return np.stack([(x1 + x2) / 2, (y1 + y2) / 2], axis=1)[:, None]
+    return np.stack([np.stack(corner, axis=1) for corner in ((x1, y1), (x2, y1), (x2, y2), (x1, y2))], axis=1)
+
 
 NO_MATCHES: Mapping[int, AbstractSet[int]] = {}
 
@@ -34,11 +48,12 @@ NO_MATCHES: Mapping[int, AbstractSet[int]] = {}
 class FrameObservation:
     """The tracks of one analysed frame, rows sorted by id.
 
-    `ids` (N,) tracker ids seen in this frame; `boxes` (N, 4) x1, y1, x2, y2 as fractions of the frame, inside it;
-    `scores` (N,) in 0..1; `labels` (K,) the numbers of the queries in force; `label_scores` (N, K) what each detection
-    scored for each of them, 0 where it does not answer; `stationary` (N,); `alive` (M,) sorted ids of all tracks that
-    may still be seen again; `merges` pairs of ids (ended, into) that turned out to be one thing; `masks` (N, H, W)
-    where the detector gives them. `matched` tells for each track which queries, by number, it answers over time.
+    `ids` (N,) tracks seen in this frame; `boxes` (N, 4) x1, y1, x2, y2 as fractions of the frame, inside it; `scores`
+    (N,) in 0..1; `labels` (K,) the numbers of the active queries; `label_scores` (N, K) the score of each detection for
+    each of them, 0 where it does not answer; `stationary` (N,); `alive` (M,) sorted ids of all tracks that may be seen
+    again; `merges` pairs of ids (ended, into) that are one object; `masks` (N, H, W) where the detector has them.
+    `matched` holds for each track the numbers of the queries that it matches over time; `frame_index` is the frame's
+    number, -1 when unknown.
     """
 
     time_ns: int
@@ -52,15 +67,11 @@ class FrameObservation:
     merges: Sequence[tuple[int, int]] = ()
     masks: Bools | None = None
     matched: Mapping[int, AbstractSet[int]] = field(default_factory=lambda: NO_MATCHES)
-
-    @property
-    def feet(self) -> Floats:
-        """Where each thing touches the ground, (N, 2): the middle of its box's lower edge."""
-        return np.stack([(self.boxes[:, 0] + self.boxes[:, 2]) / 2, self.boxes[:, 3]], axis=1)
+    frame_index: int = -1
 
     @classmethod
     def of(cls, tracked: sv.Detections, tracker: Tracker, labels: Ints, frame: Frame) -> FrameObservation:
-        """From what a tracker said of a frame, `tracked` in pixels with `data["label_scores"]` (N, K)."""
+        """From a tracker's output for a frame, `tracked` in pixels with `data["label_scores"]` (N, K)."""
         size = (frame.width, frame.height, frame.width, frame.height)
         ids = np.zeros(0, np.int64) if tracked.tracker_id is None else np.asarray(tracked.tracker_id, np.int64)
         scores = np.zeros(0) if tracked.confidence is None else np.asarray(tracked.confidence, np.float64)
@@ -75,24 +86,30 @@ class FrameObservation:
             tracker.alive_ids,
             [(merge.ended_id, merge.into_id) for merge in tracker.merges],
             None if tracked.mask is None else np.asarray(tracked.mask, np.bool_),
+            frame_index=frame.index,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class RuleFinding:
-    """Something a rule noticed. `track` is the tracker's id, None for what concerns the stream; `data` holds fields of
-    the event's `data` by name. The journal makes an event of it."""
+    """A finding of a rule, from which the event writer makes an event.
+
+    `track` is the tracker's id, None for a finding about the stream; `data` holds fields of the event's `data` by name.
+    `time_ns` and `frame_index` say when it happened where that is earlier than the frame in which it became certain.
+    """
 
     type: EventType
     track: int | None = None
     data: dict[str, Any] = field(default_factory=dict)
+    time_ns: int | None = None
+    frame_index: int | None = None
 
 
 class Rule(Protocol):
-    """Sees every analysed frame of one stream in order."""
+    """Reads every analysed frame of one stream in order."""
 
     def update(self, seen: FrameObservation) -> Sequence[RuleFinding]: ...
 
     def close(self, time_ns: int) -> Sequence[RuleFinding]:
-        """The stream ends or goes dark: nothing that is open stays open. The rule starts afresh after it."""
+        """Ends everything that is open: the stream ended or is shut down."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,11 @@ from streamer.rules.rule import Bools, FrameObservation, RuleFinding
 from streamer.rules.track_ids import NewUid
 
 LOST_AFTER_S = 0.5
+"""Seconds unseen after which a track is reported as lost."""
+LEFT_AFTER_S = 1.0
+"""Seconds unseen after which a track whose last box touched the edge of the frame has left the view."""
+FIND_AGAIN_S = 10.0
+"""Seconds of analysed frames after an interruption in which a stationary track must be seen again."""
 UPDATE_EVERY_S = 10.0
 STATIONARY_UPDATE_EVERY_S = 60.0
 BETTER_VIEW = 1.5
@@ -24,8 +30,8 @@ EndReason = Literal["left_view", "lost", "stream_down", "query_removed", "merged
 
 @dataclass(slots=True)
 class TrackRecord:
-    """What is known of one track now. `box` is in fractions of the frame; `is_asked_for` is false from when its last
-    query was withdrawn until it answers another."""
+    """Present state of one track. `box` is in fractions of the frame; `is_asked_for` is false from the
+    withdrawal of its last query until it matches another."""
 
     uid: str
     number: int
@@ -40,17 +46,23 @@ class TrackRecord:
     merged_into: str | None = None
     mask: Bools | None = None
     is_asked_for: bool = True
-    told_ns: int = 0
-    told_view: float = 0.0
+    reported_ns: int = 0
+    reported_view: float = 0.0
 
     @property
     def view(self) -> float:
-        """How well it is seen: its score times the root of its area."""
+        """Quality of the view: score times the square root of the area."""
         x1, y1, x2, y2 = self.box
         return self.score * math.sqrt(max(0.0, (x2 - x1) * (y2 - y1)))
 
+    @property
+    def is_at_border(self) -> bool:
+        """Whether the box touches the edge of the frame."""
+        x1, y1, x2, y2 = self.box
+        return x1 <= BORDER or y1 <= BORDER or x2 >= 1 - BORDER or y2 >= 1 - BORDER
+
     def describe(self) -> TrackInfo:
-        """The track as an event tells it; each telling is a new revision."""
+        """The track as an event reports it; each call is a new revision."""
         self.revision += 1
         x1, y1, x2, y2 = (round(value, 6) for value in self.box)
         return TrackInfo(
@@ -70,9 +82,9 @@ class TrackRecord:
 
 
 class TrackLives:
-    """`track.begin` at the first sight of a confirmed track; `track.update` when it is lost, found again, comes to rest
-    or moves off, shows itself clearly better, and every `update_every_s`; `track.end` when the tracker gave it up;
-    `track.merge` when one that had ended turns out to go on under another number.
+    """`track.begin` at the first sight of a confirmed track; `track.update` when it is lost, found again, stops or
+    starts to move, is seen clearly better, and every `update_every_s`; `track.end` when it cannot be seen again;
+    `track.merge` when one that had ended continues under another number.
 
     `records` holds the living tracks by number.
     """
@@ -86,10 +98,12 @@ class TrackLives:
         self._update_every_ns = int(update_every_s * 1e9)
         self._still_update_every_ns = int(max(update_every_s, STATIONARY_UPDATE_EVERY_S) * 1e9)
         self._lost_after_ns = int(lost_after_s * 1e9)
+        self._interrupted_ns: int | None = None
+        self._resumed_ns: int | None = None
 
     def update(self, seen: FrameObservation) -> list[RuleFinding]:
         now = seen.time_ns
-        happenings: list[RuleFinding] = []
+        findings: list[RuleFinding] = []
         rows = zip(seen.ids.tolist(), seen.boxes.tolist(), seen.scores.tolist(), seen.stationary.tolist(), strict=True)
         for number, box, score, stationary in rows:
             record = self.records.get(number)
@@ -97,7 +111,7 @@ class TrackLives:
                 uid = self._new_uid(number, now)
                 record = TrackRecord(uid, number, now, now, tuple(box), score, stationary)
                 self.records[number] = record
-                happenings.append(self._tell(EventType.TRACK_BEGIN, record, now))
+                findings.append(self._report(EventType.TRACK_BEGIN, record, now))
                 continue
             changed = record.state != "confirmed" or record.stationary != stationary
             record.state = "confirmed"
@@ -105,68 +119,100 @@ class TrackLives:
             record.last_seen_ns = now
             record.box = tuple(box)
             record.score = score
-            if changed or self._worth_telling(record, now):
-                happenings.append(self._tell(EventType.TRACK_UPDATE, record, now))
+            if changed or self._is_worth_report(record, now):
+                findings.append(self._report(EventType.TRACK_UPDATE, record, now))
         for ended, into in seen.merges:
-            happenings += self._merge(ended, into, now)
+            findings += self._merge_tracks(ended, into, now)
         if len(self.records) > len(seen.ids):
-            happenings += self._miss(seen)
+            findings += self._check_missing(seen)
         if seen.masks is not None:
             for number, mask in zip(seen.ids.tolist(), seen.masks, strict=True):
                 self.records[number].mask = mask
-        return happenings
+        return findings
 
-    def close(self, time_ns: int, reason: EndReason = "shutdown") -> list[RuleFinding]:
-        return [self._end(number, reason, time_ns) for number in sorted(self.records)]
+    def close(
+        self, time_ns: int, keep: AbstractSet[int] = frozenset(), reason: EndReason = "shutdown"
+    ) -> list[RuleFinding]:
+        """Ends all tracks but those in `keep`, which must be seen again soon after the stream has returned."""
+        if keep and reason == "stream_down":
+            self._interrupted_ns, self._resumed_ns = time_ns, None
+        return [self._end_track(number, reason, time_ns) for number in sorted(self.records.keys() - keep)]
+
+    def departed(self, seen: FrameObservation) -> list[int]:
+        """Tracks that will not be seen again although the tracker remembers them: those that have left the view, and
+        those that were there before an interruption and not after it."""
+        if self._interrupted_ns is not None and self._resumed_ns is None:
+            self._resumed_ns = seen.time_ns
+        if len(self.records) == len(seen.ids):
+            return []
+        return sorted(
+            number
+            for number in self.records.keys() - set(seen.ids.tolist())
+            if self._has_departed(self.records[number], seen.time_ns)
+        )
 
     def find(self, number: int) -> TrackRecord | None:
-        """A track that lives, or ended not long ago."""
+        """A track that lives, or one that ended recently."""
         return self.records.get(number) or self._past.get(number)
 
-    def _merge(self, ended: int, into: int, now: int) -> list[RuleFinding]:
+    def _merge_tracks(self, ended: int, into: int, now: int) -> list[RuleFinding]:
         record, other = self.find(ended), self.find(into)
         if record is None or other is None:
             return []
         record.merged_into = other.uid
+        other.first_seen_ns = min(other.first_seen_ns, record.first_seen_ns)
+        other.is_asked_for |= record.is_asked_for
         if ended in self.records:
-            return [self._end(ended, "merged", now)]
+            return [self._end_track(ended, "merged", now)]
         return [RuleFinding(EventType.TRACK_MERGE, ended)]
 
-    def _miss(self, seen: FrameObservation) -> list[RuleFinding]:
-        happenings = []
+    def _check_missing(self, seen: FrameObservation) -> list[RuleFinding]:
+        findings = []
         present, alive = set(seen.ids.tolist()), set(seen.alive.tolist())
         for number in sorted(self.records.keys() - present):
             record = self.records[number]
             if number not in alive:
-                happenings.append(self._end(number, _why_gone(record), seen.time_ns))
+                findings.append(self._end_track(number, self._reason_of_end(record), seen.time_ns))
             elif record.state == "confirmed" and seen.time_ns - record.last_seen_ns >= self._lost_after_ns:
                 record.state = "lost"
-                happenings.append(self._tell(EventType.TRACK_UPDATE, record, seen.time_ns))
-        return happenings
+                findings.append(self._report(EventType.TRACK_UPDATE, record, seen.time_ns))
+        return findings
 
-    def _worth_telling(self, record: TrackRecord, now: int) -> bool:
-        since = now - record.told_ns
+    def _is_worth_report(self, record: TrackRecord, now: int) -> bool:
+        since = now - record.reported_ns
         if since >= (self._still_update_every_ns if record.stationary else self._update_every_ns):
             return True
-        return since >= BETTER_VIEW_EVERY_S * 1e9 and record.view > BETTER_VIEW * record.told_view
+        return since >= BETTER_VIEW_EVERY_S * 1e9 and record.view > BETTER_VIEW * record.reported_view
 
-    def _tell(self, kind: EventType, record: TrackRecord, now: int) -> RuleFinding:
-        record.told_ns = now
-        record.told_view = max(record.view, record.told_view)
+    def _report(self, kind: EventType, record: TrackRecord, now: int) -> RuleFinding:
+        record.reported_ns = now
+        record.reported_view = max(record.view, record.reported_view)
         return RuleFinding(kind, record.number)
 
-    def _end(self, number: int, reason: EndReason, now: int) -> RuleFinding:
+    def _end_track(self, number: int, reason: EndReason, now: int) -> RuleFinding:
         record = self._past[number] = self.records.pop(number)
         if len(self._past) > _REMEMBERED:
             del self._past[next(iter(self._past))]
         record.state = "ended"
         record.end_reason = reason
-        return self._tell(EventType.TRACK_END, record, now)
+        return self._report(EventType.TRACK_END, record, now)
 
+    def _has_departed(self, record: TrackRecord, now: int) -> bool:
+        if self._is_missing_since_interruption(record):
+            assert self._resumed_ns is not None
+            return now - self._resumed_ns >= FIND_AGAIN_S * 1e9
+        return not record.stationary and record.is_at_border and now - record.last_seen_ns >= LEFT_AFTER_S * 1e9
 
-def _why_gone(record: TrackRecord) -> EndReason:
-    if not record.is_asked_for:
-        return "query_removed"
-    x1, y1, x2, y2 = record.box
-    at_border = x1 <= BORDER or y1 <= BORDER or x2 >= 1 - BORDER or y2 >= 1 - BORDER
-    return "left_view" if at_border else "lost"
+    def _is_missing_since_interruption(self, record: TrackRecord) -> bool:
+        return (
+            self._interrupted_ns is not None
+            and self._resumed_ns is not None
+            and record.last_seen_ns <= self._interrupted_ns
+        )
+
+    def _reason_of_end(self, record: TrackRecord) -> EndReason:
+        if not record.is_asked_for:
+            return "query_removed"
+        if self._is_missing_since_interruption(record):
+            return "stream_down"
+        return "left_view" if record.is_at_border else "lost"

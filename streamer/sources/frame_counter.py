@@ -16,6 +16,11 @@ class FrameTally:
     analysed: int
     dropped: dict[str, int]
 
+    def __add__(self, other: FrameTally) -> FrameTally:
+        """The counts of two sources of one stream together."""
+        dropped = Counter(self.dropped) + Counter(other.dropped)
+        return FrameTally(self.received + other.received, self.analysed + other.analysed, dict(dropped))
+
     @property
     def pending(self) -> int:
         """Received, but neither analysed nor dropped yet."""

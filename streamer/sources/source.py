@@ -14,13 +14,14 @@ from streamer.sources.handover import FrameQueue
 
 
 class SourceState(StrEnum):
-    """Where a live source stands. Files are `LIVE` until they are `CLOSED`."""
+    """State of a live source. Files are `LIVE` until they are `CLOSED`; a stream is `PAUSED` by its configuration."""
 
     CONNECTING = "connecting"
     LIVE = "live"
     STALLED = "stalled"
     WAITING = "waiting"
     CLOSED = "closed"
+    PAUSED = "paused"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from streamer.errors import StreamerError
 
-PIPE_COLUMNS = 200
+PIPE_COLUMNS = 1000
 """Width of tables where no terminal sets a limit."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from rich.table import Table
 
 from detectors.registry import default_detector
-from streamer.tasks.process import ProcessJob, process_videos, wide_console
+from streamer.jobs import ProcessJob
+from streamer.tasks.console import user_console
+from streamer.tasks.process import process_videos
 
 _SIZE = "640x384"
 _FPS = 12
@@ -32,19 +34,20 @@ def show_street(
         out=out,
         zones=_ZONES,
         lines=_LINES,
+        again=True,
     )
     failed = process_videos(job)
     if not failed:
         database = out / "events.sqlite"
         _show_database(database)
         query = "SELECT type, count(*) FROM events GROUP BY type"
-        wide_console().print(f"\nask it    sqlite3 {database} '{query}'", highlight=False, soft_wrap=True)
-    return failed
+        user_console().print(f"\nask it    sqlite3 {database} '{query}'")
+    return failed != 0
 
 
 def _show_database(path: Path) -> None:
     """The longest tracks and the first crossings and zone entries."""
-    console = wide_console()
+    console = user_console()
     database = sqlite3.connect(path)
     tracks = Table("track", "what", "seen from", "to", "score", title="tracks", title_justify="left")
     for row in database.execute(

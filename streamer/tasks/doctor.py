@@ -16,8 +16,8 @@ from typing import Literal
 
 from rich.table import Table
 
-from streamer.build import state_folder
-from streamer.tasks.process import wide_console
+from streamer.spooling import state_folder
+from streamer.tasks.console import user_console
 from streamer.threads import describe_threads
 
 _NEEDED = ("av", "numpy", "opencv-python", "pydantic", "scipy", "supervision", "torch", "transformers")
@@ -73,7 +73,7 @@ def show(findings: Sequence[CheckResult], *, as_json: bool) -> None:
     for finding in findings:
         color = colors[finding.state]
         table.add_row(finding.what, f"[{color}]{finding.state}[/{color}]", finding.told)
-    wide_console().print(table)
+    user_console().print(table)
 
 
 def _python() -> Iterator[CheckResult]:

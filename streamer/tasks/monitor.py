@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from detectors import DetectorError
-from streamer.build import make_queries, open_pipeline, origin, settle, state_folder
-from streamer.config import Config, load_config, parse_config
+from streamer.build import open_pipeline, settle
+from streamer.config import Config, WebConfig, load_config, parse_config
 from streamer.detector_choice import DetectorChoice
-from streamer.errors import ConfigError, StreamerError
+from streamer.errors import ConfigError
 from streamer.pipeline import Pipeline, StreamReport
-from streamer.tasks.process import stopping_on_signals
+from streamer.spooling import spool_file, state_folder
+from streamer.tasks.closing import ClosingGuard
+from streamer.tasks.console import user_console
+from streamer.tasks.side_tasks import SideTasks
+
+if TYPE_CHECKING:
+    from streamer.web.server import WebRoom
+
+log = logging.getLogger("groundstream")
 
 RELOAD_EVERY_S = 1.0
 TABLE_EVERY_S = 0.5
+TABLE_RESTART_S = 5.0
 
 
 def watch_config(
@@ -37,6 +46,7 @@ def watch_config(
     fps: float | None,
     udp: bool,
     metrics_port: int | None,
+    web: tuple[str, int] | tuple[None, None] | None = None,
 ) -> Config:
     """What to watch, from a file or from options, not both. Raises `ConfigError`."""
     if file is not None:
@@ -55,7 +65,7 @@ def watch_config(
             raise ConfigError(
                 f"give either a configuration file or {', '.join(besides)}, not both: what they say belongs in the file"
             )
-        return load_config(file)
+        return _with_page(load_config(file), web)
     if not sources:
         raise ConfigError("nothing to watch: give a source such as rtsp://camera/stream, or a configuration with -c")
     if not queries:
@@ -69,15 +79,35 @@ def watch_config(
         "sinks": list(sinks) or ([] if sys.stdout.isatty() else ["stdout:"]),
         "metrics_port": metrics_port,
     }
-    return parse_config(raw, "command line")
+    return _with_page(parse_config(raw, "command line"), web)
+
+
+def _with_page(config: Config, address: tuple[str, int] | tuple[None, None] | None) -> Config:
+    """The configuration with the page at (host, port), or where it says itself, when an option asks for the page."""
+    if address is None:
+        return config
+    settings = WebConfig() if config.web is None else config.web
+    host, port = address
+    if host is not None:
+        settings = settings.model_copy(update={"host": host, "port": port})
+    return config.model_copy(update={"web": settings})
+
+
+def parse_bind(text: str) -> tuple[str, int]:
+    """'HOST:PORT', 'HOST' or 'PORT' -> (host, port). Raises `ConfigError`."""
+    host, separator, port = text.rpartition(":")
+    if not separator:
+        host, port = ("", text) if text.isdigit() else (text, "8090")
+    if not port.isdigit() or int(port) > 65535 or "/" in host:
+        raise ConfigError(f"--web-address {text!r} is not an address: write HOST:PORT, such as 127.0.0.1:8090")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def run_monitor(
     config: Config, *, config_file: Path | None, spool: Path | None, duration_s: float | None, quiet: bool
 ) -> bool:
     """Watch until every source has ended, a signal comes or the time is over; returns whether a camera failed."""
-    name = config_file.stem if config_file is not None else "monitor"
-    path = spool or config.spool.path or state_folder() / f"{name}.spool"
+    path = spool or spool_file(config, config_file)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -88,35 +118,39 @@ def run_monitor(
 async def _monitor(
     config: Config, config_file: Path | None, spool: Path, duration_s: float | None, *, quiet: bool
 ) -> bool:
-    # An address that was just typed is told to be wrong at once; cameras of a file may be away and come back.
-    async with open_pipeline(config, spool_path=spool, strict=config_file is None) as pipeline:
-        settle()
-        with stopping_on_signals(pipeline), _metrics(pipeline, config):
-            async with _side_tasks(pipeline, config, config_file, duration_s, quiet=quiet):
-                await pipeline.run()
+    with _open_room(config, config_file) as room, ClosingGuard(config.close_timeout_s) as guard:
+        sinks = {} if room is None else room.sinks()
+        recorders = None if room is None else room.recorders
+        # An address that was just typed is told to be wrong at once; cameras of a file may be away and come back.
+        async with open_pipeline(
+            config, spool_path=spool, strict=config_file is None, more_sinks=sinks, recorders=recorders
+        ) as pipeline:
+            settle()
+            async with SideTasks(pipeline.stop) as side_tasks, _serve_page(room, pipeline):
+                with _metrics(pipeline, config):
+                    _start_side_tasks(side_tasks, pipeline, config, config_file, duration_s, quiet=quiet)
+                    await guard.run(pipeline)
     for stream, error in pipeline.errors.items():
         Console(stderr=True).print(f"{stream}: {error}", highlight=False, soft_wrap=True)
     return bool(pipeline.errors)
 
 
-@contextlib.asynccontextmanager
-async def _side_tasks(
-    pipeline: Pipeline, config: Config, config_file: Path | None, duration_s: float | None, *, quiet: bool
-) -> AsyncIterator[None]:
-    """What runs beside the pipeline and ends with it."""
-    tasks = []
+def _start_side_tasks(
+    side_tasks: SideTasks,
+    pipeline: Pipeline,
+    config: Config,
+    config_file: Path | None,
+    duration_s: float | None,
+    *,
+    quiet: bool,
+) -> None:
+    """Starts what runs beside the pipeline and ends with it."""
     if config_file is not None:
-        tasks.append(asyncio.create_task(_follow_edits(pipeline, config, config_file)))
+        side_tasks.start("following the configuration file", lambda: _follow_edits(pipeline, config_file))
     if duration_s is not None:
-        tasks.append(asyncio.create_task(_stop_after(pipeline, duration_s)))
+        side_tasks.start("the clock of --duration", lambda: _stop_after(pipeline, duration_s))
     if sys.stderr.isatty() and not quiet:
-        tasks.append(asyncio.create_task(_show(pipeline)))
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        side_tasks.start("the live table", lambda: _show(pipeline), restart_s=TABLE_RESTART_S)
 
 
 async def _stop_after(pipeline: Pipeline, duration_s: float) -> None:
@@ -124,9 +158,9 @@ async def _stop_after(pipeline: Pipeline, duration_s: float) -> None:
     await pipeline.stop()
 
 
-async def _follow_edits(pipeline: Pipeline, config: Config, file: Path) -> None:
-    """Apply the queries of the configuration file whenever it was edited; a mistake is told and changes nothing."""
-    console = Console(stderr=True)
+async def _follow_edits(pipeline: Pipeline, file: Path) -> None:
+    """Apply the configuration file whenever it was edited; a mistake is reported and changes nothing."""
+    console = user_console(stderr=True)
     seen = _modified(file)
     while True:
         await asyncio.sleep(RELOAD_EVERY_S)
@@ -134,26 +168,14 @@ async def _follow_edits(pipeline: Pipeline, config: Config, file: Path) -> None:
             continue
         seen = now
         try:
-            edited = load_config(file)
-            await _apply(pipeline, edited, console)
-        except (StreamerError, DetectorError) as error:
-            console.print(f"{error}; the queries stay as they were", highlight=False, soft_wrap=True)
-            continue
-        if _without_queries(edited) != _without_queries(config):
-            console.print(f"{file}: only queries change while running; the rest applies at the next start")
-        config = edited
-
-
-async def _apply(pipeline: Pipeline, edited: Config, console: Console) -> None:
-    queries = {origin(stream): make_queries(stream, edited) for stream in edited.streams}
-    for camera in pipeline.streams:
-        if camera.origin in queries:
-            for change in await pipeline.change_queries(camera.name, queries[camera.origin]):
-                console.print(f"{camera.name}: query {change.query.text!r} {change.change}", highlight=False)
-
-
-def _without_queries(config: Config) -> dict[str, Any]:
-    return config.model_dump(exclude={"queries": True, "streams": {"__all__": {"queries"}}})
+            sentences = await pipeline.apply(load_config(file))
+        except ConfigError as error:
+            console.print(f"{error}; nothing has changed", soft_wrap=True)
+        except Exception as error:
+            log.error("%s: the edit could not be applied: %s", file, error, exc_info=True)
+        else:
+            for sentence in sentences:
+                console.print(sentence, soft_wrap=True)
 
 
 def _modified(file: Path) -> int:
@@ -161,6 +183,43 @@ def _modified(file: Path) -> int:
         return file.stat().st_mtime_ns
     except OSError:
         return 0
+
+
+@contextlib.contextmanager
+def _open_room(config: Config, config_file: Path | None) -> Iterator[WebRoom | None]:
+    """Opens what the page needs before the pipeline: its event store, its tokens, the recorders of live pictures."""
+    if config.web is None:
+        yield None
+        return
+    from streamer.web.config_document import ConfigDocument
+    from streamer.web.server import WebRoom
+
+    name = config_file.stem if config_file is not None else "monitor"
+    document = ConfigDocument(config_file, state_folder() / f"{name}.overrides.yaml", config)
+    room = WebRoom(config.web, state_folder(), document)
+    try:
+        yield room
+    finally:
+        room.close()
+
+
+@contextlib.asynccontextmanager
+async def _serve_page(room: WebRoom | None, pipeline: Pipeline) -> AsyncIterator[None]:
+    """Serves the page and prints its address, a login link, and tokens that were generated now."""
+    if room is None:
+        yield
+        return
+    console = user_console(stderr=True)
+    async with room.serve(pipeline) as address:
+        console.print(f"page      {address.url}")
+        console.print(f"log in    {address.login_url}  (works once, for 15 minutes)")
+        for role, token in room.made_tokens.items():
+            console.print(f"{role.value:9} {token}  (access token, shown only now)")
+        if room.is_exposed:
+            console.print(
+                "warning   the page is reachable from other machines without TLS: set web.certificate and web.key"
+            )
+        yield
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Work on recordings that has an end: run the pipeline over files, show how far it is, keep and sum up the results."""
+"""The `process` command: runs a job on recordings, shows its progress and prints what came of it."""
 
 from __future__ import annotations
 
@@ -7,264 +7,202 @@ import contextlib
 import json
 import logging
 import signal
-import time
-from collections import Counter
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import asdict
+from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sinks.files import JsonlSink
-from sinks.sink import Sink, SinkError
-from sinks.sqlite import SqliteSink
-from streamer.analysis.stream_analysis import StreamAnalysis
-from streamer.build import VIDEO, annotated_video, open_pipeline, settle
-from streamer.config import Config, parse_config
-from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError
-from streamer.pipeline import Pipeline, Recorder, StreamReport
-from streamer.recorders.coco import CocoJson
-from streamer.recorders.text import MotText, OutputError, open_output
+from streamer.jobs import JobReport, ProcessJob, StreamSummary, run_job
+from streamer.jobs.event_archive import DATABASE, LINES
+from streamer.jobs.runner import JobRunner, ProgressListener, SilentProgress
+from streamer.jobs.units import RecordingUnit
 from streamer.sources import Source
+from streamer.tasks.console import UserConsole, report_line, user_console
 
-_PIPE_COLUMNS = 1000
-_EARLIEST_YEAR, _LATEST_YEAR = 1970, 2200  # times are nanoseconds since 1970 in 63 bits
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessJob:
-    """What `groundstream process` was asked to do; see its options."""
-
-    videos: Sequence[str]
-    queries: Sequence[str]
-    out: Path
-    detector: str | None = None
-    weights: Path | None = None
-    tuned: Path | None = None
-    device: str | None = None
-    threshold: float | None = None
-    masks: str | None = None
-    detector_options: Sequence[str] = ()
-    tracker: str = "default"
-    sinks: Sequence[str] = ()
-    video: bool = True
-    images: bool = False
-    zones: Sequence[str] = ()
-    lines: Sequence[str] = ()
-    every: int = 1
-    fps: float | None = None
-    batch: int = 8
-    start_time: str | None = None
+INTERRUPTED = 130
 
 
-@dataclass(frozen=True, slots=True)
-class StreamSummary:
-    """What came of one video."""
+class Stoppable(Protocol):
+    """Anything that ends cleanly when it is asked to."""
 
-    stream: str
-    frames: int
-    analysed: int
-    dropped: dict[str, int]
-    seconds: float
-    tracks: int
-    events: dict[str, int]
-    folder: str
-    error: str = ""
+    async def stop(self) -> None: ...
 
 
 def process_files(job: ProcessJob) -> list[StreamSummary]:
-    """Runs the job without any output on the terminal and returns the summary of every video.
+    """Runs the job without any output and returns the summary of every recording.
 
-    Raises what the parts raise, and `SinkError` when events could not be delivered.
+    Raises what prevents the whole job, and `SinkError` when a sink did not take all events.
     """
-    with _progress(wide_console(stderr=True), hidden=True) as advance:
-        summaries, undelivered = asyncio.run(_run(job, advance))
-    _write_summaries(summaries)
-    if undelivered is not None:
-        raise undelivered
-    return summaries
+    report = asyncio.run(run_job(job))
+    if report.undelivered is not None:
+        raise report.undelivered
+    return report.summaries
 
 
-def _write_summaries(summaries: Sequence[StreamSummary]) -> None:
-    for summary in summaries:
-        with open_output(Path(summary.folder) / "summary.json") as file:
-            json.dump(asdict(summary), file, indent=2)
-
-
-def process_videos(job: ProcessJob, *, as_json: bool = False, quiet: bool = False) -> bool:
-    """Run the job and tell what came of it; returns whether any video failed."""
+def process_videos(job: ProcessJob, *, as_json: bool = False, json_lines: bool = False, quiet: bool = False) -> int:
+    """Runs the job, shows progress and results; returns the exit code: 0, 1 if a recording failed, 130 interrupted."""
     to_stdout = any(sink.startswith("stdout:") for sink in job.sinks)
-    if as_json and to_stdout:
+    if (as_json or json_lines) and to_stdout:
         raise ConfigError("--json and --sink stdout: both write to standard output: leave one of them out")
-    console = wide_console(stderr=as_json or to_stdout)
-    started = time.monotonic()
-    hidden = quiet or as_json or not console.is_terminal
-    with _progress(console, hidden=hidden) as tell, contextlib.nullcontext() if as_json else _told_once():
-        summaries, undelivered = asyncio.run(_run(job, tell))
-    wall_s = time.monotonic() - started
-    _write_summaries(summaries)
-    if as_json:
-        print(json.dumps({"seconds": round(wall_s, 3), "videos": [asdict(summary) for summary in summaries]}))  # noqa: T201
+    console = user_console(stderr=as_json or json_lines or to_stdout)
+    shown = console.is_terminal and not (quiet or as_json or json_lines)
+    display: ProgressDisplay | JsonLines | SilentProgress
+    display = JsonLines() if json_lines else ProgressDisplay(console) if shown else SilentProgress()
+    with contextlib.nullcontext() if as_json else _report_failures_once(), _entered(display) as progress:
+        report = asyncio.run(_run(job, progress))
+    if as_json or json_lines:
+        _print_json(job_as_json(report), whole=True)
     else:
-        _show(console, summaries, job, wall_s)
-    if undelivered is not None:
-        raise undelivered
-    return any(summary.error for summary in summaries)
+        show_report(console, report, job)
+    if report.interrupted:
+        return INTERRUPTED
+    if report.undelivered is not None:
+        raise report.undelivered
+    return int(report.has_failed)
 
 
-def job_config(job: ProcessJob) -> Config:
-    """The configuration that the job's options stand for. Raises `ConfigError`."""
-    stream = {
-        "zones": [{"id": name, "polygon": points} for name, points in map(_place, job.zones)],
-        "lines": [{"id": name, "points": points} for name, points in map(_place, job.lines)],
-        "sample": {"every": job.every, "fps": job.fps},
+def job_as_json(report: JobReport) -> dict[str, Any]:
+    """Returns the report as plain values."""
+    return {
+        "seconds": round(report.seconds, 3),
+        "interrupted": report.interrupted,
+        "skipped": sorted(report.skipped),
+        "videos": [asdict(summary) for summary in report.summaries],
     }
-    detector = DetectorChoice(
-        job.detector, job.weights, job.tuned, job.device, job.threshold, job.masks, job.detector_options
-    )
-    raw = {
-        "streams": [{"source": video, **stream} for video in job.videos],
-        "queries": list(job.queries),
-        "detector": detector.section(),
-        "tracker": job.tracker,
-        "batch": {"size": job.batch},
-        "sinks": list(job.sinks),
-    }
-    return parse_config(raw, "command line")
 
 
-async def _run(
-    job: ProcessJob, tell: Callable[[Pipeline], Callable[[str], None]]
-) -> tuple[list[StreamSummary], SinkError | None]:
-    """What came of every video, and what could not be delivered of its events after all were analysed."""
-    config = job_config(job)
-    start_ns = None if job.start_time is None else _start_ns(job.start_time)
-    advance: list[Callable[[str], None]] = []
+async def _run(job: ProcessJob, progress: ProgressListener) -> JobReport:
+    with contextlib.ExitStack() as stack:
 
-    def outputs(source: Source, analysis: StreamAnalysis) -> Sequence[Recorder]:
-        return _outputs(job, source, analysis)
+        def ready(runner: JobRunner) -> None:
+            stack.enter_context(on_signals(runner.interrupt))
 
-    summaries: list[StreamSummary] = []
-    try:
-        async with open_pipeline(
-            config,
-            outputs=outputs,
-            start_time_ns=start_ns,
-            strict=True,
-            on_frame=lambda stream: advance[0](stream),
-            open_results=lambda: _open_results(job, config),
-        ) as pipeline:
-            settle()
-            advance.append(tell(pipeline))
-            with stopping_on_signals(pipeline):
-                await pipeline.run()
-            summaries = [_sum_up(job, pipeline, report) for report in pipeline.report()]
-    except SinkError as error:
-        if not summaries:
-            raise
-        return summaries, error
-    return summaries, None
-
-
-def _open_results(job: ProcessJob, config: Config) -> dict[str, Sink]:
-    """The job's own files of events, in the place of those of an earlier one."""
-    lines, database = job.out / "events.jsonl", job.out / "events.sqlite"
-    addresses = [f"jsonl:{lines}", f"sqlite:{database}"]
-    for address in config.sinks:
-        if address in addresses:
-            raise ConfigError(f"sink {address} is written anyway: leave it out")
-    for old in (lines, database, *(database.with_name(database.name + end) for end in ("-wal", "-shm"))):
-        try:
-            old.unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot replace {old}: {error.strerror}") from error
-    return {addresses[0]: JsonlSink(lines), addresses[1]: SqliteSink(database)}
-
-
-def wide_console(*, stderr: bool = False) -> Console:
-    """A console whose tables are as wide as they need to be where no terminal sets a limit."""
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=_PIPE_COLUMNS)
+        return await run_job(job, progress, ready)
 
 
 @contextlib.contextmanager
-def stopping_on_signals(pipeline: Pipeline) -> Iterator[None]:
-    """Ctrl-C and a service manager's stop end the pipeline cleanly; a second one ends it at once."""
+def on_signals(interrupt: Callable[[], object]) -> Iterator[None]:
+    """Calls `interrupt` at the first Ctrl-C or SIGTERM; the second one has its usual effect at once."""
     loop = asyncio.get_running_loop()
-    tasks: list[asyncio.Task[None]] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
 
-    def stop() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+    def first() -> None:
+        for number in numbers:
             loop.remove_signal_handler(number)
-        tasks.append(loop.create_task(pipeline.stop()))
+        interrupt()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+    for number in numbers:
+        loop.add_signal_handler(number, first)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             loop.remove_signal_handler(number)
 
 
-def _outputs(job: ProcessJob, source: Source, analysis: StreamAnalysis) -> list[Recorder]:
-    folder = job.out / source.name
-    images = folder / "images" if job.images else None
-    recorders: list[Recorder] = [
-        MotText(folder / "tracks.txt"),
-        CocoJson(folder / "coco.json", lambda: {query.number: query.text for query in analysis.queries.at()}, images),
-    ]
-    if job.video and not any(address.startswith(VIDEO) for address in job.sinks):
-        recorders.append(annotated_video(folder / "video.mp4", source, analysis))
-    return recorders
+@contextlib.contextmanager
+def stopping_on_signals(running: Stoppable) -> Iterator[None]:
+    """Ends `running` cleanly at the first Ctrl-C or SIGTERM; the second one ends the process at once."""
+    tasks: list[asyncio.Task[None]] = []
+    with on_signals(lambda: tasks.append(asyncio.get_running_loop().create_task(running.stop()))):
+        yield
 
 
-def _sum_up(job: ProcessJob, pipeline: Pipeline, report: StreamReport) -> StreamSummary:
-    stream = report.stream
-    events: Counter[str] = pipeline.event_counts[stream]
-    return StreamSummary(
-        stream=stream,
-        frames=report.tally.received,
-        analysed=report.tally.analysed,
-        dropped=report.tally.dropped,
-        seconds=round(report.seen_s, 6),
-        tracks=events.get("groundstream.track.begin.v1", 0),
-        events={_short(kind): count for kind, count in sorted(events.items())},
-        folder=str(job.out / stream),
-        error=report.error,
-    )
+class ProgressDisplay:
+    """Progress bars in a terminal: one for the job, one for each recording at work."""
+
+    def __init__(self, console: UserConsole) -> None:
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        rate = TextColumn("{task.fields[rate]}", markup=False)
+        self._progress = Progress(*columns, rate, TimeRemainingColumn(), console=console, transient=True)
+        self._job = self._progress.add_task("recordings", total=None, rate="")
+        self._tasks: dict[str, TaskID] = {}
+        self._sources: dict[str, Source] = {}
+        self._frames = 0
+
+    def __enter__(self) -> ProgressDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def begin_job(self, units: Sequence[RecordingUnit]) -> None:
+        self._progress.update(self._job, total=len(units))
+
+    def begin_unit(self, unit: RecordingUnit, source: Source) -> None:
+        self._sources[unit.name] = source
+        self._tasks[unit.name] = self._progress.add_task(unit.name, total=source.expected_frames, rate="")
+
+    def count_frame(self, unit: RecordingUnit) -> None:
+        self._frames += 1
+        task = self._tasks[unit.name]
+        state = self._progress._tasks[task]
+        total = state.total if state.total is not None else self._sources[unit.name].expected_frames
+        self._progress.update(task, advance=1, total=total, rate=f"{state.speed or 0:.0f} frames/s")
+
+    def end_unit(self, unit: RecordingUnit, summary: StreamSummary, *, skipped: bool) -> None:
+        if (task := self._tasks.pop(unit.name, None)) is not None:
+            self._progress.remove_task(task)
+            self._sources.pop(unit.name, None)
+        self._progress.update(self._job, advance=1, rate=f"{self._frames} frames")
 
 
-def _short(kind: str) -> str:
-    """'groundstream.track.begin.v1' -> 'track.begin'."""
-    return kind.removeprefix("groundstream.").rpartition(".")[0]
+class JsonLines(SilentProgress):
+    """One line of JSON on standard output for each recording that has ended."""
 
-
-def _show(console: Console, summaries: Sequence[StreamSummary], job: ProcessJob, wall_s: float) -> None:
-    table = Table("video", "frames", "analysed", "dropped", "length", "tracks", "events")
-    for summary in summaries:
-        events = ", ".join(f"{kind} {count}" for kind, count in summary.events.items())
-        dropped = ", ".join(f"{reason} {count}" for reason, count in summary.dropped.items()) or "0"
-        numbers = (summary.frames, summary.analysed, dropped, f"{summary.seconds:.1f} s", summary.tracks)
-        table.add_row(summary.stream, *map(str, numbers), events)
-    console.print(table)
-    frames = sum(summary.frames for summary in summaries)
-    console.print(f"{frames} frames in {wall_s:.1f} s ({frames / max(wall_s, 1e-9):.1f} frames/s)", highlight=False)
-    for summary in summaries:
-        console.print(f"results   {summary.folder}", highlight=False, soft_wrap=True)
-    console.print(f"events    {job.out / 'events.sqlite'}, {job.out / 'events.jsonl'}", highlight=False, soft_wrap=True)
-    for summary in summaries:
-        if summary.error:
-            console.print(f"[red]failed[/red]    {summary.error}", highlight=False, soft_wrap=True)
+    def end_unit(self, unit: RecordingUnit, summary: StreamSummary, *, skipped: bool) -> None:
+        _print_json({"skipped": skipped, **asdict(summary)})
 
 
 @contextlib.contextmanager
-def _told_once() -> Iterator[None]:
-    """What is wrong with a video stands in the summary: no line of the log says it before. Defects are logged."""
+def _entered(display: ProgressDisplay | JsonLines | SilentProgress) -> Iterator[ProgressListener]:
+    if isinstance(display, ProgressDisplay):
+        with display:
+            yield display
+    else:
+        yield display
+
+
+def _print_json(value: dict[str, Any], *, whole: bool = False) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def show_report(console: UserConsole, report: JobReport, job: ProcessJob) -> None:
+    """Prints a table of the recordings, and where their results are."""
+    table = Table("video", "frames", "analysed", "dropped", "length", "tracks", "events")
+    for summary in report.summaries:
+        events = ", ".join(f"{kind} {count}" for kind, count in summary.events.items())
+        dropped = ", ".join(f"{reason} {count}" for reason, count in summary.dropped.items()) or "0"
+        name = summary.stream + (" (complete before)" if summary.stream in report.skipped else "")
+        numbers = (summary.frames, summary.analysed, dropped, f"{summary.seconds:.1f} s", summary.tracks)
+        table.add_row(name, *map(str, numbers), events)
+    console.print(table)
+    frames = sum(summary.frames for summary in report.summaries if summary.stream not in report.skipped)
+    rate = frames / max(report.seconds, 1e-9)
+    console.print(f"{frames} frames in {report.seconds:.1f} s ({rate:.1f} frames/s)")
+    for summary in report.summaries:
+        console.print(f"results   {summary.folder}")
+    console.print(f"events    {job.out / DATABASE}, {job.out / LINES}")
+    for summary in report.summaries:
+        if summary.error:
+            console.print(f"failed    {summary.error}")
+        if summary.interrupted:
+            console.print(
+                f"stopped   {summary.stream} at {summary.seconds:.1f} s: run the command again to complete it"
+            )
+    if report.interrupted:
+        report_line("interrupted: complete recordings are kept, the others begin again with the next run")
+
+
+@contextlib.contextmanager
+def _report_failures_once() -> Iterator[None]:
+    """Keeps errors of recordings out of the log: they stand in the summary. Defects are logged."""
     log = logging.getLogger("groundstream")
 
     def is_news(record: logging.LogRecord) -> bool:
@@ -275,50 +213,3 @@ def _told_once() -> Iterator[None]:
         yield
     finally:
         log.removeFilter(is_news)
-
-
-@contextlib.contextmanager
-def _progress(console: Console, *, hidden: bool) -> Iterator[Callable[[Pipeline], Callable[[str], None]]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden, transient=True) as progress:
-
-        def begin(pipeline: Pipeline) -> Callable[[str], None]:
-            sources = {made.name: made.source for made in pipeline.streams}
-            tasks = {name: progress.add_task(name, total=None, rate="") for name in sources}
-
-            def advance(stream: str) -> None:
-                task = tasks[stream]
-                state = progress.tasks[list(tasks).index(stream)]
-                if state.total is None:
-                    progress.update(task, total=sources[stream].expected_frames)
-                progress.update(task, advance=1, rate=f"{state.speed or 0:.0f} frames/s")
-
-            return (lambda _stream: None) if hidden else advance
-
-        yield begin
-
-
-def _place(text: str) -> tuple[str, list[list[float]]]:
-    """'door:0.5,0.2 0.5,0.9' -> ('door', [[0.5, 0.2], [0.5, 0.9]]). Raises `ConfigError`."""
-    name, colon, rest = text.partition(":")
-    try:
-        points = [[float(value) for value in point.split(",")] for point in rest.split()]
-        if not colon or not name or any(len(point) != 2 for point in points):
-            raise ValueError
-    except ValueError:
-        raise ConfigError(
-            f"{text!r} is no zone or line: write NAME:x,y x,y ... in fractions of the frame, such as door:0.5,0 0.5,1"
-        ) from None
-    return name, points
-
-
-def _start_ns(text: str) -> int:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"start time {text!r} is not a time: write it as 2026-05-04T12:00:00Z") from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    if not _EARLIEST_YEAR <= moment.astimezone(UTC).year <= _LATEST_YEAR:
-        raise ConfigError(f"start time {text!r} lies outside {_EARLIEST_YEAR} to {_LATEST_YEAR}: give another")
-    return int(moment.timestamp()) * 1_000_000_000 + moment.microsecond * 1000

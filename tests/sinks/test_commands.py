@@ -66,7 +66,7 @@ def test_in_a_terminal_events_are_a_table(address: str) -> None:
     process = subprocess.Popen([sys.executable, "-c", RUN, address], stdout=far, env={**os.environ, "TERM": "xterm"})
     os.close(far)
     shown = b""
-    while b"missing" not in shown:
+    while b"events, 2 missing" not in shown:
         shown += os.read(near, 4096)
     assert process.wait(30) == 0
     os.close(near)
@@ -109,3 +109,22 @@ def test_replay_tells_what_a_sink_refused(address: str, monkeypatch: pytest.Monk
     found = call("replay", address, "--to", "http://127.0.0.1:1/hook")
     assert found.exit_code == 1
     assert "did not take 5 of 5 events: 127.0.0.1:1 does not answer (Connection refused)" in str(found.exception)
+
+
+def test_control_characters_of_events_never_reach_the_terminal(tmp_path: Path) -> None:
+    hostile = event(0, query="red \x1b[2Jcar", stream="gate\x1b]0;title\x07")
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(
+        hostile.to_json() + b"\n" + b'{"\x1b[2J": 1}\n' + event(2, stream="gate\x1b]0;title\x07").to_json()
+    )
+    found = call("subscribe", f"jsonl:{path}", "--format", "table")
+    assert "\x1b" not in found.stdout + found.stderr
+    assert "\\x1b[2Jcar" in "".join(found.stdout.split())
+    assert "1 event of gate\\x1b]0;title" in found.stderr
+
+
+def test_an_empty_answer_names_the_types_and_streams(address: str) -> None:
+    found = call("subscribe", address, "--stream", "attic")
+    assert found.stdout == ""
+    assert "0 of 5 events match: there are types " in found.stderr
+    assert "streams gate, yard" in found.stderr

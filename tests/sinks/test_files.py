@@ -133,7 +133,7 @@ async def test_what_is_no_event_is_passed_over_and_named(tmp_path: Path) -> None
     path.write_bytes(b"\n".join(lines) + b"\n" + event(3).to_json()[:50])
     subscription = subscribe(f"jsonl:{path}")
     assert ids([one async for one in subscription]) == ids([event(0), event(2)])
-    assert [reason.partition(" of ")[0] for reason in subscription.unreadable] == ["line 2", "line 4"]
+    assert [reason.partition(" of ")[0] for reason in subscription.unreadable] == ["line 2", "line 4", "line 6"]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half(address: str) -> No
     assert asyncio.run(read()) == ids(events(510))
 
 
-def test_stdout_takes_lines_and_tells_when_nobody_reads(tmp_path: Path) -> None:
+def test_stdout_takes_lines_and_reports_that_its_reader_left(tmp_path: Path) -> None:
     code = """
         import asyncio, sys
         from sinks import open_sink, SinkError
@@ -250,7 +250,7 @@ def test_stdout_takes_lines_and_tells_when_nobody_reads(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(code)]
     broken = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=50)
     os.close(writer)
-    assert "nobody reads it any more" in broken.stderr
+    assert "closed by its reader" in broken.stderr
 
 
 def test_a_second_writer_does_not_disturb_the_first(tmp_path: Path) -> None:
@@ -272,3 +272,126 @@ def test_an_address_without_rights_is_told(tmp_path: Path) -> None:
         JsonlSink(tmp_path)
     with pytest.raises(SinkAddressError, match="takes no path"):
         open_sink("stdout:x")
+
+
+async def test_a_renamed_deleted_or_replaced_file_is_written_anew(tmp_path: Path) -> None:
+    for kind in ("jsonl", "sqlite"):
+        path, old = tmp_path / kind / "events", tmp_path / kind / "old"
+        sink = open_sink(f"{kind}:{path}")
+        await sink.send_batch(events(3))
+        path.rename(old)
+        await sink.send_batch(events(3, first=3))
+        path.unlink()
+        await sink.send_batch(events(3, first=6))
+        path.unlink()
+        path.parent.rename(tmp_path / f"{kind}-gone")
+        await sink.send_batch(events(3, first=9))
+        await sink.aclose()
+        moved = tmp_path / f"{kind}-gone" / "old"
+        assert ids([one async for one in subscribe(f"{kind}:{moved}")]) == ids(events(3))
+        assert ids([one async for one in subscribe(f"{kind}:{path}")]) == ids(events(3, first=9))
+        assert path.stat().st_mode & 0o077 == 0
+
+
+async def test_a_file_that_is_cut_goes_on_with_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    sink = open_sink(f"jsonl:{path}")
+    await sink.send_batch(events(3))
+    os.truncate(path, 0)
+    await sink.send_batch(events(3, first=3))
+    assert b"\0" not in path.read_bytes()
+    os.truncate(path, path.stat().st_size - 30)
+    await sink.send_batch(events(1, first=6))
+    await sink.aclose()
+    assert [json.loads(line)["id"] for line in path.read_bytes().splitlines()] == ids([*events(2, first=3), event(6)])
+
+
+async def test_a_deleted_write_ahead_log_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "events.sqlite"
+    sink = SqliteSink(path)
+    await sink.send_batch(events(3))
+    (tmp_path / "events.sqlite-wal").unlink()
+    await sink.send_batch(events(3, first=3))
+    await sink.aclose()
+    assert ids([one async for one in subscribe(f"sqlite:{path}")]) == ids(events(6))
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (b"milk\nbread", b"milk\nbread\n"),
+        (b"milk", b"milk\n"),
+        (b'{"mine": 1}', b'{"mine": 1}\n'),
+        (event(7).to_json(), event(7).to_json() + b"\n"),
+        (event(7).to_json()[:40], b""),
+        (b'{"spec', b""),
+        (b"x" * 200_000, b"x" * 200_000 + b"\n"),
+    ],
+)
+async def test_text_that_is_not_ours_stays(tmp_path: Path, text: bytes, kept: bytes) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(text)
+    await write(f"jsonl:{path}", [event(0)])
+    assert path.read_bytes() == kept + event(0).to_json() + b"\n"
+
+
+async def test_a_second_writer_of_a_lines_file_is_refused(tmp_path: Path) -> None:
+    sink = open_sink(f"jsonl:{tmp_path}/e")
+    with pytest.raises(SinkAddressError, match="is being written by another groundstream: give each its own file"):
+        open_sink(f"jsonl:{tmp_path}/e")
+    await sink.aclose()
+    await open_sink(f"jsonl:{tmp_path}/e").aclose()
+
+
+async def test_a_foreign_database_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "crm.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE events (id, name)")
+        db.commit()
+    before = path.read_bytes()
+    with pytest.raises(SinkError, match="it has another table called events"):
+        SqliteSink(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+async def test_a_last_line_without_its_end_and_a_byte_order_mark_are_read(tmp_path: Path, newline: bytes) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + newline.join(one.to_json() for one in events(5)))
+    subscription = subscribe(f"jsonl:{path}")
+    assert ids([one async for one in subscription]) == ids(events(5))
+    assert subscription.unreadable == []
+
+
+async def test_text_in_utf_16_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(event(0).to_json().decode(), encoding="utf-16")
+    with pytest.raises(SinkError, match="save it as UTF-8"):
+        [one async for one in subscribe(f"jsonl:{path}")]
+
+
+async def test_a_line_that_is_too_long_or_too_deep_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sinks.readers._LONGEST_LINE", 100_000)
+    path = tmp_path / "events.jsonl"
+    deep = b'{"data": ' + b"[" * 50_000 + b"]" * 50_000
+    path.write_bytes(b"\n".join([event(0).to_json(), b"x" * 3_000_000, deep, event(1).to_json(), b"x" * 500_000]))
+    subscription = subscribe(f"jsonl:{path}")
+    assert ids([one async for one in subscription]) == ids(events(2))
+    assert len(subscription.unreadable) >= 2
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "sqlite"])
+async def test_following_goes_on_in_a_file_that_was_replaced(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "events"
+    await write(f"{kind}:{path}", events(3))
+    async with subscribe(f"{kind}:{path}", follow=True, since="earliest") as subscription:
+        assert ids([await anext(subscription) for _ in range(3)]) == ids(events(3))
+        following = asyncio.create_task(anext(subscription))
+        await asyncio.sleep(0.5)
+        await write(f"{kind}:{tmp_path}/new", events(2, first=10))
+        path.unlink()
+        await asyncio.sleep(0.5)
+        (tmp_path / "new").rename(path)
+        assert (await asyncio.wait_for(following, 10)).id == event(10).id

@@ -13,9 +13,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from sinks.address import redact
 from sinks.event import Event
 from streamer.build import open_pipeline
 from streamer.cli import main
+from streamer.jobs.result_folder import ResultFolder
 from tests.support.clips import make_clip
 
 
@@ -180,7 +182,7 @@ def make_folder(folder: Path, _clip: Path) -> Path:
         (lambda folder, clip: folder / "none.mp4", "does not exist"),
         (make_folder, "holds no videos"),
         (make_truncated, "was cut off"),
-        (make_text, "is no video"),
+        (make_text, "is not a video"),
         (make_empty, "is empty (0 bytes)"),
     ],
 )
@@ -200,8 +202,8 @@ def test_a_video_that_is_none_is_told_in_one_sentence(groundstream, clip, script
     [
         (["-q", ""], 2, "queries[0].text is ''"),
         (["-q", "person", "-q", "person"], 2, "'person' is given twice"),
-        (["-q", "person", "--zone", "yard:0,0 1,1"], 2, "zone 'yard' has 2 points"),
-        (["-q", "person", "--zone", "0,0 1,1"], 2, "write NAME:x,y x,y"),
+        (["-q", "person", "--zone", "yard:0,0 1,1"], 2, "zone 'yard' has 2 different points"),
+        (["-q", "person", "--zone", "0,0 1,1"], 2, "expected NAME:x,y x,y"),
         (["-q", "person", "--line", "door:0,0 2,1"], 2, "lines[0].points[1][0] is 2.0"),
         (["-q", "person", "--tracker", "bytetrak"], 2, "bytetrack"),
         (["-q", "person", "--start-time", "yesterday"], 2, "'yesterday' is not a time"),
@@ -249,7 +251,7 @@ def test_results_that_cannot_be_replaced_are_told_in_one_sentence(groundstream, 
     (tmp_path / "file").touch()
     run = groundstream(*command, tmp_path / "file")
     assert (run.code, run.err.count("\n")) == (1, 1)
-    assert "Not a directory" in run.err
+    assert "File exists" in run.err
 
 
 def test_videos_with_the_same_name_get_folders_of_their_own(groundstream, clip, script, tmp_path):
@@ -291,7 +293,7 @@ def test_tracks_have_the_same_names_however_the_recording_is_addressed(
 
 
 def test_a_sink_that_fails_costs_no_summary(groundstream, clip, script, tmp_path, monkeypatch):
-    monkeypatch.setattr("streamer.tasks.process.open_pipeline", functools.partial(open_pipeline, patience_s=0.3))
+    monkeypatch.setattr("streamer.jobs.runner.open_pipeline", functools.partial(open_pipeline, patience_s=0.3))
     run = groundstream(
         *("process", clip, "-q", "person", "--detector", f"scripted:{script}", "--no-video", "--out", tmp_path),
         *("--sink", "jsonl:/dev/full"),
@@ -360,7 +362,7 @@ def test_a_check_of_a_file_sink_leaves_nothing_behind(groundstream, tmp_path, mo
     options = [option for sink in (good, *wrong) for option in ("--sink", sink)]
     findings = {finding["what"]: finding for finding in json.loads(groundstream("doctor", "--json", *options).out)}
     assert findings[f"sink {good}"]["told"] == "can be written"
-    assert [findings[f"sink {sink}"]["state"] for sink in wrong] == ["broken"] * 3
+    assert [findings[f"sink {redact(sink)}"]["state"] for sink in wrong] == ["broken"] * 3
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", "state"}
 
 
@@ -388,15 +390,17 @@ def test_an_unknown_detector_is_told_with_the_nearest(groundstream, clip, tmp_pa
     assert (run.code, "did you mean glip" in run.err) == (2, True)
 
 
-def test_a_full_disk_is_told_in_one_sentence(groundstream, clip, script, tmp_path):
-    folder = tmp_path / "walk"
-    folder.mkdir()
-    (folder / "tracks.txt").symlink_to("/dev/full")
+def test_a_full_disk_is_told_in_one_sentence(groundstream, clip, script, tmp_path, monkeypatch):
+    def begin(folder: ResultFolder) -> None:
+        folder.path.mkdir(parents=True)
+        (folder.path / "tracks.txt").symlink_to("/dev/full")
+
+    monkeypatch.setattr(ResultFolder, "begin", begin)
     run = groundstream(
         "process", clip, "-q", "person", "--detector", f"scripted:{script}", "--out", tmp_path, "--no-video"
     )
     assert run.code == 1
-    assert "tracks.txt: No space left on device" in run.err
+    assert "tracks.txt: No space left on device" in run.out
     assert "Traceback" not in run.err
 
 

@@ -9,7 +9,8 @@ import jsonschema
 import pytest
 import yaml
 
-from streamer.build import open_pipeline, video_path
+from streamer.assembly import video_path
+from streamer.build import open_pipeline
 from streamer.config import config_schema, load_config, parse_config
 from streamer.errors import ConfigError
 

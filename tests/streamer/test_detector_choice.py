@@ -11,8 +11,8 @@ from detectors.detector import OptionError
 from streamer.config import load_config, parse_config
 from streamer.detector_choice import DetectorChoice, load_detector, parse_options
 from streamer.errors import ConfigError
+from streamer.jobs.job import ProcessJob, job_config
 from streamer.tasks.monitor import watch_config
-from streamer.tasks.process import ProcessJob, job_config
 
 
 def written(folder: Path, detector: Any) -> Path:

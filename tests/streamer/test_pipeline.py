@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from detectors import PromptError
 from sinks.event import Description, EventType
 from streamer.enrichment.enricher import Enricher
-from streamer.errors import ConfigError
 from streamer.sources.sampling import FrameSampling
 from streamer.sources.source import SourceState, StateChange
 from tests.support.fakes import Bench, FakeDetector, FakeSource, ListSink, camera, one_box_per_query
@@ -135,43 +134,6 @@ def test_words_that_the_detector_cannot_read_are_told_before_the_first_frame():
     with pytest.raises(PromptError, match="too long"):
         run(lambda: source or [source.append(camera(FakeSource())) or source[0]], Illiterate())
     assert source[0].source.account.tally().received == 0
-
-
-def test_words_change_while_it_runs_and_the_events_tell():
-    def each_word_its_place(request):
-        x = 5 if request.prompt.queries[0] == "person" else 40
-        return sv.Detections(
-            xyxy=np.array([[x, 10, x + 15, 40]], np.float32), confidence=np.array([0.9]), class_id=np.array([0])
-        )
-
-    async def go():
-        source = FakeSource(count=None, live=True, period_s=0.01)
-        async with Bench([camera(source)], FakeDetector(each_word_its_place)) as bench:
-            running = asyncio.create_task(bench.pipeline.run())
-            await bench.until("match.begin")
-            await bench.pipeline.change_queries("cam", ["dog"])
-            await bench.until("match.begin", 2)
-            await bench.until("track.end")
-            with pytest.raises(ConfigError, match="there is no stream 'x'; there are cam"):
-                await bench.pipeline.change_queries("x", ["dog"])
-            with pytest.raises(ConfigError, match="empty"):
-                await bench.pipeline.change_queries("cam", [" "])
-            await bench.pipeline.stop()
-            await running
-            await bench.spool.drain(5)
-        return bench
-
-    bench = asyncio.run(go())
-    changes = [event.data.query for event in bench.sink.events if event.type is EventType.QUERY]
-    assert [(query.text, query.change) for query in changes] == [("dog", "added"), ("person", "removed")]
-    matches = [
-        (event.type.split(".")[2], event.data.matches[0].text)
-        for event in bench.sink.events
-        if event.type in (EventType.MATCH_BEGIN, EventType.MATCH_END)
-    ]
-    assert matches == [("begin", "person"), ("end", "person"), ("begin", "dog"), ("end", "dog")]
-    ends = [event.data.track.end_reason for event in bench.sink.events if event.type is EventType.TRACK_END]
-    assert ends == ["query_removed", "shutdown"]
 
 
 def test_stopping_ends_open_tracks_with_shutdown():

@@ -14,7 +14,7 @@ def texts(book: QueryBook, time_ns: int | None = None) -> list[str]:
 
 def test_a_frame_is_asked_what_was_in_force_when_it_was_captured():
     book = QueryBook(["person"])
-    book.add("red car", time_ns=100)
+    book.replace(["person", "red car"], time_ns=100)
     assert texts(book, 99) == ["person"]
     assert texts(book, 100) == ["person", "red car"]
     assert texts(book) == ["person", "red car"]
@@ -33,10 +33,11 @@ def test_an_edited_list_tells_what_changed_and_keeps_numbers():
 
 def test_a_query_keeps_its_number_and_its_revision_never_falls():
     book = QueryBook(["person"])
-    book.remove("person", time_ns=1)
-    again = book.add("person", time_ns=2).query
-    assert (again.number, again.revision) == (1, 2)
-    assert book.add("dog", time_ns=3).query.number == 2
+    book.replace([], time_ns=1)
+    [again] = book.replace(["person"], time_ns=2)
+    assert (again.query.number, again.query.revision) == (1, 2)
+    [added] = book.replace(["person", "dog"], time_ns=3)
+    assert added.query.number == 2
     assert book.known(1).text == "person"
 
 
@@ -47,37 +48,50 @@ def test_words_may_be_exchanged_between_queries():
     assert [(query.id, query.text) for query in book.at()] == [("a", "dog"), ("b", "car")]
 
 
-def test_a_paused_query_that_is_listed_again_is_there_once():
-    book = QueryBook(["car"])
-    book.pause("car", time_ns=1)
-    assert [change.change for change in book.replace(["car"], time_ns=2)] == ["resumed"]
-    assert texts(book) == ["car"]
-    with pytest.raises(ConfigError, match="not paused"):
-        book.resume("car", time_ns=3)
-
-
-def test_a_paused_query_comes_back_as_it_was():
+def test_a_paused_query_is_not_asked_and_comes_back_as_it_was():
     book = QueryBook(["person", "dog"])
     before = book.at()[0]
-    book.pause("person", time_ns=1)
+    assert [change.change for change in book.replace([Query("person", is_paused=True), "dog"], time_ns=1)] == ["paused"]
     assert texts(book) == ["dog"]
-    assert book.resume("person", time_ns=2).query == before
+    assert texts(book, 0) == ["person", "dog"]
+    assert book.find("person").is_paused
+    assert [change.change for change in book.replace(["person", "dog"], time_ns=2)] == ["resumed"]
+    assert book.at()[0] == before
+
+
+def test_a_query_may_be_added_paused_and_changed_while_it_is_paused():
+    book = QueryBook([Query("person", is_paused=True)])
+    assert texts(book) == []
+    changes = book.replace([Query("person", threshold=0.3, is_paused=True)], time_ns=1)
+    assert [(change.change, change.query.revision) for change in changes] == [("changed", 2)]
+    assert [change.change for change in book.replace([Query("person", threshold=0.3)], time_ns=2)] == ["resumed"]
+
+
+def test_a_paused_query_that_denies_another_is_still_asked_for_its_sake():
+    book = QueryBook([Query("person", unless=("a statue",)), Query("a statue", is_paused=True)])
+    assert [(query.text, query.is_denial) for query in book.at()] == [("person", False), ("a statue", True)]
 
 
 def test_a_threshold_may_be_changed_to_nothing_less_than_zero():
     book = QueryBook(["person"])
-    assert book.change("person", threshold=0.0, time_ns=1).query.threshold == 0.0
+    [change] = book.replace([Query("person", threshold=0.0)], time_ns=1)
+    assert (change.change, change.query.threshold) == ("changed", 0.0)
     with pytest.raises(ConfigError, match="between 0 and 1"):
-        book.change("person", threshold=2, time_ns=2)
+        book.replace([Query("person", threshold=2)], time_ns=2)
+
+
+def test_a_frame_older_than_every_remembered_change_is_asked_the_oldest_list():
+    book = QueryBook(["person"])
+    assert texts(book, -5) == ["person"]
+    for number in range(200):
+        book.replace([f"thing {number}"], time_ns=number + 1)
+    assert texts(book, 0) != texts(book)
 
 
 @pytest.mark.parametrize(
     ("act", "sentence"),
     [
-        (lambda book: book.add("  ", time_ns=1), "a query is empty"),
-        (lambda book: book.add("person", time_ns=1), "'person' is given twice"),
-        (lambda book: book.remove("cat", time_ns=1), "there is no query 'cat'; there are 'person'"),
-        (lambda book: book.resume("person", time_ns=1), "not paused"),
+        (lambda book: book.replace(["person", "  "], time_ns=1), "a query is empty"),
         (lambda book: book.replace(["a", "a"], time_ns=1), "'a' is given twice"),
         (lambda book: book.replace(["person", "person"], time_ns=1), "'person' is given twice"),
     ],
@@ -105,5 +119,5 @@ def test_what_denies_a_query_is_asked_too_once_and_matches_nothing():
 
 
 def test_a_query_cannot_deny_itself():
-    with pytest.raises(ConfigError, match="the query itself"):
+    with pytest.raises(ConfigError, match="equal to the query"):
         QueryBook([Query("person", unless=("person",))])

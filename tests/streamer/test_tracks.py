@@ -61,7 +61,7 @@ def test_a_moving_track_is_told_every_so_often():
 def test_closing_ends_every_track_with_the_reason():
     rule = tracks()
     rule.update(seen(0, {1: HERE, 2: HERE}))
-    assert told(rule.close(int(1e9), "stream_down")) == [("track.end", 1), ("track.end", 2)]
+    assert told(rule.close(int(1e9), reason="stream_down")) == [("track.end", 1), ("track.end", 2)]
     assert {rule.find(number).end_reason for number in (1, 2)} == {"stream_down"}
     assert rule.records == {}
 
@@ -73,6 +73,31 @@ def test_a_track_that_comes_back_under_another_number_is_told_to_be_the_same():
     said = rule.update(dataclasses.replace(seen(3, {2: HERE}), merges=[(1, 2)]))
     assert told(said) == [("track.begin", 2), ("track.merge", 1)]
     assert rule.find(1).merged_into == rule.records[2].uid
+
+
+def test_a_track_that_left_the_view_departs_although_the_tracker_remembers_it():
+    rule = tracks()
+    rule.update(seen(0, {1: (0.5, 0.5), 2: (0.99, 0.5), 3: (0.99, 0.8)}, still=[3]))
+    assert rule.departed(seen(0.5, {}, alive=[1, 2, 3])) == []
+    assert rule.departed(seen(1.0, {}, alive=[1, 2, 3])) == [2]
+
+
+def test_a_stationary_track_that_is_missing_after_an_interruption_ends_with_it():
+    rule = tracks()
+    rule.update(seen(0, {1: HERE, 2: (0.2, 0.5)}, still=[1, 2]))
+    assert rule.close(int(1e9), keep={1, 2}, reason="stream_down") == []
+    assert rule.departed(seen(60, {1: HERE}, alive=[1, 2])) == []
+    rule.update(seen(60, {1: HERE}, alive=[1, 2]))
+    assert rule.departed(seen(70, {1: HERE}, alive=[1, 2])) == [2]
+    assert ("track.end", 2) in told(rule.update(seen(70, {1: HERE}, alive=[1])))
+    assert rule.find(2).end_reason == "stream_down"
+
+
+def test_a_merged_track_keeps_the_first_time_of_both():
+    rule = tracks()
+    rule.update(seen(0, {1: HERE}))
+    rule.update(dataclasses.replace(seen(3, {2: HERE}, alive=[2]), merges=[(1, 2)]))
+    assert rule.records[2].first_seen_ns == 0
 
 
 def test_doubles_become_one():
@@ -159,3 +184,28 @@ def test_a_poster_of_a_person_is_no_person_and_a_person_before_a_poster_is_one()
     assert matches([poster] * 10) == []
     assert matches([person] * 10) == [("match.begin", 1, 1)]
     assert matches([person] * 10 + [poster] * 2 + [person] * 5) == [("match.begin", 1, 1)]
+
+
+def test_a_match_continues_when_two_tracks_are_found_to_be_one():
+    rule = QueryMatches(settle_s=0.2)
+    votes(rule, [(0.8, 0)] * 5)
+    said = rule.update(dataclasses.replace(seen(2, {2: HERE}, alive=[2], labels=(1, 2)), merges=[(1, 2)]))
+    assert said == []
+    assert rule.matched == {2: {1}}
+    assert told(rule.close(int(3e9))) == [("match.end", 2)]
+
+
+def test_a_match_that_both_tracks_have_ends_once_for_each():
+    rule = QueryMatches(settle_s=0)
+    rule.update(seen(0, {1: HERE, 2: HERE}))
+    said = rule.update(dataclasses.replace(seen(1, {1: HERE}, alive=[1]), merges=[(2, 1)]))
+    assert told(said) == [("match.end", 2)]
+    assert rule.score(2, 1) == 0.9
+    assert told(rule.close(int(3e9))) == [("match.end", 1)]
+
+
+def test_matches_of_remembered_tracks_stay_open_through_an_interruption():
+    rule = QueryMatches(settle_s=0)
+    rule.update(seen(0, {1: HERE, 2: HERE}))
+    assert told(rule.close(int(1e9), keep={1})) == [("match.end", 2)]
+    assert rule.matched[1] == {1}

@@ -19,6 +19,7 @@ from sinks.spool.spool import Spool
 from streamer.analysis.event_writer import StreamIdentity
 from streamer.analysis.queries import QueryBook
 from streamer.analysis.stream_analysis import StreamAnalysis
+from streamer.config import BatchConfig
 from streamer.frame import Frame, FrameClock
 from streamer.pipeline import Pipeline, StateRelay, Stream
 from streamer.rules.track_ids import derived_uids
@@ -127,7 +128,7 @@ def camera(source: FakeSource, queries: Sequence[str] = ("person",), *, threshol
     recorders = options.pop("recorders", ())
     identity = StreamIdentity(source.name, f"/streams/{source.name}", 1, PRODUCER, derived_uids(source.name))
     analysis = StreamAnalysis(identity, create_tracker("bytetrack"), QueryBook(queries), threshold, **options)
-    return Stream(source, analysis, sampling, recorders)
+    return Stream(source, analysis, sampling, {str(number): recorder for number, recorder in enumerate(recorders)})
 
 
 class Bench:
@@ -138,11 +139,15 @@ class Bench:
         self.relay = StateRelay()
         self.detector = detector or FakeDetector()
         self._cameras = cameras
+        if "batch_size" in options:
+            options["batch"] = BatchConfig(size=options.pop("batch_size"))
         self._options = options
+        for made in cameras:
+            made.relay = self.relay
 
     async def __aenter__(self) -> Self:
         self.spool = await Spool.open(None, {"list": self.sink})
-        self.pipeline = Pipeline(self._cameras, self.detector, self.spool, self.relay, **self._options)
+        self.pipeline = Pipeline(self._cameras, self.detector, self.spool, **self._options)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from tests.trackers.scenes import EMPTY, boxes, crowd, ids, walker
 from trackers import TrackerError, TrackerInputError, create_tracker, tracker_names
-from trackers.tracker import TrackMerge
 
 NAMES = tracker_names()
 
@@ -42,7 +41,7 @@ def test_a_track_survives_a_short_occlusion() -> None:
 
 
 def test_a_track_ends_after_lost_s_and_its_id_is_never_used_again() -> None:
-    tracker = create_tracker("default", lost_s=0.5)
+    tracker = create_tracker("bytetrack", lost_s=0.5)
     ids(tracker, [boxes(walker(100))] * 3)
     ids(tracker, [EMPTY] * 14, start_s=0.1)
     assert tracker.alive_ids.tolist() == [1]
@@ -251,27 +250,77 @@ def test_masks_decide_where_boxes_cannot() -> None:
     assert swapped.mask.shape == (2, 200, 300)
 
 
-def test_a_thing_that_comes_back_in_its_place_is_told_as_a_merge() -> None:
+def test_a_track_that_returns_on_its_way_keeps_its_id() -> None:
+    tracker = create_tracker("default", lost_s=0.5, relink_s=5.0)
+    way = [boxes(walker(100 + 3.0 * frame)) for frame in range(130)]
+    assert ids(tracker, way[:30])[-1] == [1]
+    assert ids(tracker, [EMPTY] * 70, start_s=30 / 30) == [[]] * 70
+    assert tracker.alive_ids.tolist() == [1]
+    assert ids(tracker, way[100:], start_s=100 / 30)[-1] == [1]
+
+
+def test_a_track_that_appears_elsewhere_gets_a_new_id() -> None:
     tracker = create_tracker("default", lost_s=0.5, relink_s=5.0)
     ids(tracker, [boxes(walker(300))] * 10)
     ids(tracker, [EMPTY] * 40, start_s=10 / 30)
-    merges = []
-    for number in range(4):
-        tracker.update(boxes(walker(310)), 2 + number / 30)
-        merges += tracker.merges
-    assert [(merge.ended_id, merge.into_id) for merge in merges] == [(1, 2)]
-    assert merges[0].gap_s == pytest.approx(2 - 9 / 30)
+    assert ids(tracker, [boxes(walker(900))] * 4, start_s=2.0)[-1] == [2]
 
 
-def test_a_thing_that_appears_elsewhere_is_no_merge() -> None:
+def test_two_new_tracks_on_the_way_of_a_lost_one_are_too_doubtful_to_continue_it() -> None:
     tracker = create_tracker("default", lost_s=0.5, relink_s=5.0)
-    ids(tracker, [boxes(walker(300))] * 10)
-    ids(tracker, [EMPTY] * 40, start_s=10 / 30)
-    merges: list[TrackMerge] = []
-    for number in range(4):
-        tracker.update(boxes(walker(900)), 2 + number / 30)
-        merges += tracker.merges
-    assert merges == []
+    ids(tracker, [boxes(walker(100 + 3.0 * frame)) for frame in range(30)])
+    ids(tracker, [EMPTY] * 40, start_s=1.0)
+    found = boxes(walker(290), walker(330))
+    assert ids(tracker, [found] * 4, start_s=70 / 30)[-1] == [2, 3]
+
+
+@pytest.mark.parametrize("away_s", [3.0, 60.0])
+def test_a_stationary_track_is_remembered_for_minutes(away_s: float) -> None:
+    tracker = create_tracker("default")
+    parked = boxes(walker(300))
+    ids(tracker, [parked] * 150)
+    assert ids(tracker, [EMPTY] * 90, start_s=5.0)[-1] == []
+    assert ids(tracker, [parked] * 3, start_s=5.0 + away_s)[-1] == [1]
+    assert tracker.table().first_s.tolist() == [0.0]
+
+
+def test_the_memory_of_a_stationary_track_ends() -> None:
+    tracker = create_tracker("default", stationary_s=30.0)
+    ids(tracker, [boxes(walker(300))] * 150)
+    ids(tracker, [EMPTY] * 3, start_s=34.0)
+    assert tracker.alive_ids.tolist() == [1]
+    ids(tracker, [EMPTY] * 3, start_s=36.0)
+    assert tracker.alive_ids.tolist() == []
+
+
+def test_another_object_that_passes_a_remembered_place_does_not_get_its_id() -> None:
+    tracker = create_tracker("default")
+    ids(tracker, [boxes(walker(300))] * 150)
+    ids(tracker, [EMPTY] * 90, start_s=5.0)
+    passing = ids(tracker, [boxes(walker(100 + 4.0 * frame)) for frame in range(100)], start_s=8.0)
+    assert {number for row in passing for number in row} == {2}
+    assert tracker.alive_ids.tolist() == [1, 2]
+
+
+def test_a_suspended_tracker_remembers_what_stood_and_nothing_else() -> None:
+    tracker = create_tracker("default")
+    frames = [boxes(walker(300), walker(600 + 3.0 * frame)) for frame in range(90)]
+    ids(tracker, frames)
+    tracker.suspend()
+    assert tracker.alive_ids.tolist() == [1]
+    assert len(tracker.predict(3.1)) == 0
+    assert ids(tracker, [frames[-1]] * 3, start_s=20.0)[-1] == [1, 3]
+
+
+def test_forgotten_tracks_are_not_continued() -> None:
+    tracker = create_tracker("default")
+    ids(tracker, [boxes(walker(300))] * 150)
+    tracker.forget(np.array([1]))
+    assert tracker.alive_ids.tolist() == [1], "a track that is seen stays"
+    ids(tracker, [EMPTY] * 90, start_s=5.0)
+    tracker.forget(np.array([1]))
+    assert tracker.alive_ids.tolist() == []
+    assert ids(tracker, [boxes(walker(300))] * 3, start_s=9.0)[-1] == [2]
 
 
 def test_what_stands_is_stationary_and_what_walks_is_not() -> None:
@@ -424,5 +473,5 @@ def test_memory_does_not_grow_with_the_length_of_a_stream() -> None:
         size.append(sum(values.nbytes for values in tracker.state_dict().values()))
     assert max(size[6:]) <= max(size[:6])
     for frame in range(200):
-        tracker.update(EMPTY, 1000 + frame / 30)
+        tracker.update(EMPTY, 2000 + frame / 30)
     assert tracker.alive_ids.size == 0

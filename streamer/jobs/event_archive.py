@@ -1,0 +1,85 @@
+"""Archive of events of all recordings in a result folder: `events.sqlite` and the same as lines of JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from sinks.event import Event
+from sinks.sqlite import SqliteSink
+from streamer.recorders.text import OutputError
+
+DATABASE, LINES = "events.sqlite", "events.jsonl"
+_BATCH = 500
+
+
+class EventArchive:
+    """Takes the events of a recording when it is complete; each event once, earlier events stay."""
+
+    def __init__(self, out: Path) -> None:
+        self.database, self.lines = out / DATABASE, out / LINES
+        self._sink: SqliteSink | None = None
+        self._lock = asyncio.Lock()
+
+    def open(self) -> None:
+        """Opens or makes the files. Raises `SinkError` and `OutputError`."""
+        if self.lines.is_dir():
+            raise OutputError(f"cannot write {self.lines}: Is a directory")
+        if self.database.is_dir():
+            raise OutputError(f"cannot write {self.database}: Is a directory")
+        self._sink = SqliteSink(self.database)
+
+    async def add(self, stream: str, events: Path, *, replace: bool) -> None:
+        """Adds the events of `events` (lines of JSON); `replace` removes the stream's earlier events first."""
+        assert self._sink is not None
+        async with self._lock:
+            if replace:
+                await asyncio.to_thread(self._remove, stream)
+            known = await asyncio.to_thread(self._ids, stream)
+            for batch in _batches(events):
+                await self._sink.send_batch(batch)
+                fresh = [event.to_json() + b"\n" for event in batch if event.id not in known]
+                await asyncio.to_thread(self._append, b"".join(fresh))
+
+    async def aclose(self) -> None:
+        if self._sink is not None:
+            await self._sink.aclose()
+
+    def _append(self, lines: bytes) -> None:
+        try:
+            with self.lines.open("ab") as file:
+                file.write(lines)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.lines}: {error.strerror}") from error
+
+    def _ids(self, stream: str) -> set[str]:
+        with sqlite3.connect(self.database) as database:
+            rows = database.execute("SELECT id FROM events WHERE stream = ?", (stream,)).fetchall()
+        database.close()
+        return {row[0] for row in rows}
+
+    def _remove(self, stream: str) -> None:
+        """Removes a stream's events from the database, and writes the lines again without them."""
+        database = sqlite3.connect(self.database, timeout=10)
+        with database:
+            removed = database.execute("DELETE FROM events WHERE stream = ?", (stream,)).rowcount
+        if removed:
+            rows = database.execute("SELECT event FROM events ORDER BY position")
+            part = self.lines.with_suffix(".part")
+            try:
+                with part.open("w", encoding="utf-8") as file:
+                    file.writelines(f"{row[0]}\n" for row in rows)
+                os.replace(part, self.lines)
+            except OSError as error:
+                raise OutputError(f"cannot write {self.lines}: {error.strerror}") from error
+        database.close()
+
+
+def _batches(path: Path) -> Iterator[list[Event]]:
+    with path.open("rb") as file:
+        while lines := list(islice(file, _BATCH)):
+            yield [Event.from_json(line.rstrip(b"\n")) for line in lines]

@@ -1,0 +1,316 @@
+"""Runner of a job: several recordings at a time through one detector, each into a folder of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from detectors import Detector
+from groundstream import GroundstreamError
+from sinks.files import JsonlSink
+from sinks.registry import open_sinks
+from sinks.sink import Sink, SinkError
+from streamer.analysis.stream_analysis import StreamAnalysis
+from streamer.assembly import VIDEO, annotated_video, check_parts, settings_hash
+from streamer.build import open_pipeline
+from streamer.config import Config
+from streamer.detector_choice import load_detector
+from streamer.errors import ConfigError
+from streamer.jobs.event_archive import DATABASE, LINES, EventArchive
+from streamer.jobs.job import ProcessJob, StreamSummary, job_config, parse_start_time
+from streamer.jobs.result_folder import ResultFolder
+from streamer.jobs.shared_parts import SharedDetector, share_sinks
+from streamer.jobs.units import RecordingUnit, identify_recording, identify_settings, list_units
+from streamer.pipeline import Pipeline, Recorder
+from streamer.recorders.coco import CocoJson
+from streamer.recorders.text import MotText
+from streamer.sources import Source
+from streamer.sources.workers.pool import DecodePool
+from streamer.threads import usable_cores
+
+_UNIT_MEMORY = 600 * 1024**2
+"""Bytes that one recording of 1080p needs while it is processed, generously."""
+_OWN_INSTANCES = ("motion", "scripted")
+"""Detectors without weights: each recording gets one, so that they run in parallel."""
+EVENTS = "events.jsonl"
+
+
+class ProgressListener(Protocol):
+    """Watches a job: its recordings, their frames and their ends."""
+
+    def begin_job(self, units: Sequence[RecordingUnit]) -> None: ...
+    def begin_unit(self, unit: RecordingUnit, source: Source) -> None: ...
+    def count_frame(self, unit: RecordingUnit) -> None: ...
+    def end_unit(self, unit: RecordingUnit, summary: StreamSummary, *, skipped: bool) -> None: ...
+
+
+class SilentProgress:
+    """A listener that shows nothing."""
+
+    def begin_job(self, units: Sequence[RecordingUnit]) -> None:
+        pass
+
+    def begin_unit(self, unit: RecordingUnit, source: Source) -> None:
+        pass
+
+    def count_frame(self, unit: RecordingUnit) -> None:
+        pass
+
+    def end_unit(self, unit: RecordingUnit, summary: StreamSummary, *, skipped: bool) -> None:
+        pass
+
+
+@dataclass
+class JobReport:
+    """Result of a job: a summary for each recording in the order of the job.
+
+    `skipped` names those that were complete before; `undelivered` is the error of a sink that did not take all events.
+    """
+
+    summaries: list[StreamSummary] = field(default_factory=list)
+    skipped: set[str] = field(default_factory=set)
+    undelivered: SinkError | None = None
+    interrupted: bool = False
+    seconds: float = 0.0
+
+    @property
+    def has_failed(self) -> bool:
+        return any(summary.error for summary in self.summaries)
+
+
+class JobRunner:
+    """Runs the units of one job; `interrupt` ends it early, complete recordings stay complete."""
+
+    def __init__(self, job: ProcessJob, units: Sequence[RecordingUnit], progress: ProgressListener) -> None:
+        self._job = job
+        self._units = units
+        self._progress = progress
+        self._config = job_config(job)
+        self._start_ns = None if job.start_time is None else parse_start_time(job.start_time)
+        self._report = JobReport()
+        self._pipelines: dict[str, Pipeline] = {}
+        self._running: dict[str, asyncio.Task[StreamSummary]] = {}
+        self._pool: DecodePool | None = None
+        self._archive = EventArchive(job.out)
+        for address in self._config.sinks:
+            if address in (f"jsonl:{job.out / LINES}", f"sqlite:{job.out / DATABASE}"):
+                raise ConfigError(f"sink {address} is written by every job: leave it out")
+
+    async def run(self) -> JobReport:
+        """Runs all units. Raises what prevents the whole job: words, weights, sinks, the output folder."""
+        started = time.monotonic()
+        check_parts(self._config)
+        self._progress.begin_job(self._units)
+        sinks = open_sinks(address for address in self._config.sinks if not address.startswith(VIDEO))
+        try:
+            shared = await self._prepare_detector()
+            self._archive.open()
+            waiting = list(enumerate(self._units))[::-1]
+            results: dict[int, StreamSummary] = {}
+
+            async def work() -> None:
+                while waiting and not self._report.interrupted:
+                    number, unit = waiting.pop()
+                    results[number] = await self._run_guarded(unit, shared, share_sinks(sinks))
+
+            async with DecodePool() as self._pool, asyncio.TaskGroup() as workers:
+                for _ in range(self._parallel_units()):
+                    workers.create_task(work())
+            self._report.summaries = [results[number] for number in sorted(results)]
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        finally:
+            for sink in sinks.values():
+                await sink.aclose()
+            await self._archive.aclose()
+        self._report.seconds = time.monotonic() - started
+        return self._report
+
+    def interrupt(self) -> None:
+        """Ends the job: recordings stop where they are, cameras end cleanly. Call it in the loop of `run`."""
+        self._report.interrupted = True
+        for unit in self._units:
+            if (task := self._running.get(unit.name)) is not None:
+                pipeline = self._pipelines.get(unit.name)
+                if unit.live and pipeline is not None:
+                    self._stopping = asyncio.ensure_future(pipeline.stop())
+                else:
+                    # No closing events: a later run gives the same events the same ids.
+                    task.cancel()
+
+    async def _prepare_detector(self) -> SharedDetector | None:
+        """Loads the model and checks the words before any result is touched; None: each recording has its own."""
+        detector = await asyncio.to_thread(load_detector, self._config.detector)
+        queries = [query.text for query in self._config.queries]
+        await asyncio.to_thread(detector.prepare, queries)
+        if self._config.detector.name.partition(":")[0] in _OWN_INSTANCES:
+            return None
+        device = str(getattr(detector, "device", "cpu"))
+        return SharedDetector(detector, self._config.detector.name, combine=not device.startswith("cpu"))
+
+    def _parallel_units(self) -> int:
+        if self._job.jobs is not None:
+            return min(self._job.jobs, max(1, len(self._units)))
+        with suppress(ValueError, OSError, AttributeError):  # not known on every system
+            memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            return max(1, min(usable_cores(), memory // _UNIT_MEMORY, len(self._units)))
+        return max(1, min(usable_cores(), len(self._units)))
+
+    async def _run_guarded(
+        self, unit: RecordingUnit, detector: Detector | None, sinks: dict[str, Sink]
+    ) -> StreamSummary:
+        """Runs one unit; its errors stand in its summary, other units go on."""
+        folder = ResultFolder(self._job.out, unit.name)
+        recording = await asyncio.to_thread(identify_recording, unit.address)
+        config = self._unit_config(unit)
+        settings = identify_settings(self._job, settings_hash(config))
+        earlier = self._check_earlier(unit, folder, recording, settings)
+        if earlier is not None:
+            if not earlier.error:
+                self._report.skipped.add(unit.name)
+            self._progress.end_unit(unit, earlier, skipped=True)
+            return earlier
+        folder.begin()
+        blank = StreamSummary(unit.name, folder=str(folder.final), recording=recording, settings=settings)
+        task = asyncio.ensure_future(self._run_unit(unit, config, folder, blank, detector, sinks))
+        self._running[unit.name] = task
+        try:
+            summary = await task
+        except asyncio.CancelledError:
+            if not self._report.interrupted:
+                folder.discard()
+                raise
+            summary = replace(self._sum_up(blank), interrupted=True)
+            summary = replace(summary, folder=str(folder.interrupt(summary)))
+        except GroundstreamError as error:
+            summary = replace(self._sum_up(blank), error=str(error))
+            if isinstance(error, SinkError):
+                self._report.undelivered = error
+            await self._complete(unit, folder, summary)
+        else:
+            await self._complete(unit, folder, summary)
+        finally:
+            self._running.pop(unit.name, None)
+            self._pipelines.pop(unit.name, None)
+        self._progress.end_unit(unit, summary, skipped=False)
+        return summary
+
+    def _check_earlier(
+        self, unit: RecordingUnit, folder: ResultFolder, recording: str, settings: str
+    ) -> StreamSummary | None:
+        """Returns the summary of an earlier run that stands, or one with the reason why the folder is not replaced."""
+        if not folder.final.exists():
+            return None
+        found = folder.read_summary()
+        if found is None or "stream" not in found:
+            text = f"{folder.final} exists and holds no results of groundstream: choose another output folder"
+            return StreamSummary(unit.name, folder=str(folder.final), error=text)
+        if self._job.again or found.get("error") or found.get("interrupted") or unit.live:
+            return None
+        if (found.get("recording"), found.get("settings")) == (recording, settings):
+            known = {name: value for name, value in found.items() if name in StreamSummary.__dataclass_fields__}
+            return StreamSummary(**known)
+        text = (
+            f"{folder.final} holds results of another recording or other settings: give --again to replace them, "
+            "or another output folder"
+        )
+        return StreamSummary(unit.name, folder=str(folder.final), error=text)
+
+    async def _complete(self, unit: RecordingUnit, folder: ResultFolder, summary: StreamSummary) -> None:
+        events = folder.path / EVENTS
+        if events.exists():
+            await self._archive.add(unit.name, events, replace=folder.final.exists() and not unit.live)
+        await asyncio.to_thread(folder.finish, summary)
+
+    def _unit_config(self, unit: RecordingUnit) -> Config:
+        stream = self._config.streams[0].model_copy(update={"source": unit.address, "name": unit.name})
+        videos = [address for address in self._config.sinks if address.startswith(VIDEO)]
+        if len(self._units) > 1:  # each recording gets a file of its own
+            videos = [address if "{stream}" in address else _with_stream(address, unit.name) for address in videos]
+        return self._config.model_copy(update={"streams": [stream], "sinks": videos})
+
+    async def _run_unit(
+        self,
+        unit: RecordingUnit,
+        config: Config,
+        folder: ResultFolder,
+        blank: StreamSummary,
+        detector: Detector | None,
+        sinks: dict[str, Sink],
+    ) -> StreamSummary:
+        def recorders(source: Source, analysis: StreamAnalysis) -> Sequence[Recorder]:
+            return self._recorders(folder.path, source, analysis)
+
+        more: dict[str, Sink] = {f"jsonl:{EVENTS}": JsonlSink(folder.path / EVENTS), **sinks}
+        async with open_pipeline(
+            config,
+            detector=detector,
+            recorders=recorders,
+            start_time_ns=self._start_ns,
+            strict=True,
+            on_frame=lambda _stream: self._progress.count_frame(unit),
+            more_sinks=more,
+            decode_pool=self._pool,
+        ) as pipeline:
+            self._pipelines[unit.name] = pipeline
+            self._progress.begin_unit(unit, pipeline.streams[0].source)
+            await pipeline.run()
+        return replace(self._sum_up(blank), interrupted=self._report.interrupted and unit.live)
+
+    def _recorders(self, folder: Path, source: Source, analysis: StreamAnalysis) -> list[Recorder]:
+        images = folder / "images" if self._job.images else None
+
+        def categories() -> dict[int, str]:
+            return {query.number: query.text for query in analysis.queries.at()}
+
+        recorders: list[Recorder] = [
+            MotText(folder / "tracks.txt"),
+            CocoJson(folder / "coco.json", categories, images),
+        ]
+        if self._job.video and not any(address.startswith(VIDEO) for address in self._config.sinks):
+            recorders.append(annotated_video(folder / "video.mp4", source, analysis))
+        return recorders
+
+    def _sum_up(self, blank: StreamSummary) -> StreamSummary:
+        """Returns the summary with what the pipeline of the recording counted so far."""
+        pipeline = self._pipelines.get(blank.stream)
+        if pipeline is None:
+            return blank
+        (report,) = pipeline.report()
+        events = pipeline.event_counts[blank.stream]
+        return replace(
+            blank,
+            frames=report.tally.received,
+            analysed=report.tally.analysed,
+            dropped=report.tally.dropped,
+            seconds=round(report.seen_s, 6),
+            tracks=events.get("groundstream.track.begin.v1", 0),
+            events={_short_kind(kind): count for kind, count in sorted(events.items())},
+            error=report.error,
+        )
+
+
+def _with_stream(address: str, stream: str) -> str:
+    path = Path(address.removeprefix(VIDEO))
+    return f"{VIDEO}{path.with_name(f'{path.stem}-{stream}{path.suffix}')}"
+
+
+def _short_kind(kind: str) -> str:
+    """'groundstream.track.begin.v1' -> 'track.begin'."""
+    return kind.removeprefix("groundstream.").rpartition(".")[0]
+
+
+async def run_job(
+    job: ProcessJob, progress: ProgressListener | None = None, ready: Callable[[JobRunner], object] | None = None
+) -> JobReport:
+    """Runs a job; `ready` gets the runner, to interrupt it. Raises what prevents the whole job, see `JobRunner.run`."""
+    runner = JobRunner(job, list_units(job), progress or SilentProgress())
+    if ready is not None:
+        ready(runner)
+    return await runner.run()

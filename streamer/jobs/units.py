@@ -1,0 +1,72 @@
+"""Units of work: the recordings that the addresses of a job stand for, each with a name of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sinks.address import redact
+from streamer.errors import ConfigError
+from streamer.jobs.job import ProcessJob
+from streamer.rules.track_ids import fingerprint
+from streamer.sources import open_sources
+from streamer.sources.file import FileSource
+from streamer.sources.images import ImageSource, image_names
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingUnit:
+    """One recording: `name` is its stream and folder, `address` opens it."""
+
+    name: str
+    address: str
+    live: bool = False
+
+
+def list_units(job: ProcessJob) -> list[RecordingUnit]:
+    """Returns the recordings of the job's shard in order. Raises `SourceError` where an address stands for nothing."""
+    units: list[RecordingUnit] = []
+    taken: set[str] = set()
+    for video in job.videos:
+        for source in open_sources(video, taken=taken):
+            path = source.recording if isinstance(source, FileSource | ImageSource) else None
+            units.append(RecordingUnit(source.name, video if path is None else str(path), source.live))
+            taken.add(source.name)
+    for unit in units:
+        if unit.name in (".", "..") or "/" in unit.name:
+            raise ConfigError(f"stream name {unit.name!r} cannot be a folder: rename the recording")
+    if job.shard is None:
+        return units
+    number, count = job.shard
+    return [unit for unit in units if shard_of(unit.name, count) == number - 1]
+
+
+def shard_of(name: str, count: int) -> int:
+    """Returns the shard of a recording, 0 to `count` - 1: the same on every machine."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % count
+
+
+def identify_recording(address: str) -> str:
+    """Returns what tells recordings apart: the content of a file, the images of a folder, else the address."""
+    path = Path(address)
+    try:
+        if path.is_dir():
+            return digest(f"{name} {(path / name).stat().st_size}" for name in sorted(image_names(path)))
+        if path.is_file():
+            return fingerprint(path)
+    except OSError:
+        pass  # opening it reports the reason
+    return redact(address)
+
+
+def identify_settings(job: ProcessJob, config_hash: str) -> str:
+    """Returns what tells results apart besides the recording: the configuration and what is written."""
+    return digest([config_hash, json.dumps([job.start_time, job.video, job.images])])
+
+
+def digest(parts: Iterable[str]) -> str:
+    """Returns a short hash of texts."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,48 @@
+"""Analysis settings of a stream, made from its section of the configuration."""
+
+from __future__ import annotations
+
+from streamer.analysis.queries import Query, slug
+from streamer.analysis.stream_analysis import CountPlan
+from streamer.config import Config, StreamConfig
+from streamer.rules.places import Line, Mask, Zone
+from streamer.sources.sampling import FrameSampling
+from trackers import Tracker, create_tracker
+
+CHANGEABLE = frozenset({"queries", "zones", "lines", "counts", "ignore", "sample", "paused"})
+"""Keys of a section that change while the source stays open; any other key opens the source again."""
+
+
+def make_queries(section: StreamConfig, config: Config) -> list[Query]:
+    """The queries of a stream: its own or those for all."""
+    chosen = config.queries if section.queries is None else section.queries
+    return [
+        Query(query.text, query.id or slug(query.text), query.threshold, tuple(query.unless), is_paused=query.paused)
+        for query in chosen
+    ]
+
+
+def make_places(section: StreamConfig) -> tuple[list[Zone], list[Line], list[Mask]]:
+    """The zones, lines and masks of a stream, in the order of the configuration. Raises `ConfigError`."""
+    zones = [
+        Zone(zone.id, zone.polygon, zone.dwell_s, zone.settle_s, holes=zone.holes, anchor=zone.anchor)
+        for zone in section.zones
+    ]
+    lines = [Line(line.id, line.points, line.settle_s, anchor=line.anchor) for line in section.lines]
+    return zones, lines, [Mask(mask.id, mask.polygon, mask.holes, anchor=mask.anchor) for mask in section.ignore]
+
+
+def make_tracker(config: Config) -> Tracker:
+    """A new tracker for one stream. Raises `TrackerError`."""
+    options = {} if config.stationary_s is None else {"stationary_s": config.stationary_s}
+    return create_tracker(config.tracker, **options)
+
+
+def count_plans(section: StreamConfig) -> list[CountPlan]:
+    """The counts of a stream."""
+    return [CountPlan(count.window_s, count.of, count.query) for count in section.counts]
+
+
+def make_sampling(section: StreamConfig) -> FrameSampling:
+    """The choice of the frames that the detector sees."""
+    return FrameSampling(section.sample.every, section.sample.fps)

@@ -1,0 +1,1 @@
+"""Decode worker processes: sources that read and decode outside the process that analyses."""
