@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from streamer.pipeline import Pipeline, Recorder
     from streamer.rules.rule import Rule
     from streamer.sources import Source, open_sources
+    from streamer.web.client import connect
     from trackers import Tracker, TrackerError, create_tracker
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ __all__ = [
     "Tracker",
     "TrackerError",
     "__version__",
+    "connect",
     "create_detector",
     "create_tracker",
     "load_config",
@@ -86,6 +88,7 @@ _PLACES = {
     "streamer.frame": ("Frame",),
     "streamer.pipeline": ("Pipeline", "Recorder"),
     "streamer.rules.rule": ("Rule",),
+    "streamer.web.client": ("connect",),
     "streamer.sources": ("Source", "open_sources"),
     "trackers": ("Tracker", "TrackerError", "create_tracker"),
 }

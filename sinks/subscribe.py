@@ -23,6 +23,8 @@ _READERS: dict[str, str] = {
     "parquet": "sinks.readers:read_parquet",
     "kafka": "sinks.kafka.reader:read_kafka",
     "kafkas": "sinks.kafka.reader:read_kafka",
+    "http": "sinks.http_reader:read_http",
+    "https": "sinks.http_reader:read_http",
 }
 _ID = re.compile(r"\d+\..+\.\d+")
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")

@@ -23,6 +23,7 @@ from streamer.commands import (
     process,
     replay,
     schema,
+    spool,
     subscribe,
     track,
     tune,
@@ -40,6 +41,7 @@ SECTIONS = {
     "Events": {
         "subscribe": "Print events, past or live.",
         "replay": "Send past events to another sink.",
+        "spool": "List events that wait for sinks; adopt or drop them.",
         "schema": "Print or check the schemas of events and configuration.",
     },
     "Images": {
@@ -124,6 +126,7 @@ app.command("describe")(glamm.describe)
 app.command("region")(glamm.region)
 app.command("caption")(glamm.caption)
 app.command("chat")(glamm.chat)
+app.add_typer(spool.app, name="spool", help="List events that wait for sinks; adopt or drop them.")
 app.command("schema")(schema.schema)
 app.command("doctor")(doctor.doctor)
 app.add_typer(evaluate.app, name="evaluate", help="Score results against the truth.")

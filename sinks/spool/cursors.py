@@ -38,6 +38,17 @@ def match_cursors(sinks: Sequence[str], stored: Sequence[str]) -> dict[str, str]
     return matched
 
 
+def adopted_cursor(sink: str, left: Sequence[str]) -> str | None:
+    """The cursor that a sink takes over which is added while others run: its own, else the only one left of its scheme
+    (or of all, where one of the two has no scheme)."""
+    if sink in left:
+        return sink
+    relatives = [name for name in left if _family(name) == _family(sink)]
+    if len(relatives) == 1:
+        return relatives[0]
+    return left[0] if len(left) == 1 and not (_family(sink) and _family(left[0])) else None
+
+
 def waiting_events(cursors: Mapping[str, int], names: Iterable[str], newest: int) -> dict[str, int]:
     """How many events wait behind each of the named cursors, none left out that has any."""
     return {name: newest - cursors[name] for name in names if cursors[name] < newest}

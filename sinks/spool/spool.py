@@ -19,7 +19,7 @@ from typing import Literal, Self
 
 from sinks.event import Event
 from sinks.sink import Sink
-from sinks.spool.cursors import match_cursors, waiting_events
+from sinks.spool.cursors import adopted_cursor, match_cursors, waiting_events
 from sinks.spool.delivery import Numbered, SinkDelivery, SinkStatus, append_dead_letter, numbered
 from sinks.spool.open_state import OpenItem
 from sinks.spool.schema import DROPPABLE, EventBlock, StoreDamaged, parse_line
@@ -262,12 +262,15 @@ class Spool:
         return True
 
     async def add_sink(self, name: str, sink: Sink) -> None:
-        """Delivers to one more sink from now on; events that wait for a sink of this name are sent first.
-
-        Raises `ValueError` for a name that is taken."""
+        """Delivers to one more sink from now on. Events that wait for a sink of this name, or for the only sink of its
+        scheme that was removed, are sent first. Raises `ValueError` for a name that is taken."""
         if any(delivery.name == name for delivery in self._deliveries):
             raise ValueError(f"the spool has a sink {name} already")
-        self._start_delivery(name, sink, self._forgotten.pop(name, self._last))
+        old = adopted_cursor(name, list(self._forgotten)) if getattr(sink, "durable", True) else None
+        cursor = self._last if old is None else self._forgotten.pop(old)
+        self._start_delivery(name, sink, cursor)
+        if old is not None and old != name:
+            log.warning("sink %s takes over from %s, for which %d events wait", name, old, self._last - cursor)
 
     async def remove_sink(self, name: str) -> None:
         """Stops delivering to a sink and closes it; events that wait for it are kept for a sink of the same name.

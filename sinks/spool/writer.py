@@ -265,13 +265,15 @@ class SpoolWriter:
                 sentence = str(error) if isinstance(error, SinkError) else f"{type(error).__name__}: {error}"
                 self._report(sentence, None if isinstance(error, SinkError) else error)
                 if self._closing.is_set():
-                    for request in requests:
-                        self._notify(_fail, request.future, SpoolClosed(f"the event was not stored: {sentence}"))
+                    self._refuse(requests, f"the event was not stored: {sentence}")
                     return
                 if isinstance(error, StoreFull) and self._drop_when_full:
                     gone = [pair for request in requests for pair in request.thin_out()]
                     self._notify(self._given_up, "disk_full", gone)
                 self._closing.wait(_RETRY_S)
+            except BaseException as error:  # it ends the thread
+                self._refuse(requests, f"the spool's writer has failed ({type(error).__name__}: {error})")
+                raise
         if self.storage_error:
             log.warning("the spool stores events again")
             self.storage_error = ""
@@ -294,8 +296,10 @@ class SpoolWriter:
     def _do(self, call: WriterCall) -> None:
         try:
             result = call.function()
-        except Exception as error:
-            self._notify(_fail, call.future, error)
+        except BaseException as error:
+            self._notify(_fail, call.future, error if isinstance(error, Exception) else SpoolClosed(str(error)))
+            if not isinstance(error, Exception):
+                raise
         else:
             self._notify(_resolve, call.future, result)
 
@@ -368,9 +372,12 @@ class SpoolWriter:
         with contextlib.suppress(queue.Empty):
             while True:
                 item = self._queue.get_nowait()
-                for one in item if isinstance(item, list) else [item]:
-                    if one is not None:
-                        self._notify(_fail, one.future, SpoolClosed(reason))
+                if item is not None:
+                    self._refuse(item if isinstance(item, list) else [item], reason)
+
+    def _refuse(self, items: Sequence[SendRequest | WriterCall], reason: str) -> None:
+        for item in items:
+            self._notify(_fail, item.future, SpoolClosed(reason))
 
     def _notify(self, function: Callable[..., object], *values: object) -> None:
         """Calls the function in the event loop, which may have ended already."""

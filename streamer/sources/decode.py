@@ -28,6 +28,7 @@ from av.sidedata.sidedata import SideData
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Discard, Disposition
 
+from streamer.sources.catch_up import CatchUp
 from streamer.sources.h264 import FrameNumbers
 from streamer.sources.h265 import PictureUnits
 from streamer.sources.nal_units import UnitLayout, parameter_sets
@@ -71,11 +72,13 @@ class NoSuchTrack(NoVideo):
 class LostPictures:
     """A frame that arrived damaged, or cannot be shown because it builds on one that did or never came.
 
-    `awaits_key` is True for one that came before the first key picture: nothing is wrong with it.
+    `awaits_key` is True for one that came before the first key picture, `is_skipped` for one that was left undecoded
+    because decoding was behind: nothing is wrong with either.
     """
 
     pts_ns: int | None
     awaits_key: bool = False
+    is_skipped: bool = False
 
 
 class DecodedPicture:
@@ -277,6 +280,7 @@ class VideoReader:
         self._order = _OrderTimes(self._rate) if self.times != "own" else None
         self.timed = self._container.format.name not in {"mpjpeg", "mjpeg"}
         self.bursts = "hls" in self._container.format.name.split(",")
+        self.catch_up: CatchUp | None = None  # for live streams: what to skip when decoding falls behind
         self.packets_read = 0  # those that hold part of a picture
         self._end: int | None = None  # where the last of them ends
 
@@ -419,11 +423,27 @@ class VideoReader:
                     self._note_packet(packet)
                     yield LostPictures(self._shown_ns(self._ns(packet.pts)), awaits_key=True)
                 continue
+            if self.catch_up is not None and self._is_skipped(packet):
+                if self._is_picture(packet):
+                    self._note_packet(packet)
+                    yield LostPictures(self._shown_ns(self._ns(packet.pts)), is_skipped=True)
+                continue
             yield from self._decode(packet, group, arrival_ns, is_cut)
         for sent in list(self._sent):
             yield from self._give_up(sent)
         if failure is not None:
             raise failure
+
+    def _is_skipped(self, packet: Packet[VideoStream]) -> bool:
+        """Whether the picture is to be left out, because decoding is behind."""
+        layout = self._layout
+
+        def is_reference() -> bool:
+            return layout is None or layout.is_reference(bytes(packet))
+
+        time_ns = self._ns(packet.dts if packet.dts is not None else packet.pts)
+        assert self.catch_up is not None
+        return self.catch_up.skips(time_ns, time.monotonic_ns(), is_key=packet.is_keyframe, is_reference=is_reference)
 
     def _packets(self) -> Iterator[tuple[Packet[VideoStream], int, bool]]:
         """Each packet, when its first bytes came (UTC), and whether part of it is missing by the container's count."""

@@ -18,6 +18,7 @@ from sinks.address import redact
 from sinks.tls import TlsOptions
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
+from streamer.sources.catch_up import CatchUp
 from streamer.sources.clock import ClockLimits, LiveClock
 from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.handover import FrameQueue, Handover, joined
@@ -166,7 +167,7 @@ class LiveSource:
 
     def _watch(self, handover: FrameQueue) -> None:
         """One connection, from opening it to its end. Raises `CameraTrouble` or `Stalled`."""
-        from streamer.sources.decode import DecodeError, LostPictures, TimedOut, reason
+        from streamer.sources.decode import DecodeError, LostPictures, TimedOut, VideoReader, reason
 
         self._watchdog = None  # while opening, other limits hold
         video = self._open()
@@ -174,13 +175,17 @@ class LiveSource:
             self._connection += 1
             self._clock.reset()
             watchdog = self._watchdog = StallWatchdog(self._pace)
+            if isinstance(video, VideoReader) and video.timed and video.times == "own" and not video.bursts:
+                video.catch_up = CatchUp()
             for picture in video.pictures():
                 if self._closing.is_set():
                     return
                 if isinstance(picture, LostPictures):
                     self.account.receive()
-                    self.account.drop("corrupt")
-                    if watchdog.misses(awaits_key=picture.awaits_key):
+                    self.account.drop("overload" if picture.is_skipped else "corrupt")
+                    if picture.is_skipped:
+                        watchdog.skips()
+                    elif watchdog.misses(awaits_key=picture.awaits_key):
                         self._enter(SourceState.STALLED, "only damaged pictures come")
                     continue
                 new = watchdog.moves(picture.pts_ns, picture.sample)

@@ -46,6 +46,17 @@ class UnitLayout:
         slices = range(1, 6) if self.codec == "h264" else range(32)
         return not found or any(self.kind(packet[start]) in slices for start, _ in found)
 
+    def is_reference(self, packet: bytes) -> bool:
+        """Whether other pictures may build on the one in the packet; True where its first slice does not tell."""
+        for start, _ in self.units(packet):
+            first = packet[start]
+            kind = self.kind(first)
+            if self.codec == "h264" and kind in range(1, 6):
+                return bool(first & 0x60)  # nal_ref_idc
+            if self.codec == "hevc" and kind < 32:
+                return kind >= 16 or kind % 2 == 1  # below 16, even types are sub-layer non-reference pictures
+        return True
+
     def join(self, packet: bytes, units: list[Unit], *, start_codes: bool = False) -> bytes:
         """A packet of only these `units` of `packet`, packed the same way, or with start codes."""
         size = None if start_codes else self._prefix(packet)

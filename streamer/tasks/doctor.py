@@ -57,6 +57,7 @@ def check(sinks: Sequence[str] = (), sources: Sequence[str] = ()) -> list[CheckR
         _threads,
         _models,
         _disk,
+        _spools,
     ]
     findings = [finding for look in checks for finding in look()]
     findings += [_sink(address) for address in sinks]
@@ -141,6 +142,23 @@ def _disk() -> Iterator[CheckResult]:
         return
     told = f"{folder}, {free / 1024**3:.0f} GiB free"
     yield CheckResult("state folder", "works" if free > _LEAST_DISK else "broken", told)
+
+
+def _spools() -> Iterator[CheckResult]:
+    """Spools in the state folder in which events wait, or that cannot be read."""
+    from streamer.errors import StreamerError
+    from streamer.tasks.spool import find_spools, read_summary
+
+    for file in find_spools(None):
+        try:
+            summary = read_summary(file)
+        except StreamerError as error:
+            yield CheckResult(f"spool {file.name}", "broken", str(error))
+            continue
+        waiting = [f"{cursor.waiting} events wait for {cursor.sink}" for cursor in summary.cursors if cursor.waiting]
+        damaged = [f"a damaged file was kept: {summary.damaged}"] if summary.damaged else []
+        if waiting or damaged:
+            yield CheckResult(f"spool {file.name}", "works", "; ".join([*waiting, *damaged]))
 
 
 def _sink(text: str) -> CheckResult:

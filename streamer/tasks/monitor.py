@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from sinks.spool.spool import StorageStatus
 from streamer.build import open_pipeline, settle
 from streamer.config import Config, WebConfig, load_config, parse_config
 from streamer.detector_choice import DetectorChoice
@@ -22,7 +24,7 @@ from streamer.errors import ConfigError
 from streamer.pipeline import Pipeline, StreamReport
 from streamer.spooling import spool_file, state_folder
 from streamer.tasks.closing import ClosingGuard
-from streamer.tasks.console import user_console
+from streamer.tasks.console import user_console, visible_text
 from streamer.tasks.side_tasks import SideTasks
 
 if TYPE_CHECKING:
@@ -275,4 +277,17 @@ def _table(reports: Sequence[StreamReport], rates: _FrameRates, pipeline: Pipeli
             str(report.tracks),
             str(pipeline.event_counts[report.stream].total()),
         )
+    caption = _storage_caption(pipeline.storage())
+    table.caption = None if caption is None else Text(visible_text(caption))
     return table
+
+
+def _storage_caption(storage: StorageStatus) -> str | None:
+    """What a user has to know about the spool, None while all is well."""
+    if storage.error:
+        return f"events cannot be stored: {storage.error}"
+    if storage.used_bytes > storage.max_bytes // 2:
+        return f"the spool is {100 * storage.used_bytes // storage.max_bytes} % full: events wait for a sink"
+    if storage.forgotten:
+        return f"{storage.forgotten} events wait for sinks that are no longer configured: see groundstream spool list"
+    return None

@@ -97,7 +97,9 @@ def _add_health(app: FastAPI) -> None:
     async def readyz(request: Request) -> Response:
         """Events can be stored and at least one stream has not failed."""
         streams = await web_state(request).directory.list_streams()
-        is_ready = any(stream.state in {"live", "connecting", "closed", "paused"} for stream in streams)
+        is_ready = not web_state(request).storage_error() and any(
+            stream.state in {"live", "connecting", "closed", "paused"} for stream in streams
+        )
         return JSONResponse({"status": "ok" if is_ready else "not ready"}, 200 if is_ready else 503)
 
     @app.get("/metrics", response_class=Response, openapi_extra={"x-role": "viewer or loopback"})

@@ -95,11 +95,15 @@ def list_events(
     )
 
 
-@router.get("/events/stream", response_class=StreamingResponse, **secured(Role.VIEWER))
+@router.get("/events/stream", response_class=StreamingResponse, **secured(Role.VIEWER, 404))
 async def stream_events(
     request: Request,
     wanted: Filter,
     after: Annotated[int | None, Query(ge=0, le=2**53, description="Resume behind this id.")] = None,
+    after_event: Annotated[
+        str | None, Query(min_length=1, max_length=300, description="Begin behind the event with this id.")
+    ] = None,
+    follow: Annotated[bool, Query(description="Wait for what comes; false ends at the present end.")] = True,
     last_event_id: Annotated[str | None, Header(max_length=40)] = None,
 ) -> Response:
     """Streams events as they are stored (server-sent events), from the end, or behind `Last-Event-ID` or `after`.
@@ -116,6 +120,11 @@ async def stream_events(
                 422, f"Last-Event-ID {last_event_id!r} is not an id of this feed: use the last `id:` received"
             )
         start = int(last_event_id)
+    elif after_event is not None:
+        found = await asyncio.to_thread(state.store.find_event, after_event)
+        if found is None:
+            raise Problem(404, f"there is no event {after_event!r}: it never existed or has expired")
+        start = found.row
     oldest, newest = await asyncio.to_thread(lambda: (state.store.oldest_row(), state.store.newest_row()))
     gap = None
     if start is None:
@@ -123,10 +132,14 @@ async def stream_events(
     elif start > newest or (oldest and start < oldest - 1) or (not oldest and start > 0):
         gap, start = oldest, max(0, oldest - 1)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_feed(state, request, wanted, start, gap), 200, headers, "text/event-stream")
+    return StreamingResponse(
+        _feed(state, request, wanted, start, gap, follow=follow), 200, headers, "text/event-stream"
+    )
 
 
-async def _feed(state: WebState, request: Request, wanted: EventQuery, row: int, gap: int | None) -> AsyncIterator[str]:
+async def _feed(
+    state: WebState, request: Request, wanted: EventQuery, row: int, gap: int | None, *, follow: bool
+) -> AsyncIterator[str]:
     state.feed_readers += 1
     try:
         yield "retry: 2000\n\n"
@@ -141,7 +154,7 @@ async def _feed(state: WebState, request: Request, wanted: EventQuery, row: int,
                 last_sent = time.monotonic()
             if row > began:
                 continue
-            if await request.is_disconnected():
+            if not follow or await request.is_disconnected():
                 return
             if not await state.feed.wait_beyond(row, _KEEP_ALIVE_S) or time.monotonic() - last_sent > _KEEP_ALIVE_S:
                 yield ": waiting\n\n"

@@ -1,4 +1,4 @@
-"""What Prometheus reads: frames by fate, age, tracks, events and sinks, computed only when it asks."""
+"""Metrics of a pipeline for Prometheus: frames, tracks, events, spool and sinks, computed when they are read."""
 
 from __future__ import annotations
 
@@ -19,20 +19,24 @@ if TYPE_CHECKING:
 
 
 class PipelineMetrics(Collector):
-    """Reads a pipeline's accounts each time they are asked for."""
+    """Reads the counts of a pipeline whenever Prometheus asks."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
     def collect(self) -> Iterable[Metric]:
-        received = CounterMetricFamily("groundstream_frames_received", "Frames that came in.", labels=["stream"])
-        analysed = CounterMetricFamily("groundstream_frames_analysed", "Frames the detector saw.", labels=["stream"])
-        dropped = CounterMetricFamily(
-            "groundstream_frames_dropped", "Frames nobody looked at.", labels=["stream", "reason"]
+        received = CounterMetricFamily("groundstream_frames_received", "Frames received.", labels=["stream"])
+        analysed = CounterMetricFamily(
+            "groundstream_frames_analysed", "Frames analysed by the detector.", labels=["stream"]
         )
-        events = CounterMetricFamily("groundstream_events", "Events made.", labels=["stream", "type"])
-        age = GaugeMetricFamily("groundstream_frame_age_seconds", "From capture to events.", labels=["stream"])
-        tracks = GaugeMetricFamily("groundstream_tracks", "Tracks that live now.", labels=["stream"])
+        dropped = CounterMetricFamily(
+            "groundstream_frames_dropped", "Frames that were not analysed.", labels=["stream", "reason"]
+        )
+        events = CounterMetricFamily("groundstream_events", "Events written.", labels=["stream", "type"])
+        age = GaugeMetricFamily(
+            "groundstream_frame_age_seconds", "Seconds from capture to events of the newest frame.", labels=["stream"]
+        )
+        tracks = GaugeMetricFamily("groundstream_tracks", "Open tracks.", labels=["stream"])
         online = GaugeMetricFamily("groundstream_stream_live", "1 while the stream gives frames.", labels=["stream"])
         lost = CounterMetricFamily(
             "groundstream_events_dropped", "Events that were given up.", labels=["stream", "reason"]
@@ -45,16 +49,33 @@ class PipelineMetrics(Collector):
                 dropped.add_metric([stream, reason], count)
             for kind, count in self._pipeline.event_counts[stream].items():
                 events.add_metric([stream, kind], count)
-            for reason, count in self._pipeline.dropped_events(stream).items():
-                lost.add_metric([stream, reason], count)
             if report.age_s is not None:
                 age.add_metric([stream], report.age_s)
             tracks.add_metric([stream], report.tracks)
             online.add_metric([stream], float(report.state is SourceState.LIVE))
-        backlog = GaugeMetricFamily("groundstream_sink_backlog", "Events a sink has not taken.", labels=["sink"])
-        up = GaugeMetricFamily("groundstream_sink_up", "1 while a sink takes events.", labels=["sink"])
-        delivered = CounterMetricFamily("groundstream_sink_delivered", "Events a sink has taken.", labels=["sink"])
-        dead = CounterMetricFamily("groundstream_sink_dead_letters", "Events it will never take.", labels=["sink"])
+        # the stream "" has the events whose stream is not known
+        for stream in [*(report.stream for report in self._pipeline.report()), ""]:
+            for reason, count in self._pipeline.dropped_events(stream).items():
+                lost.add_metric([stream, reason], count)
+        storage = self._pipeline.storage()
+        stored = GaugeMetricFamily("groundstream_storage_up", "1 while events can be stored.")
+        stored.add_metric([], float(not storage.error))
+        spooled = GaugeMetricFamily("groundstream_spool_bytes", "Bytes of events that wait for a sink.")
+        spooled.add_metric([], storage.used_bytes)
+        limit = GaugeMetricFamily("groundstream_spool_limit_bytes", "Bytes of events that may wait.")
+        limit.add_metric([], storage.max_bytes)
+        forgotten = GaugeMetricFamily(
+            "groundstream_spool_forgotten_events", "Events that wait for sinks that are no longer configured."
+        )
+        forgotten.add_metric([], storage.forgotten)
+        backlog = GaugeMetricFamily("groundstream_sink_backlog", "Events that wait for the sink.", labels=["sink"])
+        up = GaugeMetricFamily("groundstream_sink_up", "1 while the sink accepts events.", labels=["sink"])
+        delivered = CounterMetricFamily(
+            "groundstream_sink_delivered", "Events that the sink has acknowledged.", labels=["sink"]
+        )
+        dead = CounterMetricFamily(
+            "groundstream_sink_dead_letters", "Events that the sink refused for good.", labels=["sink"]
+        )
         failures = CounterMetricFamily("groundstream_sink_failures", "Attempts that failed.", labels=["sink"])
         for sink in self._pipeline.sinks():
             delivered.add_metric([sink.name], sink.delivered)
@@ -63,13 +84,14 @@ class PipelineMetrics(Collector):
             backlog.add_metric([sink.name], sink.backlog)
             up.add_metric([sink.name], float(sink.state == "up"))
         enriched = CounterMetricFamily(
-            "groundstream_enrich_requests", "Requests for descriptions, by what became of them.", labels=["outcome"]
+            "groundstream_enrich_requests", "Requests for descriptions, by outcome.", labels=["outcome"]
         )
         if (tally := self._pipeline.enrichment()) is not None:
             for outcome, count in {"answered": tally.answered, "cached": tally.cached, **tally.dropped}.items():
                 enriched.add_metric([outcome], count)
         frames = [received, analysed, dropped, age, tracks, online]
-        return [*frames, events, lost, delivered, dead, failures, backlog, up, enriched]
+        spool = [stored, spooled, limit, forgotten]
+        return [*frames, events, lost, *spool, delivered, dead, failures, backlog, up, enriched]
 
 
 def serve_metrics(pipeline: Pipeline, port: int, host: str) -> tuple[WSGIServer, Thread]:

@@ -91,6 +91,7 @@ class WebRoom:
             control=control,
             registry=registry,
             media=[MediaFolder(self._folder / "media")],
+            storage_error=lambda: pipeline.storage().error,
         )
         with serve_state(state) as address:
             store_tokens(self._tokens_path, self.made_tokens)  # only now: a start that fails must not use them up

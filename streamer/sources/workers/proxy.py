@@ -30,7 +30,7 @@ from streamer.sources.workers.ring import ReadingRing
 
 _CLOSE_S = 2.5
 """How long closing waits for the worker's last word; a camera that is held up in the network takes up to 2 s."""
-_FRUITLESS_DEATHS = 2
+_FRUITLESS_DEATHS = 3
 """A recording at whose same frame so many workers died in a row is given up."""
 _TICK_NS = 1_000  # capture times rise by at least this across workers
 

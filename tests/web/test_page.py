@@ -1,0 +1,215 @@
+"""The page in Chromium: every view in both sizes, pictures with their own boxes, credits, other origins."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sinks.event import EventType
+from streamer.config import WebConfig
+from streamer.web.event_store import EventStore
+from streamer.web.live_frames import LiveFrames
+from streamer.web.models import StreamStatus
+from streamer.web.server import WebServerThread
+from tests.web.browser import WatchedPage, open_browser
+from tests.web.coded_camera import CodedCameras, box_place
+from tests.web.rooms import VIEWER, FixedDirectory, event, match, room, track
+
+pytestmark = pytest.mark.timeout(180)
+
+VIEWS = {
+    "grid": "",
+    "camera": "camera/gate",
+    "events": "events",
+    "event": "events/1.gate.1",
+    "counts": "counts",
+    "health": "health",
+}
+SIZES = {"desk": (1280, 800, "light"), "phone": (390, 844, "dark")}
+PICTURES = os.environ.get("GROUNDSTREAM_SCREENSHOTS")
+
+
+class ManyCameras(FixedDirectory):
+    """Streams with given names, all live."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+
+    async def list_streams(self) -> list[StreamStatus]:
+        first = (await super().list_streams())[0]
+        return [first.model_copy(update={"name": name}) for name in self._names]
+
+
+def events_of_a_day():
+    """A track that entered a zone, one that crossed a line, an outage."""
+    seen = {"subject": "TRACK", "track": track(4, "TRACK"), "frame": {"index": 5, "width": 640, "height": 384}}
+    person, car = [match("a person")], [match("red car")]
+    return [
+        event(1, EventType.MATCH_BEGIN, matches=person, **seen),
+        event(2, EventType.ZONE_ENTER, zone={"id": "crossing"}, matches=person, **seen),
+        event(3, EventType.LINE_CROSS, line={"id": "middle", "direction": "in"}, matches=car, **seen),
+        event(4, EventType.STREAM_OFFLINE, outage={"cause": "no picture came for 4 s", "since_ns": 1}),
+    ]
+
+
+@contextlib.contextmanager
+def served(names: list[str], fps: float = 10.0) -> Iterator[str]:
+    """The address of a page with live coded cameras."""
+    frames, store = LiveFrames(), EventStore(None)
+    store.add_events(events_of_a_day())
+    state = room(store, WebConfig(port=0), frames=frames, directory=ManyCameras(names))
+    state.control = None
+    server = WebServerThread(state)
+    server.start()
+    try:
+        with CodedCameras(frames, names, fps):
+            yield server.address.url
+    finally:
+        server.stop()
+        frames.close()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_view_is_clean_and_fits_its_window(size, tmp_path):
+    width, height, scheme = SIZES[size]
+    folder = Path(PICTURES) if PICTURES else tmp_path
+    with served(["gate", "yard"]) as base, open_browser() as browser:
+        watched = WatchedPage(browser, base, width=width, height=height, scheme=scheme)
+        watched.log_in(VIEWER)
+        for view, path in VIEWS.items():
+            watched.open(path)
+            watched.page.wait_for_timeout(400)
+            watched.page.screenshot(path=folder / f"{view}-{size}.png", full_page=True)
+            assert watched.page.evaluate("document.documentElement.scrollWidth") <= width, view
+            names = watched.page.evaluate(NAMELESS)
+            assert names == [], f"{view}: controls without a name"
+            assert watched.complaints == [], view
+
+
+NAMELESS = """() => [...document.querySelectorAll('button, a[href], input, select')]
+  .filter(item => item.checkVisibility() && !(item.getAttribute('aria-label') || item.textContent.trim()
+    || item.labels?.length || item.title)).map(item => item.outerHTML)"""
+
+
+def test_the_login_link_opens_the_page_and_leaves_no_secret_in_the_address():
+    store = EventStore(None)
+    server = WebServerThread(room(store, WebConfig(port=0)))
+    server.start()
+    try:
+        with open_browser() as browser:
+            address = server.address
+            watched = WatchedPage(browser, address.url)
+            watched.page.goto(address.login_url, wait_until="commit")
+            watched.page.wait_for_selector("nav")
+            assert "code" not in watched.page.url
+            assert watched.complaints == []
+    finally:
+        server.stop()
+
+
+def test_a_wrong_token_is_told_on_the_form():
+    with served(["gate"]) as base, open_browser() as browser:
+        watched = WatchedPage(browser, base)
+        watched.open("login", "input[name=token]")
+        watched.page.fill("input[name=token]", "wrong")
+        watched.page.click("button.primary")
+        watched.page.wait_for_selector("text=the token is not valid")
+
+
+def test_boxes_are_those_of_their_own_picture():
+    with served(["gate"], fps=50) as base, open_browser() as browser:
+        watched = WatchedPage(browser, base)
+        watched.log_in(VIEWER)
+        watched.page.evaluate(COMPARE)
+        for _ in range(400):  # waiting by a function in the page is forbidden by its own security policy
+            watched.page.wait_for_timeout(250)
+            if watched.page.evaluate("window.compared.length") >= 1000:
+                break
+        compared = watched.page.evaluate("window.compared")
+    assert len(compared) >= 1000
+    assert [each for each in compared if each[0] != each[1] or each[2] != box_place(each[1])] == []
+
+
+COMPARE = """() => {
+  window.compared = [];
+  const canvas = new OffscreenCanvas(320, 192), context = canvas.getContext('2d', {willReadFrequently: true});
+  for (const view of [...window.groundstreamLive.views.keys()]) window.groundstreamLive.views.delete(view);
+  window.groundstreamLive.watch('gate', {width: 320, fps: 60, draw(header, bitmap) {
+    context.drawImage(bitmap, 0, 0, 320, 192);
+    const row = context.getImageData(0, 20, 320, 1).data;
+    let index = 0;
+    for (let bit = 0; bit < 16; bit += 1) index = index * 2 + (row[(bit * 20 + 10) * 4] > 128 ? 1 : 0);
+    window.compared.push([index, header.index, header.tracks[0].box[0]]);
+  }});
+}"""
+
+
+def test_a_slow_page_with_nine_cameras_shows_fresh_pictures():
+    names = [f"cam{number}" for number in range(9)]
+    with served(names) as base, open_browser() as browser:
+        watched = WatchedPage(browser, base)
+        watched.log_in(VIEWER)
+        session = watched.page.context.new_cdp_session(watched.page)
+        session.send("Emulation.setCPUThrottlingRate", {"rate": 8})
+        watched.page.evaluate(AGES)
+        watched.page.wait_for_timeout(10_000)
+        ages = watched.page.evaluate("window.ages.slice(-30)")
+    assert len(ages) >= 9
+    assert sorted(ages)[len(ages) // 2] < 500
+
+
+AGES = """() => {
+  window.ages = [];
+  for (const name of Array.from({length: 9}, (_, at) => `cam${at}`)) window.groundstreamLive.watch(name, {
+    width: 320, fps: 10, draw(header) { window.ages.push(Date.now() - header.time); }});
+}"""
+
+
+def test_a_page_of_another_origin_gets_nothing():
+    with served(["gate"]) as base, open_browser() as browser, foreign_site() as foreign:
+        watched = WatchedPage(browser, base)
+        watched.log_in(VIEWER)
+        watched.page.goto(foreign)
+        socket, read, change = watched.page.evaluate(ATTACK, base)
+    assert socket == "refused"
+    assert read == "blocked"
+    assert change == "blocked"
+
+
+ATTACK = """async base => [
+  await new Promise(done => { const s = new WebSocket(base.replace('http', 'ws') + 'api/v1/live');
+    s.onmessage = () => done('read'); s.onerror = () => done('refused'); }),
+  await fetch(base + 'api/v1/streams', {credentials: 'include'}).then(a => a.text(), () => 'blocked'),
+  await fetch(base + 'api/v1/sinks', {method: 'POST', credentials: 'include', body: '{"address": "kafka://h/t"}',
+    headers: {'Content-Type': 'text/plain'}}).then(a => a.text(), () => 'blocked')]"""
+
+
+@contextlib.contextmanager
+def foreign_site() -> Iterator[str]:
+    """A page on another port of the same host, to which a SameSite cookie is sent."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<title>foreign</title>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
