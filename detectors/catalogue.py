@@ -1,4 +1,4 @@
-"""The released models: their names, repositories and files, and how each one is fetched and converted.
+"""Catalogue of released models: names, repositories, files, what they know, and how each is fetched and converted.
 
 Weights released as a pickle are read with `weights_only`, checked against the network and kept as safetensors.
 """
@@ -12,7 +12,9 @@ from detectors.cache import (
     BERT_REPOSITORY,
     BERT_VOCABULARY_SHA256,
     ReleasedModel,
+    cache_home,
     fetch_file,
+    fetch_package_file,
     fetch_repository,
     model_folder,
 )
@@ -25,9 +27,22 @@ ZERO_SHOT = {
     "mm-grounding-dino-tiny": "openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_v3det",
     "mm-grounding-dino-base": "openmmlab-community/mm_grounding_dino_base_all",
     "mm-grounding-dino-large": "openmmlab-community/mm_grounding_dino_large_all",
+    "llmdet-tiny": "iSEE-Laboratory/llmdet_tiny",
+    "llmdet-base": "iSEE-Laboratory/llmdet_base",
+    "llmdet-large": "iSEE-Laboratory/llmdet_large",
     "owlv2-base": "google/owlv2-base-patch16-ensemble",
     "owlv2-large": "google/owlv2-large-patch14-ensemble",
 }
+
+
+_SIZES = {
+    "grounding-dino-tiny": 689_000_000,
+    "mm-grounding-dino-tiny": 692_000_000,
+    "llmdet-tiny": 692_000_000,
+    "owlv2-base": 620_000_000,
+}
+"""Bytes of the weights where they are known; LLMDet's network is that of MM Grounding DINO."""
+_GLAMM_PURPOSE = "masks and descriptions of pictures"
 
 
 class UnknownModel(DetectorError, ValueError):
@@ -38,14 +53,63 @@ def catalogue() -> list[ReleasedModel]:
     """Every released model that `pull` can fetch."""
     from detectors.glamm.config import RELEASED
     from detectors.glip.convert import KNOWN
+    from detectors.glip.model_files import MINI, PACKAGED
+    from detectors.nanodet import weights as nano
 
     return [
+        ReleasedModel(
+            nano.NAME,
+            "NanoDet",
+            f"npm:{nano.PACKAGE}@{nano.VERSION}",
+            model_folder(nano.NAME),
+            nano.MEMBER,
+            nano.SIZE,
+            nano.SHA256,
+            "80 names of COCO",
+            "Apache-2.0",
+            "people and vehicles on a CPU",
+        ),
+        ReleasedModel(
+            MINI,
+            "GLIP",
+            "part of this package",
+            PACKAGED,
+            vocabulary="the synthetic street only",
+            licence="that of this package",
+            purpose="demonstration and tests",
+        ),
         *(
-            ReleasedModel(name, "GLIP", file.repository, model_folder(name), file.filename, file.size, file.sha256)
+            ReleasedModel(
+                name,
+                "GLIP",
+                file.repository,
+                model_folder(name),
+                file.filename,
+                file.size,
+                file.sha256,
+                licence="MIT",
+                purpose="queries in free words",
+            )
             for name, file in KNOWN.items()
         ),
-        *(ReleasedModel(name, "GLaMM", hub, model_folder(name)) for name, hub in RELEASED.items()),
-        *(ReleasedModel(name, _kind(name), hub, model_folder(name)) for name, hub in ZERO_SHOT.items()),
+        *(
+            ReleasedModel(
+                name, "GLaMM", hub, model_folder(name), vocabulary="phrases, questions", purpose=_GLAMM_PURPOSE
+            )
+            for name, hub in RELEASED.items()
+        ),
+        *(
+            ReleasedModel(
+                name,
+                _kind(name),
+                hub,
+                model_folder(name),
+                size=_SIZES.get(name),
+                licence="Apache-2.0",
+                purpose="queries in free words",
+            )
+            for name, hub in ZERO_SHOT.items()
+        ),
     ]
 
 
@@ -67,6 +131,8 @@ def pull(name: str) -> Path:
     model = find_model(name)
     if model.is_here:
         return model.folder
+    if model.kind == "NanoDet":
+        return _pull_nano(model)
     if model.kind == "GLIP":
         return _pull_glip(model)
     if model.kind == "GLaMM":
@@ -93,11 +159,24 @@ def _pull_glip(model: ReleasedModel) -> Path:
     vocabulary = fetch_file(model.name, BERT_REPOSITORY, "vocab.txt", BERT_VOCABULARY_SHA256)
     checkpoint = fetch_file(model.name, model.repository, model.filename, model.sha256)
     folder = convert_glip(model.name, checkpoint, vocabulary, model.folder)
-    checkpoint.unlink()  # gigabytes of an optimiser's state that nobody needs
+    if checkpoint.is_relative_to(cache_home()):  # gigabytes of an optimiser's state; a shared cache keeps its own
+        checkpoint.unlink()
+    return folder
+
+
+def _pull_nano(model: ReleasedModel) -> Path:
+    from detectors.nanodet import weights as nano
+
+    package = f"{nano.PACKAGE}@{nano.VERSION}"
+    published = fetch_package_file(model.name, package, nano.MEMBER, nano.SHA256, nano.SIZE)
+    folder = nano.write_folder(model.folder, published)
+    published.unlink()
     return folder
 
 
 def _kind(name: str) -> str:
+    if name.startswith("llmdet-"):
+        return "LLMDet"
     if name.startswith("owlv2-"):
         return "OWLv2"
     return "MM Grounding DINO" if name.startswith("mm-") else "Grounding DINO"

@@ -25,9 +25,11 @@ ANYTHING_THAT_MOVES = "anything that moves"
 _FACTORIES: dict[str, str] = {
     "motion": "detectors.motion:create",
     "scripted": "detectors.scripted:create",
+    "coco-nano": "detectors.nanodet.detector:create",
     "glip-": "detectors.glip.detector:create",
     "grounding-dino-": "detectors.zero_shot:create",
     "mm-grounding-dino-": "detectors.zero_shot:create",
+    "llmdet-": "detectors.zero_shot:create",
     "owlv2-": "detectors.zero_shot:create",
 }
 

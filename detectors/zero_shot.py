@@ -1,8 +1,9 @@
-"""Open-vocabulary detectors of transformers behind the detector contract: Grounding DINO, MM Grounding DINO, OWLv2.
+"""Open-vocabulary detectors of transformers behind the detector contract.
 
-Grounding DINO: arXiv:2303.05499. MM Grounding DINO: arXiv:2401.02361. OWLv2: arXiv:2306.09683. The networks are
-transformers' implementations; words and pictures are prepared here, as its processors do (they want torchvision), but
-for OWLv2's resizing, which is antialiased bilinear instead of Gaussian blur and interpolation.
+Grounding DINO: arXiv:2303.05499. MM Grounding DINO: arXiv:2401.02361. LLMDet (the network of MM Grounding DINO):
+arXiv:2501.18954. OWLv2: arXiv:2306.09683. The networks are transformers' implementations; words and pictures are
+prepared here, as its processors do (they want torchvision), but for OWLv2's resizing, which is antialiased bilinear
+instead of Gaussian blur and interpolation.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from detectors.images import resize, target_size
 if TYPE_CHECKING:
     import supervision as sv
 
+_FAMILIES = ("grounding-dino-", "mm-grounding-dino-", "llmdet-", "owlv2-")
 _MOST = 300  # detections of one picture, the surest
 _OVERLAP = 0.7  # IoU above which the weaker of two boxes of one query goes
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # RGB mean, deviation
@@ -259,7 +261,7 @@ def create(
 
     The folder is as the hub has it: config.json, model.safetensors and the tokenizer's files.
     """
-    family = next(prefix for prefix in ("grounding-dino-", "mm-grounding-dino-", "owlv2-") if name.startswith(prefix))
+    family = next(prefix for prefix in _FAMILIES if name.startswith(prefix))
     if name not in ZERO_SHOT and weights is None:
         ours = ", ".join(known for known in ZERO_SHOT if known.startswith(family))
         raise UnknownModel(f"no model is called {name!r}: known are {ours}")
@@ -286,6 +288,7 @@ def _load(folder: Path, family: str, dtype: torch.dtype) -> tuple[Any, Any]:
     network, words = {
         "grounding-dino-": ("GroundingDinoForObjectDetection", "BertTokenizer"),
         "mm-grounding-dino-": ("MMGroundingDinoForObjectDetection", "BertTokenizer"),
+        "llmdet-": ("MMGroundingDinoForObjectDetection", "BertTokenizer"),
         "owlv2-": ("Owlv2ForObjectDetection", "CLIPTokenizer"),
     }[family]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,3 +32,9 @@ def _intersections(first: Boxes, second: Boxes) -> tuple[Shares, Shares, Shares]
     sides = np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2])
     shared = np.clip(sides, 0, None).prod(axis=2)
     return shared, (a[:, 2:] - a[:, :2]).prod(axis=1), (b[:, 2:] - b[:, :2]).prod(axis=1)
+
+
+def box_polygon(box: Sequence[float]) -> list[list[float]]:
+    """The box `x1, y1, x2, y2` as a COCO segmentation of one polygon."""
+    x1, y1, x2, y2 = box
+    return [[x1, y1, x2, y1, x2, y2, x1, y2]]

@@ -66,6 +66,11 @@ def prepare(truth: Floats, tracks: Floats, info: SequenceInfo) -> dict[str, Any]
     distractors = DISTRACTORS.get(info.benchmark)
     truth_frames, track_frames = by_frame(truth, info.length), by_frame(tracks, info.length)
     truth_ids, track_ids, similarities = [], [], []
+    if len(tracks) and tracks[-1, 0] > info.length:
+        raise TrackEvaluationError(
+            f"{info.name}: the tracks go to frame {tracks[-1, 0]:.0f}, the sequence has {info.length} (seqLength in "
+            "seqinfo.ini): are they those of another sequence?"
+        )
     for frame, (true, found) in enumerate(zip(truth_frames, track_frames, strict=True), start=1):
         if np.unique(found[:, 1]).size < len(found):
             raise TrackEvaluationError(f"{info.name}, frame {frame}: two boxes have the same id")

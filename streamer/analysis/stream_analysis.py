@@ -134,6 +134,11 @@ class StreamAnalysis:
             findings += rule.update(matching)
         return tracked, self._writer.write(findings, EventTime.of(frame)) if findings else []
 
+    def place_counts(self) -> dict[str, dict[str, int]]:
+        """Crossings of each line by direction, and tracks that have entered and left each zone, since the start."""
+        lines = {line.name: {way: line.counts[way] for way in ("in", "out")} for line in self.lines}
+        return lines | {zone.name: {way: zone.counts[way] for way in ("entered", "left")} for zone in self.zones}
+
     def _without_masked(self, found: sv.Detections, frame: Frame) -> sv.Detections:
         size = np.array((frame.width, frame.height, frame.width, frame.height), np.float64)
         boxes = np.clip(np.asarray(found.xyxy, np.float64) / size, 0.0, 1.0)

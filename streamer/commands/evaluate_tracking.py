@@ -28,21 +28,22 @@ def tracking(
         if name not in folders:
             raise mot.MotFileError(f"{truth} has no sequence {name!r}: it has {', '.join(folders)}")
         if not (tracks / f"{name}.txt").is_file():
-            raise mot.MotFileError(f"{tracks / f'{name}.txt'} is not there: track the sequence first, or name others")
+            raise mot.MotFileError(f"{tracks / f'{name}.txt'} does not exist: track it first, or choose others")
     infos = {name: mot.read_info(folders[name]) for name in names}
     truths = {name: evaluation.read_truth(folders[name]) for name in names}
     alone, together = evaluation.evaluate(
         truths, {name: evaluation.read_tracks(tracks / f"{name}.txt") for name in names}, infos
     )
-    _tell(alone, together, as_json)
+    _print_scores(alone, together, as_json)
 
 
-def _tell(alone: dict[str, TrackingScore], together: TrackingScore, as_json: bool) -> None:
+def _print_scores(alone: dict[str, TrackingScore], together: TrackingScore, as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.table import Column, Table
+
+    from streamer.tasks.console import user_console
 
     if as_json:
         sequences = {name: asdict(score) for name, score in alone.items()}
@@ -54,4 +55,4 @@ def _tell(alone: dict[str, TrackingScore], together: TrackingScore, as_json: boo
         shares = (score.hota, score.idf1, score.mota, score.det_a, score.ass_a)
         counts = (score.id_switches, score.false_positives, score.misses)
         table.add_row(name, *(f"{share:.2f}" for share in shares), *(str(count) for count in counts))
-    Console().print(table)
+    user_console().print(table)

@@ -21,11 +21,11 @@ def track(
     fps: Annotated[
         float | None, typer.Option(help="Frames per second; seqinfo.ini's, or 30 without one, when absent.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the tracks go: a file, or for a folder a folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output file, or output folder when DETECTIONS is a folder.")] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="An option of the tracker; repeatable.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Track the boxes of MOTChallenge detections (frame, -1, left, top, width, height, score) into tracks files.
 
@@ -33,8 +33,8 @@ def track(
     """
     from trackers import create_tracker, mot
 
-    options = _options(option or [])
-    create_tracker(tracker, **options)  # a wrong name is told before anything is read
+    options = _parse_options(option or [])
+    create_tracker(tracker, **options)  # reports a wrong name before anything is read
     if fps is not None and not 0 < fps < float("inf"):
         raise mot.MotFileError(f"--fps is {fps:g}: give a number above 0")
     if detections.is_dir():
@@ -45,14 +45,14 @@ def track(
     done = []
     with _TrackProgress(as_json) as advance:
         for source, path in jobs:
-            rows, rate, cameras, length = _read(source, fps)
-            lines, ids = _track(rows, rate, cameras, length, create_tracker(tracker, **options), advance)
+            rows, rate, cameras, length = _read_sequence(source, fps)
+            lines, ids = _track_rows(rows, rate, cameras, length, create_tracker(tracker, **options), advance)
             mot.write_lines(path, lines)
             done.append({"tracks": str(path), "frames": length, "fps": rate, "ids": ids, "boxes": len(lines)})
-    _tell(done, as_json)
+    _print_results(done, as_json)
 
 
-def _options(given: list[str]) -> dict[str, Any]:
+def _parse_options(given: list[str]) -> dict[str, Any]:
     import json
 
     from trackers import TrackerInputError
@@ -69,14 +69,14 @@ def _options(given: list[str]) -> dict[str, Any]:
     return options
 
 
-def _read(source: Path, fps: float | None) -> tuple[Floats, float, dict[int, Floats], int]:
+def _read_sequence(source: Path, fps: float | None) -> tuple[Floats, float, dict[int, Floats], int]:
     """Detections, frames per second, camera motion and number of frames of one sequence or one file."""
     from trackers import mot
 
     folder = source if source.is_dir() else source.parent
     path = mot.find(source, "det") if source.is_dir() else source
     if path is None or not path.is_file():
-        raise mot.MotFileError(f"{source} is not there: give a detection file or a folder of sequences")
+        raise mot.MotFileError(f"{source} does not exist: give a detection file or a folder of sequences")
     rows = mot.read_rows(path, 7)
     length = int(rows[-1, 0]) if len(rows) else 0
     rate = mot.DEFAULT_FRAME_RATE
@@ -87,27 +87,41 @@ def _read(source: Path, fps: float | None) -> tuple[Floats, float, dict[int, Flo
     return rows, fps or rate, mot.read_camera(motion) if motion is not None else {}, length
 
 
-def _track(
-    rows: Floats, rate: float, cameras: dict[int, Floats], length: int, tracker: Any, advance: Callable[[int], None]
+def _track_rows(
+    rows: Floats,
+    rate: float,
+    cameras: dict[int, Floats],
+    length: int,
+    tracker: Any,
+    advance: Callable[[int, int], None],
 ) -> tuple[list[str], int]:
-    """Lines of the tracks file, and how many ids they name."""
+    """Lines of the tracks file, and the number of ids in them."""
     import supervision as sv
 
     from trackers import mot
 
     lines: list[str] = []
     ids: set[int] = set()
-    for frame, found in enumerate(mot.by_frame(rows, length), start=1):
+    following = 1
+    for frame, found in [*mot.frames_of(rows), (length + 1, rows[:0])]:
+        while following < frame and tracker.alive_ids.size:  # without tracks, frames without boxes change nothing
+            tracker.update(sv.Detections.empty(), (following - 1) / rate, cameras.get(following))
+            advance(length, 1)
+            following += 1
+        advance(length, frame - following)
+        following = frame + 1
+        if frame > length:
+            break
         given = sv.Detections(xyxy=mot.to_corners(found), confidence=found[:, 6])
         tracked = tracker.update(given, (frame - 1) / rate, cameras.get(frame))
         lines += mot.track_lines(frame, tracked.tracker_id, tracked.xyxy, tracked.confidence)
         ids.update(tracked.tracker_id.tolist())
-        advance(length)
+        advance(length, 1)
     return lines, len(ids)
 
 
 class _TrackProgress:
-    """A bar for people, nothing for pipes."""
+    """Progress bar in a terminal, nothing elsewhere."""
 
     def __init__(self, quiet: bool) -> None:
         from rich.console import Console
@@ -118,25 +132,26 @@ class _TrackProgress:
         self._task: Any = None
         self._left = 0
 
-    def __enter__(self) -> Callable[[int], None]:
+    def __enter__(self) -> Callable[[int, int], None]:
         self._bar.start()
         return self._advance
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def _advance(self, length: int) -> None:
-        if not self._left:
+    def _advance(self, length: int, frames: int) -> None:
+        if self._left <= 0:
             self._task, self._left = self._bar.add_task("frames", total=length), length
-        self._left -= 1
-        self._bar.advance(self._task)
+        self._left -= frames
+        self._bar.advance(self._task, frames)
 
 
-def _tell(done: list[dict[str, Any]], as_json: bool) -> None:
+def _print_results(done: list[dict[str, Any]], as_json: bool) -> None:
     import json
 
-    from rich.console import Console
     from rich.table import Table
+
+    from streamer.tasks.console import user_console
 
     if as_json:
         typer.echo(json.dumps(done))
@@ -144,4 +159,4 @@ def _tell(done: list[dict[str, Any]], as_json: bool) -> None:
     table = Table("tracks", "frames", "fps", "ids", "boxes")
     for row in done:
         table.add_row(row["tracks"], str(row["frames"]), f"{row['fps']:g}", str(row["ids"]), str(row["boxes"]))
-    Console().print(table)
+    user_console().print(table)

@@ -53,7 +53,8 @@ class ProcessJob:
 
 @dataclass(frozen=True, slots=True)
 class StreamSummary:
-    """Result of one recording. `seconds` is capture time; `settings` identifies what the result depends on."""
+    """Result of one recording. `seconds` is capture time; `settings` identifies what the result depends on; `places`
+    holds the crossings of each line by direction, and the tracks that entered and left each zone."""
 
     stream: str
     frames: int = 0
@@ -67,6 +68,7 @@ class StreamSummary:
     interrupted: bool = False
     recording: str = ""
     settings: str = ""
+    places: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def job_config(job: ProcessJob) -> Config:

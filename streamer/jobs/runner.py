@@ -270,8 +270,8 @@ class JobRunner:
             return {query.number: query.text for query in analysis.queries.at()}
 
         recorders: list[Recorder] = [
-            MotText(folder / "tracks.txt"),
-            CocoJson(folder / "coco.json", categories, images),
+            MotText(folder / "tracks.txt", analysis.tracks.final_numbers),
+            CocoJson(folder / "coco.json", categories, images, analysis.tracks.final_numbers),
         ]
         if self._job.video and not any(address.startswith(VIDEO) for address in self._config.sinks):
             recorders.append(annotated_video(folder / "video.mp4", source, analysis))
@@ -284,13 +284,15 @@ class JobRunner:
             return blank
         (report,) = pipeline.report()
         events = pipeline.event_counts[blank.stream]
+        analysis = pipeline.streams[0].analysis
         return replace(
             blank,
             frames=report.tally.received,
             analysed=report.tally.analysed,
             dropped=report.tally.dropped,
             seconds=round(report.seen_s, 6),
-            tracks=events.get("groundstream.track.begin.v1", 0),
+            tracks=events.get("groundstream.track.begin.v1", 0) - len(analysis.tracks.final_numbers()),
+            places=analysis.place_counts(),
             events={_short_kind(kind): count for kind, count in sorted(events.items())},
             error=report.error,
         )

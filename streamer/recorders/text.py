@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 import numpy as np
 import supervision as sv
@@ -14,12 +15,23 @@ if TYPE_CHECKING:
     from streamer.frame import Frame
 
 
+FinalNumbers = Callable[[], dict[int, int]]
+"""Final number of each track that was found to be another one, known when the recording has ended."""
+
+Row = TypeVar("Row")
+
+
+def unmerged() -> dict[int, int]:
+    """Final numbers where no tracks were merged."""
+    return {}
+
+
 class OutputError(StreamerError):
-    """Something cannot be written: no such folder, no permission, disk full."""
+    """A file or folder cannot be written: no such folder, no permission, disk full."""
 
 
 def open_output(path: Path) -> TextIO:
-    """A text file to write, its folder made. Raises `OutputError`."""
+    """Opens a text file for writing and makes its folder. Raises `OutputError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("w", encoding="utf-8")
@@ -28,7 +40,7 @@ def open_output(path: Path) -> TextIO:
 
 
 class TextOutput:
-    """A file that is written while the job runs; a full disk is one sentence."""
+    """A text file that grows while a job runs. Raises `OutputError`, for example when the disk is full."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,9 +61,40 @@ class TextOutput:
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
 
+    def _rewrite(self, change: Callable[[Iterable[str]], Iterable[str]]) -> None:
+        """Replaces the finished file by the changed lines, one at a time."""
+        part = self.path.with_name(self.path.name + ".part")
+        try:
+            with self.path.open(encoding="utf-8") as old, part.open("w", encoding="utf-8") as new:
+                new.writelines(change(old))
+            part.replace(self.path)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
+
+
+def first_of_each(
+    rows: Iterable[Row], frame_of: Callable[[Row], Hashable], track_of: Callable[[Row], Hashable]
+) -> Iterator[Row]:
+    """Rows without those whose track the frame already has; rows of a frame follow one another."""
+    frame: Hashable = None
+    tracks: set[Hashable] = set()
+    for row in rows:
+        if frame_of(row) != frame:
+            frame, tracks = frame_of(row), set()
+        if track_of(row) not in tracks:
+            tracks.add(track_of(row))
+            yield row
+
 
 class MotText(TextOutput):
-    """`frame,id,left,top,width,height,score,-1,-1,-1` per line, frames from 1, boxes in pixels, as MOTChallenge."""
+    """`frame,id,left,top,width,height,score,-1,-1,-1` per line, frames from 1, boxes in pixels, as MOTChallenge.
+
+    When it is closed, merged tracks get their final numbers.
+    """
+
+    def __init__(self, path: Path, final_numbers: FinalNumbers = unmerged) -> None:
+        super().__init__(path)
+        self._final_numbers = final_numbers
 
     async def write(self, frame: Frame, tracked: sv.Detections, *, analysed: bool) -> None:
         if not len(tracked):
@@ -68,4 +111,19 @@ class MotText(TextOutput):
         )
 
     async def aclose(self) -> None:
+        if self._file.closed:
+            return
         self._finish()
+        numbers = self._final_numbers()
+        if numbers:
+            self._rewrite(lambda lines: _renumbered(lines, numbers))
+
+
+def _renumbered(lines: Iterable[str], numbers: dict[int, int]) -> Iterator[str]:
+    def fields() -> Iterator[list[str]]:
+        for line in lines:
+            frame, track, rest = line.split(",", 2)
+            yield [frame, str(numbers.get(int(track), int(track))), rest]
+
+    for row in first_of_each(fields(), lambda one: one[0], lambda one: one[1]):
+        yield ",".join(row)

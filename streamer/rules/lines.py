@@ -67,7 +67,7 @@ class Line:
         self.name = name
         self.ends = segment(f"line {name!r}", points)
         self.anchor = checked_anchor(f"line {name!r}", anchor)
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()  # crossings "in" and "out"
         self._settle_ns = settle_time(f"line {name!r}", settle_s)
         self._margin = margin
         self._room = room_beside(self.ends)

@@ -93,6 +93,7 @@ class TrackLives:
         self, new_uid: NewUid, update_every_s: float = UPDATE_EVERY_S, lost_after_s: float = LOST_AFTER_S
     ) -> None:
         self.records: dict[int, TrackRecord] = {}
+        self._merged: dict[int, int] = {}
         self._past: dict[int, TrackRecord] = {}
         self._new_uid = new_uid
         self._update_every_ns = int(update_every_s * 1e9)
@@ -151,6 +152,16 @@ class TrackLives:
             if self._has_departed(self.records[number], seen.time_ns)
         )
 
+    def final_numbers(self) -> dict[int, int]:
+        """Numbers of the tracks that were merged into another one, with the number of that one in the end."""
+        final = {}
+        for ended in self._merged:
+            into = ended
+            while into in self._merged:
+                into = self._merged[into]
+            final[ended] = into
+        return final
+
     def find(self, number: int) -> TrackRecord | None:
         """A track that lives, or one that ended recently."""
         return self.records.get(number) or self._past.get(number)
@@ -160,6 +171,7 @@ class TrackLives:
         if record is None or other is None:
             return []
         record.merged_into = other.uid
+        self._merged[ended] = into
         other.first_seen_ns = min(other.first_seen_ns, record.first_seen_ns)
         other.is_asked_for |= record.is_asked_for
         if ended in self.records:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class Zone:
         if any(limit <= 0 for limit in self.dwell_s):
             raise ConfigError(f"zone {name!r} has dwell time {self.dwell_s[0]}: give seconds above 0")
         self._settle_ns = settle_time(f"zone {name!r}", settle_s)
+        self.counts: Counter[str] = Counter()  # tracks that have "entered" and "left"
         self._visits: dict[int, _ZoneVisit] = {}
 
     @property
@@ -94,6 +96,7 @@ class Zone:
         findings = []
         if not visit.has_entered and moment[0] - visit.since[0] >= self._settle_ns:
             visit.has_entered = True
+            self.counts["entered"] += 1
             findings.append(self._finding(EventType.ZONE_ENTER, track, None, visit.since))
         stayed_s = (moment[0] - visit.since[0]) / 1e9
         while (
@@ -107,6 +110,7 @@ class Zone:
         visit = self._visits.pop(track)
         if not visit.has_entered:
             return []
+        self.counts["left"] += 1
         stayed_s = round((visit.until[0] - visit.since[0]) / 1e9, 6)
         return [self._finding(EventType.ZONE_EXIT, track, stayed_s, visit.until)]
 

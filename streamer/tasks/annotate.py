@@ -20,6 +20,7 @@ from detectors.detector import clean_queries
 from detectors.registry import default_detector
 from sinks.address import redact
 from streamer.analysis.label_scores import calibrated, sure
+from streamer.boxes import box_polygon
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError, StreamerError
 from streamer.frame import Frame
@@ -115,6 +116,7 @@ class DataSet:
             "category_id": query + 1,
             "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
             "area": round((x2 - x1) * (y2 - y1), 2),
+            "segmentation": box_polygon((x1, y1, x2, y2)),
             "iscrowd": 0,
             "score": round(float(found.confidence[row]), 4),
             "phrase": self.queries[query],
@@ -122,6 +124,7 @@ class DataSet:
         }
         if found.tracker_id is not None and found.tracker_id[row] != _NO_TRACK:
             annotation["track_id"] = int(found.tracker_id[row])
+            annotation["attributes"] = {"track_id": annotation["track_id"]}
         if found.mask is not None:
             mask = masks_of(found)[row]
             annotation["segmentation"] = mask_model(mask).model_dump(include={"size", "counts"})

@@ -1,4 +1,4 @@
-"""How well events were told: which of the labelled ones were found, which were made up, and how late they came."""
+"""Scores of events: labelled ones that were found, missed or invented, and their delay."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ import numpy as np
 
 from streamer.errors import StreamerError
 
+LATEST = 1e19
+"""Greatest time in a file: nanoseconds of some centuries."""
 PLACED = {"line.cross": "line", "zone.enter": "zone", "zone.exit": "zone"}
 
 
 class LabelError(StreamerError, ValueError):
-    """A file of events that is none."""
+    """A file holds something else than events or labels."""
 
 
 @dataclass(frozen=True)
 class LabelledEvent:
-    """Something that happened at `time_s`: `type` as in `line.cross`, `place` the line's or zone's name."""
+    """An event at `time_s`: `type` as in `line.cross`, `place` the name of the line or zone."""
 
     time_s: float
     type: str
@@ -35,7 +37,7 @@ class LabelledEvent:
 
 @dataclass(frozen=True)
 class EventScore:
-    """Counts, shares 0..1 (NaN of nothing), and seconds: how far told times lie from the labelled ones."""
+    """Counts, shares 0..1 (NaN of nothing), and seconds: distances of reported from labelled times."""
 
     right: int
     missed: int
@@ -55,8 +57,8 @@ class EventScore:
 
 
 def score_events(truth: Sequence[LabelledEvent], told: Sequence[LabelledEvent], tolerance_s: float = 1.0) -> EventScore:
-    """One labelled event answers for one told event of the same stream, type, place and direction, at most
-    `tolerance_s` apart: as many pairs as possible, and of those the nearest (Hungarian assignment)."""
+    """Pairs labelled with reported events of the same stream, type, place and direction, at most `tolerance_s`
+    apart: as many pairs as possible, and of those the nearest (Hungarian assignment)."""
     from scipy.optimize import linear_sum_assignment
 
     groups: dict[tuple[Any, ...], tuple[list[LabelledEvent], list[LabelledEvent]]] = defaultdict(lambda: ([], []))
@@ -91,11 +93,11 @@ def _middle_and_tail(values: Sequence[float]) -> tuple[float, float]:
 def read_happenings(path: Path) -> list[LabelledEvent]:
     """Lines of JSON: groundstream's events, or labels `{"time_s", "type", "place"}` with `direction` and `stream`.
 
-    Only line crossings and zone entries and exits are taken. Times of events are seconds since 1970, labels' as they
-    are. Raises `LabelError` that names the line.
+    Only line crossings, zone entries and zone exits are read. Times of events are seconds since 1970, those of labels
+    are taken as they are. Raises `LabelError` that names the line.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise LabelError(f"cannot read {path}: {error}") from error
     found = []
@@ -103,44 +105,67 @@ def read_happenings(path: Path) -> list[LabelledEvent]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            one = _event(row) if "specversion" in row else _label(row)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LabelError(
-                f"{path}, line {number} is neither an event nor a label with time_s, type and place: {error}"
-            ) from error
+            one = _parse_line(line)
+        except (ValueError, OverflowError, RecursionError) as error:
+            raise LabelError(f"{path}, line {number} is not an event or a label: {error}") from error
         if one is not None:
             found.append(one)
     return found
 
 
-def _label(row: dict[str, Any]) -> LabelledEvent | None:
-    if row["type"] not in PLACED:
-        return None
-    return LabelledEvent(
-        float(row["time_s"]), str(row["type"]), str(row["place"]), row.get("direction"), str(row.get("stream", ""))
-    )
-
-
-def _event(row: dict[str, Any]) -> LabelledEvent | None:
-    kind = row["type"].removeprefix("groundstream.").removesuffix(".v1")
+def _parse_line(line: str) -> LabelledEvent | None:
+    """The event or label of a line; None for other types. Raises `ValueError` with what is expected."""
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("expected a JSON object")
+    if "specversion" not in row:
+        return _parse_label(row)
+    kind = _text(row, "type").removeprefix("groundstream.").removesuffix(".v1")
     if kind not in PLACED:
         return None
-    data = row["data"]
-    place = data[PLACED[kind]]
-    emitted = data["clock"].get("emitted_ns")
+    data = _part(row, "data")
+    place = _part(data, PLACED[kind])
+    emitted = _part(data, "clock").get("emitted_ns")
     return LabelledEvent(
-        datetime.fromisoformat(row["time"]).timestamp(),
+        datetime.fromisoformat(_text(row, "time")).timestamp(),
         kind,
-        place["id"],
+        _text(place, "id"),
         place.get("direction"),
-        data["stream"],
-        None if emitted is None else emitted / 1e9,
+        _text(data, "stream"),
+        None if emitted is None else _number(emitted, "data.clock.emitted_ns") / 1e9,
     )
+
+
+def _parse_label(row: dict[str, Any]) -> LabelledEvent | None:
+    kind = _text(row, "type")
+    if kind not in PLACED:
+        return None
+    time_s = _number(row.get("time_s"), "time_s")
+    return LabelledEvent(time_s, kind, _text(row, "place"), row.get("direction"), str(row.get("stream", "")))
+
+
+def _part(row: dict[str, Any], name: str) -> dict[str, Any]:
+    value = row.get(name)
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object as {name!r}, found {value!r:.40}")
+    return value
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"expected a text as {name!r}, found {value!r:.40}")
+    return value
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LATEST:
+        raise ValueError(f"expected a finite number as {name!r}, found {value!r:.40}")
+    return float(value)
 
 
 def shifted(happenings: Iterable[LabelledEvent], seconds: float, stream: str | None) -> list[LabelledEvent]:
-    """Labels of a film brought to the clock and the stream's name of a run."""
+    """Labels of a recording, moved to the clock and the stream name of a run."""
     return [
         LabelledEvent(
             one.time_s + seconds, one.type, one.place, one.direction, one.stream if stream is None else stream

@@ -1,4 +1,4 @@
-"""What `groundstream models` does."""
+"""The `models` command: lists released models, fetches and converts them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from detectors import catalogue
 from detectors.cache import ReleasedModel
 from detectors.registry import detector_options
 from streamer.errors import ConfigError
-from streamer.tasks.console import user_console
+from streamer.tasks.console import report_line, user_console
 
 
 def show_list(*, as_json: bool) -> None:
@@ -22,18 +21,26 @@ def show_list(*, as_json: bool) -> None:
     if as_json:
         print(json.dumps([_facts(model) for model in models], indent=2))  # noqa: T201 - the output asked for
         return
-    table = Table("name", "kind", "on this machine", "repository", box=None)
+    table = Table(box=None)
+    table.add_column("name", no_wrap=True, overflow="ignore")
+    for title in ("here", "download", "knows", "licence", "for", "repository"):
+        table.add_column(title)
     for model in models:
-        table.add_row(model.name, model.kind, _size(model.bytes_here) if model.is_here else "-", model.repository)
-    Console().print(table)
+        here = _size(model.bytes_here) if model.is_here else "-"
+        download = "?" if model.size is None else _size(model.size)
+        table.add_row(model.name, here, download, model.vocabulary, model.licence, model.purpose, model.repository)
+    user_console().print(table)
 
 
 def pull(names: Sequence[str]) -> None:
     for name in names:  # a wrong name among them stops everything before gigabytes were fetched
         catalogue.find_model(name)
     for name in names:
+        model = catalogue.find_model(name)
+        if not model.is_here and model.size is not None:
+            report_line(f"{name}: fetching {_size(model.size)} from {model.repository}")
         folder = catalogue.pull(name)
-        Console().print(f"{name}: {folder}", soft_wrap=True, highlight=False)
+        user_console().print(f"{name}: {folder}")
 
 
 def convert(checkpoint: Path, name: str | None, vocabulary: Path | None, out: Path | None) -> None:
@@ -47,7 +54,7 @@ def convert(checkpoint: Path, name: str | None, vocabulary: Path | None, out: Pa
     if not words.is_file():
         raise ConfigError(f"there is no vocabulary {words}: give bert-base-uncased's vocab.txt with --vocabulary")
     folder = catalogue.convert_glip(name, checkpoint, words, out or glips[name].folder)
-    Console().print(f"{name}: {folder}", soft_wrap=True, highlight=False)
+    user_console().print(f"{name}: {folder}")
 
 
 def show(name: str, *, as_json: bool) -> None:
@@ -59,7 +66,7 @@ def show(name: str, *, as_json: bool) -> None:
     for key, value in facts.items():
         if value is not None:
             table.add_row(key.replace("_", " "), _size(value) if key.startswith("bytes") else str(value))
-    Console().print(table)
+    user_console().print(table)
 
 
 def show_options(name: str, *, as_json: bool) -> None:
@@ -84,6 +91,9 @@ def _facts(model: ReleasedModel) -> dict[str, Any]:
         "file": model.filename,
         "bytes_released": model.size,
         "sha256": model.sha256,
+        "vocabulary": model.vocabulary,
+        "licence": model.licence,
+        "purpose": model.purpose,
     }
 
 

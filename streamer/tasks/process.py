@@ -187,6 +187,10 @@ def show_report(console: UserConsole, report: JobReport, job: ProcessJob) -> Non
     rate = frames / max(report.seconds, 1e-9)
     console.print(f"{frames} frames in {report.seconds:.1f} s ({rate:.1f} frames/s)")
     for summary in report.summaries:
+        owner = f"{summary.stream}: " if len(report.summaries) > 1 else ""
+        for place, counts in summary.places.items():
+            console.print(f"{owner}{place}: " + ", ".join(f"{way} {count}" for way, count in counts.items()))
+    for summary in report.summaries:
         console.print(f"results   {summary.folder}")
     console.print(f"events    {job.out / DATABASE}, {job.out / LINES}")
     for summary in report.summaries:

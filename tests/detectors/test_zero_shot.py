@@ -12,6 +12,7 @@ import transformers
 
 from detectors import Detector, PromptError, Request, create_detector
 from detectors.conformance import DetectorConformance, picture
+from detectors.detector import DetectorError
 from detectors.registry import UnknownDetector
 from detectors.zero_shot import GroundingDino, ZeroShotError
 
@@ -74,6 +75,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder.mkdir()
     grounding_dino(folders["grounding-dino-tiny"], "GroundingDino")
     grounding_dino(folders["mm-grounding-dino-tiny"], "MMGroundingDino")
+    folders["llmdet-tiny"] = folders["mm-grounding-dino-tiny"]  # the same network
     owlv2(folders["owlv2-base"])
     return folders
 
@@ -100,6 +102,10 @@ class TestGroundingDinoConforms(_Family):
 
 class TestMMGroundingDinoConforms(_Family):
     name = "mm-grounding-dino-tiny"
+
+
+class TestLlmdetConforms(_Family):
+    name = "llmdet-tiny"
 
 
 class TestOwlv2Conforms(_Family):
@@ -159,7 +165,7 @@ def test_a_query_without_words_is_refused(models):
 
 def test_weights_that_are_not_here_are_told_with_the_ways_out(monkeypatch, tmp_path):
     monkeypatch.setenv("GROUNDSTREAM_CACHE", str(tmp_path))
-    with pytest.raises(ZeroShotError, match=r"models pull owlv2-base.*--weights.*--detector"):
+    with pytest.raises(ZeroShotError, match=r"models pull owlv2-base.*weights.*coco-nano"):
         create_detector("owlv2-base")
 
 
@@ -177,3 +183,22 @@ def test_an_unknown_size_of_a_family_is_told_with_the_known_ones():
     with pytest.raises(ValueError, match="known are owlv2-base, owlv2-large"):
         create_detector("owlv2-huge")
     assert issubclass(UnknownDetector, ValueError)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_finds_what_single_precision_finds(models, dtype):
+    image = np.random.default_rng(0).integers(0, 255, (90, 160, 3), dtype=np.uint8)
+    counts = []
+    for kind in ("float32", dtype):
+        detector = create_detector(
+            "grounding-dino-tiny", weights=models["grounding-dino-tiny"], threshold=0.01, dtype=kind, device="cpu"
+        )
+        counts.append(len(detector.detect([Request(image, detector.prepare(["person"]))])[0]))
+    assert counts[1] > counts[0] / 2 > 0
+
+
+def test_scores_that_are_not_numbers_are_an_error(models):
+    detector = create_detector("grounding-dino-tiny", weights=models["grounding-dino-tiny"], device="cpu")
+    detector._scores = lambda images, prompt: (torch.full((1, 3, 1), float("nan")), torch.zeros(1, 3, 4))
+    with pytest.raises(DetectorError, match="not numbers in float32"):
+        detector.detect([Request(np.zeros((60, 60, 3), np.uint8), detector.prepare(["person"]))])

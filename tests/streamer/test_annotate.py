@@ -81,6 +81,8 @@ def test_tracks_give_boxes_an_identity_and_take_none_away(street: Path) -> None:
     plain = json.loads((make(street) / "annotations.json").read_text())["annotations"]
     tracked = json.loads((make(street, tracker="sort") / "annotations.json").read_text())["annotations"]
     identities = [(entry["phrase"], entry.pop("track_id", None)) for entry in tracked]
+    attributes = [entry.pop("attributes", {}).get("track_id") for entry in tracked]
+    assert attributes == [track for _, track in identities]
     assert tracked == plain
     assert ("man", None) in identities
     assert len({track for phrase, track in identities if phrase == "red car"} - {None}) == 1

@@ -61,7 +61,36 @@ def test_labels_and_events_are_read_side_by_side(tmp_path: Path) -> None:
     assert score.delay_median_s == pytest.approx(0.5)
 
 
-def test_a_line_that_is_neither_is_named(tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text('{"time_s": 1, "type": "zone.exit", "place": "yard"}\n{"time_s": 1}\n')
-    with pytest.raises(LabelError, match="line 2 is neither"):
-        read_happenings(tmp_path / "bad.jsonl")
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('{"time_s": 1}', "line 2 is not an event or a label: expected a text as 'type', found None"),
+        ("[1]", "expected a JSON object"),
+        ("nonsense", "line 2 is not an event or a label"),
+        ('{"time_s": NaN, "type": "zone.exit", "place": "yard"}', "expected a finite number as 'time_s', found nan"),
+        ('{"time_s": 1e400, "type": "zone.exit", "place": "yard"}', "expected a finite number as 'time_s', found inf"),
+        ('{"time_s": true, "type": "zone.exit", "place": "yard"}', "expected a finite number as 'time_s', found True"),
+        ('{"time_s": 1, "type": "zone.exit", "place": {}}', "expected a text as 'place', found {}"),
+        (
+            '{"specversion": "1.0", "type": "groundstream.zone.exit.v1", "time": "yesterday", "data": []}',
+            "expected an object as 'data', found []",
+        ),
+        (
+            '{"specversion": "1.0", "type": "groundstream.zone.exit.v1", "time": "yesterday", '
+            '"data": {"stream": "a", "clock": {}, "zone": {"id": "yard"}}}',
+            "yesterday",
+        ),
+    ],
+)
+def test_a_line_that_is_neither_is_named_with_its_mistake(tmp_path: Path, line: str, sentence: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(f'{{"time_s": 1, "type": "zone.exit", "place": "yard"}}\n{line}\n')
+    with pytest.raises(LabelError, match=r"bad\.jsonl, line 2 is not") as raised:
+        read_happenings(path)
+    assert sentence in str(raised.value)
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text('\ufeff{"time_s": 1, "type": "zone.exit", "place": "yard"}\n')
+    assert len(read_happenings(path)) == 1
