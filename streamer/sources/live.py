@@ -8,18 +8,16 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from sinks.address import redact
-from sinks.tls import TlsOptions
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
+from streamer.sources.camera_link import CameraLink, CameraTrouble
 from streamer.sources.catch_up import CatchUp
-from streamer.sources.clock import ClockLimits, LiveClock
+from streamer.sources.clock import LiveClock
 from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.handover import FrameQueue, Handover, joined
 from streamer.sources.pace import CameraPace, Stalled, StallWatchdog
@@ -42,35 +40,6 @@ _RTSP_PORTS = {"rtsp": 554, "rtsps": 322}
 _PORTS = {**_RTSP_PORTS, "http": 80, "https": 443}
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class CameraLink:
-    """How a camera is to be opened, with what is known of it in advance.
-
-    After `stall_s` without a new picture it counts as stalled; None follows its own pace. `poll_s` is the time between
-    two requests of a `snapshot`; None follows the pace at which its pictures change.
-    """
-
-    address: str
-    kind: Literal["rtsp", "device", "web"] = "web"
-    form: str | None = None
-    options: Mapping[str, str] = field(default_factory=dict)
-    stall_s: float | None = None
-    poll_s: float | None = None
-    track: int | None = None
-    tls: TlsOptions = field(default_factory=TlsOptions)
-    clock: ClockLimits = field(default_factory=ClockLimits)
-
-
-class CameraTrouble(Exception):
-    """A connection failed. `final` where trying again as asked cannot help."""
-
-    def __init__(self, cause: str, *, final: bool = False, stalled: bool = False, pause_s: float = 0.0) -> None:
-        super().__init__(cause)
-        self.pause_s = pause_s
-        self.final = final
-        self.stalled = stalled
 
 
 class LiveSource:

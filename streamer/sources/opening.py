@@ -19,10 +19,11 @@ from sinks.address import redact
 from sinks.tls import TlsOptions
 from streamer.errors import SourceAddressError, SourceError
 from streamer.sources.address import natural, stream_name, unique
+from streamer.sources.camera_link import CameraLink
 from streamer.sources.clock import ClockLimits
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names
-from streamer.sources.live import CameraLink, LiveSource
+from streamer.sources.live import LiveSource
 from streamer.sources.source import OnState, Source
 from streamer.sources.web import WebClient, WebError
 from streamer.sources.web_kind import VIDEO_SUFFIXES, find_kind, likely_live

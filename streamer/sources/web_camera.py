@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from sinks.address import redact
+from streamer.sources.camera_link import CameraLink, CameraTrouble
 from streamer.sources.web import EndOfAnswer, WebClient, WebError, WebFile, WebStream, multipart_images
 from streamer.sources.web_kind import WebKind, find_kind
 
 if TYPE_CHECKING:
     from streamer.sources.decode import PictureReader, VideoReader
-    from streamer.sources.live import CameraLink
 
 _LEAST_POLL_S = 0.2
 _MOST_POLL_S = 1.0
@@ -24,7 +24,6 @@ _FAILURES = 5  # snapshots in a row that may fail before the camera counts as lo
 def open_web_camera(link: CameraLink, limit_s: float, on_wait: Callable[[], None]) -> PictureReader:
     """Connects and finds out what the camera sends. Raises `CameraTrouble`."""
     from streamer.sources.decode import DecodeError, JpegReader, NoVideo, reason
-    from streamer.sources.live import CameraTrouble
 
     try:
         client = WebClient(link.address, link.tls, timeout_s=min(10.0, limit_s))
