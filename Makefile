@@ -22,16 +22,21 @@ demo: env
 	$(BIN)/groundstream demo --out out/demo
 
 test: env lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=
+	$(BIN)/coverage report --format=total | sed 's/^/coverage in percent: /'
 
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 format: env
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: env
+	$(BIN)/groundstream bench pipeline
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache

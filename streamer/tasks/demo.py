@@ -1,4 +1,4 @@
-"""The demonstration: the main job on the synthetic street, and what to look at afterwards."""
+"""The `demo` command: processes a synthetic street and prints its tracks and events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUERIES = ("a person", "a car", "a bus", "a bicycle", "a dog")
 def show_street(
     queries: Sequence[str], out: Path, seed: int, seconds: float, detector_options: Sequence[str] = ()
 ) -> bool:
-    """Process `seconds` of street number `seed`, show tracks and events; returns whether it failed."""
+    """Processes `seconds` of street number `seed` and prints tracks and events; returns whether it failed."""
     chosen = list(queries) or list(QUERIES)
     job = ProcessJob(
         videos=[f"synthetic:street?seed={seed}&size={_SIZE}&fps={_FPS}&duration={seconds:g}"],
@@ -41,31 +41,41 @@ def show_street(
         database = out / "events.sqlite"
         _show_database(database)
         query = "SELECT type, count(*) FROM events GROUP BY type"
-        user_console().print(f"\nask it    sqlite3 {database} '{query}'")
+        user_console().print(f"\nquery it  sqlite3 {database} '{query}'")
     return failed != 0
 
 
 def _show_database(path: Path) -> None:
-    """The longest tracks and the first crossings and zone entries."""
+    """Prints the first tracks, and the first zone and line events, with how many there are in all."""
     console = user_console()
     database = sqlite3.connect(path)
-    tracks = Table("track", "what", "seen from", "to", "score", title="tracks", title_justify="left")
+    tracks = Table("track", "what", "from", "to", "score", title_justify="left")
     for row in database.execute(
         """SELECT track, coalesce((SELECT json_extract(m.queries, '$[0]') FROM events m WHERE m.subject = e.subject
-                  AND m.queries != '[]' LIMIT 1), ''), min(substr(time, 12, 12)), max(substr(time, 12, 12)),
+                  AND m.queries != '[]' LIMIT 1), ''), min(substr(time, 15, 7)), max(substr(time, 15, 7)),
                   round(max(score), 2)
            FROM events e WHERE track IS NOT NULL GROUP BY subject
-           ORDER BY max(time) > min(time) DESC, min(time) LIMIT ?""",
+           ORDER BY max(time) > min(time) DESC, min(time), track LIMIT ?""",
         (_SHOWN,),
     ):
         tracks.add_row(*map(str, row))
-    events = Table("time", "event", "track", "where", title="events", title_justify="left")
-    for time, kind, track, place in database.execute(
-        """SELECT substr(time, 12, 12), type, track, coalesce(zone, line) FROM events
+    tracks.title = _title("tracks", database, "SELECT count(DISTINCT subject) FROM events WHERE track IS NOT NULL")
+    events = Table("at", "event", "track", "where", title_justify="left")
+    for time, kind, track, place, direction in database.execute(
+        """SELECT substr(time, 15, 7), type, track, coalesce(zone, line),
+                  coalesce(json_extract(event, '$.data.line.direction'), '') FROM events
            WHERE zone IS NOT NULL OR line IS NOT NULL ORDER BY position LIMIT ?""",
         (_SHOWN,),
     ):
-        events.add_row(time, kind.removeprefix("groundstream.").rpartition(".")[0], str(track), place)
+        short = kind.removeprefix("groundstream.").rpartition(".")[0]
+        events.add_row(time, short, str(track), f"{place} {direction}".rstrip())
+    count = "SELECT count(*) FROM events WHERE zone IS NOT NULL OR line IS NOT NULL"
+    events.title = _title("zone and line events", database, count)
     database.close()
     console.print(tracks)
     console.print(events)
+
+
+def _title(what: str, database: sqlite3.Connection, count: str) -> str:
+    (total,) = database.execute(count).fetchone()
+    return f"{what}: {min(total, _SHOWN)} of {total}"

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,9 +120,16 @@ def run_monitor(
 async def _monitor(
     config: Config, config_file: Path | None, spool: Path, duration_s: float | None, *, quiet: bool
 ) -> bool:
+    def read() -> Config:
+        """The configuration file with the changes that the page keeps beside it."""
+        assert config_file is not None
+        return load_config(config_file) if room is None else room.load_config()
+
     with _open_room(config, config_file) as room, ClosingGuard(config.close_timeout_s) as guard:
         sinks = {} if room is None else room.sinks()
         recorders = None if room is None else room.recorders
+        if room is not None:
+            config = room.load_config().model_copy(update={"web": config.web})
         # An address that was just typed is told to be wrong at once; cameras of a file may be away and come back.
         async with open_pipeline(
             config, spool_path=spool, strict=config_file is None, more_sinks=sinks, recorders=recorders
@@ -130,7 +137,7 @@ async def _monitor(
             settle()
             async with SideTasks(pipeline.stop) as side_tasks, _serve_page(room, pipeline):
                 with _metrics(pipeline, config):
-                    _start_side_tasks(side_tasks, pipeline, config, config_file, duration_s, quiet=quiet)
+                    _start_side_tasks(side_tasks, pipeline, config, config_file, duration_s, read, quiet=quiet)
                     await guard.run(pipeline)
     for stream, error in pipeline.errors.items():
         Console(stderr=True).print(f"{stream}: {error}", highlight=False, soft_wrap=True)
@@ -143,12 +150,13 @@ def _start_side_tasks(
     config: Config,
     config_file: Path | None,
     duration_s: float | None,
+    read: Callable[[], Config],
     *,
     quiet: bool,
 ) -> None:
     """Starts what runs beside the pipeline and ends with it."""
     if config_file is not None:
-        side_tasks.start("following the configuration file", lambda: _follow_edits(pipeline, config_file))
+        side_tasks.start("following the configuration file", lambda: _follow_edits(pipeline, config_file, read))
     if duration_s is not None:
         side_tasks.start("the clock of --duration", lambda: _stop_after(pipeline, duration_s))
     if sys.stderr.isatty() and not quiet:
@@ -160,8 +168,8 @@ async def _stop_after(pipeline: Pipeline, duration_s: float) -> None:
     await pipeline.stop()
 
 
-async def _follow_edits(pipeline: Pipeline, file: Path) -> None:
-    """Apply the configuration file whenever it was edited; a mistake is reported and changes nothing."""
+async def _follow_edits(pipeline: Pipeline, file: Path, read: Callable[[], Config]) -> None:
+    """Apply what `read` returns whenever the file was edited; a mistake is reported and changes nothing."""
     console = user_console(stderr=True)
     seen = _modified(file)
     while True:
@@ -170,7 +178,7 @@ async def _follow_edits(pipeline: Pipeline, file: Path) -> None:
             continue
         seen = now
         try:
-            sentences = await pipeline.apply(load_config(file))
+            sentences = await pipeline.apply(read().model_copy(update={"web": pipeline.config.web}))
         except ConfigError as error:
             console.print(f"{error}; nothing has changed", soft_wrap=True)
         except Exception as error:

@@ -175,13 +175,12 @@ def _print_json(value: dict[str, Any], *, whole: bool = False) -> None:
 
 def show_report(console: UserConsole, report: JobReport, job: ProcessJob) -> None:
     """Prints a table of the recordings, and where their results are."""
-    table = Table("video", "frames", "analysed", "dropped", "length", "tracks", "events")
+    table = Table("video", "frames", "analysed", "dropped", "length", "tracks")
     for summary in report.summaries:
-        events = ", ".join(f"{kind} {count}" for kind, count in summary.events.items())
         dropped = ", ".join(f"{reason} {count}" for reason, count in summary.dropped.items()) or "0"
         name = summary.stream + (" (complete before)" if summary.stream in report.skipped else "")
         numbers = (summary.frames, summary.analysed, dropped, f"{summary.seconds:.1f} s", summary.tracks)
-        table.add_row(name, *map(str, numbers), events)
+        table.add_row(name, *map(str, numbers))
     console.print(table)
     frames = sum(summary.frames for summary in report.summaries if summary.stream not in report.skipped)
     rate = frames / max(report.seconds, 1e-9)
@@ -192,6 +191,9 @@ def show_report(console: UserConsole, report: JobReport, job: ProcessJob) -> Non
             console.print(f"{owner}{place}: " + ", ".join(f"{way} {count}" for way, count in counts.items()))
     for summary in report.summaries:
         console.print(f"results   {summary.folder}")
+        if summary.events:
+            events = ", ".join(f"{kind} {count}" for kind, count in summary.events.items())
+            console.print(f"          {events}")
     console.print(f"events    {job.out / DATABASE}, {job.out / LINES}")
     for summary in report.summaries:
         if summary.error:

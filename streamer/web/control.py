@@ -16,16 +16,26 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from pydantic import BaseModel, ValidationError
+
 from sinks.address import redact
 from sinks.event import rfc3339
 from streamer.analysis.queries import slug
-from streamer.config import Config, StreamConfig
+from streamer.config import (
+    Config,
+    CountConfig,
+    LineConfig,
+    MaskConfig,
+    QueryConfig,
+    StreamConfig,
+    ZoneConfig,
+)
 from streamer.errors import ConfigError
 from streamer.pipeline.pipeline import Pipeline
 from streamer.web.config_document import ConfigDocument, NodeEdit, NodePath
 from streamer.web.live_frames import LiveFrames
 from streamer.web.models import ClockStatus, QueryStatus, SinkState, StreamStatus
-from streamer.web.problems import Problem
+from streamer.web.problems import Problem, validation_sentence
 from streamer.web.track_history import score_histogram, suggest_threshold
 
 log = logging.getLogger("groundstream")
@@ -66,7 +76,6 @@ class ControlRoom:
         self._frames = frames
         self._allowed_sources = allowed_sources
         self._rates = _FrameRates()
-        self._config = document.load()
         self._lock = asyncio.Lock()
 
     @property
@@ -77,7 +86,7 @@ class ControlRoom:
     @property
     def config(self) -> Config:
         """The configuration in force."""
-        return self._config
+        return self._pipeline.config
 
     async def list_streams(self) -> list[StreamStatus]:
         """Returns the state of every stream."""
@@ -122,7 +131,7 @@ class ControlRoom:
         return found, section
 
     async def read_section(self, stream: str, section: str) -> SectionState:
-        """Returns `queries`, `zones`, `lines` or `counts` of a stream. Raises `Problem` 404 for an unknown stream."""
+        """Returns `queries`, `zones`, `lines`, `ignore` (masks) or `counts` of a stream. Raises `Problem` 404."""
         position, config = await self._find_stream(stream)
         return self._section_state(position, config, section)
 
@@ -204,7 +213,7 @@ class ControlRoom:
             last = stream.last
             tally = report.tally
             received, analysed = self._rates.measure(stream.name, tally.received, tally.analysed)
-            is_dark = stream.dark_since_ns is not None or report.state.value not in {"live", "closed"}
+            is_dark = stream.dark_since_ns is not None or report.state.value not in {"live", "closed", "paused"}
             live = self._frames.newest(stream.name)
             age_ms = None
             if report.live and live is not None:
@@ -246,12 +255,12 @@ class ControlRoom:
         return found
 
     async def _find_stream(self, name: str) -> tuple[int, StreamConfig]:
+        """The position of a stream in the configuration, with its section. Raises `Problem` 404."""
         sections = await self._call(lambda: {stream.name: stream.section for stream in self._pipeline.streams})
-        section = sections.get(name)
-        key = name if section is None else _section_key(section)
-        for position, stream in enumerate(self.config.streams):
-            if _section_key(stream) == key:
-                return position, stream
+        wanted = sections.get(name)
+        for position, section in enumerate(self.config.streams):
+            if section == wanted:
+                return position, section
         raise unknown_stream(name)
 
     def _section_state(self, position: int, stream: StreamConfig, section: str) -> SectionState:
@@ -285,17 +294,11 @@ class ControlRoom:
     async def _apply(self, edits: Sequence[NodeEdit], subject: str) -> None:
         """Checks, applies and stores edits; when the pipeline refuses, nothing has changed."""
         draft = await asyncio.to_thread(self._document.draft, edits)
-        changes = await self._await(lambda: self._apply_config(draft.config))
-        self._config = draft.config
+        # Where the page itself is served is settled at the start, maybe by an option.
+        config = draft.config.model_copy(update={"web": self.config.web})
+        changes = await self._await(lambda: self._pipeline.apply(config))
         await asyncio.to_thread(self._document.store, draft)
         log.info("web: %s changed: %s", subject, "; ".join(changes) or "no effect")
-
-    async def _apply_config(self, config: Config) -> list[str]:
-        """In the pipeline's loop: switches to a configuration."""
-        try:
-            return list(await self._pipeline.apply(config))
-        except ConfigError as error:
-            raise Problem(422, str(error)) from error
 
     async def _call(self, function: Callable[[], R]) -> R:
         """Runs a function in the pipeline's loop."""
@@ -403,11 +406,25 @@ def redacted_config(config: Config) -> dict[str, Any]:
 
 
 def _stream_etag(stream: StreamConfig) -> str:
-    return entity_tag(stream.model_dump(mode="json", exclude={"queries", "zones", "lines", "counts"}))
+    return entity_tag(stream.model_dump(mode="json", exclude={"queries", "zones", "lines", "ignore", "counts"}))
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "queries": QueryConfig,
+    "zones": ZoneConfig,
+    "lines": LineConfig,
+    "ignore": MaskConfig,
+    "counts": CountConfig,
+}
 
 
 def _without_defaults(item: Mapping[str, Any], section: str) -> dict[str, Any]:
-    """An item of the configuration as a person would write it: without what is the default anyway."""
-    defaults = {"id": slug(item["text"])} if section == "queries" else {}
-    empty: tuple[Any, ...] = (None, "", [], False)
-    return {key: value for key, value in item.items() if value not in empty and defaults.get(key) != value}
+    """An item of a section as a person would write it: without what is the default anyway. Raises `ConfigError`."""
+    try:
+        checked = _SECTIONS[section].model_validate(item)
+    except ValidationError as error:
+        raise ConfigError(validation_sentence(error.errors())) from None
+    written: dict[str, Any] = checked.model_dump(mode="json", exclude_defaults=True)
+    if section == "queries" and written.get("id") == slug(written["text"]):
+        del written["id"]
+    return written

@@ -6,11 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from streamer.rules.zones import SETTLE_S
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Words = Annotated[str, Field(min_length=1, max_length=500)]
 Point = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Settle = Annotated[float, Field(ge=0, le=3600, description="Seconds on the other side after which a change counts.")]
 
 
 class _Body(BaseModel):
@@ -125,6 +128,18 @@ class ZoneBody(_Body):
     id: Name
     polygon: list[Point] = Field(min_length=3, max_length=200)
     dwell_s: list[Annotated[float, Field(gt=0, le=86_400)]] = Field(default=[], max_length=20)
+    settle_s: Settle = SETTLE_S
+    holes: list[Annotated[list[Point], Field(min_length=3, max_length=200)]] = Field(default=[], max_length=20)
+    anchor: Name = "feet"
+
+
+class MaskBody(_Body):
+    """A region in which detections are ignored, in fractions of the frame."""
+
+    id: Name = "mask"
+    polygon: list[Point] = Field(min_length=3, max_length=200)
+    holes: list[Annotated[list[Point], Field(min_length=3, max_length=200)]] = Field(default=[], max_length=20)
+    anchor: Name = "feet"
 
 
 class LineBody(_Body):
@@ -132,6 +147,8 @@ class LineBody(_Body):
 
     id: Name
     points: list[Point] = Field(min_length=2, max_length=2)
+    settle_s: Settle = SETTLE_S
+    anchor: Name = "feet"
 
 
 class CountBody(_Body):

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from sinks.sink import Sink
 from streamer.analysis.stream_analysis import StreamAnalysis
-from streamer.config import WebConfig
+from streamer.config import Config, WebConfig
 from streamer.errors import StreamerError
 from streamer.pipeline.pipeline import Pipeline
 from streamer.sources.source import Source
@@ -96,6 +96,10 @@ class WebRoom:
         with serve_state(state) as address:
             store_tokens(self._tokens_path, self.made_tokens)  # only now: a start that fails must not use them up
             yield address
+
+    def load_config(self) -> Config:
+        """Reads the configuration with the changes of the page. Raises `ConfigError`."""
+        return self._document.load()
 
     @property
     def is_exposed(self) -> bool:

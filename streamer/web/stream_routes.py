@@ -22,6 +22,7 @@ from streamer.web.models import (
     ConfigAnswer,
     CountBody,
     LineBody,
+    MaskBody,
     PreviewBody,
     PreviewTicket,
     QueryBody,
@@ -345,6 +346,21 @@ async def write_lines(
     return [LineBody(**item) for item in await _write_section(request, response, stream, "lines", value, if_match)]
 
 
+@router.get("/streams/{stream}/masks", **secured(Role.VIEWER, 404))
+async def list_masks(request: Request, response: Response, stream: StreamName) -> list[MaskBody]:
+    """Lists the masks of a stream."""
+    return [MaskBody(**item) for item in await _read_section(request, response, stream, "ignore")]
+
+
+@router.put("/streams/{stream}/masks", **secured(Role.OPERATOR, 404, 412, 428))
+async def write_masks(
+    request: Request, response: Response, stream: StreamName, body: list[MaskBody], if_match: IfMatch = None
+) -> list[MaskBody]:
+    """Replaces the masks of a stream."""
+    value = [mask.model_dump() for mask in body]
+    return [MaskBody(**item) for item in await _write_section(request, response, stream, "ignore", value, if_match)]
+
+
 @router.get("/streams/{stream}/counts", **secured(Role.VIEWER, 404))
 async def list_counts(request: Request, response: Response, stream: StreamName) -> list[CountBody]:
     """Lists the windowed counts of a stream."""
@@ -434,7 +450,7 @@ async def _write_section(
         raise Problem(422, f"{len(value)} {section} are too many: a stream may have 200")
     written = await state.controlled().write_section(stream, section, value, if_match)
     response.headers["ETag"] = written.etag
-    state.sockets.post({"type": section, "stream": stream, "etag": written.etag})
+    state.sockets.post({"type": "masks" if section == "ignore" else section, "stream": stream, "etag": written.etag})
     return written.value
 
 

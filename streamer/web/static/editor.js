@@ -1,5 +1,5 @@
 /**
- * Editor of zones and lines over a still frame: mouse, touch, pen and keyboard.
+ * Editor of zones, lines and masks over a still frame: mouse, touch, pen and keyboard.
  * Click adds a corner, a click on an edge inserts one, dragging moves a corner or the whole shape; Delete, right click or
  * a long press removes a corner; Ctrl+Z and Ctrl+Y undo and redo; arrows move the focused corner by half a percent.
  */
@@ -9,14 +9,19 @@ import { ask, fill, make, plural } from "./dom.js";
 const SNAP_PX = 10;
 const STEP = 0.005;
 const LONG_PRESS_MS = 600;
-const COLOURS = { zone: "#f2c94c", line: "#40d0ff" };
+const COLOURS = { zone: "#f2c94c", line: "#40d0ff", mask: "#c9b8ff" };
+const KINDS = { zones: "zone", lines: "line", masks: "mask" };
+const SECTIONS = Object.keys(KINDS);
+
+const rounded = (points) => points.map(([x, y]) => [Math.round(x * 1e4) / 1e4, Math.round(y * 1e4) / 1e4]);
 
 /** Returns the editor; `done` is called when it closes. */
 export async function placeEditor(context, done) {
   const { path } = context;
-  const [zones, lines] = await Promise.all([call("GET", `${path}/zones`), call("GET", `${path}/lines`)]);
-  const etags = { zones: zones.etag, lines: lines.etag };
-  let shapes = [...zones.body.map((zone) => ({ kind: "zone", id: zone.id, points: zone.polygon, rest: { dwell_s: zone.dwell_s } })), ...lines.body.map((line) => ({ kind: "line", id: line.id, points: line.points, rest: {} }))];
+  const found = await Promise.all(SECTIONS.map((section) => call("GET", `${path}/${section}`)));
+  const etags = Object.fromEntries(SECTIONS.map((section, at) => [section, found[at].etag]));
+  let shapes = SECTIONS.flatMap((section, at) => found[at].body.map(({ id, polygon, points, ...rest }) => ({ kind: KINDS[section], id, points: polygon ?? points, rest })));
+  const before = shapesBySection();
   let selected = shapes.length ? 0 : -1;
   let drawing = null;
   let past = [];
@@ -36,6 +41,10 @@ export async function placeEditor(context, done) {
   const fetchPicture = () => { image.src = address(`${path}/snapshot.jpg?width=1280&now=${Date.now()}`); };
   fetchPicture();
 
+  /** Returns what the API takes, by section. */
+  function shapesBySection() {
+    return Object.fromEntries(SECTIONS.map((section) => [section, shapes.filter((shape) => shape.kind === KINDS[section]).map((shape) => ({ id: shape.id, [section === "lines" ? "points" : "polygon"]: rounded(shape.points), ...shape.rest }))]));
+  }
   const copy = () => shapes.map((shape) => ({ ...shape, points: shape.points.map((point) => [...point]) }));
   function remember() {
     past = [...past.slice(-99), copy()];
@@ -69,11 +78,9 @@ export async function placeEditor(context, done) {
     const edge = (value, length) => (value * length < SNAP_PX ? 0 : (1 - value) * length < SNAP_PX ? 1 : value);
     return [edge(x, box.width), edge(y, box.height)];
   }
-  const rounded = (points) => points.map(([x, y]) => [Math.round(x * 1e4) / 1e4, Math.round(y * 1e4) / 1e4]);
-
   function removeCorner(shape, at) {
     if (shape.kind === "line") return say("A line has two ends: remove the line instead.");
-    if (shape.points.length <= 3) return say("A zone keeps three corners: remove the zone instead.");
+    if (shape.points.length <= 3) return say("Three corners stay: remove the whole shape instead.");
     remember();
     shape.points.splice(at, 1);
     focusCorner = Math.min(at, shape.points.length - 1);
@@ -98,12 +105,12 @@ export async function placeEditor(context, done) {
     const start = pointAt(event);
     const original = shape.points.map((point) => [...point]);
     let at = corner ? Number(corner.dataset.corner) : -1;
-    if (edge && shape.kind === "zone") {
+    if (edge && shape.kind !== "line") {
       at = Number(edge.dataset.edge) + 1;
       shape.points.splice(at, 0, start);
       original.splice(at, 0, start);
     }
-    let moved = Boolean(edge && shape.kind === "zone");
+    let moved = Boolean(edge && shape.kind !== "line");
     focusCorner = at >= 0 ? at : null;
     const press = at >= 0 && event.pointerType === "touch" ? setTimeout(() => {
       stop();
@@ -166,8 +173,8 @@ export async function placeEditor(context, done) {
   }
   function finish() {
     const shape = drawing;
-    if (shape.points.length < (shape.kind === "zone" ? 3 : 2)) return say(shape.kind === "zone" ? "A zone needs at least three corners." : "A line needs two ends.");
-    if (shape.kind === "zone" && crossesItself(shape.points)) return say("The edges of a zone must not cross one another: move the last corner.");
+    if (shape.points.length < (shape.kind === "line" ? 2 : 3)) return say(shape.kind !== "line" ? `A ${shape.kind} needs at least three corners.` : "A line needs two ends.");
+    if (shape.kind !== "line" && crossesItself(shape.points)) return say("The edges must not cross one another: move the last corner.");
     drawing = null;
     delete shape.next;
     remember();
@@ -179,10 +186,10 @@ export async function placeEditor(context, done) {
   async function begin(kind) {
     const used = new Set(shapes.map((shape) => shape.id));
     const suggestion = [kind, ...Array.from({ length: 50 }, (_, at) => `${kind} ${at + 2}`)].find((id) => !used.has(id));
-    const values = await ask(kind === "zone" ? "New zone" : "New line", [{ name: "id", label: "Name", value: suggestion }], { confirm: "Draw it", note: kind === "zone" ? "Then click its corners in the picture; Enter closes it." : "Then click its two ends; the arrow shows the direction in." });
+    const values = await ask(`New ${kind}`, [{ name: "id", label: "Name", value: suggestion }], { confirm: "Draw it", note: kind !== "line" ? "Then click its corners in the picture; Enter closes it." : "Then click its two ends; the arrow shows the direction in." });
     if (!values) return;
-    if (used.has(values.id.trim())) return say(`There is a zone or line named ${values.id.trim()}: choose another name.`);
-    drawing = { kind, id: values.id.trim(), points: [], rest: kind === "zone" ? { dwell_s: [] } : {} };
+    if (used.has(values.id.trim())) return say(`The name ${values.id.trim()} is taken: choose another one.`);
+    drawing = { kind, id: values.id.trim(), points: [], rest: {} };
     selected = -1;
     say("");
     view.focus();
@@ -218,7 +225,8 @@ export async function placeEditor(context, done) {
     trialTimer = setTimeout(async () => {
       const shape = shapes[selected];
       if (!shape) return fill(trial);
-      if (shape.kind === "zone" && crossesItself(shape.points)) return fill(trial, "The edges of a zone must not cross one another.");
+      if (shape.kind !== "line" && crossesItself(shape.points)) return fill(trial, "The edges must not cross one another.");
+      if (shape.kind === "mask") return fill(trial, `Detections inside ${shape.id} are ignored.`);
       try {
         const { body } = await call("POST", `${path}/zones/try`, { body: shape.kind === "zone" ? { polygon: rounded(shape.points) } : { points: rounded(shape.points) } });
         fill(trial, `In the last hour ${plural(body.tracks, "track")} would have ${shape.kind === "zone" ? "entered" : "crossed"} ${shape.id}.`);
@@ -238,8 +246,8 @@ export async function placeEditor(context, done) {
       const text = points.map((point) => point.join(",")).join(" ");
       const colour = COLOURS[shape.kind];
       const isSelected = at === selected || shape === drawing;
-      const closed = shape.kind === "zone" && shape !== drawing;
-      const attributes = { class: "shape", points: text, stroke: colour, fill: shape.kind === "zone" ? colour : "none", "fill-opacity": isSelected ? 0.22 : 0.1 };
+      const closed = shape.kind !== "line" && shape !== drawing;
+      const attributes = { class: "shape", points: text, stroke: colour, fill: shape.kind === "line" ? "none" : colour, "fill-opacity": shape.kind === "mask" ? 0.5 : isSelected ? 0.22 : 0.1 };
       const edges = isSelected && closed ? points.map((point, edge) => {
         const next = points[(edge + 1) % points.length];
         return make("line", { class: "edge", x1: point[0], y1: point[1], x2: next[0], y2: next[1], "data-shape": at, "data-edge": edge });
@@ -262,7 +270,7 @@ export async function placeEditor(context, done) {
           selected = at;
           draw();
           tryShape();
-        } }, item.id), make("span", { class: "dim" }, item.kind === "zone" ? `zone, ${plural(item.points.length, "corner")}` : "line"), make("span", { class: "grow" }),
+        } }, item.id), make("span", { class: "dim" }, item.kind === "line" ? "line" : `${item.kind}, ${plural(item.points.length, "corner")}`), make("span", { class: "grow" }),
         make("button", { class: "button small danger", type: "button", "aria-label": `Remove ${item.id}`, onclick: () => {
           remember();
           shapes.splice(at, 1);
@@ -277,11 +285,11 @@ export async function placeEditor(context, done) {
           point[axis] = Math.min(1, Math.max(0, Number(event.target.value) / 100));
           draw();
           tryShape();
-        } }))), make("td", {}, shape.kind === "zone" && shape.points.length > 3 ? make("button", { class: "link-button", type: "button", "aria-label": `Remove corner ${corner + 1}`, onclick: () => removeCorner(shape, corner) }, "remove") : null)))))) : null,
+        } }))), make("td", {}, shape.kind !== "line" && shape.points.length > 3 ? make("button", { class: "link-button", type: "button", "aria-label": `Remove corner ${corner + 1}`, onclick: () => removeCorner(shape, corner) }, "remove") : null)))))) : null,
       shape?.kind === "zone" ? make("label", { class: "named", style: { "margin-top": "10px" } }, "Report who stays for (seconds, comma separated)", make("input", { class: "field", value: (shape.rest.dwell_s ?? []).join(", "), placeholder: "30, 120", onchange: (event) => {
         const seconds = event.target.value.split(",").map((text) => Number(text.trim())).filter((value) => value > 0);
         remember();
-        shape.rest = { dwell_s: seconds };
+        shape.rest = { ...shape.rest, dwell_s: seconds };
       } })) : null,
       shape?.kind === "line" ? make("button", { class: "button small", type: "button", style: { "margin-top": "10px" }, onclick: () => {
         remember();
@@ -292,12 +300,11 @@ export async function placeEditor(context, done) {
 
   async function save() {
     say("");
-    const wrong = shapes.find((shape) => shape.kind === "zone" && crossesItself(shape.points));
+    const wrong = shapes.find((shape) => shape.kind !== "line" && crossesItself(shape.points));
     if (wrong) return say(`The edges of ${wrong.id} cross one another: move a corner.`);
-    const wanted = { zones: shapes.filter((shape) => shape.kind === "zone").map((shape) => ({ id: shape.id, polygon: rounded(shape.points), ...shape.rest })), lines: shapes.filter((shape) => shape.kind === "line").map((shape) => ({ id: shape.id, points: rounded(shape.points) })) };
-    const before = { zones: zones.body, lines: lines.body };
+    const wanted = shapesBySection();
     try {
-      for (const section of ["zones", "lines"]) {
+      for (const section of SECTIONS) {
         if (JSON.stringify(wanted[section]) === JSON.stringify(before[section])) continue;
         const { body, etag } = await call("PUT", `${path}/${section}`, { body: wanted[section], etag: etags[section] });
         etags[section] = etag;
@@ -305,7 +312,7 @@ export async function placeEditor(context, done) {
       }
       close();
     } catch (error) {
-      say(error.status === 412 ? "Zones or lines have changed in the meantime: close the editor and open it again." : error.message);
+      say(error.status === 412 ? "Zones, lines or masks have changed in the meantime: close the editor and open it again." : error.message);
     }
   }
   function close() {
@@ -316,7 +323,7 @@ export async function placeEditor(context, done) {
   document.addEventListener("keydown", keys);
   const button = (name, action, extra = "") => make("button", { class: `button small ${extra}`, type: "button", onclick: action }, name);
   const element = make("section", { class: "stack", style: { gap: "12px" }, "aria-label": "Editor of zones and lines" },
-    make("div", { class: "row wrap" }, button("New zone", () => begin("zone")), button("New line", () => begin("line")), button("Undo", () => undo(past, future)), button("Redo", () => undo(future, past)), button("Newest picture", fetchPicture), make("span", { class: "grow" }), button("Cancel", close), button("Save", save, "primary")),
+    make("div", { class: "row wrap" }, button("New zone", () => begin("zone")), button("New line", () => begin("line")), button("New mask", () => begin("mask")), button("Undo", () => undo(past, future)), button("Redo", () => undo(future, past)), button("Newest picture", fetchPicture), make("span", { class: "grow" }), button("Cancel", close), button("Save", save, "primary")),
     view, sentence, make("div", { class: "panel" }, side, trial));
   requestAnimationFrame(() => {
     draw();
