@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import heapq
 import struct
 import threading
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 DecodeError = av.error.FFmpegError
 Unauthorised = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)
 NotFound = av.error.HTTPNotFoundError
-Refused = (av.error.HTTPOtherClientError, av.error.ProtocolNotFoundError)
+Refused = (av.error.HTTPOtherClientError, av.error.HTTPServerError, av.error.HTTPBadRequestError)
 TimedOut = (av.error.ExitError, av.error.TimeoutError)
 
 _WAITING_PICTURES = 32  # a decoder holds back at most 16 pictures; one that waits longer never comes
@@ -648,6 +649,11 @@ class _OrderTimes:
 
     def next_ns(self) -> int | None:
         return heapq.heappop(self._times) if self._times else None
+
+
+def is_refusal(error: DecodeError) -> bool:
+    """Whether a server answered that it will not do what it was asked for."""
+    return isinstance(error, Refused) or error.errno == errno.EPROTONOSUPPORT
 
 
 def reason(error: DecodeError) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
@@ -21,10 +21,11 @@ from streamer.sources.clock import LiveClock
 from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.handover import FrameQueue, Handover, joined
 from streamer.sources.pace import CameraPace, Stalled, StallWatchdog
+from streamer.sources.rtsp import PORTS, RtspRelay, find_refusal, needs_relay
 from streamer.sources.source import OnState, SourceRecipe, SourceState, StateChange
 
 if TYPE_CHECKING:
-    from streamer.sources.decode import DecodedPicture, PictureReader, VideoReader
+    from streamer.sources.decode import DecodedPicture, LostPictures, PictureReader, VideoReader
 
 _ANSWER_S = 10.0  # how long a camera that was never seen may take to answer
 _FIRST_OPEN_S = 65.0  # and to send its first pictures
@@ -36,8 +37,6 @@ _LOCKOUT_S = 10.0  # after a wrong password: cameras lock out who tries too ofte
 _WAIT_S = 2.0  # a silence after which FFmpeg gives out the picture that it still holds
 _HLS_BEHIND_MS = 30_000.0  # a player begins three segments before the newest; ten seconds each are common
 _JOIN_S = 2.0
-_RTSP_PORTS = {"rtsp": 554, "rtsps": 322}
-_PORTS = {**_RTSP_PORTS, "http": 80, "https": 443}
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +69,7 @@ class LiveSource:
         self._pause_s = _FIRST_RETRY_S
         self._pace_offset_s = 0.0
         self._watchdog: StallWatchdog | None = None
+        self._is_relayed = False  # FFmpeg cannot authenticate itself
         self._clock = LiveClock(link.clock)
         self._pace = CameraPace(link.stall_s)
         self._connection = -1
@@ -144,8 +144,9 @@ class LiveSource:
             self._connection += 1
             self._clock.reset()
             watchdog = self._watchdog = StallWatchdog(self._pace)
-            if isinstance(video, VideoReader) and video.timed and video.times == "own" and not video.bursts:
-                video.catch_up = CatchUp()
+            decoder = video.video if isinstance(video, RelayedReader) else video
+            if isinstance(decoder, VideoReader) and video.timed and decoder.times == "own" and not video.bursts:
+                decoder.catch_up = CatchUp()
             for picture in video.pictures():
                 if self._closing.is_set():
                     return
@@ -196,7 +197,35 @@ class LiveSource:
 
         return open_web_camera(self._link, limit_s, self._check_waiting)
 
-    def _open_stream(self, limit_s: float, answer_s: float) -> VideoReader:
+    def _open_stream(self, limit_s: float, answer_s: float) -> PictureReader:
+        link = self._link
+        if link.kind != "rtsp":
+            return self._open_ffmpeg(link.address, limit_s)
+        if not needs_relay(link.address) and not self._is_relayed:
+            _reach(link.address, answer_s)
+            try:
+                return self._open_ffmpeg(link.address, limit_s)
+            except _Refused as refused:
+                trouble, algorithm = find_refusal(link.address, link.tls)
+                self._is_relayed = trouble is None and algorithm not in ("", "basic", "MD5")
+                if not self._is_relayed:
+                    raise trouble or refused.trouble from None
+        return self._open_relayed(limit_s, answer_s)
+
+    def _open_relayed(self, limit_s: float, answer_s: float) -> PictureReader:
+        relay = RtspRelay(self._link.address, self._link.tls, answer_s)
+        try:
+            return RelayedReader(self._open_ffmpeg(relay.address, limit_s, transport="tcp"), relay)
+        except BaseException as failure:
+            relay.close()
+            if isinstance(failure, CameraTrouble | _Refused) and relay.trouble is not None:
+                raise relay.trouble from None
+            if isinstance(failure, _Refused):
+                raise failure.trouble from None
+            raise
+
+    def _open_ffmpeg(self, address: str, limit_s: float, transport: str | None = None) -> VideoReader:
+        """Raises `CameraTrouble`, and `_Refused` where the camera may tell more."""
         from streamer.sources.decode import (
             DecodeError,
             NoSuchTrack,
@@ -204,18 +233,17 @@ class LiveSource:
             NoVideo,
             Unauthorised,
             VideoReader,
+            is_refusal,
             reason,
         )
 
         link = self._link
-        if link.kind == "rtsp":
-            _reach(link.address, answer_s)
         began = time.monotonic()
         try:
             return VideoReader(
-                link.address,
+                address,
                 form=link.form,
-                options=link.options,
+                options={**link.options, **({"rtsp_transport": transport} if transport else {})},
                 open_timeout_s=limit_s,
                 read_timeout_s=_WAIT_S if link.stall_s is None else min(_WAIT_S, link.stall_s),
                 on_wait=self._check_waiting,
@@ -229,10 +257,12 @@ class LiveSource:
         except NoVideo:
             raise CameraTrouble("it sends no pictures", final=True) from None
         except Unauthorised as failure:
-            raise CameraTrouble(reason(failure), final=True, pause_s=_LOCKOUT_S) from None
+            raise _Refused(CameraTrouble(reason(failure), final=True, pause_s=_LOCKOUT_S)) from None
         except NotFound as failure:
             raise CameraTrouble(reason(failure), final=True) from None
         except DecodeError as failure:
+            if is_refusal(failure):
+                raise _Refused(CameraTrouble(reason(failure))) from None
             late = time.monotonic() - began >= limit_s
             raise CameraTrouble(f"no picture within {limit_s:.0f} s" if late else reason(failure)) from None
 
@@ -278,24 +308,47 @@ class LiveSource:
                 self._handover.call(self._on_state, StateChange(self.name, state, time.time_ns(), cause))
 
 
-def _reach(address: str, answer_s: float) -> None:
-    """Says precisely what keeps us from a server, as FFmpeg does not. Raises `CameraTrouble`.
+class _Refused(Exception):
+    """A camera answered with a refusal that FFmpeg does not tell in full; `trouble` is what it does tell."""
 
-    A server of RTSP is also asked for its options: one that answers may then take its time for the first picture.
+    def __init__(self, trouble: CameraTrouble) -> None:
+        super().__init__(str(trouble))
+        self.trouble = trouble
+
+
+class RelayedReader:
+    """A reader of pictures behind a relay; closing it closes both."""
+
+    timed = True
+    bursts = False
+
+    def __init__(self, video: VideoReader, relay: RtspRelay) -> None:
+        self.video = video
+        self._relay = relay
+
+    def pictures(self) -> Iterator[DecodedPicture | LostPictures]:
+        return self.video.pictures()
+
+    def close(self) -> None:
+        self.video.close()
+        self._relay.close()
+
+
+def _reach(address: str, answer_s: float) -> None:
+    """Says precisely what keeps us from a camera, as FFmpeg does not. Raises `CameraTrouble`.
+
+    It is asked for its options: a camera that answers may then take its time for the first picture.
     """
     url = urlsplit(address)
-    if url.scheme not in _PORTS or url.hostname is None:
+    if url.hostname is None:
         return
-    if url.scheme not in _RTSP_PORTS and os.environ.get("http_proxy"):
-        return  # the proxy may know hosts that we do not
-    port = url.port or _PORTS[url.scheme]
+    port = url.port or PORTS["rtsp"]
     try:
         with socket.create_connection((url.hostname, port), timeout=_REACH_S) as connection:
-            if url.scheme == "rtsp":
-                host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
-                connection.settimeout(answer_s)
-                connection.sendall(f"OPTIONS rtsp://{host}:{port}{url.path} RTSP/1.0\r\nCSeq: 1\r\n\r\n".encode())
-                connection.recv(1)
+            host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+            connection.settimeout(answer_s)
+            connection.sendall(f"OPTIONS rtsp://{host}:{port}{url.path} RTSP/1.0\r\nCSeq: 1\r\n\r\n".encode())
+            connection.recv(1)
     except socket.gaierror:
         raise CameraTrouble(f"the host {url.hostname} is not known", final=True) from None
     except ConnectionRefusedError:

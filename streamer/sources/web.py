@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sinks.address import redact
-from sinks.tls import TlsOptions, TlsOptionsError, tls_cause
+from sinks.tls import TlsOptions, TlsOptionsError, find_tls_trouble, tls_cause
 
 _CHUNK = 2**16
 _POLL_S = 0.25
@@ -84,10 +84,11 @@ class WebResponse:
             return True
         connection.setblocking(False)
         try:
-            if buffered(1):
-                return True
-        except (BlockingIOError, ssl.SSLWantReadError):
-            pass
+            if buffered(1) or isinstance(connection, ssl.SSLSocket):
+                return True  # data, or the end of a TLS stream
+        except ssl.SSLWantReadError:  # what makes the socket readable may be a message of TLS itself
+            select.select([connection], [], [], _POLL_S)
+            return False
         except OSError:
             return True
         finally:
@@ -114,7 +115,7 @@ class WebClient:
             origin = f"{url.scheme}://{url.netloc.rpartition('@')[2]}/"
             passwords.add_password(None, origin, unquote(url.username), unquote(url.password or ""))
         try:
-            context = tls.context()
+            self._context = context = tls.context()
         except TlsOptionsError as error:
             raise WebError(str(error), final=True) from None
         self._opener = urllib.request.build_opener(
@@ -165,6 +166,13 @@ class WebClient:
             return error
         if isinstance(error, BaseException) and (cause := tls_cause(error, has_certificate=self._has_certificate)):
             return WebError(f"{host} {cause}", final=True)
+        if place.scheme == "https" and isinstance(error, OSError) and not isinstance(error, socket.gaierror):
+            # What a server thinks of our certificate often comes after the handshake, as a connection that ends.
+            cause = find_tls_trouble(
+                str(place.hostname), place.port or 443, self._context, has_certificate=self._has_certificate
+            )
+            if cause:
+                return WebError(f"{host} {cause}", final=True)
         if isinstance(error, socket.gaierror):
             return WebError(f"the host {place.hostname} is not known", final=True)
         if isinstance(error, ConnectionRefusedError):
