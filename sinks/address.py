@@ -138,6 +138,15 @@ class AddressOptions:
         self._known.append(name)
         return self._values.pop(name, default)
 
+    def peek(self, name: str) -> str | None:
+        """The value of an option that is asked for elsewhere."""
+        return self._values.get(name)
+
+    def rename(self, old: str, new: str) -> None:
+        """Takes the option `old` for `new`, unless that is given too."""
+        if old in self._values and new not in self._values:
+            self._values[new] = self._values.pop(old)
+
     def number(self, name: str, default: float, *, least: float = 0) -> float:
         """A plain number, at least `least`."""
         text = self.text(name)

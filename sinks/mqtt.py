@@ -10,44 +10,52 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sinks.address import SinkAddress
-from sinks.event import EventType
+from sinks.mqtt_styles import CloudEventStyle, MqttMessage, MqttStyle
 from sinks.sink import PoisonError, SinkAddressError, SinkError
+from sinks.tls import TlsOptions, TlsOptionsError, find_tls_trouble, tls_cause
 from sinks.worker import SinkWorker
 
 if TYPE_CHECKING:
     from sinks.event import Event
 
-_RETAINED = frozenset({EventType.STREAM_ONLINE, EventType.STREAM_OFFLINE, EventType.COVERAGE})
 _KEEPALIVE_S = 15
 _TOO_LARGE = 0x95
-_REFUSED_FOR_GOOD = frozenset({0x90, 0x95, 0x99})  # topic name invalid, packet too large, payload format invalid
+_NOT_AUTHORIZED = 0x87
+_REFUSED_FOR_GOOD = frozenset({0x90, _TOO_LARGE, 0x99})  # also: topic name invalid, payload format invalid
+_CAREFUL_EVENTS = 256
+_BREAKS_TO_BLAME = 2
+
+
+class _ConnectionBroken(SinkError):
+    """The broker ended the connection while it had messages of ours."""
 
 
 class MqttSink:
-    """Topic `PREFIX/STREAM/KIND` (`groundstream/gate/track/begin`), the value is the event in JSON.
+    """Publishes what its style makes of each event. A PUBACK is the acknowledgement.
 
-    `PREFIX/STREAM/state` is retained and holds the newest event about the stream itself. `PREFIX/status` is retained
-    too: "online", and "offline" once we are gone, also by the last will. A PUBACK is the acknowledgement; at any
-    failure the connection is given up, and a new one sends what was not acknowledged.
+    At any failure the connection is given up, and a new one sends what was not acknowledged. A broker that ends the
+    connection each time it is sent a certain event alone, but takes other messages, will never take that event.
     """
 
     def __init__(
         self,
         host: str,
         port: int,
-        prefix: str,
+        style: MqttStyle,
         *,
         user: str | None = None,
         password: str | None = None,
         tls: ssl.SSLContext | None = None,
+        has_certificate: bool = False,
         client_id: str = "",
         timeout_s: float = 10.0,
     ) -> None:
-        self._where = f"MQTT at {host}:{port}"
+        shown = f"[{host}]" if ":" in host else host
+        self._where = f"MQTT at {shown}:{port}"
         self._host, self._port = host, port
-        self._prefix = prefix
+        self._style = style
         self._user, self._password = user, password
-        self._tls = tls
+        self._tls, self._has_certificate = tls, has_certificate
         self._client_id = client_id
         self._timeout_s = timeout_s
         self._worker = SinkWorker("sink-mqtt")
@@ -57,79 +65,120 @@ class MqttSink:
         self._largest = 0
         self._answers: dict[int, Any] = {}
         self._lost = ""
+        self._is_asked = False  # to send the welcome again
+        self._careful = 0  # events that are sent one by one, after a broken connection
+        self._breaks: dict[str, int] = {}  # by event: connections that ended on it when it was sent alone
 
     async def send_batch(self, events: Sequence[Event]) -> None:
-        await self._worker.call(self._send, events)
+        """Publishes the events; see `Sink.send_batch`."""
+        await self._worker.call(self._send_events, events)
 
     async def check(self) -> str:
-        """Whether the broker lets us in; nothing is told there. Raises `SinkError`."""
-        return await self._worker.call(self._look)
+        """Connects without publishing anything. Raises `SinkError`."""
+        return await self._worker.call(self._check_broker)
 
     async def aclose(self) -> None:
+        """Publishes that the sink has stopped and ends the connection."""
         with self._changed:
             self._lost = "the sink was closed"
             self._changed.notify_all()
-        await self._worker.aclose(last=self._goodbye)
+        await self._worker.aclose(last=self._disconnect)
 
     # The worker's thread; callbacks come from paho's.
 
-    def _look(self) -> str:
+    def _check_broker(self) -> str:
         if self._client is None:
-            self._connect(in_silence=True)
-            self._goodbye(in_silence=True)
-        return "the broker lets us in; what may be written there, only an event would tell"
+            self._connect(silent=True)
+            self._disconnect(silent=True)
+        return "the broker accepts the connection; whether it lets this user write, only an event shows"
 
-    def _send(self, events: Sequence[Event]) -> None:
+    def _send_events(self, events: Sequence[Event]) -> None:
+        refused: dict[str, str] = {}
+        start = 0
+        while start < len(events):
+            group = events[start : start + 1] if self._careful else events[start:]
+            try:
+                refused |= self._send_group(group)
+            except SinkError as error:
+                culprit = group[error.delivered].id if error.delivered < len(group) else ""
+                if self._is_to_blame(error, culprit, alone=len(group) == 1):
+                    refused[culprit] = f"{self._where} ends the connection on it: it may be too large for the broker"
+                    start += 1
+                    continue
+                # what was refused comes again and is refused again: it is not in the dead letters yet
+                first_refused = next((n for n, event in enumerate(events) if event.id in refused), len(events))
+                error.delivered = min(start + error.delivered, first_refused)
+                raise
+            start += len(group)
+            self._careful = max(0, self._careful - len(group))
+        if refused:
+            for event_id in refused:
+                self._breaks.pop(event_id, None)
+            raise PoisonError(f"{self._where} refuses {len(refused)} events for good", refused)
+
+    def _is_to_blame(self, error: SinkError, event_id: str, *, alone: bool) -> bool:
+        if not isinstance(error, _ConnectionBroken):
+            return False
+        self._careful = _CAREFUL_EVENTS
+        if not alone:
+            return False
+        if len(self._breaks) > _CAREFUL_EVENTS:
+            self._breaks.clear()
+        self._breaks[event_id] = self._breaks.get(event_id, 0) + 1
+        return self._breaks[event_id] >= _BREAKS_TO_BLAME
+
+    def _send_group(self, events: Sequence[Event]) -> dict[str, str]:
+        """Returns the ids of events that are refused for good, with the reasons."""
         if self._client is None:
             self._connect()
+        if self._is_asked:
+            self._is_asked = False
+            self._publish_all(self._style.welcome())
         refused: dict[str, str] = {}
         waiting: list[tuple[int, int]] = []
         for index, event in enumerate(events):
-            payload = event.to_json()
-            if self._largest and len(payload) + 1024 > self._largest:
-                refused[event.id] = f"{self._where} takes at most {self._largest} bytes, this event has {len(payload)}"
+            messages = self._style.messages_of(event)
+            size = max((_packet_size(message) for message in messages), default=0)
+            if self._largest and size > self._largest:
+                refused[event.id] = f"{self._where} takes at most {self._largest} bytes, this event needs {size}"
                 continue
-            kind = event.kind.replace(".", "/")
-            waiting.append((index, self._publish(f"{_level(event.data.stream)}/{kind}", payload)))
-            if event.type in _RETAINED:
-                waiting.append((index, self._publish(f"{_level(event.data.stream)}/state", payload, retain=True)))
+            waiting += [(index, self._publish(message)) for message in messages]
         for index, mid in waiting:
             code = self._wait_for(mid, index)
             if code in _REFUSED_FOR_GOOD:
-                refused[events[index].id] = f"{self._where} refuses it: {code}"
+                refused[events[index].id] = f"{self._where} refuses it (reason code 0x{code:02x})"
             elif code >= 0x80:
                 self._give_up()
-                hint = ": this user may not write there" if code == 0x87 else ""
-                raise SinkError(f"{self._where} refuses to take events ({code}){hint}", delivered=index)
-        if refused:
-            raise PoisonError(f"{self._where} refuses {len(refused)} events for good", refused)
+                hint = ": this user may not write there" if code == _NOT_AUTHORIZED else ""
+                raise SinkError(
+                    f"{self._where} refuses to take events (reason code 0x{code:02x}){hint}", delivered=index
+                )
+        return refused
 
-    def _connect(self, *, in_silence: bool = False) -> None:
-        """In silence: without a word to subscribers, and beside a client of our name that is connected."""
+    def _connect(self, *, silent: bool = False) -> None:
+        """`silent`: publishes nothing, and leaves a client of our name that is connected alone."""
         from paho.mqtt.client import Client, MQTTv5
         from paho.mqtt.enums import CallbackAPIVersion
 
         self._connected, self._answers, self._lost, self._largest = None, {}, "", 0
-        client_id = "" if in_silence else self._client_id
+        client_id = "" if silent else self._client_id
         client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTv5)
         client.max_inflight_messages_set(200)
         client.connect_timeout = self._timeout_s
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
-        if not in_silence:
-            client.will_set(f"{self._prefix}/status", b"offline", qos=1, retain=True)
+        client.on_message = self._on_message
+        if not silent:
+            client.will_set(self._style.status_topic, b"offline", qos=1, retain=True)
         if self._user is not None:
             client.username_pw_set(self._user, self._password)
         if self._tls is not None:
             client.tls_set_context(self._tls)
         try:
             client.connect(self._host, self._port, keepalive=_KEEPALIVE_S)
-        except ssl.SSLCertVerificationError as error:
-            raise SinkError(f"{self._where} shows a certificate that is not trusted ({error.verify_message})") from None
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise SinkError(f"{self._where} does not answer ({reason})") from None
+            raise self._unreachable(error) from None
         self._client = client
         client.loop_start()
         with self._changed:
@@ -137,19 +186,46 @@ class MqttSink:
         code = self._connected
         if code is None or code.is_failure:
             self._give_up()
-            said = f"refuses the connection ({code})" if code is not None else "does not answer as MQTT 5 should"
-            raise SinkError(f"{self._where} {said}: check user, password and that it speaks MQTT 5")
-        if not in_silence:
-            self._publish("status", b"online", retain=True)
+            if code is not None:
+                raise SinkError(f"{self._where} refuses the connection ({code}): check user and password")
+            cause = self._tls_trouble() or "does not answer as MQTT 5 should: check that it speaks MQTT 5"
+            raise SinkError(f"{self._where} {cause}")
+        if not silent:
+            self._greet()
 
-    def _publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int:
+    def _greet(self) -> None:
+        """Publishes the status and waits for the answer, which shows that the broker takes messages."""
+        mid = self._publish(MqttMessage(self._style.status_topic, b"online", retain=True))
+        self._wait_for(mid, 0)
+        self._publish_all(self._style.welcome())
+        if self._style.announce_topic:
+            self._client.subscribe(self._style.announce_topic, qos=1)
+
+    def _unreachable(self, error: OSError | ValueError) -> SinkError:
+        cause = tls_cause(error, has_certificate=self._has_certificate)
+        if not cause and isinstance(error, ssl.SSLError | ConnectionResetError):
+            cause = self._tls_trouble()
+        reason = getattr(error, "strerror", None) or error
+        return SinkError(f"{self._where} {cause or f'does not answer ({reason})'}")
+
+    def _tls_trouble(self) -> str:
+        wait_s = min(3.0, self._timeout_s)
+        return find_tls_trouble(
+            self._host, self._port, self._tls, has_certificate=self._has_certificate, timeout_s=wait_s
+        )
+
+    def _publish_all(self, messages: Sequence[MqttMessage]) -> None:
+        for mid in [self._publish(message) for message in messages]:
+            self._wait_for(mid, 0)
+
+    def _publish(self, message: MqttMessage) -> int:
         from paho.mqtt.packettypes import PacketTypes
         from paho.mqtt.properties import Properties
 
         properties: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        properties.ContentType = "application/cloudevents+json" if payload[:1] == b"{" else "text/plain"
-        message = self._client.publish(f"{self._prefix}/{topic}", payload, qos=1, retain=retain, properties=properties)
-        return int(message.mid)
+        properties.ContentType = message.content_type
+        sent = self._client.publish(message.topic, message.payload, qos=1, retain=message.retain, properties=properties)
+        return int(sent.mid)
 
     def _wait_for(self, mid: int, delivered: int) -> Any:
         deadline = time.monotonic() + self._timeout_s
@@ -157,29 +233,32 @@ class MqttSink:
             self._changed.wait_for(lambda: mid in self._answers or self._lost, deadline - time.monotonic())
             if mid in self._answers:
                 return self._answers.pop(mid)
-            reason = self._lost or f"no acknowledgement within {self._timeout_s:g} s"
+            lost = self._lost
         self._give_up()
-        raise SinkError(f"{self._where}: {reason}", delivered=delivered)
+        if lost:
+            raise _ConnectionBroken(f"{self._where}: {lost}", delivered=delivered)
+        raise SinkError(f"{self._where}: no acknowledgement within {self._timeout_s:g} s", delivered=delivered)
 
     def _give_up(self) -> None:
-        """Break the connection without a goodbye, so that the last will is told."""
+        """Breaks the connection without a goodbye, so that the broker publishes the last will."""
         client, self._client = self._client, None
         if client is None:
             return
-        client.on_disconnect = client.on_publish = client.on_connect = None
+        client.on_disconnect = client.on_publish = client.on_connect = client.on_message = None
         with contextlib.suppress(OSError):
             if (connection := client.socket()) is not None:
                 connection.shutdown(2)
         client.disconnect()
         client.loop_stop()
 
-    def _goodbye(self, *, in_silence: bool = False) -> None:
+    def _disconnect(self, *, silent: bool = False) -> None:
         client = self._client
         if client is None:
             return
-        if not in_silence:
+        if not silent:
+            text = self._style.stopped_text.encode()
             with contextlib.suppress(ValueError, RuntimeError):
-                client.publish(f"{self._prefix}/status", b"offline", qos=1, retain=True).wait_for_publish(1.0)
+                client.publish(self._style.status_topic, text, qos=1, retain=True).wait_for_publish(1.0)
         client.on_disconnect = None
         client.disconnect()
         client.loop_stop()
@@ -201,37 +280,60 @@ class MqttSink:
             self._answers[mid] = code.value
             self._changed.notify_all()
 
+    def _on_message(self, _client: Any, _data: Any, message: Any) -> None:
+        self._is_asked = self._is_asked or (message.payload == b"online" and not message.retain)
+
 
 def open_mqtt(address: SinkAddress) -> MqttSink:
-    """`mqtt://USER:PASSWORD@HOST:PORT/PREFIX`; `mqtts://` speaks TLS. Options: `client_id`, `timeout`, `cafile`."""
+    """Opens `mqtt://USER:PASSWORD@HOST:PORT/PREFIX`; `mqtts://` uses TLS.
+
+    Options: `client_id`, `timeout` (seconds), the TLS options, `style=frigate` for topics and payloads as Frigate's,
+    and `discovery=true` for entities in Home Assistant (or the prefix of its discovery topics).
+    """
     options = address.options
     if not address.host:
         raise SinkAddressError(f"{address.public}: a host is missing: write mqtt://HOST/PREFIX")
     try:
-        import paho.mqtt.client  # noqa: F401  asked for here, so that its absence is told at once
+        import paho.mqtt.client  # noqa: F401  imported here, so that its absence is reported at start
     except ImportError:
         raise SinkAddressError("the mqtt sink needs paho-mqtt: pip install 'groundstream[mqtt]'") from None
     secure = address.scheme == "mqtts"
-    cafile = options.text("cafile")
     client_id = options.text("client_id") or ""
     timeout_s = options.number("timeout", 10.0, least=0.1)
+    tls = TlsOptions.from_options(options, secure=secure)
+    style = _open_style(address)
     options.finish()
     try:
-        tls = ssl.create_default_context(cafile=cafile) if secure else None
-    except OSError as error:
-        raise options.error(f"option cafile={cafile!r} cannot be read ({error.strerror or error})") from None
+        context = tls.context() if secure else None
+    except TlsOptionsError as error:
+        raise options.error(str(error)) from None
     return MqttSink(
         address.host,
         address.port or (8883 if secure else 1883),
-        address.path.strip("/") or "groundstream",
+        style,
         user=address.user,
         password=address.password,
-        tls=tls,
+        tls=context,
+        has_certificate=tls.certfile is not None,
         client_id=client_id,
         timeout_s=timeout_s,
     )
 
 
-def _level(stream: str) -> str:
-    """A stream's name as one level of a topic: MQTT keeps /, + and # to itself."""
-    return stream.translate({ord(character): "_" for character in "/+#\0"})
+def _open_style(address: SinkAddress) -> MqttStyle:
+    options = address.options
+    prefix = address.path.strip("/")
+    if set(prefix) & set("+#\0"):
+        raise options.error(f"topic prefix {prefix!r} holds +, # or a NUL: MQTT keeps them to itself")
+    return CloudEventStyle(prefix or "groundstream")
+
+
+def _packet_size(message: MqttMessage) -> int:
+    """Bytes of the PUBLISH packet with QoS 1. MQTT 5.0, section 3.3."""
+    properties = 1 + 2 + len(message.content_type.encode())
+    rest = 2 + len(message.topic.encode()) + 2 + _varint_size(properties) + properties + len(message.payload)
+    return 1 + _varint_size(rest) + rest
+
+
+def _varint_size(value: int) -> int:
+    return 1 if value < 128 else 2 if value < 16384 else 3 if value < 2097152 else 4

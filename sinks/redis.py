@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sinks.address import SinkAddress
 from sinks.sink import PoisonError, SinkAddressError, SinkError
+from sinks.tls import TlsOptions, TlsOptionsError, find_tls_trouble
 from sinks.worker import SinkWorker
 
 if TYPE_CHECKING:
@@ -14,97 +16,191 @@ if TYPE_CHECKING:
 
 
 class RedisSink:
-    """XADD to one key, in order, in one round trip a batch; `keep` bounds the stream's length (about; 0: never)."""
+    """Adds entries to one key, in order: a batch is one transaction, so it is stored as a whole or not at all.
 
-    def __init__(self, where: str, key: str, *, keep: int = 0, **connection: Any) -> None:
+    A user without the right to MULTI and EXEC gets each entry in a round trip of its own. `keep` bounds the stream's
+    length (about; 0: no bound).
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        key: str,
+        *,
+        keep: int = 0,
+        tls: ssl.SSLContext | None = None,
+        has_certificate: bool = False,
+        timeout_s: float = 10.0,
+        **connection: Any,
+    ) -> None:
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
-        self._where = where
+        self._host, self._port = host, port
+        self._where = f"Redis at {f'[{host}]' if ':' in host else host}:{port}"
+        self._tls, self._has_certificate = tls, has_certificate
+        self._timeout_s = timeout_s
         self._key = key
         self._keep = keep or None
-        # protocol 2 is what every version of Redis speaks; trying again is the spool's work
-        self._client = redis.Redis(protocol=2, retry=Retry(NoBackoff(), 0), **connection)
+        self._can_transact = True
+        # Protocol 2 is spoken by every version of Redis; trying again is the spool's work.
+        self._client = redis.Redis(
+            host=host,
+            port=port,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            **connection,
+        )
         self._worker = SinkWorker("sink-redis")
 
     async def send_batch(self, events: Sequence[Event]) -> None:
-        await self._worker.call(self._add, events)
+        """Adds the events; see `Sink.send_batch`."""
+        await self._worker.call(self._add_entries, events)
 
     async def check(self) -> str:
-        """How things stand, without writing. Raises `SinkError` where events could not go there."""
-        return await self._worker.call(self._look)
+        """Says how things stand, without writing. Raises `SinkError` where events could not go there."""
+        return await self._worker.call(self._check_key)
 
     async def aclose(self) -> None:
+        """Closes the connection."""
         await self._worker.aclose(last=self._client.close)
 
-    def _look(self) -> str:
+    def _check_key(self) -> str:
         import redis
 
         try:
+            self._check_role()
             kind = self._client.type(self._key)
             if kind == b"stream":
                 return f"answers; {self._key} holds {self._client.xlen(self._key)} entries"
+        except redis.exceptions.NoPermissionError:
+            return f"answers; this user may not read {self._key}: whether it may write, only an event shows"
         except redis.RedisError as error:
-            raise self._unreachable(error) from None
+            raise self._failure(error) from None
         if kind != b"none":
-            raise self._no_stream()
+            raise self._wrong_type()
         return f"answers; {self._key} begins with the first event"
 
-    def _add(self, events: Sequence[Event]) -> None:
+    def _check_role(self) -> None:
         import redis
 
-        pipeline = self._client.pipeline(transaction=False)
-        for event in events:
-            fields: Any = {"id": event.id, "type": event.type.value, "stream": event.data.stream}
-            pipeline.xadd(self._key, {**fields, "event": event.to_json()}, maxlen=self._keep, approximate=True)
         try:
-            answers = pipeline.execute(raise_on_error=False)
-        except redis.RedisError as error:
-            raise self._unreachable(error) from None
+            found: Any = self._client.info("replication")
+        except redis.ResponseError:  # no right to ask, or no answer to it
+            return
+        if found.get("role") == "slave" and str(found.get("slave_read_only", "1")) == "1":
+            raise self._read_only()
+
+    def _add_entries(self, events: Sequence[Event]) -> None:
+        import redis
+
+        if self._can_transact:
+            try:
+                self._add_batch(events)
+            except redis.exceptions.NoPermissionError as error:
+                if not any(command in str(error).lower() for command in ("multi", "exec")):
+                    raise self._failure(error) from None
+                self._can_transact = False
+            except redis.RedisError as error:
+                raise self._failure(error) from None
+            else:
+                return
+        for index, event in enumerate(events):
+            try:
+                self._client.xadd(self._key, _fields_of(event), maxlen=self._keep, approximate=True)
+            except redis.RedisError as error:
+                failure = self._failure(error)
+                failure.delivered = index
+                raise failure from None
+
+    def _add_batch(self, events: Sequence[Event]) -> None:
+        pipeline = self._client.pipeline(transaction=True)
+        for event in events:
+            pipeline.xadd(self._key, _fields_of(event), maxlen=self._keep, approximate=True)
+        answers = pipeline.execute(raise_on_error=False)
         failed = [(index, answer) for index, answer in enumerate(answers) if isinstance(answer, Exception)]
         if not failed:
             return
         index, reason = failed[0]
-        if "WRONGTYPE" in str(reason):
-            raise self._no_stream()
         if "string exceeds" in str(reason):
             reasons = {events[number].id: str(why) for number, why in failed}
-            raise PoisonError(f"Redis at {self._where} refuses {len(reasons)} events for good", reasons)
-        # a full memory refuses some and takes later ones: all from the first one on are sent again, in order
-        raise SinkError(f"Redis at {self._where} refuses ({reason})", delivered=index)
+            raise PoisonError(f"{self._where} refuses {len(reasons)} events for good", reasons)
+        failure = self._failure(reason)
+        failure.delivered = index
+        raise failure
 
-    def _unreachable(self, error: Exception) -> SinkError:
+    def _failure(self, error: Exception) -> SinkError:
         import redis
 
-        if isinstance(error, redis.AuthenticationError):
-            return SinkError(f"Redis at {self._where} refuses the user or the password")
-        return SinkError(f"Redis at {self._where} does not answer ({error})")
+        if isinstance(error, redis.AuthenticationError) or "WRONGPASS" in str(error):
+            return SinkError(f"{self._where} refuses the user or the password")
+        if isinstance(error, redis.exceptions.ReadOnlyError) or "READONLY" in str(error):
+            return self._read_only()
+        if "WRONGTYPE" in str(error):
+            return self._wrong_type()
+        if isinstance(error, redis.exceptions.NoPermissionError):
+            return SinkError(
+                f"{self._where} does not let this user write {self._key} ({error}): ask for the right to XADD"
+            )
+        if isinstance(error, redis.ResponseError):
+            return SinkError(f"{self._where} refuses ({error})")
+        cause = find_tls_trouble(
+            self._host,
+            self._port,
+            self._tls,
+            has_certificate=self._has_certificate,
+            timeout_s=min(3.0, self._timeout_s),
+        )
+        return SinkError(f"{self._where} {cause or f'does not answer ({error})'}")
 
-    def _no_stream(self) -> SinkError:
-        return SinkError(f"Redis at {self._where}: {self._key} is no stream: give the sink another key")
+    def _read_only(self) -> SinkError:
+        return SinkError(f"{self._where} is a read-only replica: give the address of its primary")
+
+    def _wrong_type(self) -> SinkError:
+        return SinkError(f"{self._where}: {self._key} is not a stream: give the sink another key")
 
 
 def open_redis(address: SinkAddress) -> RedisSink:
-    """`redis://USER:PASSWORD@HOST:PORT/KEY`; `rediss://` speaks TLS. Options: `keep`, `db`, `timeout`, `cafile`."""
+    """Opens `redis://USER:PASSWORD@HOST:PORT/KEY`; `rediss://` uses TLS.
+
+    Options: `keep` (entries), `db` (number), `timeout` (seconds), the TLS options.
+    """
     options = address.options
     if not address.host:
         raise SinkAddressError(f"{address.public}: a host is missing: write redis://HOST/KEY")
     keep, db = options.whole("keep", 0), options.whole("db", 0)
     timeout_s = options.number("timeout", 10.0, least=0.1)
-    cafile = options.text("cafile")
+    secure = address.scheme == "rediss"
+    tls = TlsOptions.from_options(options, secure=secure)
     options.finish()
-    connection: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
-    if address.scheme == "rediss":
-        connection |= {"ssl": True, "ssl_ca_certs": cafile}
-    port = address.port or 6379
+    try:
+        context = tls.context() if secure else None
+    except TlsOptionsError as error:
+        raise options.error(str(error)) from None
+    connection: dict[str, Any] = {}
+    if secure:
+        connection = {
+            "ssl": True,
+            "ssl_cert_reqs": "none" if tls.insecure else "required",
+            "ssl_check_hostname": not tls.insecure,
+            "ssl_ca_certs": tls.cafile,
+            "ssl_certfile": tls.certfile,
+            "ssl_keyfile": tls.keyfile or tls.certfile,
+            "ssl_password": tls.key_password,
+        }
     try:
         return RedisSink(
-            f"{address.host}:{port}",
+            address.host,
+            address.port or 6379,
             address.path or "groundstream:events",
             keep=keep,
-            host=address.host,
-            port=port,
+            tls=context,
+            has_certificate=tls.certfile is not None,
+            timeout_s=timeout_s,
             db=db,
             username=address.user,
             password=address.password,
@@ -112,3 +208,7 @@ def open_redis(address: SinkAddress) -> RedisSink:
         )
     except ImportError:
         raise SinkAddressError("the redis sink needs redis-py: pip install 'groundstream[redis]'") from None
+
+
+def _fields_of(event: Event) -> Any:
+    return {"id": event.id, "type": event.type.value, "stream": event.data.stream, "event": event.to_json()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from typing import Annotated, Any
 
 import typer
@@ -135,9 +136,20 @@ app.add_typer(evaluate.app, name="evaluate", help="Score results against the tru
 app.add_typer(bench.app, name="bench", help="Measure speed on this machine.")
 
 
+def report_thread_death(death: threading.ExceptHookArgs) -> None:
+    """Logs the exception that has ended a thread, with the thread's name."""
+    if death.exc_type is SystemExit or death.exc_value is None:
+        return
+    name = "a thread" if death.thread is None else f"the thread {death.thread.name!r}"
+    logging.getLogger("groundstream").critical(
+        "%s has failed (%s: %s)", name, death.exc_type.__name__, death.exc_value, exc_info=death.exc_value
+    )
+
+
 def main() -> None:
     """Runs the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
     set_environment()
+    threading.excepthook = report_thread_death
     # Decoding threads need the interpreter for microseconds, several times a frame. At Python's 5 ms they would wait
     # longer for the event loop to release it than decoding takes.
     sys.setswitchinterval(0.0001)

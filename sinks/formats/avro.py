@@ -14,6 +14,7 @@ from sinks.event import Event
 from sinks.formats.event_fields import EventField, defaults_of, fields_of, split_header, wire_header
 from sinks.formats.schema_registry import SchemaRegistry
 from sinks.sink import SinkAddressError
+from sinks.tls import TlsOptions
 
 SUBJECT = "dev.groundstream.Event"
 _HEADERS = [("content-type", b"application/avro")]
@@ -28,18 +29,22 @@ def avro_schema() -> dict[str, Any]:
 class AvroFormat:
     """Writes with our schema, registered under the record's name; reads with whatever schema the message names."""
 
-    def __init__(self, registry: str | None) -> None:
+    def __init__(self, registry: str | None, tls: TlsOptions | None = None) -> None:
         if registry is None:
             raise SinkAddressError("format=avro needs a schema registry: add registry=http://HOST:8081")
         try:
             import fastavro
         except ImportError:
             raise SinkAddressError("format=avro needs fastavro: pip install 'groundstream[avro]'") from None
-        self._registry = SchemaRegistry(registry)
+        self._registry = SchemaRegistry(registry, tls)
         self._parse = fastavro.parse_schema
         self._schema = self._parse(avro_schema())
         self._header = b""
         self._writers: dict[int, Any] = {}
+
+    def check(self) -> None:
+        """Raises `SinkError` when the registry does not answer."""
+        self._registry.check()
 
     def encode(self, event: Event) -> tuple[bytes, list[tuple[str, bytes]]]:
         import fastavro

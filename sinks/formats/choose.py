@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sinks.address import AddressOptions
+from sinks.tls import TlsOptions
 
 if TYPE_CHECKING:
     from sinks.event import Event
@@ -21,18 +22,21 @@ _ATTRIBUTES = (
 )
 
 
-def open_format(options: AddressOptions) -> Encode:
-    """The encoder that the options `format` (json, binary, avro, protobuf) and `registry` ask for."""
+def open_format(options: AddressOptions, tls: TlsOptions | None = None) -> Encode:
+    """Returns the encoder that the options `format` (json, binary, avro, protobuf) and `registry` ask for.
+
+    `tls` is for a registry at `https://`.
+    """
     name = options.choice("format", ("json", "binary", "avro", "protobuf"), "json")
     registry = options.text("registry")
     if name == "avro":
         from sinks.formats.avro import AvroFormat
 
-        return AvroFormat(registry).encode
+        return AvroFormat(registry, tls).encode
     if name == "protobuf":
         from sinks.formats.protobuf import ProtobufFormat
 
-        return ProtobufFormat(registry).encode
+        return ProtobufFormat(registry, tls).encode
     if registry is not None:
         raise options.error(f"option registry has no use with format={name}: it is for avro and protobuf")
     return encode_json if name == "json" else encode_binary
@@ -54,8 +58,11 @@ def encode_binary(event: Event) -> tuple[bytes, Headers]:
     return event.data.model_dump_json(exclude_none=True).encode(), headers
 
 
-def open_decoder(options: AddressOptions) -> Decode:
-    """Reads messages of every format; Avro asks for the option `registry`. Raises `ValueError` for what is none."""
+def open_decoder(options: AddressOptions, tls: TlsOptions | None = None) -> Decode:
+    """Returns a reader of messages of every format; Avro needs the option `registry`.
+
+    It raises `ValueError` for a message that holds no event.
+    """
     registry = options.text("registry")
     others: dict[bytes, Callable[[bytes], Event]] = {}
 
@@ -66,7 +73,7 @@ def open_decoder(options: AddressOptions) -> Decode:
             return _decode_binary(value, kept)
         if kind in {b"application/avro", b"application/protobuf"}:
             if kind not in others:
-                others[kind] = _other_decoder(kind, registry)
+                others[kind] = _other_decoder(kind, registry, tls)
             return others[kind](value)
         return Event.from_json(value)
 
@@ -82,11 +89,11 @@ def _decode_binary(value: bytes, headers: dict[str, bytes]) -> Event:
     return Event.model_validate({**attributes, "data": EventData.model_validate_json(value)})
 
 
-def _other_decoder(kind: bytes, registry: str | None) -> Callable[[bytes], Event]:
+def _other_decoder(kind: bytes, registry: str | None, tls: TlsOptions | None) -> Callable[[bytes], Event]:
     if kind == b"application/avro":
         from sinks.formats.avro import AvroFormat
 
-        return AvroFormat(registry).decode
+        return AvroFormat(registry, tls).decode
     from sinks.formats.protobuf import ProtobufFormat
 
-    return ProtobufFormat(registry).decode
+    return ProtobufFormat(registry, tls).decode

@@ -18,6 +18,7 @@ from sinks.event import Event
 from sinks.formats.event_fields import EventField, fields_of, records, split_header, wire_header
 from sinks.formats.schema_registry import SchemaRegistry
 from sinks.sink import SinkAddressError
+from sinks.tls import TlsOptions
 
 SUBJECT = "groundstream.v1.Event"
 _PACKAGE = "groundstream.v1"
@@ -28,14 +29,19 @@ _SCALARS = {"string": "string", "long": "int64", "double": "double", "boolean": 
 class ProtobufFormat:
     """One `Event` message. With a registry its schema's number stands before it; without, it stands alone."""
 
-    def __init__(self, registry: str | None) -> None:
+    def __init__(self, registry: str | None, tls: TlsOptions | None = None) -> None:
         try:
             self._json = import_module("google.protobuf.json_format")
             self._message = _message_class()
         except ImportError:
             raise SinkAddressError("format=protobuf needs protobuf: pip install 'groundstream[protobuf]'") from None
-        self._registry = SchemaRegistry(registry) if registry is not None else None
+        self._registry = SchemaRegistry(registry, tls) if registry is not None else None
         self._header = b""
+
+    def check(self) -> None:
+        """Raises `SinkError` when there is a registry that does not answer."""
+        if self._registry is not None:
+            self._registry.check()
 
     def encode(self, event: Event) -> tuple[bytes, list[tuple[str, bytes]]]:
         if self._registry is not None and not self._header:

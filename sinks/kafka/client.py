@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
+import re
 import socket
 import ssl
 import threading
@@ -17,6 +19,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from sinks.address import SinkAddress
 from sinks.sink import SinkAddressError, SinkError
+from sinks.tls import TlsOptions, TlsOptionsError, find_tls_trouble, tls_cause
 
 with warnings.catch_warnings():
     # it reads its own resources in a way that Python 3.11 calls old
@@ -34,6 +37,7 @@ __all__ = [
     "murmur2",
     "open_admin",
     "parse_broker",
+    "parse_tls",
     "quieten",
     "told",
 ]
@@ -41,9 +45,19 @@ __all__ = [
 log = logging.getLogger("sinks.kafka")
 
 _TIMEOUT_S = 20.0
+_CONNECT_S = 2.0
+_COMPRESSIONS: dict[str, tuple[str, str] | None] = {
+    "gzip": None,
+    "lz4": ("lz4", "lz4"),
+    "snappy": ("snappy", "python-snappy"),
+    "zstd": ("zstandard", "zstandard"),
+}
+_TLS_NAMES = {"cafile": "ssl_cafile", "certfile": "ssl_certfile", "keyfile": "ssl_keyfile",
+              "key_password": "ssl_password"}  # fmt: skip
 _MOST_NOTES = 256
 _OURS = frozenset({"bootstrap_servers", "key_serializer", "value_serializer", "partitioner", "kafka_client", "selector",
-                   "metric_reporters", "socket_options", "ssl_context", "sasl_oauth_token_provider",
+                   "metric_reporters", "ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_password",
+                   "socket_options", "ssl_context", "sasl_oauth_token_provider",
                    "transactional_id", "transaction_timeout_ms"})  # fmt: skip
 _UNANSWERED = (errors.KafkaTimeoutError, errors.RequestTimedOutError, errors.KafkaConnectionError, OSError)
 _VAGUE = (*_UNANSWERED, errors.Cancelled, errors.IllegalStateError)
@@ -119,6 +133,8 @@ class BrokerClient:
     servers: list[str]
     settings: dict[str, Any] = field(default_factory=dict, repr=False)
     timeout_s: float = _TIMEOUT_S
+    tls: TlsOptions = field(default_factory=TlsOptions)
+    _clusters: list[Any] = field(default_factory=list, init=False, repr=False)  # what clients know of the brokers
     _threads: set[int] = field(default_factory=set, init=False, repr=False)  # of the library's clients
 
     def __str__(self) -> str:
@@ -137,12 +153,9 @@ class BrokerClient:
                     if self._speaks_tls:
                         self._tls().wrap_socket(connection, server_hostname=host.strip("[]")).close()
                 return
-            except ssl.SSLCertVerificationError as error:
-                causes.append(f"{server} shows a certificate that is not trusted ({error.verify_message})")
-            except ssl.SSLError as error:
-                causes.append(f"{server} does not speak TLS as it should ({error.reason or error})")
             except OSError as error:
-                causes.append(f"{server} does not answer ({error.strerror or error})")
+                cause = tls_cause(error, has_certificate=self.tls.certfile is not None)
+                causes.append(f"{server} {cause or f'does not answer ({error.strerror or error})'}")
         raise SinkError(f"no Kafka broker can be reached: {'; '.join(causes)}")
 
     def build(self, factory: Any, **settings: Any) -> Any:
@@ -155,6 +168,7 @@ class BrokerClient:
             # which 3.0.12 forgets to hand on
             one.cluster.config["allow_auto_create_topics"] = configuration.get("allow_auto_create_topics", False)
             made.append(one)
+            self._clusters = [*self._clusters[-1:], one.cluster]
             return one
 
         try:
@@ -212,6 +226,8 @@ class BrokerClient:
             return f"{where} has nobody who leads topic {_topic_of(error)} at present: is one of its brokers down?"
         if isinstance(error, _FORGOTTEN):
             return f"{where} has forgotten what it was sent (did it lose its disk?): what waits is sent anew"
+        if isinstance(error, (errors.KafkaConnectionError, *_UNANSWERED)) and (cause := self._find_cause()):
+            return cause
         if isinstance(error, errors.KafkaConnectionError):
             return f"{where} broke off the connection: is it up, does it ask for a user?"
         if isinstance(error, _UNANSWERED):
@@ -219,20 +235,45 @@ class BrokerClient:
             return f"{where} does not answer within {self.timeout_s:g} s{hint}: is it up, does it ask for a user?"
         return f"{where} failed ({told(error)})"
 
+    def _find_cause(self) -> str:
+        """What kafka-python reports as a broken connection only: TLS, or an advertised address that is dead."""
+        for server in self.servers:
+            host, port = _host_and_port(server)
+            trouble = find_tls_trouble(
+                host,
+                port,
+                self._tls() if self._speaks_tls else None,
+                has_certificate=self.tls.certfile is not None,
+                timeout_s=min(3.0, self.timeout_s),
+            )
+            if trouble:
+                return f"{server} {trouble}"
+        dead = [place for place in self._advertised() if place not in self.servers and not _takes_connections(place)]
+        if dead:
+            return (
+                f"Kafka at {self} answers, but advertises {', '.join(dead)}, where no broker answers from here: set "
+                "advertised.listeners of the broker to an address that this machine reaches"
+            )
+        return ""
+
+    def _advertised(self) -> list[str]:
+        found: dict[str, None] = {}
+        for cluster in self._clusters:
+            for one in cluster.brokers():
+                host = f"[{one.host}]" if ":" in one.host else one.host
+                found[f"{host}:{one.port}"] = None
+        return list(found)
+
     @property
     def _speaks_tls(self) -> bool:
         return str(self.settings.get("security_protocol", "")).endswith("SSL")
 
     def _tls(self) -> ssl.SSLContext:
+        """Raises `TlsOptionsError`."""
         settings = self.settings
-        context = _Trust(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = settings.get("ssl_check_hostname", True)
-        if settings.get("ssl_cafile"):
-            context.load_verify_locations(settings["ssl_cafile"])
-        else:
-            context.load_default_certs()
-        if settings.get("ssl_certfile"):
-            context.load_cert_chain(settings["ssl_certfile"], settings.get("ssl_keyfile"), settings.get("ssl_password"))
+        context = self.tls.fill(_Trust(ssl.PROTOCOL_TLS_CLIENT))
+        if not settings.get("ssl_check_hostname", True):
+            context.check_hostname = False
         if settings.get("ssl_crlfile"):
             context.load_verify_locations(settings["ssl_crlfile"])
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
@@ -254,7 +295,7 @@ def open_admin(broker: BrokerClient) -> Iterator[Any]:
         close_sockets(admin)
 
 
-def parse_broker(address: SinkAddress, defaults: dict[str, Any]) -> BrokerClient:
+def parse_broker(address: SinkAddress, defaults: dict[str, Any], tls: TlsOptions | None = None) -> BrokerClient:
     """The servers and settings of an address; `defaults` are kafka-python's, by which words become numbers."""
     options = address.options
     timeout_s = options.number("timeout", _TIMEOUT_S, least=0.1)
@@ -265,17 +306,64 @@ def parse_broker(address: SinkAddress, defaults: dict[str, Any]) -> BrokerClient
         settings["sasl_plain_password"] = address.password or ""
         settings["sasl_mechanism"] = "PLAIN"
     settings["security_protocol"] = f"{'SASL_' * (address.user is not None)}{'SSL' if secure else 'PLAINTEXT'}"
+    tls = tls or parse_tls(address)
     for name, default in defaults.items():
         if name in _OURS:
             continue
         text = options.text(name)
         if text is not None:
             settings[name] = _setting(address, name, text, default)
+    _check_compression(address, settings.get("compression_type"))
     options.finish()
-    servers = [server if ":" in server else f"{server}:9092" for server in address.hosts.split(",") if server]
+    servers = [_with_port(server) for server in address.hosts.split(",") if server]
     if not servers:
         raise SinkAddressError(f"{address.public}: a host is missing: write {address.scheme}://HOST:PORT/TOPIC")
-    return BrokerClient(servers, settings, timeout_s)
+    broker = BrokerClient(servers, settings, timeout_s, tls)
+    try:
+        if secure:
+            broker._tls()
+    except (TlsOptionsError, OSError) as error:
+        raise options.error(str(error)) from None
+    return broker
+
+
+def parse_tls(address: SinkAddress) -> TlsOptions:
+    """The TLS options, which may also have kafka-python's names; those of a registry with TLS stand there too."""
+    options = address.options
+    for name, other in _TLS_NAMES.items():
+        options.rename(other, name)
+    registry = options.peek("registry") or ""
+    return TlsOptions.from_options(options, secure=address.scheme == "kafkas" or registry.startswith("https:"))
+
+
+def _check_compression(address: SinkAddress, name: str | None) -> None:
+    """Raises `SinkAddressError` for a compression that there is not, or whose library is missing."""
+    if name is None:
+        return
+    if name not in _COMPRESSIONS:
+        raise address.options.error(f"option compression_type={name!r} must be one of none, {', '.join(_COMPRESSIONS)}")
+    library = _COMPRESSIONS[name]
+    if library and importlib.util.find_spec(library[0]) is None:
+        raise address.options.error(
+            f"option compression_type={name} needs {library[1]}: pip install {library[1]}, or use gzip"
+        )
+
+
+def _with_port(server: str) -> str:
+    return server if re.search(r"[^:\]]:\d+$|\]:\d+$", server) else f"{server}:9092"
+
+
+def _host_and_port(server: str) -> tuple[str, int]:
+    host, _, port = server.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _takes_connections(server: str) -> bool:
+    try:
+        socket.create_connection(_host_and_port(server), timeout=_CONNECT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _setting(address: SinkAddress, name: str, text: str, default: Any) -> Any:

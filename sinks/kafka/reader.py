@@ -10,7 +10,7 @@ from typing import Any
 from sinks.address import SinkAddress
 from sinks.event import Event
 from sinks.formats.choose import Decode, open_decoder
-from sinks.kafka.client import BrokerClient, close_sockets, errors, kafka, parse_broker, quieten
+from sinks.kafka.client import BrokerClient, close_sockets, errors, kafka, parse_broker, parse_tls, quieten
 from sinks.kafka.sink import DEFAULT_TOPIC
 from sinks.sink import SinkAddressError, SinkError
 from sinks.subscribe import Reader, StartPosition, UnreadableEvent
@@ -20,6 +20,7 @@ log = logging.getLogger("sinks.kafka")
 
 _POLL_MS = 200
 _BATCH = 500
+_REFRESH_S = 5.0
 
 
 async def read_kafka(address: SinkAddress, start: StartPosition, follow: bool, group: str | None) -> Reader:
@@ -28,8 +29,9 @@ async def read_kafka(address: SinkAddress, start: StartPosition, follow: bool, g
     A group commits what the caller has taken, a few hundred at a time and at the end. After a crash it gets the last
     few hundred once more.
     """
-    decode = open_decoder(address.options)
-    broker = parse_broker(address, kafka.KafkaConsumer.DEFAULT_CONFIG)
+    tls = parse_tls(address)
+    decode = open_decoder(address.options, tls)
+    broker = parse_broker(address, kafka.KafkaConsumer.DEFAULT_CONFIG, tls)
     if start.at == "id":
         raise SinkAddressError(f"{address.public}: Kafka cannot start behind an id: give a time, or a group")
     quieten()
@@ -62,6 +64,8 @@ class _TopicConsumer:
         self._decode = decode
         self._consumer: Any = None
         self._ends: dict[Any, int] = {}
+        self._refresh_at = 0.0
+        self._topic_id: Any = None  # of the topic that is read: another one has the same name
         self.taken: dict[Any, int] = {}
         self.since = time.monotonic()  # when the present attempt began
 
@@ -71,13 +75,15 @@ class _TopicConsumer:
             "client_id": "groundstream",
             "allow_auto_create_topics": False,
             "bootstrap_timeout_ms": int(self._broker.timeout_s * 500),
+            "metadata_max_age_ms": int(_REFRESH_S * 1000),
             **self._broker.settings,
         }
         consumer = self._consumer = self._broker.build(
             kafka.KafkaConsumer,
             group_id=self._group,
             enable_auto_commit=False,
-            auto_offset_reset="latest" if self._start.at == "latest" else "earliest",
+            # Alone, a position is always set: this is for topics that were made again while they are followed.
+            auto_offset_reset="latest" if self._start.at == "latest" and self._group else "earliest",
             **settings,
         )
         if self._group is not None:
@@ -96,7 +102,7 @@ class _TopicConsumer:
 
     def _partitions(self) -> list[Any]:
         until = time.monotonic() + self._broker.timeout_s / 4
-        while not (numbers := self._consumer.partitions_for_topic(self._topic)):
+        while not (numbers := self._numbers()):
             if not self._follow or time.monotonic() > until:
                 raise SinkError(f"Kafka at {self._broker} has no topic {self._topic}: check its name")
             time.sleep(0.2)
@@ -138,6 +144,8 @@ class _TopicConsumer:
 
     def poll(self) -> list[tuple[Any, int, Event | UnreadableEvent]] | None:
         """What came, with partition and offset; None at the end of what was asked for."""
+        if self._follow and self._group is None and time.monotonic() > self._refresh_at:
+            self._follow_topic()
         records = self._consumer.poll(timeout_ms=_POLL_MS, max_records=_BATCH)
         batch: list[tuple[Any, int, Event | UnreadableEvent]] = []
         for partition, messages in records.items():
@@ -150,6 +158,34 @@ class _TopicConsumer:
                     event = UnreadableEvent(f"{partition.topic}/{message.partition}@{message.offset}: {reason}")
                 batch.append((partition, message.offset, event))
         return None if not batch and not self._follow and self._at_end() else batch
+
+    def _follow_topic(self) -> None:
+        """Reads from the beginning what a topic that was made again holds, and partitions that it has gained."""
+        self._refresh_at = time.monotonic() + _REFRESH_S
+        now = [kafka.TopicPartition(self._topic, number) for number in sorted(self._numbers())]
+        made, self._topic_id = self._topic_id, self._consumer._client.cluster.topic_id(self._topic) or self._topic_id
+        if not now:
+            return  # it is away
+        if made not in {None, self._topic_id}:
+            log.warning("topic %s at %s was made again: it is read from its beginning", self._topic, self._broker)
+            self._start = StartPosition("earliest")
+            self._topic_id = None
+            self.close()
+            self.open()
+            return
+        known = [one for one in self._consumer.assignment() if one in now]
+        added = [one for one in now if one not in known]
+        if not added:
+            return
+        log.info("topic %s at %s has %d new partitions: they are read too", self._topic, self._broker, len(added))
+        places = {one: self._consumer.position(one) for one in known}
+        self._consumer.assign(now)
+        for one, offset in places.items():
+            self._consumer.seek(one, offset)
+        self._consumer.seek_to_beginning(*added)
+
+    def _numbers(self) -> set[int]:
+        return self._consumer.partitions_for_topic(self._topic) or set()
 
     def _at_end(self) -> bool:
         """Whether every partition was read up to the end that its last answer told."""

@@ -28,10 +28,12 @@ from sinks.kafka.client import (
     murmur2,
     open_admin,
     parse_broker,
+    parse_tls,
     quieten,
     told,
 )
 from sinks.sink import PoisonError, SinkError
+from sinks.stream_state import StreamStates
 from sinks.worker import SinkWorker
 
 __all__ = ["DEFAULT_TOPIC", "BrokerClient", "KafkaSink", "TopicChoice", "kafka", "open_admin", "open_kafka"]
@@ -99,6 +101,7 @@ class KafkaSink:
         self._partitions: dict[tuple[str, bytes], int] = {}  # by topic and key
         self._since = 0.0  # when the present attempt began, monotonic
         self._closing = False
+        self._states = StreamStates()
         quieten()
 
     async def send_batch(self, events: Sequence[Event]) -> None:
@@ -140,8 +143,11 @@ class KafkaSink:
     def _put(self, batches: MessageBatches, index: int, event: Event) -> None:
         key = event.data.stream.encode()
         value, headers = self._encode(event)
+        is_state = self._states.is_state(event)
         message = event.data.clock.captured_ns // 1_000_000, key, value, headers
         for topic in self._topics_of[event.type]:
+            if topic == self._topics.state and topic != self._topics.events and not is_state:
+                continue
             place = self._partitions.get((topic, key))
             if place is None:
                 place = self._partitions[topic, key] = self._partition_of(topic, key)
@@ -179,7 +185,7 @@ class KafkaSink:
             "client_id": "groundstream",
             "enable_idempotence": True,
             "acks": "all",
-            "compression_type": "lz4",
+            "compression_type": "gzip",  # every client reads it without another library
             "batch_size": 128 * 1024,
             "linger_ms": 100,  # nothing waits so long: what was given to it is flushed
             "max_request_size": 8 << 20,
@@ -235,6 +241,7 @@ class KafkaSink:
                 found = {one["name"]: one for one in admin.describe_topics(names)}
         except _CANNOT_BUILD as error:
             raise SinkError(broker.sentence(broker.cause(error, self._since))) from None
+        self._check_format()
         missing = []
         for name in names:
             kind = errors.for_code(found[name]["error_code"])
@@ -246,6 +253,12 @@ class KafkaSink:
             elif kind is not errors.NoError:
                 raise SinkError(self._sentence(kind(name)))
         return "the cluster answers" + f", {', '.join(missing)} will be made" * bool(missing)
+
+    def _check_format(self) -> None:
+        """Raises `SinkError` where the encoder needs a schema registry that does not answer."""
+        check = getattr(getattr(self._encode, "__self__", None), "check", None)
+        if check is not None:
+            check()
 
     def _abandon(self) -> None:
         """Stop the producer at once: nothing that it still holds may arrive after what is sent again."""
@@ -311,8 +324,9 @@ def open_kafka(address: SinkAddress) -> KafkaSink:
     for name in topics.names():
         if not _TOPIC.fullmatch(name):
             raise options.error(f"topic {name!r} cannot be: at most 249 of the characters a-z, A-Z, 0-9, '.', '_', '-'")
-    encode = open_format(options)
-    return KafkaSink(parse_broker(address, kafka.KafkaProducer.DEFAULT_CONFIG), topics, encode)
+    tls = parse_tls(address)
+    encode = open_format(options, tls)
+    return KafkaSink(parse_broker(address, kafka.KafkaProducer.DEFAULT_CONFIG, tls), topics, encode)
 
 
 def _topic(text: str | None, default: str) -> str:

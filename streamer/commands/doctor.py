@@ -12,6 +12,9 @@ def doctor(
     source: Annotated[
         list[str] | None, typer.Option("--source", help="Also try to get a frame from this source; repeatable.")
     ] = None,
+    send_test: Annotated[
+        bool, typer.Option("--send-test", help="Send a test message to the webhooks and chats among the sinks.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check the machine: Python, libraries, codecs, GPU, models, disk, and the addresses that are given.
@@ -20,6 +23,6 @@ def doctor(
     """
     from streamer.tasks.doctor import check, show
 
-    findings = check(sinks=sink or [], sources=source or [])
+    findings = check(sinks=sink or [], sources=source or [], send_test=send_test)
     show(findings, as_json=as_json)
     raise typer.Exit(1 if any(finding.state == "broken" for finding in findings) else 0)

@@ -254,9 +254,11 @@ class Following:
         moment = stream.arrival_time(change.time_ns)
         if change.state is SourceState.LIVE and (not stream.is_begun or stream.dark_since_ns is not None):
             events = stream.analysis.online(moment, stream.dark_cause, stream.dark_since_ns)
+            _log_return(stream, change.time_ns)
             stream.is_begun, stream.dark_since_ns, stream.dark_cause = True, None, ""
             return events
         if change.state in (SourceState.STALLED, SourceState.WAITING) and stream.dark_since_ns is None:
+            log.warning("%s: the camera gives no pictures: %s", stream.name, change.cause or change.state.value)
             stream.dark_since_ns, stream.dark_cause = change.time_ns, change.cause
             return stream.analysis.outage(moment, change.cause, change.time_ns)
         return []
@@ -320,3 +322,11 @@ class Following:
         if events:
             await self._spool.send_batch(events)
             stream.event_counts.update(event.type for event in events)
+
+
+def _log_return(stream: Stream, time_ns: int) -> None:
+    if stream.dark_since_ns is None:
+        log.info("%s: the camera is connected", stream.name)
+    else:
+        away_s = (time_ns - stream.dark_since_ns) / 1e9
+        log.warning("%s: the camera is back after %.1f s (%s)", stream.name, away_s, stream.dark_cause)

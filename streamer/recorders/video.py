@@ -17,7 +17,7 @@ from streamer.rules.places import Line, Zone
 
 if TYPE_CHECKING:
     from streamer.frame import Frame
-    from streamer.recorders.painter import BoxPainter
+    from streamer.recorders.painter import BoxPainter, LineCounts
     from streamer.recorders.video_writer import VideoWriter
 
 NameOf = Callable[[int], str]
@@ -26,7 +26,7 @@ log = logging.getLogger("groundstream")
 
 class AnnotatedVideo:
     """An MP4 of the stream with its tracks drawn in. Drawing and encoding happen beside the frame path; with `wait`
-    (recordings) every frame is in it, else (live) frames that come too fast for the encoder are left out and counted
+    (recordings) every frame is written, else (live) frames that come too fast for the encoder are left out and counted
     in `skipped`."""
 
     _AHEAD = 8
@@ -59,7 +59,8 @@ class AnnotatedVideo:
                 return
             await self._pending.popleft()
         loop = asyncio.get_running_loop()
-        self._pending.append(loop.run_in_executor(self._pool, self._draw, frame, tracked))
+        counts = [dict(line.counts) for line in self._lines]  # as of this frame: drawing comes later
+        self._pending.append(loop.run_in_executor(self._pool, self._draw_frame, frame, tracked, counts))
 
     async def aclose(self) -> None:
         while self._pending:
@@ -71,7 +72,7 @@ class AnnotatedVideo:
         if self.skipped:
             log.warning("%s: %d frames were left out", self.path, self.skipped)
 
-    def _draw(self, frame: Frame, tracked: sv.Detections) -> None:
+    def _draw_frame(self, frame: Frame, tracked: sv.Detections, counts: LineCounts) -> None:
         if self._writer is None or self._painter is None:
             from streamer.recorders.painter import BoxPainter
             from streamer.recorders.video_writer import VideoWriter
@@ -79,4 +80,4 @@ class AnnotatedVideo:
             size = (frame.width, frame.height)
             self._painter = BoxPainter(size, self._name_of, self._zones, self._lines)
             self._writer = VideoWriter(self.path, size)
-        self._writer.write(self._painter.paint(frame.image, tracked), frame.time_ns)
+        self._writer.write(self._painter.paint(frame.image, tracked, counts), frame.time_ns)

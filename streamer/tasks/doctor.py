@@ -12,13 +12,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
 
 from streamer.spooling import state_folder
 from streamer.tasks.console import user_console
 from streamer.threads import describe_threads
+
+if TYPE_CHECKING:
+    from sinks.event import Event
 
 _NEEDED = ("av", "numpy", "opencv-python", "pydantic", "scipy", "supervision", "torch", "transformers")
 _OPTIONAL = {
@@ -47,7 +50,7 @@ class CheckResult:
     told: str
 
 
-def check(sinks: Sequence[str] = (), sources: Sequence[str] = ()) -> list[CheckResult]:
+def check(sinks: Sequence[str] = (), sources: Sequence[str] = (), *, send_test: bool = False) -> list[CheckResult]:
     """Look at everything; nothing is changed except a probe file in the state folder."""
     checks: list[Callable[[], Iterator[CheckResult]]] = [
         _python,
@@ -60,7 +63,7 @@ def check(sinks: Sequence[str] = (), sources: Sequence[str] = ()) -> list[CheckR
         _spools,
     ]
     findings = [finding for look in checks for finding in look()]
-    findings += [_sink(address) for address in sinks]
+    findings += [_sink(address, send_test=send_test) for address in sinks]
     findings += [_source(address) for address in sources]
     return findings
 
@@ -161,7 +164,7 @@ def _spools() -> Iterator[CheckResult]:
             yield CheckResult(f"spool {file.name}", "works", "; ".join([*waiting, *damaged]))
 
 
-def _sink(text: str) -> CheckResult:
+def _sink(text: str, *, send_test: bool = False) -> CheckResult:
     from sinks.address import parse_address, redact
     from sinks.registry import open_sink
     from sinks.sink import SinkError
@@ -174,6 +177,8 @@ def _sink(text: str) -> CheckResult:
         try:
             check = getattr(sink, "check", None)
             told = await check() if check is not None else ""
+            if send_test and (send := getattr(sink, "send_test", None)) is not None:
+                told = await send(_test_event())
         finally:
             await sink.aclose()
         return str(told) or "can be opened"
@@ -185,6 +190,42 @@ def _sink(text: str) -> CheckResult:
         return CheckResult(name, "broken", str(error))
     except OSError as error:
         return CheckResult(name, "broken", f"cannot be reached: {error.strerror or error}")
+
+
+def _test_event() -> Event:
+    """An event of no stream that is watched, for sinks that are asked to take one."""
+    import time
+
+    from sinks.event import (
+        Clock,
+        CoverageInfo,
+        Event,
+        EventData,
+        EventType,
+        Producer,
+        event_id,
+        format_sequence,
+        rfc3339,
+    )
+
+    now, stream = time.time_ns(), "groundstream-doctor"
+    run = now // 1_000_000
+    return Event(
+        id=event_id(run, stream, 1),
+        source=f"/streams/{stream}",
+        type=EventType.COVERAGE,
+        subject=stream,
+        time=rfc3339(now),
+        partitionkey=stream,
+        sequence=format_sequence(1),
+        data=EventData(
+            stream=stream,
+            run=run,
+            clock=Clock(basis="arrival", captured_ns=now),
+            coverage=CoverageInfo(from_ns=now, to_ns=now, state="seeing", received=0, analysed=0),
+            producer=Producer(version=_version("groundstream") or "", detector="", tracker="", config_hash=""),
+        ),
+    )
 
 
 async def _file_sink(scheme: str, path: str, rest: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
@@ -64,15 +63,3 @@ class SideTasks:
                     return
                 log.error("%s: it is started again", sentence, exc_info=error)
                 await asyncio.sleep(restart_s)
-
-
-def report_thread_deaths() -> None:
-    """Logs every exception that ends a thread, with the thread's name."""
-
-    def report(death: threading.ExceptHookArgs) -> None:
-        if death.exc_type is SystemExit or death.exc_value is None:
-            return
-        name = "a thread" if death.thread is None else f"the thread {death.thread.name!r}"
-        log.critical("%s has failed (%s: %s)", name, death.exc_type.__name__, death.exc_value, exc_info=death.exc_value)
-
-    threading.excepthook = report

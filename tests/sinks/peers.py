@@ -23,6 +23,8 @@ class Peer:
         self.requests: list[Any] = []
         self.answers: list[Any] = []  # used up one by one; empty: all is well
         self.welcome = 0  # how an MQTT broker answers a client that connects
+        self.has_no_transactions = False  # a Redis user without the right to MULTI
+        self.hangs_up_over = 0  # an MQTT broker that ends the connection on larger messages
         self.repeats_path = False  # a web server that says what it did not find, as many do
         self.lock = threading.Lock()
 
@@ -134,6 +136,8 @@ def _talk_mqtt(reader: Any, writer: Any, peer: Peer) -> None:
             mid, rest = rest[:2], rest[2:]
             payload = rest[1 + rest[0] :]
             code = peer.answer() or 0
+            if peer.hangs_up_over and len(body) > peer.hangs_up_over:
+                return
             peer.requests.append((topic, payload, bool(head & 1)))
             if code < 0x80 and payload.startswith(b"{") and not topic.endswith("/state"):
                 peer.take(payload)
@@ -163,12 +167,17 @@ def _exactly(reader: Any, count: int) -> bytes:
 
 
 def redis_server() -> Any:
-    """RESP: XADD, XLEN, TYPE, and whatever a client says to introduce itself. An answer is the text of an error."""
+    """RESP: XADD in transactions, XLEN, TYPE, and what a client sends to introduce itself.
+
+    An answer is the text of an error, which ends the transaction.
+    """
     return _tcp_server(_talk_redis)
 
 
 def _talk_redis(reader: Any, writer: Any, peer: Peer) -> None:
     """https://redis.io/docs/latest/develop/reference/protocol-spec/"""
+    held: list[bytes] | None = None
+    aborted = False
     while line := reader.readline():
         words = []
         for _ in range(int(line[1:])):
@@ -178,10 +187,29 @@ def _talk_redis(reader: Any, writer: Any, peer: Peer) -> None:
         if name == b"XADD":
             error = peer.answer()
             if error:
+                aborted = True
                 writer.write(f"-{error}\r\n".encode())
+            elif held is not None:
+                held.append(words[-1])
+                writer.write(b"+QUEUED\r\n")
             else:
                 peer.take(words[-1])
                 writer.write(b"$3\r\n1-1\r\n")
+        elif name == b"MULTI" and peer.has_no_transactions:
+            writer.write(b"-NOPERM this user has no permissions to run the 'multi' command\r\n")
+        elif name == b"MULTI":
+            held, aborted = [], False
+            writer.write(b"+OK\r\n")
+        elif name == b"EXEC" and held is None:
+            writer.write(b"-NOPERM this user has no permissions to run the 'exec' command\r\n")
+        elif name == b"EXEC":
+            if aborted:
+                writer.write(b"-EXECABORT Transaction discarded because of previous errors.\r\n")
+            else:
+                for raw in held or ():
+                    peer.take(raw)
+                writer.write(b"*%d\r\n" % len(held or ()) + b"$3\r\n1-1\r\n" * len(held or ()))
+            held = None
         elif name == b"TYPE":
             writer.write(b"+string\r\n" if words[1] == b"text" else b"+stream\r\n" if peer.events else b"+none\r\n")
         elif name == b"XLEN":

@@ -183,10 +183,12 @@ def test_what_is_no_event_is_a_value_error(value: bytes, headers: Headers, regis
 
 
 def test_a_registry_that_is_away_or_ignorant_is_one_sentence(registry: str) -> None:
-    with pytest.raises(SinkAddressError, match="is no address of a schema registry"):
+    with pytest.raises(SinkAddressError, match="is not the address of a schema registry"):
         open_format(parse_address("kafka://host/t?format=avro&registry=there").options)
     away = open_format(parse_address("kafka://host/t?format=avro&registry=http://u:pw@127.0.0.1:1").options)
-    with pytest.raises(SinkError, match=r"schema registry http://\*\*\*@127\.0\.0\.1:1 does not answer"):
+    with pytest.raises(
+        SinkError, match=r"schema registry http://\*\*\*@127\.0\.0\.1:1 cannot be used: 127\.0\.0\.1:1 does not answer"
+    ):
         away(event(0))
     decode = open_decoder(parse_address(f"kafka://host/t?registry={registry}").options)
     with pytest.raises(SinkError, match="answers 404"):

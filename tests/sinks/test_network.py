@@ -171,14 +171,60 @@ async def test_mqtt_refusals(mqtt: Peer) -> None:
 
 async def test_redis_refusals(redis: Peer) -> None:
     address = f"redis://me:pw@127.0.0.1:{redis.port}/place"
-    redis.answers = [None, "OOM command not allowed when used memory > 'maxmemory'."]
+    redis.answers = [None, None, "OOM command not allowed when used memory > 'maxmemory'."]
     with pytest.raises(SinkError, match=r"refuses .*maxmemory") as found:
         await send(address, events(4))
-    assert found.value.delivered == 1
+    assert found.value.delivered == 0
+    assert redis.events == [], "all of a batch or nothing"
     assert [b"AUTH", b"me", b"pw"] in redis.requests
     redis.answers = ["WRONGTYPE Operation against a key holding the wrong kind of value"]
-    with pytest.raises(SinkError, match="place is no stream"):
+    with pytest.raises(SinkError, match="place is not a stream"):
         await send(address, events(1))
+
+
+async def test_a_redis_user_without_transactions_gets_each_entry_alone(redis: Peer) -> None:
+    redis.has_no_transactions = True
+    sink = open_sink(f"redis://127.0.0.1:{redis.port}/place")
+    await sink.send_batch(events(5))
+    first = list(dict.fromkeys(ids(redis.events)))
+    assert first == ids(events(5))
+    redis.events.clear()
+    await sink.send_batch(events(5))
+    assert ids(redis.events) == ids(events(5))
+    redis.answers = [None, None, "OOM command not allowed when used memory > 'maxmemory'."]
+    with pytest.raises(SinkError) as found:
+        await sink.send_batch(events(5, first=5))
+    assert found.value.delivered == 2
+    await sink.aclose()
+
+
+async def test_an_event_on_which_the_broker_hangs_up_is_tried_alone_and_then_buried(mqtt: Peer) -> None:
+    mqtt.hangs_up_over = 2000
+    sent = [event(0), event(1), event(2, padding=3000), event(3), event(4)]
+    async with await Spool.open(None, open_sinks([f"mqtt://127.0.0.1:{mqtt.port}/site"])) as spool:
+        await spool.send_batch(sent)
+        assert await spool.drain(20)
+        assert spool.dropped() == {"dead_letter": 1}
+    assert list(dict.fromkeys(ids(mqtt.events))) == ids([event(0), event(1), event(3), event(4)])
+
+
+async def test_a_broker_that_hangs_up_on_everything_gets_nothing_buried(mqtt: Peer) -> None:
+    mqtt.hangs_up_over = 1
+    async with await Spool.open(None, open_sinks([f"mqtt://127.0.0.1:{mqtt.port}/site"])) as spool:
+        await spool.send_batch(events(3))
+        await asyncio.sleep(1.5)
+        assert spool.status()[0].state == "down"
+        assert spool.dropped() == {}
+        mqtt.hangs_up_over = 0
+        assert await spool.drain(20)
+
+
+async def test_a_stream_that_ended_stays_offline(mqtt: Peer) -> None:
+    kinds = [EventType.STREAM_ONLINE, EventType.COVERAGE, EventType.STREAM_OFFLINE, EventType.COVERAGE]
+    sent = [event(number, kind=kind) for number, kind in enumerate(kinds)]
+    await send(f"mqtt://127.0.0.1:{mqtt.port}/site", sent)
+    states = [json.loads(request[1])["type"] for request in mqtt.requests[1:] if request[0].endswith("/state")]
+    assert states == [kind.value for kind in kinds[:3]]
 
 
 async def look(address: str) -> str:
@@ -203,13 +249,13 @@ async def test_looking_at_a_webhook_sends_nothing(web: Peer) -> None:
 
 async def test_looking_at_mqtt_tells_nobody(mqtt: Peer) -> None:
     address = f"mqtt://me:pw@127.0.0.1:{mqtt.port}/site?client_id=gate"
-    assert "the broker lets us in" in await look(address)
+    assert "the broker accepts the connection" in await look(address)
     (connect,) = mqtt.requests
     assert b"me" in connect
     assert b"gate" not in connect, "a client of that name may be at work"
     assert b"offline" not in connect
     mqtt.welcome = 0x86
-    with pytest.raises(SinkError, match="check user, password"):
+    with pytest.raises(SinkError, match="check user and password"):
         await look(address)
 
 
@@ -218,7 +264,7 @@ async def test_looking_at_redis_writes_nothing(redis: Peer) -> None:
     assert await look(address + "place") == "answers; place begins with the first event"
     await send(address + "place", events(3))
     assert await look(address + "place") == "answers; place holds 3 entries"
-    with pytest.raises(SinkError, match="text is no stream"):
+    with pytest.raises(SinkError, match="text is not a stream"):
         await look(address + "text")
     assert ids(redis.events) == ids(events(3))
 

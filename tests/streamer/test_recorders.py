@@ -12,6 +12,7 @@ import pytest
 import supervision as sv
 
 from streamer.frame import Frame, FrameClock
+from streamer.recorders.painter import LineCounts
 from streamer.recorders.video import AnnotatedVideo
 
 FRAMES = 30
@@ -27,9 +28,9 @@ class Slow(AnnotatedVideo):
 
     go: threading.Event
 
-    def _draw(self, frame: Frame, tracked: sv.Detections) -> None:
+    def _draw_frame(self, frame: Frame, tracked: sv.Detections, counts: LineCounts) -> None:
         assert self.go.wait(30)
-        super()._draw(frame, tracked)
+        super()._draw_frame(frame, tracked, counts)
 
 
 def drawn(path: Path) -> int:
