@@ -9,11 +9,10 @@ from pathlib import Path
 from rich.table import Table
 
 from detectors.registry import default_detector
-from streamer.config import parse_config
 from streamer.detector_choice import DetectorChoice
 from streamer.jobs import ProcessJob
 from streamer.tasks.console import user_console
-from streamer.tasks.monitor import run_monitor
+from streamer.tasks.monitor import MonitorOptions, run_monitor
 from streamer.tasks.process import process_videos
 
 _SIZE = "640x384"
@@ -53,22 +52,17 @@ def watch_street(
 ) -> bool:
     """Watches two live streets with the page until it is interrupted; returns whether one failed."""
     chosen = list(queries) or list(QUERIES)
-    zones = [{"id": "crossing", "polygon": [[0.35, 0.55], [0.65, 0.55], [0.75, 0.98], [0.25, 0.98]], "dwell_s": [5]}]
-    lines = [{"id": "middle", "points": [[0.5, 0.3], [0.5, 1]]}]
     live = f"size={_SIZE}&fps={_FPS}&live=1"
-    detector = DetectorChoice(default_detector(chosen, "glip-mini"), options=detector_options)
-    raw = {
-        "streams": [
-            {"source": f"synthetic:street?seed={seed}&{live}", "name": "street", "zones": zones, "lines": lines},
-            {"source": f"synthetic:street?seed={seed + 4}&{live}", "name": "yard"},
-        ],
-        "queries": chosen,
-        "detector": detector.section(),
-        "sinks": [],
-        "web": {"host": address[0], "port": address[1]},
-    }
-    config = parse_config(raw, "demo")
-    return run_monitor(config, config_file=None, spool=out / "demo.spool", duration_s=None, quiet=True)
+    options = MonitorOptions(
+        DetectorChoice(default_detector(chosen, "glip-mini"), options=detector_options),
+        sources=[f"synthetic:street?seed={seed}&{live}", f"synthetic:street?seed={seed + 4}&{live}"],
+        names=["street", "yard"],
+        queries=chosen,
+        zones=_ZONES,
+        lines=_LINES,
+        web=address,
+    )
+    return run_monitor(options, spool=out / "demo.spool", duration_s=None, quiet=True)
 
 
 def _show_database(path: Path) -> None:
