@@ -38,6 +38,10 @@ class CameraWatch:
         self._pause_ns = LOOK_EVERY_NS
         self._moved_ns: int | None = None
 
+    def is_due(self, frame: Frame) -> bool:
+        """Whether `wants` will want the frame; changes nothing."""
+        return self._is_looking or frame.time_ns >= self._next_look_ns
+
     def wants(self, frame: Frame) -> bool:
         if not self._is_looking and frame.time_ns >= self._next_look_ns:
             self._is_looking = True
