@@ -35,7 +35,7 @@ class EventFilter:
     """Says whether an event is wanted; what is empty lets everything through.
 
     `types` as in `event_types`, `streams` by name or pattern, `queries` by words: without regard to case, anywhere in
-    one of the event's queries.
+    one of the event's queries. `track.begin` has none yet: with `queries` the first event of a track is `match.begin`.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -10,8 +11,12 @@ PRIVATE = 0o600
 
 
 def create_private(path: Path) -> None:
-    """Creates an empty file with the rights 0600; a file that exists keeps its rights. Raises `OSError`."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE))
+    """Creates an empty file with the rights 0600; a file that exists stays as it is. Raises `OSError`.
+
+    An existing file is not even opened: closing it again would end the locks that SQLite holds on it in this process
+    (https://sqlite.org/howtocorrupt.html, section 2.2)."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE))
 
 
 def open_private(path: str | Path, flags: int) -> int:

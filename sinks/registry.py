@@ -35,6 +35,7 @@ _FACTORIES: dict[str, str] = {
     "teams+http": "sinks.webhook:open_webhook",
     "mqtt": "sinks.mqtt:open_mqtt",
     "mqtts": "sinks.mqtt:open_mqtt",
+    "postgresql": "sinks.postgres:open_postgres",
     "redis": "sinks.redis:open_redis",
     "rediss": "sinks.redis:open_redis",
 }

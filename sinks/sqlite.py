@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sinks.address import SinkAddress
+from sinks.permissions import create_private
 from sinks.sink import SinkAddressError, SinkError
 from sinks.worker import SinkWorker
 
@@ -79,9 +80,7 @@ class SqliteSink:
     def _connect(self) -> sqlite3.Connection:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            # Closing a file that is there would end the locks that other connections of this process hold on it.
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            create_private(self._path)
             db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=10)
         except OSError as error:
             raise _cannot_write(self._path, str(error.strerror)) from None

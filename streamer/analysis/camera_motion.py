@@ -39,6 +39,10 @@ class CameraWatch:
         self._moved_ns: int | None = None
         self._size = (0, 0)
 
+    def is_due(self, frame: Frame) -> bool:
+        """Whether `wants` will want the frame; changes nothing."""
+        return self._is_looking or frame.time_ns >= self._next_look_ns
+
     def wants(self, frame: Frame) -> bool:
         if not self._is_looking and frame.time_ns >= self._next_look_ns:
             self._is_looking = True

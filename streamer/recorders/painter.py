@@ -85,11 +85,13 @@ class BoxPainter:
         return place
 
     def _write_counts(self, canvas: Image, line: Line, count: Mapping[str, int]) -> Rect:
-        """Writes the crossings of a line beside the arrow that points to `in`."""
+        """Writes the crossings of a line on the other side of the arrow that points to `in`."""
         text = f"{line.name}  in {count.get('in', 0)}  out {count.get('out', 0)}"
-        x, y = self._arrow(line)[1]
+        (x, y), tip = self._arrow(line)
         wide, high = self._text_size(text)
-        place = _inside(x - wide // 2, y, wide, high, canvas.shape)
+        left = x - wide // 2 if abs(tip[0] - x) < abs(tip[1] - y) else x + 4 if tip[0] < x else x - wide - 4
+        top = y + 4 if tip[1] < y else y - high - 4
+        place = _inside(left, top, wide, high, canvas.shape)
         self._write_text(canvas, text, place, _LINE_COLOR, _BLACK)
         return place
 

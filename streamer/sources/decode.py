@@ -35,6 +35,7 @@ from streamer.sources.h265 import PictureUnits
 from streamer.sources.nal_units import UnitLayout, parameter_sets
 from streamer.sources.orientation import UPRIGHT, Orientation
 from streamer.sources.planes import PictureLayout, layout_of, pack_planes, upright_bgr
+from streamer.threads import decoding_turn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -499,7 +500,8 @@ class VideoReader:
             if gap and not packet.is_keyframe:
                 group.broken = True
         try:
-            frames = self._frames(packet, sent)
+            with decoding_turn():
+                frames = self._frames(packet, sent)
         except av.error.EOFError:
             frames = []
         except DecodeError:

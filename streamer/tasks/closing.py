@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +23,31 @@ RUN_SHARE = 0.5
 _CANCEL_SHARE = 0.1
 _GRACE_S = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def on_signals(interrupt: Callable[[], object]) -> Iterator[None]:
+    """Calls `interrupt` in the event loop at the first Ctrl-C or SIGTERM; the second one ends the process at once.
+
+    The second is left to the kernel, which ends the process also where Python is blocked, and prints no traceback.
+    """
+    loop = asyncio.get_running_loop()
+
+    def handle_first() -> None:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+        interrupt()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, handle_first)
+    try:
+        yield
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class ClosingGuard:
@@ -36,13 +63,13 @@ class ClosingGuard:
     """
 
     def __init__(self, timeout_s: float, *, bounds_own_end: bool = True) -> None:
-        self.signal_number: int | None = None  # the signal that stopped the pipeline
         self._timeout_s = timeout_s
         self._bounds_own_end = bounds_own_end
         self._deadline: float | None = None
         self._was_cut_off = False
         self._finished = threading.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._signals = contextlib.ExitStack()
+        self._stops: list[asyncio.Task[None]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -50,14 +77,14 @@ class ClosingGuard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore_signals()
+        self._signals.close()
         is_late = self._deadline is not None and time.monotonic() > self._deadline
         if not (self._was_cut_off or is_late):
             self._finished.set()  # else something may block the interpreter's exit: the last resort stays
 
     async def run(self, pipeline: Pipeline) -> None:
         """Runs the pipeline to its end. Raises what it raises."""
-        self._handle_signals(pipeline)
+        self._signals.enter_context(on_signals(lambda: self._stop(pipeline)))
         running = asyncio.ensure_future(pipeline.run())
         stopped = asyncio.ensure_future(pipeline.stopping.wait())
         try:
@@ -82,28 +109,8 @@ class ClosingGuard:
             running.cancel()
             await asyncio.wait({running}, timeout=self._timeout_s * _CANCEL_SHARE)
 
-    def _handle_signals(self, pipeline: Pipeline) -> None:
-        loop = self._loop = asyncio.get_running_loop()
-        tasks: list[asyncio.Task[None]] = []
-
-        def stop(number: int) -> None:
-            self.signal_number = number
-            for each in _SIGNALS:
-                loop.remove_signal_handler(each)
-                signal.signal(each, signal.SIG_DFL)  # the kernel ends the process, also where Python is blocked
-            tasks.append(loop.create_task(pipeline.stop()))
-
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, stop, number)
-
-    def _restore_signals(self) -> None:
-        if self._loop is None:
-            return
-        for number in _SIGNALS:
-            if not self._loop.is_closed():
-                self._loop.remove_signal_handler(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def _stop(self, pipeline: Pipeline) -> None:
+        self._stops.append(asyncio.get_running_loop().create_task(pipeline.stop()))
 
     def _begin_deadline(self) -> None:
         if self._deadline is None:

@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import json
 import logging
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ from streamer.jobs.event_archive import DATABASE, LINES
 from streamer.jobs.runner import JobRunner, ProgressListener, SilentProgress
 from streamer.jobs.units import RecordingUnit
 from streamer.sources import Source
+from streamer.tasks.closing import on_signals
 from streamer.tasks.console import UserConsole, report_line, user_console
 
 INTERRUPTED = 130
@@ -82,34 +82,6 @@ async def _run(job: ProcessJob, progress: ProgressListener) -> JobReport:
             stack.enter_context(on_signals(runner.interrupt))
 
         return await run_job(job, progress, ready)
-
-
-@contextlib.contextmanager
-def on_signals(interrupt: Callable[[], object]) -> Iterator[None]:
-    """Calls `interrupt` at the first Ctrl-C or SIGTERM; the second one has its usual effect at once."""
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def first() -> None:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-        interrupt()
-
-    for number in numbers:
-        loop.add_signal_handler(number, first)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-
-
-@contextlib.contextmanager
-def stopping_on_signals(running: Stoppable) -> Iterator[None]:
-    """Ends `running` cleanly at the first Ctrl-C or SIGTERM; the second one ends the process at once."""
-    tasks: list[asyncio.Task[None]] = []
-    with on_signals(lambda: tasks.append(asyncio.get_running_loop().create_task(running.stop()))):
-        yield
 
 
 class ProgressDisplay:

@@ -25,6 +25,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from sinks.event import Event
+from sinks.permissions import create_private
 from sinks.sink import SinkError
 from sinks.worker import SinkWorker
 from streamer.errors import ConfigError, StreamerError
@@ -170,6 +171,7 @@ class EventStore:
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
+                create_private(path)
             self._db = self._connect()
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.executescript(_SCHEMA)
