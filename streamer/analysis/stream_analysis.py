@@ -11,6 +11,7 @@ import numpy as np
 
 from sinks.event import Box, CoverageInfo, Detection, Event, EventType, OutageInfo, Producer, QueryInfo
 from streamer.analysis.event_writer import EventTime, EventWriter, StreamIdentity
+from streamer.analysis.frame_sizes import FrameSizes
 from streamer.analysis.label_scores import for_tracker
 from streamer.analysis.queries import Query, QueryBook, QueryChange, QuerySet
 from streamer.rules.matches import QueryMatches
@@ -88,6 +89,7 @@ class StreamAnalysis:
         self.tracks = TrackLives(identity.new_uid)
         self.matches = QueryMatches()
         self._tracker = tracker
+        self._sizes = FrameSizes()
         self.default_threshold = default_threshold
         self._stream = identity.stream
         self.planned_rules = RuleSet()
@@ -120,7 +122,7 @@ class StreamAnalysis:
         if self._place_rules.masks and len(found):
             found = self._without_masked(found, frame)
         named, scores = for_tracker(found, numbers, thresholds)
-        tracked = self._tracker.update(named, frame.time_s, moved)
+        tracked = self._sizes.update(self._tracker, named, frame, moved)
         if len(tracked):
             tracked.confidence = scores[tracked.data["detection_index"]]
         seen = self._without_departed(FrameObservation.of(tracked, self._tracker, numbers, frame))
@@ -179,7 +181,7 @@ class StreamAnalysis:
 
     def predict(self, frame: Frame) -> sv.Detections:
         """Predicted tracks of a frame that is not analysed. Rules do not read predictions."""
-        return self._tracker.predict(frame.time_s)
+        return self._sizes.from_tracker(self._tracker.predict(frame.time_s), frame)
 
     def close(self, moment: EventTime, reason: EndReason) -> list[Event]:
         """Ends everything that is open: the stream ended or is shut down."""
