@@ -12,6 +12,7 @@ import supervision as sv
 
 from sinks.event import Event
 from sinks.spool.spool import Spool
+from streamer.analysis.camera_motion import Affine
 from streamer.analysis.event_writer import EventTime
 from streamer.enrichment.enricher import Enricher, Enrichment
 from streamer.errors import StreamerError
@@ -172,7 +173,8 @@ class Following:
     async def _follow(self, batch: Sequence[DetectedFrame]) -> None:
         sent: list[tuple[Stream, list[Event]]] = []
         failed: dict[Stream, Exception] = {}
-        for found in batch:
+        moved = await _measure_motion(batch)
+        for position, found in enumerate(batch):
             stream, events = found.stream, list[Event]()
             stream.in_flight -= 1
             if stream.is_closed or stream.has_failed:
@@ -181,7 +183,7 @@ class Following:
             try:
                 events += self._apply_changes(stream, found.frame.time_ns)
                 if stream.dark_since_ns is None or not stream.is_begun:  # else it comes too late
-                    await self._follow_frame(found, events)
+                    await self._follow_frame(found, moved.get(position), events)
             except Exception as error:
                 stream.has_failed = True
                 failed[stream] = error
@@ -246,7 +248,7 @@ class Following:
         else:
             await self._send(stream, stream.analysis.enriched(item))
 
-    async def _follow_frame(self, found: DetectedFrame, events: list[Event]) -> None:
+    async def _follow_frame(self, found: DetectedFrame, moved: Affine | None, events: list[Event]) -> None:
         """Follow one frame; its events are added to `events` as they come."""
         stream, frame = found.stream, found.frame
         if not stream.is_begun:
@@ -257,9 +259,6 @@ class Following:
             stream.not_sampled += not found.queries
             stream.failed += bool(found.queries)
         else:
-            moved = None
-            if stream.camera_watch.wants(frame):
-                moved = await asyncio.to_thread(stream.camera_watch.update, frame, found.detections)
             tracked, happened = stream.analysis.analyse(frame, found.detections, found.queries, moved)
             events += happened
             stream.analysed += 1
@@ -367,6 +366,29 @@ class Following:
         if events:
             await self._spool.send_batch(events)
             stream.event_counts.update(event.type for event in events)
+
+
+async def _measure_motion(batch: Sequence[DetectedFrame]) -> dict[int, Affine | None]:
+    """The motion of the cameras that are due, by position in the batch.
+
+    All in one call of a thread: with many cameras, a change of threads for each would take longer than the work.
+    """
+    due: set[Stream] = set()
+    wanted: list[tuple[int, DetectedFrame]] = []
+    for position, found in enumerate(batch):
+        if found.detections is not None and found.stream.camera_watch.is_due(found.frame):
+            due.add(found.stream)
+        if found.stream in due:
+            wanted.append((position, found))
+    return await asyncio.to_thread(_update_watches, wanted) if wanted else {}
+
+
+def _update_watches(wanted: Sequence[tuple[int, DetectedFrame]]) -> dict[int, Affine | None]:
+    moved: dict[int, Affine | None] = {}
+    for position, found in wanted:
+        if found.detections is not None and found.stream.camera_watch.wants(found.frame):
+            moved[position] = found.stream.camera_watch.update(found.frame, found.detections)
+    return moved
 
 
 def _log_return(stream: Stream, time_ns: int) -> None:
