@@ -34,6 +34,7 @@ from streamer.pipeline.following import (
     StreamPaused,
     StreamResumed,
 )
+from streamer.pipeline.loop_lag import LoopLag
 from streamer.pipeline.merge import FrameMerge
 from streamer.pipeline.sections import count_plans, make_sampling
 from streamer.pipeline.stream import Stream, StreamChange, StreamReport
@@ -86,7 +87,11 @@ class Pipeline:
         self._detection = Detection(detector, self._streams, batch_size=batch.size, max_wait_s=batch.wait_ms / 1000)
         self._threshold = detector.threshold
         self._producer = None if config is None or parts is None else parts.producer(config)
-        self._following = Following(self._streams, spool, on_frame=on_frame, tick_s=coverage_every_s / 10)
+        self._following = Following(
+            self._streams, spool, on_frame=on_frame, on_failed=self._end_failed, tick_s=coverage_every_s / 10
+        )
+        self._ending: set[asyncio.Task[None]] = set()
+        self.loop_lag = LoopLag()
         self._merge: FrameMerge | None = None
         self.stopping = asyncio.Event()  # set once `stop` was called
         self.stopped_at: float | None = None  # by the monotonic clock
@@ -133,9 +138,13 @@ class Pipeline:
             )
             self._merge.is_held_open = self._has_paused
             self._is_running.set()
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._detect_all(self._merge), name="detection")
-                tasks.create_task(self._following.run(), name="following")
+            probe = asyncio.create_task(self.loop_lag.run(), name="loop lag")
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._detect_all(self._merge), name="detection")
+                    tasks.create_task(self._following.run(), name="following")
+            finally:
+                probe.cancel()
         except BaseExceptionGroup as group:
             if len(group.exceptions) == 1:
                 raise group.exceptions[0] from None
@@ -403,6 +412,13 @@ class Pipeline:
         stream = self._streams.get(name)
         if stream is not None and name not in self._leaving:
             self._detection.call_after_batch(lambda: self._following.add(StreamEnded(stream)))
+
+    def _end_failed(self, stream: Stream) -> None:
+        """Close the source of a stream that cannot be followed; its end is then reported like any other."""
+        assert self._merge is not None
+        task = asyncio.create_task(self._merge.remove(stream.name), name=f"end of {stream.name}")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     def _note_error(self, name: str, error: Exception) -> None:
         log.error("%s: %s", name, error)

@@ -1,4 +1,4 @@
-"""Pictures into a file: H.264 in MP4, each picture shown at the time it was captured. It is no sink of events."""
+"""Video file writer: H.264 in MP4, each image shown at its capture time."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _QUEUE = 8
 
 
 class VideoWriter:
-    """Encodes in a thread of its own; the file can be played up to the last key frame even after a crash.
+    """Encodes in its own thread; after a crash the file can be played up to the last key frame.
 
-    `size` is (width, height) of every picture; odd ones lose their last row or column, which H.264 cannot hold.
-    With `when_full="block"` a slow encoder holds `write` back; with "drop" pictures are left out and counted in
+    `size` is (width, height) of the first image; odd sizes lose their last row or column, which H.264 cannot store.
+    Images of another size are scaled to fit, with black bars where their shape differs: no part is cut off.
+    With `when_full="block"` a slow encoder blocks `write`; with "drop" images are left out and counted in
     `dropped`. Raises `SinkError` when the file cannot be written, at the latest in `close`.
     """
 
@@ -41,6 +42,7 @@ class VideoWriter:
         self.dropped = 0
         self.written = 0
         self._path = Path(path)
+        self._size = size
         self._width, self._height = size[0] // 2 * 2, size[1] // 2 * 2
         if min(self._width, self._height) < 2:
             raise SinkAddressError(f"a video of {size[0]}x{size[1]} pixels is too small: it needs 2x2 at least")
@@ -74,7 +76,7 @@ class VideoWriter:
         self.close()
 
     def write(self, image: npt.NDArray[np.uint8], time_ns: int) -> None:
-        """Add a picture, BGR (height, width, 3); `time_ns` is its capture time. It must not be changed afterwards."""
+        """Adds an image, BGR (height, width, 3), which must not change afterwards; `time_ns` is its capture time."""
         if self._error:
             raise SinkError(self._error)
         if self._when_full == "block":
@@ -86,7 +88,7 @@ class VideoWriter:
             self.dropped += 1
 
     def close(self) -> None:
-        """Encode what is left and finish the file. Safe to call twice."""
+        """Encodes the remaining images and finishes the file. Safe to call twice."""
         if self._thread.is_alive():
             self._queue.put(None)
         self._thread.join()
@@ -99,7 +101,7 @@ class VideoWriter:
         except (OSError, av.FFmpegError) as error:
             self._error = str(self._cannot_write(error))
             while self._queue.get() is not None:
-                self.dropped += 1  # whoever waits for room must not wait for ever
+                self.dropped += 1  # otherwise `write` would block for ever
 
     def _encode_all(self) -> None:
         with self._container as container:
@@ -109,9 +111,11 @@ class VideoWriter:
                 image, time_ns = item
                 if last < 0:
                     first_ns = time_ns
+                if image.shape[:2] != self._size[::-1]:
+                    image = _fitted(image, self._size)
                 picture = np.ascontiguousarray(image[: self._height, : self._width])
                 frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
-                # two pictures never share a moment, even where the capture times do
+                # presentation times must rise even where capture times do not
                 last = frame.pts = max((time_ns - first_ns) * _TICKS // 1_000_000_000, last + 1)
                 frame.time_base = Fraction(1, _TICKS)
                 container.mux(self._stream.encode(frame))
@@ -119,10 +123,23 @@ class VideoWriter:
             if self.written:
                 container.mux(self._stream.encode(None))
         if not self.written:
-            self._path.unlink()  # a video without a picture is none
+            self._path.unlink()  # a video without an image cannot be played
 
     def _cannot_write(self, error: OSError | av.FFmpegError) -> SinkError:
         return SinkError(
             f"{self._path} cannot be written ({error.strerror or error}): check the path, its rights and the space on "
             "the disk"
         )
+
+
+def _fitted(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The whole picture, as large as fits amid a black one of `size` (width, height)."""
+    import cv2
+
+    height, width = image.shape[:2]
+    scale = min(size[0] / width, size[1] / height)
+    inner = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    canvas = np.zeros((size[1], size[0], 3), np.uint8)
+    canvas[top : top + inner[1], left : left + inner[0]] = cv2.resize(image, inner, interpolation=cv2.INTER_AREA)
+    return canvas
