@@ -20,6 +20,7 @@ from sinks.sink import SinkAddressError
 _READERS: dict[str, str] = {
     "jsonl": "sinks.readers:read_jsonl",
     "sqlite": "sinks.readers:read_sqlite",
+    "postgresql": "sinks.postgres:read_postgres",
     "parquet": "sinks.readers:read_parquet",
     "kafka": "sinks.kafka.reader:read_kafka",
     "kafkas": "sinks.kafka.reader:read_kafka",

@@ -22,6 +22,27 @@ _UNKNOWN_AUTHORITY = frozenset({2, 18, 19, 20, 21})
 _WRONG_HOST = frozenset({62, 64})
 
 
+class TidySocket(ssl.SSLSocket):
+    """A socket that is closed where its handshake fails, and where a library lets go of it amid one."""
+
+    def __del__(self) -> None:
+        self.close()
+
+    def do_handshake(self, block: bool = False) -> None:
+        """As of `ssl.SSLSocket`."""
+        try:
+            super().do_handshake(block)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError:
+            self.close()
+            raise
+
+
+class _TidyContext(ssl.SSLContext):
+    sslsocket_class = TidySocket
+
+
 class TlsOptionsError(ValueError):
     """The TLS options cannot be used: which one, why, and what to give, in one sentence without secrets."""
 
@@ -74,7 +95,7 @@ class TlsOptions:
         Raises `TlsOptionsError` for files that cannot be read or do not belong together, and for an encrypted key
         without its password; the terminal is never asked for one.
         """
-        return self.fill(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        return self.fill(_TidyContext(ssl.PROTOCOL_TLS_CLIENT))
 
     def fill(self, context: ssl.SSLContext) -> ssl.SSLContext:
         """Applies the options to a client's context of any class; raises as `context` does."""
@@ -215,7 +236,9 @@ def find_tls_trouble(host: str, port: int, context: ssl.SSLContext | None, *, ha
     except OSError as error:
         if plain:
             return ""
-        if _is_end(error):
+        if isinstance(error, TimeoutError):
+            return "does not answer the TLS handshake: does the port speak TLS?"
+        if _is_end(error) or isinstance(error, ConnectionResetError):
             return "broke off the TLS handshake: does the port speak TLS, does the peer want a client certificate?"
         return tls_cause(error, has_certificate=has_certificate)
     return ""

@@ -28,6 +28,7 @@ from streamer.commands import (
     subscribe,
     track,
     tune,
+    view,
 )
 from streamer.commands.groups import CommandGroup
 from streamer.tasks.console import report_line
@@ -116,6 +117,7 @@ app.command("process")(process.process)
 app.command("monitor")(monitor.monitor)
 app.command("subscribe")(subscribe.subscribe)
 app.command("replay")(replay.replay)
+app.command("view")(view.view)
 app.command("demo")(demo.demo)
 app.command("detect")(detect.detect)
 app.command("track")(track.track)

@@ -3,7 +3,8 @@
 The cores are shared by these rules:
 
 * the model (torch, OpenMP) may use every core that the process may use, and waits passively for its next work;
-* decoding runs in worker processes, one for each core up to `MOST_WORKERS`, one thread for each source;
+* decoding runs in worker processes, one for each core up to `MOST_WORKERS`, one thread for each source, of which
+  only as many decode at a time as the worker's share of the cores: many cameras do not starve the rest;
 * OpenCV and NumPy's BLAS compute in the calling thread: their inputs are small, and their pools wait by spinning.
 
 More threads than cores do no harm as long as none of them spins; a spinning pool makes a model beside it 3 to 6 times
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +33,7 @@ class ThreadPlan:
     cores: int
     model: int
     decode_workers: int
+    decoding: int = 1  # threads of one worker that decode at a time
     opencv: int = 1
     blas: int = 1
 
@@ -43,7 +47,8 @@ class ThreadPlan:
 def plan_threads(cores: int | None = None) -> ThreadPlan:
     """Returns the plan for `cores` cores, by default those that this process may use."""
     cores = usable_cores() if cores is None else max(1, cores)
-    return ThreadPlan(cores, model=cores, decode_workers=min(cores, MOST_WORKERS))
+    workers = min(cores, MOST_WORKERS)
+    return ThreadPlan(cores, model=cores, decode_workers=workers, decoding=-(-cores // workers))
 
 
 def usable_cores(cgroup: Path = _CGROUP) -> int:
@@ -71,6 +76,20 @@ def limit_opencv() -> None:
     import cv2
 
     cv2.setNumThreads(plan_threads().opencv)
+
+
+def limit_decoding() -> None:
+    """Let only the planned number of threads of this process decode at a time."""
+    global _turns
+    _turns = threading.Semaphore(plan_threads().decoding)
+
+
+def decoding_turn() -> AbstractContextManager[object]:
+    """Waits, when entered, until this thread may decode."""
+    return _turns
+
+
+_turns: AbstractContextManager[object] = nullcontext()
 
 
 def describe_threads() -> tuple[bool, str]:

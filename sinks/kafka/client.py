@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from sinks.address import SinkAddress
 from sinks.sink import SinkAddressError, SinkError
-from sinks.tls import TlsOptions, TlsOptionsError, find_tls_trouble, tls_cause
+from sinks.tls import TidySocket, TlsOptions, TlsOptionsError, find_tls_trouble, tls_cause
 
 with warnings.catch_warnings():
     # it reads its own resources in a way that Python 3.11 calls old
@@ -92,26 +92,10 @@ class _Direct(KafkaNetSocket):  # type: ignore[misc]  # the library has no types
         return connected
 
 
-class _Guarded(ssl.SSLSocket):
-    """Is closed where it finds no trust, and where the library lets go of it amid a handshake."""
-
-    def __del__(self) -> None:
-        self.close()
-
-    def do_handshake(self, block: bool = False) -> None:
-        try:
-            super().do_handshake(block)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except OSError:
-            self.close()
-            raise
-
-
 class _Trust(ssl.SSLContext):
     """The socket that speaks TLS takes the place of the one that was connected: it is remembered too."""
 
-    sslsocket_class = _Guarded
+    sslsocket_class = TidySocket
 
     def wrap_socket(self, *arguments: Any, **options: Any) -> ssl.SSLSocket:
         wrapped = super().wrap_socket(*arguments, **options)

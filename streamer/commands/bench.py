@@ -27,3 +27,21 @@ def pipeline(
     from streamer.tasks.bench import compare_with_decoding
 
     compare_with_decoding(video, boxes=boxes, frames=frames, size=size, rounds=rounds, as_json=as_json)
+
+
+@app.command("cameras")
+def cameras(
+    fps: Annotated[float, typer.Option(min=1, max=120, help="Pictures a second of each camera.")] = 25.0,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of each camera.")] = "1280x720",
+    sample: Annotated[float, typer.Option(min=0.1, help="Frames of each camera to analyse a second.")] = 5.0,
+    counts: Annotated[
+        list[int] | None, typer.Option("--cameras", min=1, help="Measure this many; without it, find the most.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="How long to measure each number of cameras.")] = 8.0,
+    most: Annotated[int, typer.Option(min=1, help="Cameras at most.")] = 256,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """How many cameras this machine carries, and how old their frames are when they have been analysed."""
+    from streamer.tasks.bench_cameras import report_capacity
+
+    report_capacity(fps=fps, size=size, sample=sample, counts=counts, seconds=seconds, most=most, as_json=as_json)

@@ -1,4 +1,4 @@
-"""`groundstream monitor`: cameras watched until told to stop."""
+"""`groundstream monitor`: watch cameras until stopped."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from streamer.commands.options import (
     DetectorName,
     DetectorOptions,
     Device,
+    Lines,
     Masks,
+    OptionalQueries,
+    SampleFps,
+    Sinks,
     Threshold,
+    TrackerName,
     Tuned,
     Weights,
+    Zones,
 )
 
 
@@ -23,11 +29,15 @@ def monitor(
         list[str] | None, typer.Argument(metavar="SOURCE", help="rtsp://..., http://..., webcam:0, files.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="A YAML file for several cameras; edits of its queries apply.")
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE", help="YAML file for several cameras; edits apply at once."),
     ] = None,
-    query: Annotated[
-        list[str] | None, typer.Option("--query", "-q", help="What to look for, in plain words; repeatable.")
+    query: OptionalQueries = None,
+    name: Annotated[
+        list[str] | None, typer.Option("--name", metavar="NAME", help="Name of a source, in their order; repeatable.")
     ] = None,
+    zone: Zones = None,
+    line: Lines = None,
     detector: DetectorName = None,
     weights: Weights = None,
     tuned: Tuned = None,
@@ -35,47 +45,54 @@ def monitor(
     threshold: Threshold = None,
     masks: Masks = None,
     detector_option: DetectorOptions = None,
-    tracker: Annotated[str | None, typer.Option(help="default, bytetrack, ocsort, botsort, sort.")] = None,
-    sink: Annotated[
-        list[str] | None, typer.Option(help="Where events go; repeatable. stdout: when absent and not in a terminal.")
-    ] = None,
-    fps: Annotated[
-        float | None, typer.Option(min=0.001, help="Let the detector look at most so often per second.")
-    ] = None,
+    tracker: TrackerName = None,
+    sink: Sinks = None,
+    fps: SampleFps = None,
     udp: Annotated[bool, typer.Option("--udp", help="RTSP over UDP instead of TCP.")] = False,
     spool: Annotated[
         Path | None,
-        typer.Option(help="Where events are safe until every sink has them; in the state folder when absent."),
+        typer.Option(metavar="FILE", help="File that keeps events until every sink has them (default: state folder)."),
     ] = None,
-    metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics here.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(metavar="PORT", min=1, max=65535, help="Serve Prometheus metrics on this port.")
+    ] = None,
     web: Annotated[bool, typer.Option("--web", help="Serve the live page and the HTTP API.")] = False,
     web_address: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="Serve them there, with --web or without (default: 127.0.0.1:8090)."),
     ] = None,
-    duration: Annotated[float | None, typer.Option(min=0, help="Stop after so many seconds.")] = None,
-    close_timeout: Annotated[
-        float | None, typer.Option(min=0.1, max=3600, help="Seconds that closing may take altogether; 10 when absent.")
+    duration: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0, help="Stop after so many seconds.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No live table.")] = False,
+    close_timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Longest time for closing altogether (default: 10)."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no live table.")] = False,
 ) -> None:
-    """Watch cameras for things named in plain words. Ctrl-C ends it cleanly: open tracks get their end event."""
-    from streamer.detector_choice import DetectorChoice
-    from streamer.tasks.monitor import parse_bind, run_monitor, watch_config
+    """Watch cameras for things named in plain words.
 
-    loaded = watch_config(
-        config,
-        sources or [],
-        query or [],
+    Events go to the sinks, else to standard output, or beside the live table in a terminal. Ctrl-C ends it cleanly:
+    open tracks get their end event; a second Ctrl-C ends it at once.
+    """
+    from streamer.detector_choice import DetectorChoice
+    from streamer.tasks.monitor import MonitorOptions, parse_bind, run_monitor
+
+    options = MonitorOptions(
+        file=config,
+        sources=sources or (),
+        queries=query or (),
+        names=name or (),
+        zones=zone or (),
+        lines=line or (),
         detector=DetectorChoice(detector, weights, tuned, device, threshold, masks, detector_option or ()),
         tracker=tracker,
-        sinks=sink or [],
+        sinks=sink or (),
         fps=fps,
         udp=udp,
         metrics_port=metrics_port,
         web=parse_bind(web_address) if web_address is not None else (None, None) if web else None,
+        close_timeout_s=close_timeout,
     )
-    if close_timeout is not None:
-        loaded = loaded.model_copy(update={"close_timeout_s": close_timeout})
-    failed = run_monitor(loaded, config_file=config, spool=spool, duration_s=duration, quiet=quiet)
+    failed = run_monitor(options, spool=spool, duration_s=duration, quiet=quiet)
     raise typer.Exit(1 if failed else 0)

@@ -14,6 +14,7 @@ def schema(
     config: Annotated[
         bool, typer.Option("--config", help="The configuration's schema instead of the events'.")
     ] = False,
+    api: Annotated[bool, typer.Option("--api", help="The OpenAPI document of the HTTP API instead.")] = False,
     validate: Annotated[
         Path | None, typer.Option("--validate", metavar="FILE", help="Check a file of events, one JSON object a line.")
     ] = None,
@@ -24,6 +25,11 @@ def schema(
         return
     import json
 
+    if api:
+        from streamer.web.app import api_schema
+
+        typer.echo(json.dumps(api_schema(), indent=2))
+        return
     from sinks.event import json_schema
     from streamer.config import config_schema
 

@@ -10,10 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from rich.table import Table
-
     from sinks.event import Event
     from sinks.subscribe import Subscription
 
@@ -91,16 +87,17 @@ async def _show_table(events: Subscription, limit: int | None) -> None:
     from rich.live import Live
 
     from streamer.tasks.console import user_console
+    from streamer.tasks.event_table import event_table
 
     newest: deque[Event] = deque(maxlen=_ROWS)
     count = 0
     console = user_console()
     async with events:
-        with Live(_event_table(newest), console=console, refresh_per_second=8) as live:
+        with Live(event_table(newest), console=console, refresh_per_second=8) as live:
             async for event in events:
                 newest.append(event)
                 count += 1
-                live.update(_event_table(newest))
+                live.update(event_table(newest))
                 if count == limit:
                     break
     notes = [f"{count} event{'s' * (count != 1)}" + f", the newest {_ROWS} shown" * (count > _ROWS)]
@@ -109,27 +106,3 @@ async def _show_table(events: Subscription, limit: int | None) -> None:
     if events.duplicates:
         notes.append(f"{events.duplicates} duplicates left out")
     console.print(", ".join(notes))
-
-
-def _event_table(newest: Iterable[Event]) -> Table:
-    """The time of day stands whole at 80 columns; words and places wrap."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from streamer.tasks.console import visible_text
-
-    table = Table()
-    for name, whole in (("time", True), ("stream", False), ("what", True), ("track", True), ("words", False)):
-        table.add_column(name, no_wrap=whole, overflow="fold")
-    table.add_column("where", overflow="fold")
-    day = ""
-    for event in newest:
-        data = event.data
-        place = data.zone.id if data.zone else f"{data.line.id} {data.line.direction}" if data.line else ""
-        track = str(data.track.number) if data.track else ""
-        # The date stands in the first row of each day.
-        time = event.time[11:21] if event.time[:10] == day else f"{event.time[:10]}\n{event.time[11:21]}"
-        day = event.time[:10]
-        cells = (data.stream, event.kind, track, ", ".join(event.queries), place)
-        table.add_row(Text(visible_text(time)), *(Text(visible_text(cell)) for cell in cells))
-    return table

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from sinks.event import Event
 from sinks.spool.spool import Spool
+from streamer.analysis.camera_motion import Affine
 from streamer.analysis.event_writer import EventTime
 from streamer.enrichment.enricher import Enricher, Enrichment
 from streamer.frame import Frame
@@ -165,11 +166,12 @@ class Following:
 
     async def _follow(self, batch: Sequence[DetectedFrame]) -> None:
         sent: list[tuple[Stream, list[Event]]] = []
-        for found in batch:
+        moved = await _measure_motion(batch)
+        for position, found in enumerate(batch):
             found.stream.in_flight -= 1
             events = self._apply_changes(found.stream, found.frame.time_ns)
             if found.stream.dark_since_ns is None or not found.stream.is_begun:  # else it comes too late
-                events += await self._follow_frame(found)
+                events += await self._follow_frame(found, moved.get(position))
             sent.append((found.stream, events))
         await self._spool.send_batch([event for _, events in sent for event in events])
         for stream, events in sent:
@@ -209,7 +211,7 @@ class Following:
         else:
             await self._send(stream, stream.analysis.enriched(item))
 
-    async def _follow_frame(self, found: DetectedFrame) -> list[Event]:
+    async def _follow_frame(self, found: DetectedFrame, moved: Affine | None) -> list[Event]:
         stream, frame, events = found.stream, found.frame, []
         if not stream.is_begun:
             events += stream.analysis.online(EventTime.of(frame), stream.dark_cause, stream.dark_since_ns)
@@ -219,9 +221,6 @@ class Following:
             stream.not_sampled += not found.queries
             stream.failed += bool(found.queries)
         else:
-            moved = None
-            if stream.camera_watch.wants(frame):
-                moved = await asyncio.to_thread(stream.camera_watch.update, frame, found.detections)
             tracked, happened = stream.analysis.analyse(frame, found.detections, found.queries, moved)
             events += happened
             stream.analysed += 1
@@ -254,9 +253,11 @@ class Following:
         moment = stream.arrival_time(change.time_ns)
         if change.state is SourceState.LIVE and (not stream.is_begun or stream.dark_since_ns is not None):
             events = stream.analysis.online(moment, stream.dark_cause, stream.dark_since_ns)
+            _log_return(stream, change.time_ns)
             stream.is_begun, stream.dark_since_ns, stream.dark_cause = True, None, ""
             return events
         if change.state in (SourceState.STALLED, SourceState.WAITING) and stream.dark_since_ns is None:
+            log.warning("%s: the camera gives no pictures: %s", stream.name, change.cause or change.state.value)
             stream.dark_since_ns, stream.dark_cause = change.time_ns, change.cause
             return stream.analysis.outage(moment, change.cause, change.time_ns)
         return []
@@ -320,3 +321,34 @@ class Following:
         if events:
             await self._spool.send_batch(events)
             stream.event_counts.update(event.type for event in events)
+
+
+async def _measure_motion(batch: Sequence[DetectedFrame]) -> dict[int, Affine | None]:
+    """The motion of the cameras that are due, by position in the batch.
+
+    All in one call of a thread: with many cameras, a change of threads for each would take longer than the work.
+    """
+    due: set[Stream] = set()
+    wanted: list[tuple[int, DetectedFrame]] = []
+    for position, found in enumerate(batch):
+        if found.detections is not None and found.stream.camera_watch.is_due(found.frame):
+            due.add(found.stream)
+        if found.stream in due:
+            wanted.append((position, found))
+    return await asyncio.to_thread(_update_watches, wanted) if wanted else {}
+
+
+def _update_watches(wanted: Sequence[tuple[int, DetectedFrame]]) -> dict[int, Affine | None]:
+    moved: dict[int, Affine | None] = {}
+    for position, found in wanted:
+        if found.detections is not None and found.stream.camera_watch.wants(found.frame):
+            moved[position] = found.stream.camera_watch.update(found.frame, found.detections)
+    return moved
+
+
+def _log_return(stream: Stream, time_ns: int) -> None:
+    if stream.dark_since_ns is None:
+        log.info("%s: the camera is connected", stream.name)
+    else:
+        away_s = (time_ns - stream.dark_since_ns) / 1e9
+        log.warning("%s: the camera is back after %.1f s (%s)", stream.name, away_s, stream.dark_cause)

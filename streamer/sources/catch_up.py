@@ -78,14 +78,12 @@ class CatchUp:
         if self._key_ns is not None:
             self._group_ns = time_ns - self._key_ns
         self._key_ns = time_ns
-        # Skipping costs next to nothing, so what waits is passed at once: where it took half as long as the pictures
-        # last, none was waiting any more, and what lag is left comes from the clocks.
-        if (
-            self._is_skipping
-            and self._offset_ns is not None
-            and 2 * (now_ns - self._skip_began_ns) > (time_ns - self._skip_ns)
-        ):
-            apart = self._lag_ns / max(1, now_ns - self._set_ns)
-            self._drift = max(self._drift, min(_MOST_DRIFT, self._drift + apart))
-            self._offset_ns, self._set_ns, self._lag_ns = self._offset_ns + self._lag_ns, now_ns, 0
+        if self._is_skipping and self._offset_ns is not None:
+            # Skipping passes what waits faster than it was captured. Where it took just as long as the pictures last,
+            # nothing was waiting, and the lag that is left comes from the clocks.
+            took_ns, media_ns = now_ns - self._skip_began_ns, time_ns - self._skip_ns
+            if abs(took_ns - media_ns) < media_ns // 8:
+                apart = self._lag_ns / max(1, now_ns - self._set_ns)
+                self._drift = max(self._drift, min(_MOST_DRIFT, self._drift + apart))
+                self._offset_ns, self._set_ns, self._lag_ns = self._offset_ns + self._lag_ns, now_ns, 0
         self._is_skipping = False

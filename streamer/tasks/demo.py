@@ -9,8 +9,10 @@ from pathlib import Path
 from rich.table import Table
 
 from detectors.registry import default_detector
+from streamer.detector_choice import DetectorChoice
 from streamer.jobs import ProcessJob
 from streamer.tasks.console import user_console
+from streamer.tasks.monitor import MonitorOptions, run_monitor
 from streamer.tasks.process import process_videos
 
 _SIZE = "640x384"
@@ -43,6 +45,24 @@ def show_street(
         query = "SELECT type, count(*) FROM events GROUP BY type"
         user_console().print(f"\nquery it  sqlite3 {database} '{query}'")
     return failed != 0
+
+
+def watch_street(
+    queries: Sequence[str], out: Path, seed: int, address: tuple[str, int], detector_options: Sequence[str] = ()
+) -> bool:
+    """Watches two live streets with the page until it is interrupted; returns whether one failed."""
+    chosen = list(queries) or list(QUERIES)
+    live = f"size={_SIZE}&fps={_FPS}&live=1"
+    options = MonitorOptions(
+        DetectorChoice(default_detector(chosen, "glip-mini"), options=detector_options),
+        sources=[f"synthetic:street?seed={seed}&{live}", f"synthetic:street?seed={seed + 4}&{live}"],
+        names=["street", "yard"],
+        queries=chosen,
+        zones=_ZONES,
+        lines=_LINES,
+        web=address,
+    )
+    return run_monitor(options, spool=out / "demo.spool", duration_s=None, quiet=True)
 
 
 def _show_database(path: Path) -> None:

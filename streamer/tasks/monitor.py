@@ -1,4 +1,4 @@
-"""Watching cameras until told to stop: the live table, edits of the configuration, and the clean end."""
+"""The `monitor` command: options, reload of the configuration, log, and the parts that run beside the pipeline."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ import asyncio
 import contextlib
 import logging
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-
-from sinks.spool.spool import StorageStatus
+from sinks.address import redact
+from sinks.sink import Sink
 from streamer.build import open_pipeline, settle
 from streamer.config import Config, WebConfig, load_config, parse_config
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError
-from streamer.pipeline import Pipeline, StreamReport
+from streamer.jobs.job import parse_place
+from streamer.pipeline import Pipeline
 from streamer.spooling import spool_file, state_folder
 from streamer.tasks.closing import ClosingGuard
-from streamer.tasks.console import user_console, visible_text
+from streamer.tasks.console import UserConsole, make_folder, user_console
+from streamer.tasks.live_table import LatestEvents, LiveTable
 from streamer.tasks.side_tasks import SideTasks
 
 if TYPE_CHECKING:
@@ -33,55 +31,92 @@ if TYPE_CHECKING:
 log = logging.getLogger("groundstream")
 
 RELOAD_EVERY_S = 1.0
-TABLE_EVERY_S = 0.5
 TABLE_RESTART_S = 5.0
 
 
-def watch_config(
-    file: Path | None,
-    sources: Sequence[str],
-    queries: Sequence[str],
-    *,
-    detector: DetectorChoice,
-    tracker: str | None,
-    sinks: Sequence[str],
-    fps: float | None,
-    udp: bool,
-    metrics_port: int | None,
-    web: tuple[str, int] | tuple[None, None] | None = None,
-) -> Config:
-    """What to watch, from a file or from options, not both. Raises `ConfigError`."""
-    if file is not None:
-        given = {
-            "sources": sources,
-            "--query": queries,
-            "--sink": sinks,
-            **detector.flags,
-            "--tracker": tracker,
-            "--fps": fps,
-            "--udp": udp or None,
-            "--metrics-port": metrics_port,
+@dataclass(frozen=True)
+class MonitorOptions:
+    """Options of the command: a configuration file, or everything else on its own.
+
+    `web` is the address of the page, (None, None) for the configured one, None for no page unless the file has one.
+    """
+
+    detector: DetectorChoice
+    file: Path | None = None
+    sources: Sequence[str] = ()
+    queries: Sequence[str] = ()
+    names: Sequence[str] = ()
+    zones: Sequence[str] = ()
+    lines: Sequence[str] = ()
+    tracker: str | None = None
+    sinks: Sequence[str] = ()
+    fps: float | None = None
+    udp: bool = False
+    metrics_port: int | None = None
+    web: tuple[str, int] | tuple[None, None] | None = None
+    close_timeout_s: float | None = None
+
+    def load_config(self) -> Config:
+        """The configuration that the options name. Raises `ConfigError`."""
+        if self.file is not None:
+            self._refuse_beside_file()
+            return self.add_to(load_config(self.file))
+        if not self.sources:
+            raise ConfigError("no source is given: give one such as rtsp://camera/stream, or a configuration with -c")
+        if not self.queries:
+            raise ConfigError("no query is given: give at least one --query, such as --query 'a red car'")
+        if len(self.names) > len(self.sources):
+            raise ConfigError(
+                f"--name is given {len(self.names)} times for {len(self.sources)} sources: give one name for each "
+                "source, in their order"
+            )
+        return self.add_to(parse_config(self._sections(), "command line"))
+
+    def add_to(self, config: Config) -> Config:
+        """The configuration with the options that may stand beside a file."""
+        config = _with_page(config, self.web)
+        if self.close_timeout_s is not None:
+            config = config.model_copy(update={"close_timeout_s": self.close_timeout_s})
+        return config
+
+    def _sections(self) -> dict[str, Any]:
+        stream = {
+            "transport": "udp" if self.udp else "tcp",
+            "sample": {"fps": self.fps},
+            "zones": [{"id": name, "polygon": points} for name, points in map(parse_place, self.zones)],
+            "lines": [{"id": name, "points": points} for name, points in map(parse_place, self.lines)],
         }
-        besides = [name for name, value in given.items() if value is not None and value != []]
+        names = [*self.names, *[None] * (len(self.sources) - len(self.names))]
+        return {
+            "streams": [
+                {"source": source, "name": name, **stream} for source, name in zip(self.sources, names, strict=True)
+            ],
+            "queries": list(self.queries),
+            "detector": self.detector.section(),
+            "tracker": self.tracker or "default",
+            "sinks": list(self.sinks) or ([] if sys.stdout.isatty() else ["stdout:"]),
+            "metrics_port": self.metrics_port,
+        }
+
+    def _refuse_beside_file(self) -> None:
+        given = {
+            "sources": self.sources,
+            "--query": self.queries,
+            "--name": self.names,
+            "--zone": self.zones,
+            "--line": self.lines,
+            "--sink": self.sinks,
+            **self.detector.flags,
+            "--tracker": self.tracker,
+            "--fps": self.fps,
+            "--udp": self.udp or None,
+            "--metrics-port": self.metrics_port,
+        }
+        besides = [name for name, value in given.items() if value is not None and (value or value == 0)]
         if besides:
             raise ConfigError(
-                f"give either a configuration file or {', '.join(besides)}, not both: what they say belongs in the file"
+                f"{', '.join(besides)} cannot stand beside a configuration file: write the settings into the file"
             )
-        return _with_page(load_config(file), web)
-    if not sources:
-        raise ConfigError("nothing to watch: give a source such as rtsp://camera/stream, or a configuration with -c")
-    if not queries:
-        raise ConfigError("nothing to look for: give at least one --query, such as --query 'a red car'")
-    stream = {"transport": "udp" if udp else "tcp", "sample": {"fps": fps}}
-    raw = {
-        "streams": [{"source": source, **stream} for source in sources],
-        "queries": list(queries),
-        "detector": detector.section(),
-        "tracker": tracker or "default",
-        "sinks": list(sinks) or ([] if sys.stdout.isatty() else ["stdout:"]),
-        "metrics_port": metrics_port,
-    }
-    return _with_page(parse_config(raw, "command line"), web)
 
 
 def _with_page(config: Config, address: tuple[str, int] | tuple[None, None] | None) -> Config:
@@ -105,62 +140,69 @@ def parse_bind(text: str) -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-def run_monitor(
-    config: Config, *, config_file: Path | None, spool: Path | None, duration_s: float | None, quiet: bool
-) -> bool:
+def run_monitor(options: MonitorOptions, *, spool: Path | None, duration_s: float | None, quiet: bool) -> bool:
     """Watch until every source has ended, a signal comes or the time is over; returns whether a camera failed."""
-    path = spool or spool_file(config, config_file)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make the folder {path.parent} for the spool: {error.strerror}") from error
-    return asyncio.run(_monitor(config, config_file, path, duration_s, quiet=quiet))
+    config = options.load_config()
+    path = spool or spool_file(config, options.file)
+    make_folder(path.parent)
+    console = user_console(stderr=True)
+    with _log_to(console):
+        return asyncio.run(_monitor(options, config, path, duration_s, console, shows_table=not quiet))
 
 
 async def _monitor(
-    config: Config, config_file: Path | None, spool: Path, duration_s: float | None, *, quiet: bool
+    options: MonitorOptions,
+    config: Config,
+    spool: Path,
+    duration_s: float | None,
+    console: UserConsole,
+    *,
+    shows_table: bool,
 ) -> bool:
-    def read() -> Config:
-        """The configuration file with the changes that the page keeps beside it."""
-        assert config_file is not None
-        return load_config(config_file) if room is None else room.load_config()
-
-    with _open_room(config, config_file) as room, ClosingGuard(config.close_timeout_s) as guard:
-        sinks = {} if room is None else room.sinks()
-        recorders = None if room is None else room.recorders
-        if room is not None:
-            config = room.load_config().model_copy(update={"web": config.web})
-        # An address that was just typed is told to be wrong at once; cameras of a file may be away and come back.
+    shows_table = shows_table and sys.stderr.isatty()
+    latest = LatestEvents() if shows_table and not config.sinks else None
+    with _open_room(config, options.file) as room, ClosingGuard(config.close_timeout_s) as guard:
+        sinks: dict[str, Sink] = {}
+        if room is not None:  # which keeps changes made on the page
+            sinks.update(room.sinks())
+            config = options.add_to(room.load_config())
+        if latest is not None:
+            sinks["latest events"] = latest
+        # A wrong address of the command line is an error at once; cameras of a file may be away and come back.
         async with open_pipeline(
-            config, spool_path=spool, strict=config_file is None, more_sinks=sinks, recorders=recorders
+            config,
+            spool_path=spool,
+            strict=options.file is None,
+            more_sinks=sinks,
+            recorders=None if room is None else room.recorders,
         ) as pipeline:
             settle()
-            async with SideTasks(pipeline.stop) as side_tasks, _serve_page(room, pipeline):
+            async with SideTasks(pipeline.stop) as side_tasks, _serve_page(room, pipeline, console):
                 with _metrics(pipeline, config):
-                    _start_side_tasks(side_tasks, pipeline, config, config_file, duration_s, read, quiet=quiet)
+                    if (file := options.file) is not None:
+                        load = options.load_config if room is None else lambda: options.add_to(room.load_config())
+                        side_tasks.start("following the configuration file", lambda: follow_edits(pipeline, file, load))
+                    if duration_s is not None:
+                        side_tasks.start("the clock of --duration", lambda: _stop_after(pipeline, duration_s))
+                    if shows_table:
+                        table = LiveTable(pipeline, latest)
+                        side_tasks.start("the live table", lambda: table.show(console), restart_s=TABLE_RESTART_S)
+                    _log_start(pipeline, spool)
                     await guard.run(pipeline)
     for stream, error in pipeline.errors.items():
-        Console(stderr=True).print(f"{stream}: {error}", highlight=False, soft_wrap=True)
+        console.print(f"{stream}: {error}")
     return bool(pipeline.errors)
 
 
-def _start_side_tasks(
-    side_tasks: SideTasks,
-    pipeline: Pipeline,
-    config: Config,
-    config_file: Path | None,
-    duration_s: float | None,
-    read: Callable[[], Config],
-    *,
-    quiet: bool,
-) -> None:
-    """Starts what runs beside the pipeline and ends with it."""
-    if config_file is not None:
-        side_tasks.start("following the configuration file", lambda: _follow_edits(pipeline, config_file, read))
-    if duration_s is not None:
-        side_tasks.start("the clock of --duration", lambda: _stop_after(pipeline, duration_s))
-    if sys.stderr.isatty() and not quiet:
-        side_tasks.start("the live table", lambda: _show(pipeline), restart_s=TABLE_RESTART_S)
+def _log_start(pipeline: Pipeline, spool: Path) -> None:
+    """Log what is watched, for what, and where events go."""
+    for stream in pipeline.streams:
+        words = ", ".join(repr(query.text) for query in stream.analysis.queries.at() if not query.is_denial)
+        source = stream.name if stream.section is None else redact(stream.section.source)
+        state = "paused" if stream.is_paused else "watching"
+        log.info("%s: %s %s for %s", stream.name, state, source, words or "nothing: every query is paused")
+    sinks = [status.name for status in pipeline.sinks()]
+    log.info("events go to %s, through the spool %s", ", ".join(sinks) or "no sink", spool)
 
 
 async def _stop_after(pipeline: Pipeline, duration_s: float) -> None:
@@ -168,9 +210,8 @@ async def _stop_after(pipeline: Pipeline, duration_s: float) -> None:
     await pipeline.stop()
 
 
-async def _follow_edits(pipeline: Pipeline, file: Path, read: Callable[[], Config]) -> None:
-    """Apply what `read` returns whenever the file was edited; a mistake is reported and changes nothing."""
-    console = user_console(stderr=True)
+async def follow_edits(pipeline: Pipeline, file: Path, load: Callable[[], Config]) -> None:
+    """Apply the configuration whenever the file was edited; a mistake is reported and changes nothing."""
     seen = _modified(file)
     while True:
         await asyncio.sleep(RELOAD_EVERY_S)
@@ -178,14 +219,14 @@ async def _follow_edits(pipeline: Pipeline, file: Path, read: Callable[[], Confi
             continue
         seen = now
         try:
-            sentences = await pipeline.apply(read().model_copy(update={"web": pipeline.config.web}))
+            sentences = await pipeline.apply(await asyncio.to_thread(load))
         except ConfigError as error:
-            console.print(f"{error}; nothing has changed", soft_wrap=True)
+            log.error("%s; nothing has changed", error)
         except Exception as error:
             log.error("%s: the edit could not be applied: %s", file, error, exc_info=True)
         else:
             for sentence in sentences:
-                console.print(sentence, soft_wrap=True)
+                log.info("%s", sentence)
 
 
 def _modified(file: Path) -> int:
@@ -214,12 +255,11 @@ def _open_room(config: Config, config_file: Path | None) -> Iterator[WebRoom | N
 
 
 @contextlib.asynccontextmanager
-async def _serve_page(room: WebRoom | None, pipeline: Pipeline) -> AsyncIterator[None]:
+async def _serve_page(room: WebRoom | None, pipeline: Pipeline, console: UserConsole) -> AsyncIterator[None]:
     """Serves the page and prints its address, a login link, and tokens that were generated now."""
     if room is None:
         yield
         return
-    console = user_console(stderr=True)
     async with room.serve(pipeline) as address:
         console.print(f"page      {address.url}")
         console.print(f"log in    {address.login_url}  (works once, for 15 minutes)")
@@ -248,54 +288,37 @@ def _metrics(pipeline: Pipeline, config: Config) -> Iterator[None]:
         thread.join()
 
 
-async def _show(pipeline: Pipeline) -> None:
-    """A live table on standard error, so that events on standard output can be piped away."""
-    rates = _FrameRates()
-    with Live(console=Console(stderr=True), auto_refresh=False, transient=False) as live:
-        while True:
-            live.update(_table(pipeline.report(), rates, pipeline), refresh=True)
-            await asyncio.sleep(TABLE_EVERY_S)
+@contextlib.contextmanager
+def _log_to(console: UserConsole) -> Iterator[None]:
+    """Write the log with times and through the console, so that it does not tear the live table."""
+    root = logging.getLogger()
+    replaced = [one for one in root.handlers if type(one) is logging.StreamHandler and one.stream is sys.stderr]
+    handler = _ConsoleHandler(console)
+    level = log.level
+    log.setLevel(min(logging.INFO, root.level or logging.INFO))
+    for one in replaced:
+        root.removeHandler(one)
+    if replaced:
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        for one in replaced:
+            root.addHandler(one)
+        log.setLevel(level)
 
 
-class _FrameRates:
-    """Frames per second of each stream between two looks."""
+class _ConsoleHandler(logging.Handler):
+    """Prints log records with a console."""
 
-    def __init__(self) -> None:
-        self._before: dict[str, tuple[float, int]] = {}
+    def __init__(self, console: UserConsole) -> None:
+        super().__init__()
+        self._console = console
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S"))
 
-    def of(self, report: StreamReport) -> float:
-        now, analysed = time.monotonic(), report.tally.analysed
-        then, before = self._before.get(report.stream, (now, analysed))
-        if now - then >= 2 * TABLE_EVERY_S or report.stream not in self._before:
-            self._before[report.stream] = (now, analysed)
-        return (analysed - before) / (now - then) if now > then else 0.0
-
-
-def _table(reports: Sequence[StreamReport], rates: _FrameRates, pipeline: Pipeline) -> Table:
-    table = Table("stream", "state", "analysed", "per second", "age", "dropped", "tracks", "events")
-    for report in reports:
-        dropped = ", ".join(f"{reason} {count}" for reason, count in report.tally.dropped.items()) or "0"
-        table.add_row(
-            report.stream,
-            report.state.value,
-            str(report.tally.analysed),
-            f"{rates.of(report):.1f}",
-            "" if report.age_s is None else f"{report.age_s * 1000:.0f} ms",
-            dropped,
-            str(report.tracks),
-            str(pipeline.event_counts[report.stream].total()),
-        )
-    caption = _storage_caption(pipeline.storage())
-    table.caption = None if caption is None else Text(visible_text(caption))
-    return table
-
-
-def _storage_caption(storage: StorageStatus) -> str | None:
-    """What a user has to know about the spool, None while all is well."""
-    if storage.error:
-        return f"events cannot be stored: {storage.error}"
-    if storage.used_bytes > storage.max_bytes // 2:
-        return f"the spool is {100 * storage.used_bytes // storage.max_bytes} % full: events wait for a sink"
-    if storage.forgotten:
-        return f"{storage.forgotten} events wait for sinks that are no longer configured: see groundstream spool list"
-    return None
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._console.print(self.format(record))
+        except Exception:
+            self.handleError(record)

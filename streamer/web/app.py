@@ -64,6 +64,18 @@ def create_app(state: WebState) -> FastAPI:
             await asyncio.gather(*tasks, return_exceptions=True)
             state.previews.close()
 
+    app = _new_app(lifespan)
+    app.state.web = state
+    handle_problems(app)
+    _add_live(app)
+    _add_page(app)
+    settings = state.settings
+    app.add_middleware(RequestGuard, trusted_proxies=settings.trusted_proxies, root_path=settings.root_path)
+    return app
+
+
+def _new_app(lifespan: Any = None) -> FastAPI:
+    """An application with the routes of the API alone."""
     app = FastAPI(
         title="groundstream",
         version=__version__,
@@ -73,18 +85,17 @@ def create_app(state: WebState) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.web = state
-    handle_problems(app)
     _add_health(app)
     _add_session(app)
     app.include_router(event_routes.router)
     app.include_router(stream_routes.router)
-    _add_live(app)
     _add_document(app)
-    _add_page(app)
-    settings = state.settings
-    app.add_middleware(RequestGuard, trusted_proxies=settings.trusted_proxies, root_path=settings.root_path)
     return app
+
+
+def api_schema() -> dict[str, Any]:
+    """Returns the OpenAPI 3.1 document of the HTTP API."""
+    return openapi_document(_new_app())
 
 
 def _add_health(app: FastAPI) -> None:

@@ -28,12 +28,14 @@ _THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 @dataclass(slots=True, eq=False)
 class PreviewRun:
-    """One trial: its results so far, oldest first, and the task that makes them."""
+    """One trial: its results so far, oldest first, and the task that makes them. `pictures` holds the JPEG of each
+    frame by its index: they must stay while the page shows them, also when the memory has gone on."""
 
     id: str
     stream: str
     owner: str
     frames: int
+    pictures: dict[int, bytes] = field(default_factory=dict, repr=False)
     results: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] | None = None
     error: str = ""
@@ -89,6 +91,7 @@ class PreviewRuns:
             self.cancel(next(iter(self.runs)))
         chosen = list(frames)[-_MOST_FRAMES:][::-1]
         run = PreviewRun(secrets.token_urlsafe(9), stream, owner, len(chosen))
+        run.pictures = {frame.index: frame.picture for frame in chosen}
         self.runs[run.id] = run
         run.task = asyncio.create_task(_try_frames(control, run, chosen, (text, *unless)), name="query-preview")
         return run
@@ -99,6 +102,13 @@ class PreviewRuns:
         if run is None or run.stream != stream:
             raise Problem(404, "there is no such trial: it was cancelled or another one has begun")
         return run
+
+    def find_picture(self, stream: str, index: int) -> bytes | None:
+        """Returns a picture of a trial's frame as JPEG."""
+        for run in self.runs.values():
+            if run.stream == stream and index in run.pictures:
+                return run.pictures[index]
+        return None
 
     def cancel(self, run_id: str) -> None:
         """Ends a trial and forgets it."""

@@ -159,10 +159,12 @@ async def read_remembered(
 ) -> Response:
     """Returns a frame of the last minute as JPEG."""
     state = web_state(request)
-    frame = next((kept for kept in state.frames.remembered(stream) if kept.index == index), None)
-    if frame is None:
+    kept = state.previews.find_picture(stream, index)
+    if kept is None:
+        kept = next((frame.picture for frame in state.frames.remembered(stream) if frame.index == index), None)
+    if kept is None:
         raise Problem(404, f"frame {index} of {stream!r} is not in memory any more")
-    picture = await asyncio.to_thread(_shrink, frame.picture, width)
+    picture = await asyncio.to_thread(_shrink, kept, width)
     return Response(picture, 200, {"Cache-Control": "private, max-age=300"}, "image/jpeg")
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,7 +20,8 @@ from streamer.config import parse_config
 from streamer.errors import ConfigError
 from streamer.pipeline import Pipeline
 from streamer.sources.source import SourceState
-from tests.support.fakes import FakeDetector, FakeSource, ListSink
+from tests.support.cameras import FakeCameras, check_books, stream_section, wait_until
+from tests.support.fakes import FakeDetector, ListSink
 
 DOOR = {"id": "door", "polygon": [[0.1, 0.1], [0.9, 0.1], [0.9, 0.9], [0.1, 0.9]]}
 
@@ -34,35 +34,6 @@ def in_loop(test):
         asyncio.run(test(*args, **fixtures))
 
     return run
-
-
-async def wait_until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - a sink has no event to wait for
-            await asyncio.sleep(0.01)
-
-
-class FakeCameras(Mapping[str, FakeSource]):
-    """A new source whenever one is opened, as an address gives it."""
-
-    def __init__(self, **options: Any) -> None:
-        self.opened: list[FakeSource] = []
-        self._options = {"count": None, "live": True, "period_s": 0.01, **options}
-
-    def __getitem__(self, name: str) -> FakeSource:
-        if name == "gone":
-            raise ConfigError("there is nothing at this address")
-        self.opened.append(FakeSource(name, **self._options))
-        return self.opened[-1]
-
-    def __contains__(self, name: object) -> bool:
-        return True
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
 
 
 class Watched:
@@ -124,21 +95,6 @@ async def watching(
     check_books(sink.events, pipeline)
 
 
-def check_books(events: list[Event], pipeline: Pipeline) -> None:
-    """Every begin has its end, numbers are used once and in order, every frame is accounted for."""
-    begun = Counter(event.subject for event in events if event.type is EventType.TRACK_BEGIN)
-    ended = Counter(event.subject for event in events if event.type is EventType.TRACK_END)
-    assert begun == ended
-    for stream in {event.data.stream for event in events}:
-        numbers = [int(event.sequence) for event in events if event.data.stream == stream]
-        assert numbers == list(range(1, len(numbers) + 1)), stream
-    assert all(report.tally.pending == 0 for report in pipeline.report())
-
-
-def stream(name: str, **settings: Any) -> dict[str, Any]:
-    return {"source": "x", "name": name, **settings}
-
-
 def each_word_its_place(request):
     x = 5 if request.prompt.queries[0] == "person" else 40
     return sv.Detections(
@@ -171,10 +127,10 @@ async def test_words_change_while_it_runs_and_the_events_tell():
 async def test_a_camera_comes_and_goes_and_the_other_keeps_its_tracks_and_frames():
     async with watching() as watched:
         begun = await watched.until("track.begin", stream="gate")
-        assert await watched.apply(streams=[stream("gate"), stream("yard")]) == ["yard: added"]
+        assert await watched.apply(streams=[stream_section("gate"), stream_section("yard")]) == ["yard: added"]
         await watched.until("track.begin", stream="yard")
         await watched.frames(10, "gate")
-        assert await watched.apply(streams=[stream("gate")]) == ["yard: removed"]
+        assert await watched.apply(streams=[stream_section("gate")]) == ["yard: removed"]
         await watched.until("track.end", stream="yard")
         assert [report.stream for report in watched.pipeline.report()] == ["gate"]
         await watched.frames(10, "gate")
@@ -186,10 +142,10 @@ async def test_a_camera_comes_and_goes_and_the_other_keeps_its_tracks_and_frames
 
 @in_loop
 async def test_a_camera_that_is_removed_and_added_again_never_repeats_an_event_id():
-    async with watching({"streams": [stream("gate"), stream("yard")]}) as watched:
+    async with watching({"streams": [stream_section("gate"), stream_section("yard")]}) as watched:
         await watched.until("track.begin", stream="yard")
-        await watched.apply(streams=[stream("gate")])
-        await watched.apply(streams=[stream("gate"), stream("yard")])
+        await watched.apply(streams=[stream_section("gate")])
+        await watched.apply(streams=[stream_section("gate"), stream_section("yard")])
         await watched.until("track.begin", 2, stream="yard")
     ids = [event.id for event in watched.sink.events]
     assert len(ids) == len(set(ids))
@@ -206,16 +162,16 @@ async def test_another_address_under_the_same_name_is_another_camera():
 
 @in_loop
 async def test_zones_lines_and_counts_change_and_no_event_names_one_before_its_time():
-    async with watching({"streams": [stream("gate", zones=[{**DOOR, "id": "old"}])]}) as watched:
+    async with watching({"streams": [stream_section("gate", zones=[{**DOOR, "id": "old"}])]}) as watched:
         await watched.until("zone.enter")
         before_ns = time.time_ns()
-        changed = stream("gate", zones=[DOOR], counts=[{"of": "door", "window_s": 0.1}])
+        changed = stream_section("gate", zones=[DOOR], counts=[{"of": "door", "window_s": 0.1}])
         sentences = await watched.apply(streams=[changed])
         assert sentences == ["gate: zone 'door' added", "gate: zone 'old' removed", "gate: counts changed"]
         after_ns = time.time_ns()
         await watched.until("zone.enter", 2)
         await watched.until("count", 2)
-        await watched.apply(streams=[stream("gate")])
+        await watched.apply(streams=[stream_section("gate")])
         await watched.until("zone.exit", 2)
         await watched.frames(5)
     places = [(event.type.split(".")[2], event.data.zone.id) for event in watched.sink.events if event.data.zone]
@@ -230,9 +186,9 @@ async def test_zones_lines_and_counts_change_and_no_event_names_one_before_its_t
 
 @in_loop
 async def test_a_zone_that_stays_as_it_is_keeps_who_is_in_it():
-    async with watching({"streams": [stream("gate", zones=[DOOR])]}) as watched:
+    async with watching({"streams": [stream_section("gate", zones=[DOOR])]}) as watched:
         await watched.until("zone.enter")
-        await watched.apply(streams=[stream("gate", zones=[{**DOOR, "id": "other"}, DOOR])])
+        await watched.apply(streams=[stream_section("gate", zones=[{**DOOR, "id": "other"}, DOOR])])
         await watched.until("zone.enter", 2)
     entered = [event.data.zone.id for event in watched.of("zone.enter")]
     assert entered == ["door", "other"]
@@ -279,14 +235,14 @@ async def test_a_query_is_paused_and_resumed():
 async def test_a_camera_is_paused_disconnected_and_resumed_as_one_outage():
     async with watching() as watched:
         await watched.until("match.begin")
-        assert await watched.apply(streams=[stream("gate", paused=True)]) == ["gate: paused"]
+        assert await watched.apply(streams=[stream_section("gate", paused=True)]) == ["gate: paused"]
         offline = await watched.until("stream.offline")
         assert watched.cameras.opened[0]._closed.is_set()
         assert watched.report().state is SourceState.PAUSED
         before = watched.report().tally
         await asyncio.sleep(0.1)
         assert watched.report().tally == before
-        assert await watched.apply(streams=[stream("gate")]) == ["gate: resumed"]
+        assert await watched.apply(streams=[stream_section("gate")]) == ["gate: resumed"]
         online = await watched.until("stream.online", 2)
         await watched.frames(5)
         assert watched.report().tally.received > before.received
@@ -297,24 +253,24 @@ async def test_a_camera_is_paused_disconnected_and_resumed_as_one_outage():
 
 @in_loop
 async def test_everything_may_be_paused_from_the_start_and_it_waits():
-    async with watching({"streams": [stream("gate", paused=True)]}) as watched:
+    async with watching({"streams": [stream_section("gate", paused=True)]}) as watched:
         await asyncio.sleep(0.1)
         assert (watched.report().state, watched.report().tally.received) == (SourceState.PAUSED, 0)
-        await watched.apply(streams=[stream("gate")])
+        await watched.apply(streams=[stream_section("gate")])
         await watched.until("track.begin")
 
 
 @in_loop
 async def test_a_recording_is_held_back_while_it_is_paused_and_loses_no_frame():
     cameras = FakeCameras(live=False, count=400)
-    async with watching({"streams": [stream("film")]}, FakeDetector(delay_s=0.002), cameras) as watched:
+    async with watching({"streams": [stream_section("film")]}, FakeDetector(delay_s=0.002), cameras) as watched:
         await watched.frames(20, "film")
-        await watched.apply(streams=[stream("film", paused=True)])
+        await watched.apply(streams=[stream_section("film", paused=True)])
         await asyncio.sleep(0.2)
         before = watched.report("film").tally.analysed
         await asyncio.sleep(0.2)
         assert watched.report("film").tally.analysed == before < 400
-        await watched.apply(streams=[stream("film")])
+        await watched.apply(streams=[stream_section("film")])
         await watched.until("coverage")
     tally = watched.report("film").tally
     assert (tally.received, tally.analysed, tally.dropped) == (400, 400, {})
@@ -325,9 +281,9 @@ async def test_a_recording_is_held_back_while_it_is_paused_and_loses_no_frame():
     ("change", "sentence"),
     [
         ({"queries": ["dog", "dog"]}, "given twice"),
-        ({"streams": [stream("gate"), stream("gate")]}, "two streams are called 'gate'"),
-        ({"streams": [stream("gate", zones=[{"id": "z", "polygon": [[0, 0], [1, 1]]}])]}, "z"),
-        ({"streams": [stream("gate"), stream("gone")]}, "nothing at this address"),
+        ({"streams": [stream_section("gate"), stream_section("gate")]}, "two streams are called 'gate'"),
+        ({"streams": [stream_section("gate", zones=[{"id": "z", "polygon": [[0, 0], [1, 1]]}])]}, "z"),
+        ({"streams": [stream_section("gate"), stream_section("gone")]}, "nothing at this address"),
         ({"sinks": ["kafak://host/topic"]}, "did you mean kafka"),
         ({"tracker": "sort"}, "tracker cannot change while running"),
         ({"detector": "motion"}, "detector.name cannot change from 'scripted:x' to 'motion' while running"),
@@ -341,7 +297,7 @@ async def test_a_wrong_change_is_refused_whole(change, sentence, tmp_path):
         before = watched.pipeline.config
         right = {"queries": ["person", "cat"], "sinks": [f"jsonl:{tmp_path / 'more.jsonl'}"]}
         both = {**right, **change, "sinks": [*right["sinks"], *change.get("sinks", [])]}
-        both["streams"] = [*both.get("streams", [stream("gate")]), stream("yard")]
+        both["streams"] = [*both.get("streams", [stream_section("gate")]), stream_section("yard")]
         with pytest.raises(ConfigError, match=sentence):
             await watched.apply(**both)
         assert watched.pipeline.config is before
@@ -366,7 +322,7 @@ async def test_words_that_the_detector_cannot_read_are_refused():
     async with watching(detector=Illiterate()) as watched:
         await watched.until("match.begin")
         with pytest.raises(ConfigError, match="too long"):
-            await watched.apply(streams=[stream("gate"), stream("yard")], queries=["unreadable"])
+            await watched.apply(streams=[stream_section("gate"), stream_section("yard")], queries=["unreadable"])
         assert all(source._closed.is_set() for source in watched.cameras.opened[1:])
 
 
@@ -381,7 +337,7 @@ async def test_new_words_wait_for_one_batch_at_most():
             return super().prepare(queries)
 
     detector = Slow(delay_s=0.1)
-    streams = [stream(name) for name in ("gate", "yard", "door")]
+    streams = [stream_section(name) for name in ("gate", "yard", "door")]
     async with watching({"streams": streams}, detector) as watched:
         await watched.until("match.begin")
         before = len(detector.batches)
@@ -440,7 +396,7 @@ async def test_thresholds_and_sampling_change():
         assert len(watched.of("match.begin")) == 1
         await watched.apply(detector={"name": "scripted:x", "threshold": 0.5})
         await watched.until("match.begin", 2)
-        assert await watched.apply(streams=[stream("gate", sample={"every": 3})]) == ["gate: sampling changed"]
+        assert await watched.apply(streams=[stream_section("gate", sample={"every": 3})]) == ["gate: sampling changed"]
         await watched.frames(5)
         assert watched.report().tally.dropped["not_sampled"] >= 5
     assert [event.data.matches[0].threshold for event in watched.of("match.begin")] == [0.5, 0.5]

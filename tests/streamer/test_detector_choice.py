@@ -12,7 +12,7 @@ from streamer.config import load_config, parse_config
 from streamer.detector_choice import DetectorChoice, load_detector, parse_options
 from streamer.errors import ConfigError
 from streamer.jobs.job import ProcessJob, job_config
-from streamer.tasks.monitor import watch_config
+from streamer.tasks.monitor import MonitorOptions
 
 
 def written(folder: Path, detector: Any) -> Path:
@@ -62,8 +62,8 @@ def test_an_option_given_by_two_ways_is_refused() -> None:
 def test_one_rule_chooses_the_detector_in_every_command() -> None:
     moving = ["anything that moves"]
     assert job_config(ProcessJob(["a.mp4"], moving, Path("out"))).detector.name == "motion"
-    watched = {"tracker": None, "sinks": [], "fps": None, "udp": False, "metrics_port": None}
-    assert watch_config(None, ["a.mp4"], moving, detector=DetectorChoice(), **watched).detector.name == "motion"
+    watched = MonitorOptions(DetectorChoice(), sources=["a.mp4"], queries=moving)
+    assert watched.load_config().detector.name == "motion"
     assert parse_config({"streams": [{"source": "a"}], "queries": moving}).detector.name == "motion"
     assert parse_config({"streams": [{"source": "a"}], "queries": ["dog"]}).detector.name == "glip-tiny"
     own = {"streams": [{"source": "a", "queries": ["dog"]}], "queries": moving}

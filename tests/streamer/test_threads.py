@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,29 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_plan_gives_every_part_at_least_one_thread(cores: int, workers: int):
     plan = threads.plan_threads(cores)
     assert (plan.model, plan.decode_workers, plan.opencv, plan.blas) == (max(1, cores), workers, 1, 1)
+
+
+def test_only_as_many_threads_decode_at_a_time_as_the_worker_s_share_of_the_cores(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(threads, "_turns", threads.nullcontext())
+    monkeypatch.setattr(threads, "usable_cores", lambda: 40)
+    assert threads.plan_threads(2).decoding == 1
+    threads.limit_decoding()
+    inside: list[int] = []
+    most: list[int] = []
+
+    def decode() -> None:
+        with threads.decoding_turn():
+            inside.append(1)
+            time.sleep(0.01)
+            most.append(len(inside))
+            inside.pop()
+
+    workers = [threading.Thread(target=decode) for _ in range(12)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert max(most) == 3  # 40 cores, 16 workers
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ class FakeSource:
         self._count = count
         self._period_s = period_s
         self._fail_at = fail_at
+        self._fails = False
         self._closed = asyncio.Event()
 
     def __aiter__(self) -> Self:
@@ -65,13 +66,17 @@ class FakeSource:
         number = self.account.tally().received
         if self._closed.is_set() or number == self._count:
             raise StopAsyncIteration
-        if number == self._fail_at:
+        if number == self._fail_at or self._fails:
             raise OSError("the cable was cut")
         index = self.account.receive()
         if self.live:
             now = time.time_ns()
             return Frame(self.name, index, now, FrameClock("arrival", 1.0, now), BLACK, SIZE)
         return Frame(self.name, index, round(index * self._period_s * 1e9), FrameClock("file_pts"), BLACK, SIZE)
+
+    def fail_now(self) -> None:
+        """Raise instead of giving the next frame."""
+        self._fails = True
 
     async def aclose(self) -> None:
         self._closed.set()

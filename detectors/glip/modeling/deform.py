@@ -7,8 +7,8 @@ A sample outside the map is 0, and so are the corners of one that lies across it
 
 There is one definition and several implementations, by name in `IMPLEMENTATIONS`; all equal the reference tensors.
 Each takes regions (B, N, C), all levels' maps one after the other, a grid, offsets (B, P, 18): dy and dx of each tap in
-turn, mask (B, P, 9), weight (O, C, 3, 3), bias (O,), and returns (B, P, O). GLIP samples in single precision even where
-the rest is half.
+turn, mask (B, P, 9), weight (O, C, 3, 3), bias (O,), and returns (B, P, O). Positions and weights of samples are always
+computed in single precision; the samples themselves have the precision of the computation.
 """
 
 from __future__ import annotations
@@ -31,10 +31,20 @@ def by_embedding_bag(
     So all taps of all positions of all levels and pictures are one call, and one matrix product follows.
     """
     batch, positions, channels = regions.shape
-    table = regions.float().reshape(batch * positions, channels)
+    precision = _sample_precision(regions)
+    table = regions.to(precision).reshape(batch * positions, channels)
     rows, weights = corners(grid, offsets, mask, positions)
-    columns = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)  # (B * P * 9, C)
-    return linear(columns.view(batch, -1, TAPS * channels), by_tap(weight.float()), bias.float())
+    columns = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights.to(precision))  # (B * P * 9, C)
+    return linear(columns.view(batch, -1, TAPS * channels), by_tap(weight.to(precision)), bias.to(precision))
+
+
+def _sample_precision(regions: Tensor) -> torch.dtype:
+    """That of autocast where it is on: columns in single precision would be written, then copied to half. Learning
+    keeps single precision."""
+    device = regions.device.type
+    if torch.is_autocast_enabled(device) and not torch.is_grad_enabled():
+        return torch.get_autocast_dtype(device)
+    return torch.float32
 
 
 def by_torchvision(

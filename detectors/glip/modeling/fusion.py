@@ -44,7 +44,8 @@ class CrossAttention(nn.Module):
         dv = bmm(to_words, self._word_values(l)) + self.out_v_proj.bias
 
         # Words read regions: all words, padding too, all regions, the padded border too.
-        to_regions = F.dropout(scores.softmax(1), self.dropout, self.training).mT  # (B, heads * L, N)
+        rows = scores.mT.contiguous()  # a softmax along a strided axis costs several times the copy
+        to_regions = F.dropout(rows.softmax(-1), self.dropout, self.training)  # (B, heads * L, N)
         return dv, self._region_values(to_regions, v)
 
     def _scores(self, v: Tensor, l: Tensor) -> Tensor:  # noqa: E741

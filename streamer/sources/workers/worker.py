@@ -37,6 +37,7 @@ from streamer.sources.workers.protocol import (
     encode_message,
 )
 from streamer.sources.workers.ring import WritingRing
+from streamer.threads import limit_decoding
 
 if TYPE_CHECKING:
     from streamer.sources.planes import PictureLayout
@@ -335,6 +336,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.setswitchinterval(0.0001)  # see `streamer.cli.main`
+    limit_decoding()
     level = os.environ.get("GROUNDSTREAM_WORKER_LOG", "WARNING")
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     connection = socket.socket(fileno=int(sys.argv[1]))

@@ -62,13 +62,23 @@ const clockFormat = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-di
 const minuteFormat = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", hour12: false });
 const dayFormat = new Intl.DateTimeFormat([], { weekday: "short", day: "numeric", month: "short" });
 
-export const clock = (time) => clockFormat.format(new Date(time));
+export const clock = (time) => (isRelative(time) ? position(time) : clockFormat.format(new Date(time)));
 export const minute = (time) => minuteFormat.format(new Date(time));
 export const day = (time) => dayFormat.format(new Date(time));
 
-/** Returns a time of today as clock, of another day with its date. */
+/** Returns whether a time counts from the beginning of a recording instead of naming a time of day. */
+export const isRelative = (time) => new Date(time).getFullYear() < 1980;
+
+/** Returns a time in a recording as minutes and seconds. */
+const position = (time) => {
+  const seconds = Math.max(0, new Date(time).getTime() / 1000);
+  return `${Math.floor(seconds / 60)}:${(seconds % 60).toFixed(1).padStart(4, "0")}`;
+};
+
+/** Returns a time of today as clock, of another day with its date, of a recording as its position. */
 export function moment(time) {
   const date = new Date(time);
+  if (isRelative(time)) return position(time);
   return date.toDateString() === new Date().toDateString() ? clock(date) : `${day(date)} ${minute(date)}`;
 }
 

@@ -1,6 +1,6 @@
 /** Events in words, with their pictures. */
 import { address, root } from "./api.js";
-import { colourOf, duration, make, moment, score } from "./dom.js";
+import { colourOf, duration, isRelative, make, moment, score } from "./dom.js";
 
 export const kindOf = (event) => event.type.replace(/^groundstream\./, "").replace(/\.v\d+$/, "");
 
@@ -33,8 +33,8 @@ export function describeEvent(event) {
     case "line.cross": parts = [who, " crossed ", { b: data.line.id }, `, ${data.line.direction}`]; break;
     case "count": parts = [{ b: String(data.count.occupancy) }, " in ", { b: data.count.id }]; small = [`${data.count.entered} in, ${data.count.left} out`]; break;
     case "enrich": parts = ["described: ", data.description?.text ?? "mask"]; break;
-    case "stream.online": parts = [{ b: "camera is back" }, data.outage ? ` after ${duration((data.outage.until_ns - data.outage.since_ns) / 1e6)}` : ""]; if (!data.outage) parts = [{ b: "camera came online" }]; small = data.outage ? [data.outage.cause] : []; break;
-    case "stream.offline": parts = [{ b: "camera is away" }]; tone = "warn"; small = [data.outage?.cause ?? ""]; break;
+    case "stream.online": parts = [{ b: "camera is back" }, data.outage ? ` after ${duration((data.outage.until_ns - data.outage.since_ns) / 1e6)}` : ""]; if (!data.outage) parts = [{ b: isRelative(event.time) ? "recording began" : "camera came online" }]; small = data.outage ? [data.outage.cause] : []; break;
+    case "stream.offline": parts = [{ b: isRelative(event.time) ? "recording ended" : "camera is away" }]; tone = isRelative(event.time) ? "" : "warn"; small = [data.outage?.cause ?? ""]; break;
     case "coverage": parts = [data.coverage.state, ` ${data.coverage.analysed} of ${data.coverage.received} frames analysed`]; tone = data.coverage.state === "blind" ? "warn" : ""; break;
     case "query": parts = ["query ", { b: data.query.text }, ` ${data.query.change}`]; small = [`revision ${data.query.rev}`, `threshold ${score(data.query.threshold)}`]; break;
     case "media": parts = ["picture or clip of ", who, " is ready"]; break;

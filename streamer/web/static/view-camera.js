@@ -19,7 +19,7 @@ export async function cameraView(page, name) {
   const leavers = [() => picture.stop()];
   const queries = page.server.live ? await queryPanel(context) : null;
   if (queries) leavers.push(queries.leave);
-  const span = (page.server.live ? HOUR : Math.max(10e3, (status.seconds ?? 60) * 1000)) || HOUR;
+  const span = page.server.live ? HOUR : Math.max(1000, (status.seconds ?? 60) * 1000);
   const timeline = await timelinePanel(context, span);
   leavers.push(timeline.leave);
   const figures = make("div", { class: "figures num" });
@@ -114,7 +114,7 @@ async function timelinePanel(context, span) {
 
   async function refresh() {
     const newest = page.server.live ? Date.now() : Date.parse((await get(`/events${queryString({ stream: name, limit: 1 })}`)).items[0]?.time ?? 0);
-    const since = newest - span;
+    const since = page.server.live ? newest - span : Math.max(0, newest - span);
     const query = { stream: name, since: new Date(since).toISOString(), limit: 500 };
     const [tracks, blind, counts] = await Promise.all([
       get(`/events${queryString({ ...query, type: ["track.begin", "track.end", "match.begin"] })}`), get(`/events${queryString({ ...query, type: ["coverage", "stream.offline", "stream.online"] })}`),

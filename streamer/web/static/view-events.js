@@ -1,16 +1,24 @@
 /** Events: filters, search, list and the page of one event, which says why it exists. */
 import { address, get, queryString, root } from "./api.js";
-import { colourOf, day, duration, fill, make, moment, number, plural, score } from "./dom.js";
-import { colourNumber, describeEvent, eventLine, eventPicture, eventWords, kindOf } from "./event-text.js";
+import { colourOf, day, duration, fill, isRelative, make, moment, number, plural, score } from "./dom.js";
+import { colourNumber, describeEvent, eventLine, eventPicture, eventWords, kindOf, learnColour } from "./event-text.js";
 import { live } from "./live.js";
 
 const KINDS = { "": "what people ask for", "match.*": "matches", "track.*": "tracks", "zone.*": "zones", "line.cross": "lines crossed", "stream.*": "cameras away and back", "query": "changes of queries", "count": "counts", "enrich": "descriptions", all: "everything" };
 const ASKED_FOR = ["match.begin", "zone.enter", "zone.dwell", "line.cross", "stream.offline", "stream.online", "enrich", "query"];
 const DAYS = { "": "any time", "today": "today", "yesterday": "yesterday", "7": "last 7 days" };
 
+/** Learns the colours of the queries of streams, so that events have those of the live pictures. */
+async function learnColours(page, streams) {
+  if (!page.server.live) return;
+  const lists = await Promise.all(streams.map((stream) => get(`/streams/${encodeURIComponent(stream)}/queries`).catch(() => ({ items: [] }))));
+  for (const query of lists.flatMap((list) => list.items)) learnColour(query.id, query.number);
+}
+
 export async function eventsView(page) {
   const parameters = new URLSearchParams(location.search);
   const streams = (await get("/streams")).items.map((stream) => stream.name);
+  await learnColours(page, streams.slice(0, 16));
   const fields = {
     q: make("input", { class: "field", type: "search", value: parameters.get("q") ?? "", placeholder: "red car yard", maxlength: 200 }),
     stream: pick(["", ...streams], parameters.get("stream") ?? "", (name) => name || "all cameras"),
@@ -49,7 +57,7 @@ export async function eventsView(page) {
     let lastDay = isMore ? list.dataset.day : "";
     for (const event of found.items) {
       const today = day(event.time);
-      if (today !== lastDay) list.append(make("h2", { style: { "margin-top": lastDay ? "16px" : "0" } }, new Date(event.time).getFullYear() < 1980 ? "Time in the recording" : today));
+      if (today !== lastDay) list.append(make("h2", { style: { "margin-top": lastDay ? "16px" : "0" } }, isRelative(event.time) ? "Time in the recording" : today));
       lastDay = today;
       list.append(eventLine(event, { withStream: true, memoryS: page.server.live ? page.server.memory_s : 0 }));
     }
@@ -105,6 +113,7 @@ const pick = (options, value, nameOf) => make("select", { class: "field" }, opti
 export async function eventView(page, id) {
   const event = await get(`/events/${encodeURIComponent(id)}`);
   const data = event.data;
+  if ((await get("/streams")).items.some((stream) => stream.name === data.stream)) await learnColours(page, [data.stream]);
   const track = data.track ? await get(`/tracks/${encodeURIComponent(event.subject)}`).catch(() => null) : null;
   const kind = kindOf(event);
   const when = new Date(event.time);
@@ -123,7 +132,7 @@ export async function eventView(page, id) {
         make("div", { class: "stack" }, picture, track ? trackPanel(track, event, page) : null),
         make("div", { class: "stack" }, whyPanel(event, kind), make("section", { class: "panel" }, make("h2", {}, "Facts"), make("dl", { class: "facts" },
           fact("Camera", make("a", { href: `${root}/camera/${encodeURIComponent(data.stream)}` }, data.stream)),
-          fact("Captured", `${when.toLocaleString()}.${String(when.getMilliseconds()).padStart(3, "0")}`),
+          fact(isRelative(event.time) ? "Position" : "Captured", isRelative(event.time) ? moment(event.time) : `${when.toLocaleString()}.${String(when.getMilliseconds()).padStart(3, "0")}`),
           fact("Clock", `${{ rtcp_sr: "of the camera", arrival: "time of arrival", file_pts: "of the file" }[data.clock.basis]}${data.clock.uncertainty_ms ? `, ±${data.clock.uncertainty_ms.toFixed(0)} ms` : ""}`),
           data.clock.emitted_ns ? fact("Delay", `${duration((data.clock.emitted_ns - data.clock.captured_ns) / 1e6)} from capture to event`) : null,
           data.frame ? fact("Frame", `number ${number(data.frame.index)}, ${data.frame.width} × ${data.frame.height}`) : null,
