@@ -193,6 +193,7 @@ class Detection(_Model):
     box: Box
     score: Fraction
     query: str
+    query_id: str | None = Field(None, description="the id of the query")
     track: int | None = None
 
 

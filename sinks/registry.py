@@ -13,6 +13,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 
 from sinks.address import SinkAddress, parse_address
+from sinks.formats.choose import NV_FORMATS
 from sinks.sink import Sink, SinkAddressError
 
 _NAME = re.compile(r"[\w.-]+")
@@ -78,6 +79,11 @@ def open_sinks(addresses: Iterable[str]) -> dict[str, Sink]:
             raise SinkAddressError(f"sink {name} is given twice: keep one of them")
         sinks[name] = open_sink(address)
     return sinks
+
+
+def wants_detections(addresses: Iterable[str]) -> bool:
+    """Whether one of the sinks is for the detections of every frame."""
+    return any(parse_address(address).options.peek("format") in NV_FORMATS for address in addresses)
 
 
 def sink_name(address: str) -> str:

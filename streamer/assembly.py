@@ -12,7 +12,7 @@ from detectors import Detector
 from groundstream import __version__
 from sinks.address import parse_address, redact
 from sinks.event import Producer
-from sinks.registry import open_sinks
+from sinks.registry import open_sinks, wants_detections
 from sinks.sink import Sink
 from streamer.analysis.event_writer import StreamIdentity
 from streamer.analysis.queries import QueryBook
@@ -194,6 +194,7 @@ class StreamAssembly:
             self._make_rules(source.name) if self._make_rules is not None else (),
             masks,
         )
+        analysis.publishes_detections = config.detections or wants_detections(config.sinks)
         made = self._make_recorders(source, analysis) if self._make_recorders is not None else ()
         recorders: dict[str, Recorder] = {f"recorder {number}": recorder for number, recorder in enumerate(made, 1)}
         recorders.update(self._videos(config.sinks, source, analysis, several=several))

@@ -242,6 +242,10 @@ class Config(_ConfigSection):
     sinks: list[str] = Field(
         default=["stdout:"], description="stdout:, jsonl:PATH, sqlite:PATH, kafka://..., https://..."
     )
+    detections: bool = Field(
+        False,
+        description="Publish an event with the detections of every analysed frame; sinks with format=nv turn it on.",
+    )
     spool: SpoolConfig = SpoolConfig()
     close_timeout_s: float = Field(
         10.0,

@@ -15,6 +15,10 @@ Headers = list[tuple[str, bytes]]
 Encode = Callable[["Event"], tuple[bytes, Headers]]
 Decode = Callable[[bytes, Headers], "Event"]
 
+FORMATS = ("json", "binary", "avro", "protobuf", "nv", "nv-json")
+NV_FORMATS = ("nv", "nv-json")
+"""Formats of the per-frame detections; they cannot be read back."""
+
 _STRUCTURED: Headers = [("content-type", b"application/cloudevents+json; charset=utf-8")]
 _ATTRIBUTES = (
     *("specversion", "id", "source", "type", "subject", "time", "dataschema"),
@@ -23,12 +27,18 @@ _ATTRIBUTES = (
 
 
 def open_format(options: AddressOptions, tls: TlsOptions | None = None) -> Encode:
-    """Returns the encoder that the options `format` (json, binary, avro, protobuf) and `registry` ask for.
+    """Returns the encoder that the options `format` (json, binary, avro, protobuf, nv, nv-json) and `registry` ask for.
 
     `tls` is for a registry at `https://`.
     """
-    name = options.choice("format", ("json", "binary", "avro", "protobuf"), "json")
+    name = options.choice("format", FORMATS, "json")
     registry = options.text("registry")
+    if registry is None and name in NV_FORMATS:
+        from sinks.formats.nv import NvJsonFormat, NvProtobufFormat, NvType
+
+        names: tuple[NvType, NvType] = ("query_id", "text")
+        object_type = options.choice("nv_type", names, "query_id")
+        return (NvProtobufFormat if name == "nv" else NvJsonFormat)(object_type).encode
     if name == "avro":
         from sinks.formats.avro import AvroFormat
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from sinks.address import SinkAddress
 from sinks.event import Event, EventType
-from sinks.formats.choose import Encode, open_format
+from sinks.formats.choose import NV_FORMATS, Encode, open_format
 from sinks.kafka.batches import MessageBatches
 from sinks.kafka.client import (
     BrokerClient,
@@ -42,6 +42,7 @@ log = logging.getLogger("sinks.kafka")
 
 DEFAULT_TOPIC = "groundstream.events"
 _CHECK_S = 8.0
+INCIDENTS = ("zone.enter", "zone.dwell", "line.cross")
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _STATE_TYPES = frozenset({EventType.STREAM_ONLINE, EventType.STREAM_OFFLINE, EventType.COVERAGE})
 _POISON = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError, errors.InvalidRecordError)
@@ -88,6 +89,8 @@ class KafkaSink:
     """The key is the stream, so order holds per stream; the value is what `encode` makes of the event."""
 
     batch_events = 4096
+    default_types: Sequence[str] = ()
+    """What the sink gets unless its address chooses."""
 
     def __init__(self, broker: BrokerClient, topics: TopicChoice, encode: Encode) -> None:
         self._broker = broker
@@ -309,6 +312,9 @@ def open_kafka(address: SinkAddress) -> KafkaSink:
     and every setting of kafka-python's producer by its name.
     """
     options = address.options
+    nv_format = options.peek("format")
+    if nv_format in NV_FORMATS:
+        return _open_nv(address, with_incidents=nv_format == "nv")
     events = address.path or DEFAULT_TOPIC
     stem = events.removesuffix(".events")
     retention_s = options.number("retention", -1, least=-1)
@@ -327,6 +333,25 @@ def open_kafka(address: SinkAddress) -> KafkaSink:
     tls = parse_tls(address)
     encode = open_format(options, tls)
     return KafkaSink(parse_broker(address, kafka.KafkaProducer.DEFAULT_CONFIG, tls), topics, encode)
+
+
+def _open_nv(address: SinkAddress, *, with_incidents: bool) -> KafkaSink:
+    """A sink of detections for NVIDIA's systems; zone and line events go to the topic of the option `incidents`."""
+    options = address.options
+    incidents = _topic(options.text("incidents"), "") if with_incidents else ""
+    topics = TopicChoice(
+        incidents,
+        address.path or "mdx-raw",
+        "",
+        options.flag("create", True),
+        options.whole("partitions", -1, least=-1),
+        options.whole("replication", -1, least=-1),
+    )
+    tls = parse_tls(address)
+    encode = open_format(options, tls)
+    sink = KafkaSink(parse_broker(address, kafka.KafkaProducer.DEFAULT_CONFIG, tls), topics, encode)
+    sink.default_types = ("detections", *(INCIDENTS if incidents else ()))
+    return sink
 
 
 def _topic(text: str | None, default: str) -> str:

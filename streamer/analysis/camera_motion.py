@@ -37,6 +37,7 @@ class CameraWatch:
         self._next_look_ns = 0
         self._pause_ns = LOOK_EVERY_NS
         self._moved_ns: int | None = None
+        self._size = (0, 0)
 
     def is_due(self, frame: Frame) -> bool:
         """Whether `wants` will want the frame; changes nothing."""
@@ -51,6 +52,9 @@ class CameraWatch:
 
     def update(self, frame: Frame, found: sv.Detections) -> Affine | None:
         """(2, 3) motion since the frame before in pixels, None for a camera that stands still. Takes milliseconds."""
+        if self._size != (frame.width, frame.height):  # frames of two sizes cannot be compared
+            self._size = (frame.width, frame.height)
+            self._estimator.reset()
         motion = self._estimator.update(frame.image, np.asarray(found.xyxy, np.float32))
         if motion is not None and _is_motion(motion):
             self._moved_ns = frame.time_ns

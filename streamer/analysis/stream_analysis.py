@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from sinks.event import CoverageInfo, Event, EventType, OutageInfo, Producer, QueryInfo
+from sinks.event import Box, CoverageInfo, Detection, Event, EventType, OutageInfo, Producer, QueryInfo
 from streamer.analysis.event_writer import EventTime, EventWriter, StreamIdentity
+from streamer.analysis.frame_sizes import FrameSizes
 from streamer.analysis.label_scores import for_tracker
 from streamer.analysis.queries import Query, QueryBook, QueryChange, QuerySet
 from streamer.rules.matches import QueryMatches
@@ -88,12 +89,14 @@ class StreamAnalysis:
         self.tracks = TrackLives(identity.new_uid)
         self.matches = QueryMatches()
         self._tracker = tracker
+        self._sizes = FrameSizes()
         self.default_threshold = default_threshold
         self._stream = identity.stream
         self.planned_rules = RuleSet()
         self._place_rules = self.plan_rules(zones, lines, counts, masks)
         self._places = PlaceRules(zones, lines, [planned.count for planned in self._place_rules.counts])
         self._rules = tuple(rules)
+        self.publishes_detections = False  # an event with the detections of each analysed frame
         self.masked_detections = 0  # detections left out because a mask covers them
         self._known_queries: dict[int, Query] = {}
         self._writer = EventWriter(identity, self.tracks, self.matches, self._known_queries, default_threshold)
@@ -119,7 +122,7 @@ class StreamAnalysis:
         if self._place_rules.masks and len(found):
             found = self._without_masked(found, frame)
         named, scores = for_tracker(found, numbers, thresholds)
-        tracked = self._tracker.update(named, frame.time_s, moved)
+        tracked = self._sizes.update(self._tracker, named, frame, moved)
         if len(tracked):
             tracked.confidence = scores[tracked.data["detection_index"]]
         seen = self._without_departed(FrameObservation.of(tracked, self._tracker, numbers, frame))
@@ -132,7 +135,27 @@ class StreamAnalysis:
         findings += self._places.update(matching)
         for rule in self._rules:
             findings += rule.update(matching)
+        if self.publishes_detections:
+            findings = [*findings, RuleFinding(EventType.DETECTIONS, None, {"detections": self._describe_seen(seen)})]
         return tracked, self._writer.write(findings, EventTime.of(frame)) if findings else []
+
+    def _describe_seen(self, seen: FrameObservation) -> list[Detection]:
+        """The tracks seen in a frame, each with the query that it answers best."""
+        described = []
+        for row, number in enumerate(seen.ids.tolist()):
+            scores = seen.label_scores[row]
+            query = self._known_queries.get(int(seen.labels[int(np.argmax(scores))])) if scores.size else None
+            x1, y1, x2, y2 = seen.boxes[row].tolist()
+            described.append(
+                Detection(
+                    box=Box(x1=x1, y1=y1, x2=x2, y2=y2),
+                    score=round(float(seen.scores[row]), 4),
+                    query="" if query is None else query.text,
+                    query_id=None if query is None else query.id,
+                    track=number,
+                )
+            )
+        return described
 
     def place_counts(self) -> dict[str, dict[str, int]]:
         """Crossings of each line by direction, and tracks that have entered and left each zone, since the start."""
@@ -158,7 +181,7 @@ class StreamAnalysis:
 
     def predict(self, frame: Frame) -> sv.Detections:
         """Predicted tracks of a frame that is not analysed. Rules do not read predictions."""
-        return self._tracker.predict(frame.time_s)
+        return self._sizes.from_tracker(self._tracker.predict(frame.time_s), frame)
 
     def close(self, moment: EventTime, reason: EndReason) -> list[Event]:
         """Ends everything that is open: the stream ended or is shut down."""

@@ -119,18 +119,33 @@ class FrameMerge:
         return 1 if lane.source.live else self._ahead
 
     def _collect(self, limit: int) -> list[Frame]:
-        """Up to `limit` frames, one of each stream in turn."""
+        """Up to `limit` frames, one of each stream in turn; those of the first one's size come before others, so that
+        a detector gets pictures that fit into one batch. Streams that are passed over are first in the next batch."""
         taken: list[Frame] = []
+        if self._turns:
+            first = self._turns[0].frames[0]
+            passed = self._take_turns(taken, limit, (first.width, first.height))
+            self._turns.extendleft(reversed(passed))
+            self._take_turns(taken, limit, None)
+        self._waiting -= len(taken)
+        return taken
+
+    def _take_turns(self, taken: list[Frame], limit: int, size: tuple[int, int] | None) -> list[_StreamLane]:
+        """Add frames of `size` (None: any) to `taken` until it has `limit`; returns the lanes that were passed over."""
+        passed: list[_StreamLane] = []
         while self._turns and len(taken) < limit:
             lane = self._turns.popleft()
+            frame = lane.frames[0]
+            if size is not None and (frame.width, frame.height) != size:
+                passed.append(lane)
+                continue
             taken.append(lane.frames.popleft())
             lane.room.set()
             if lane.frames:
                 self._turns.append(lane)
             elif lane.ended and not lane.closing:
                 self._end(lane)
-        self._waiting -= len(taken)
-        return taken
+        return passed
 
     async def _pump(self, lane: _StreamLane) -> None:
         """Bring one source's frames here until it ends."""

@@ -34,6 +34,7 @@ from streamer.pipeline.following import (
     StreamPaused,
     StreamResumed,
 )
+from streamer.pipeline.loop_lag import LoopLag
 from streamer.pipeline.merge import FrameMerge
 from streamer.pipeline.sections import count_plans, make_sampling
 from streamer.pipeline.stream import Stream, StreamChange, StreamReport
@@ -87,6 +88,7 @@ class Pipeline:
         self._threshold = detector.threshold
         self._producer = None if config is None or parts is None else parts.producer(config)
         self._following = Following(self._streams, spool, on_frame=on_frame, tick_s=coverage_every_s / 10)
+        self.loop_lag = LoopLag()
         self._merge: FrameMerge | None = None
         self.stopping = asyncio.Event()  # set once `stop` was called
         self.stopped_at: float | None = None  # by the monotonic clock
@@ -133,9 +135,13 @@ class Pipeline:
             )
             self._merge.is_held_open = self._has_paused
             self._is_running.set()
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._detect_all(self._merge), name="detection")
-                tasks.create_task(self._following.run(), name="following")
+            probe = asyncio.create_task(self.loop_lag.run(), name="loop lag")
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._detect_all(self._merge), name="detection")
+                    tasks.create_task(self._following.run(), name="following")
+            finally:
+                probe.cancel()
         except BaseExceptionGroup as group:
             if len(group.exceptions) == 1:
                 raise group.exceptions[0] from None

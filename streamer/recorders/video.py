@@ -42,6 +42,7 @@ class AnnotatedVideo:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="video")
         self._pending: deque[asyncio.Future[None]] = deque()
         self._painter: BoxPainter | None = None
+        self._size = (0, 0)
         self._writer: VideoWriter | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,11 +74,13 @@ class AnnotatedVideo:
             log.warning("%s: %d frames were left out", self.path, self.skipped)
 
     def _draw_frame(self, frame: Frame, tracked: sv.Detections, counts: LineCounts) -> None:
-        if self._writer is None or self._painter is None:
+        size = (frame.width, frame.height)
+        if self._painter is None or size != self._size:
             from streamer.recorders.painter import BoxPainter
+
+            self._painter, self._size = BoxPainter(size, self._name_of, self._zones, self._lines), size
+        if self._writer is None:
             from streamer.recorders.video_writer import VideoWriter
 
-            size = (frame.width, frame.height)
-            self._painter = BoxPainter(size, self._name_of, self._zones, self._lines)
             self._writer = VideoWriter(self.path, size)
         self._writer.write(self._painter.paint(frame.image, tracked, counts), frame.time_ns)

@@ -24,7 +24,8 @@ _QUEUE = 8
 class VideoWriter:
     """Encodes in a thread of its own; the file can be played up to the last key frame even after a crash.
 
-    `size` is (width, height) of every picture; odd ones lose their last row or column, which H.264 cannot hold.
+    `size` is (width, height) of the first picture; odd ones lose their last row or column, which H.264 cannot hold.
+    Pictures of another size are scaled to fit, with black bars where their shape differs: nothing of them is cut off.
     With `when_full="block"` a slow encoder holds `write` back; with "drop" pictures are left out and counted in
     `dropped`. Raises `SinkError` when the file cannot be written, at the latest in `close`.
     """
@@ -41,6 +42,7 @@ class VideoWriter:
         self.dropped = 0
         self.written = 0
         self._path = Path(path)
+        self._size = size
         self._width, self._height = size[0] // 2 * 2, size[1] // 2 * 2
         if min(self._width, self._height) < 2:
             raise SinkAddressError(f"a video of {size[0]}x{size[1]} pixels is too small: it needs 2x2 at least")
@@ -109,6 +111,8 @@ class VideoWriter:
                 image, time_ns = item
                 if last < 0:
                     first_ns = time_ns
+                if image.shape[:2] != self._size[::-1]:
+                    image = _fitted(image, self._size)
                 picture = np.ascontiguousarray(image[: self._height, : self._width])
                 frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
                 # two pictures never share a moment, even where the capture times do
@@ -126,3 +130,16 @@ class VideoWriter:
             f"{self._path} cannot be written ({error.strerror or error}): check the path, its rights and the space on "
             "the disk"
         )
+
+
+def _fitted(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The whole picture, as large as fits amid a black one of `size` (width, height)."""
+    import cv2
+
+    height, width = image.shape[:2]
+    scale = min(size[0] / width, size[1] / height)
+    inner = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    canvas = np.zeros((size[1], size[0], 3), np.uint8)
+    canvas[top : top + inner[1], left : left + inner[0]] = cv2.resize(image, inner, interpolation=cv2.INTER_AREA)
+    return canvas

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 _SECOND = 1_000_000_000
+_EARLY_NS = 50_000_000  # how far ahead of ours a sender's clock may be and still be believed
+_SYNCHRONISED_NS = 50_000_000
 _TICK = 1_000  # what a time is moved on by where the container says that none has passed: 1 microsecond
 
 
@@ -57,6 +60,18 @@ class FileClock:
         return time_ns
 
 
+@dataclass(frozen=True, slots=True)
+class ClockLimits:
+    """What is known of a camera's times in advance.
+
+    `latency_s`: the longest time from capture to arrival here that counts as normal: camera, encoder and network.
+    `synchronised`: the camera's clock is kept right (NTP, PTP), so that its sender reports hold to within 50 ms.
+    """
+
+    latency_s: float = 1.0
+    synchronised: bool = False
+
+
 class LiveClock:
     """Capture times of a live stream.
 
@@ -64,23 +79,28 @@ class LiveClock:
     camera can have. Otherwise time is that of arrival, with the network's jitter taken out: presentation times say how
     far frames are apart, and the frame that came through fastest of late says where they lie.
 
+    A frame was captured before it arrived, and at most `latency_s` before the fastest ones arrive: the stated
+    uncertainty reaches to both ends of that interval. The difference of two clocks proves nothing more: it vanishes
+    where offset and latency cancel.
+
     Where the two clocks drift, or the basis changes, time runs a little faster or slower until it is right again,
     rather than jump. It never stands still or runs back, across reconnects either.
     """
 
     _BUCKET_NS = 5 * _SECOND  # the fastest frame of this one and the one before counts
 
-    def __init__(self) -> None:
+    def __init__(self, limits: ClockLimits | None = None) -> None:
+        self._limits = limits or ClockLimits()
         self._last_ns: int | None = None
-        self.reconnected()
+        self.reset()
 
-    def reconnected(self) -> None:
-        """What is known of the sender's clock no longer holds."""
+    def reset(self) -> None:
+        """Forgets what is known of the sender's clock: after a reconnect it no longer holds."""
         self._last_pts_ns: int | None = None
+        self._last_arrival_ns = 0
         self._bucket_began_ns = 0
         self._offset_ns: int | None = None  # smallest arrival minus presentation time in this bucket
         self._previous_offset_ns: int | None = None
-        self._jitter_ms = 0.0
 
     def read(
         self, pts_ns: int | None, sender_ns: int | None, arrival_ns: int
@@ -91,20 +111,26 @@ class LiveClock:
         """
         if pts_ns is not None and self._last_pts_ns is not None:
             step_ns = pts_ns - self._last_pts_ns
-            if not -_SECOND < step_ns < 10 * _SECOND:  # the camera has set its timestamps anew
-                self.reconnected()
+            ahead_ns = step_ns - (arrival_ns - self._last_arrival_ns)
+            if step_ns <= -_SECOND or abs(ahead_ns) > 10 * _SECOND:  # the camera has set its timestamps
+                self.reset()
         basis: Literal["rtcp_sr", "arrival"] = "arrival"
-        target_ns = arrival_ns if pts_ns is None else pts_ns + self._fastest(pts_ns, arrival_ns)
-        self._jitter_ms += ((arrival_ns - target_ns) / 1e6 - self._jitter_ms) / 16
-        uncertainty_ms = 200.0 + self._jitter_ms
+        fastest_ns = arrival_ns if pts_ns is None else pts_ns + self._fastest(pts_ns, arrival_ns)
+        target_ns = fastest_ns
+        latency_ns = round(self._limits.latency_s * _SECOND)
         if sender_ns is not None:
-            delay_ms = (target_ns - sender_ns) / 1e6
-            if -50 <= delay_ms <= 2000:
-                basis, target_ns, uncertainty_ms = "rtcp_sr", sender_ns, max(1.0, abs(delay_ms))
-        # Nothing is captured after it has arrived, though a time may be told that is later than all before.
+            delay_ns = fastest_ns - sender_ns
+            if -_EARLY_NS <= delay_ns <= 2 * latency_ns:
+                basis, target_ns = "rtcp_sr", sender_ns
+        # A frame is not captured after it arrived, but its time has to be later than all before.
         time_ns = max(min(self._rising(pts_ns, target_ns), arrival_ns), (self._last_ns or 0) + _TICK)
-        self._last_pts_ns, self._last_ns = pts_ns, time_ns
-        return time_ns, basis, round(uncertainty_ms + abs(time_ns - target_ns) / 1e6, 1)
+        self._last_ns, self._last_arrival_ns = time_ns, arrival_ns
+        self._last_pts_ns = pts_ns
+        if basis == "rtcp_sr" and self._limits.synchronised:
+            uncertainty_ns = _SYNCHRONISED_NS + abs(time_ns - target_ns)
+        else:
+            uncertainty_ns = max(arrival_ns - time_ns, time_ns - (fastest_ns - latency_ns))
+        return time_ns, basis, round(uncertainty_ns / 1e6, 1)
 
     def _fastest(self, pts_ns: int, arrival_ns: int) -> int:
         offset_ns = arrival_ns - pts_ns
@@ -121,6 +147,6 @@ class LiveClock:
         wanted_ns = target_ns - self._last_ns
         if pts_ns is not None and self._last_pts_ns is not None:
             step_ns = pts_ns - self._last_pts_ns
-            if wanted_ns < step_ns + _SECOND:
+            if step_ns > 0 and wanted_ns < step_ns + _SECOND:
                 wanted_ns = min(max(wanted_ns, step_ns // 2), step_ns * 3 // 2)
         return self._last_ns + wanted_ns

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import heapq
 import struct
 import threading
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 DecodeError = av.error.FFmpegError
 Unauthorised = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)
 NotFound = av.error.HTTPNotFoundError
-Refused = (av.error.HTTPOtherClientError, av.error.ProtocolNotFoundError)
+Refused = (av.error.HTTPOtherClientError, av.error.HTTPServerError, av.error.HTTPBadRequestError)
 TimedOut = (av.error.ExitError, av.error.TimeoutError)
 
 _WAITING_PICTURES = 32  # a decoder holds back at most 16 pictures; one that waits longer never comes
@@ -86,8 +87,10 @@ class DecodedPicture:
     """One decoded picture. `pts_ns` is its presentation time in the container's clock, None where it has none.
 
     `sender_ns` is the sender's own wall clock (UTC) at capture, from RTCP sender reports, None where there are none;
-    `arrival_ns` is when its first bytes were here (UTC), `place` where they are in the file.
+    `arrival_ns` is when its first bytes were here (UTC), or up to `arrival_slack_ns` before; `place` is
+    where they are in the file.
     `pixel_aspect` is the width of a pixel by its height.
+    `is_key` says whether it builds on no other.
     Calling the picture gives its pixels: BGR, (height, width, 3), uint8, upright; converted at the first call, from any
     thread, and the decoder's own memory is released then.
     """
@@ -98,7 +101,9 @@ class DecodedPicture:
         "_orientation",
         "_pixels",
         "arrival_ns",
+        "arrival_slack_ns",
         "height",
+        "is_key",
         "pixel_aspect",
         "place",
         "pts_ns",
@@ -115,7 +120,9 @@ class DecodedPicture:
         pixel_aspect: float = 1.0,
         place: int | None = None,
         orientation: Orientation = UPRIGHT,
+        arrival_slack_ns: int = 0,
     ) -> None:
+        self.arrival_slack_ns = arrival_slack_ns
         self.pts_ns = pts_ns
         self.sender_ns = sender_ns
         self.arrival_ns = arrival_ns
@@ -123,6 +130,7 @@ class DecodedPicture:
         self._orientation = orientation
         self.width, self.height = orientation.size(frame.width, frame.height)
         self.pixel_aspect = 1 / pixel_aspect if orientation.transposed else pixel_aspect
+        self.is_key = frame.key_frame
         self._frame: VideoFrame | None = frame
         self._pixels: npt.NDArray[np.uint8] | None = None
         self._lock = threading.Lock()
@@ -157,6 +165,8 @@ class PictureReader(Protocol):
 
     timed: bool
     """Whether presentation times are the sender's own, rather than counted at a guessed rate."""
+    bursts: bool
+    """Whether pictures come some seconds at a time, as in HLS, and are to be shown one after the other."""
 
     def pictures(self) -> Iterator[DecodedPicture | LostPictures]: ...
 
@@ -226,6 +236,7 @@ class VideoReader:
         track: int | None = None,
     ) -> None:
         """Raises `DecodeError` where it cannot be opened, `NoVideo` where it holds no pictures."""
+        began_ns = time.time_ns()
         # Titles and comments come from outside, in any encoding: none of them may keep a video from being read.
         self._container: InputContainer = av.open(
             url,
@@ -237,6 +248,9 @@ class VideoReader:
             metadata_errors="replace",
         )
         self._on_wait = on_wait
+        # What is read right after opening came at any time during it.
+        self._opening_ns = time.time_ns() - began_ns
+        self._opened_ns = began_ns + self._opening_ns + 20_000_000
         try:
             self._stream = self._choose_track(track)
         except NoVideo:
@@ -266,6 +280,8 @@ class VideoReader:
         self._sender_offset_ns: int | None = None
         self._sent: dict[_SentPicture, Packet[VideoStream]] = {}  # to the decoder, and not seen again yet
         self._order = _OrderTimes(self._rate) if self.times != "own" else None
+        self.timed = self._container.format.name not in {"mpjpeg", "mjpeg"}
+        self.bursts = "hls" in self._container.format.name.split(",")
         self.catch_up: CatchUp | None = None  # for live streams: what to skip when decoding falls behind
         self.packets_read = 0  # those that hold part of a picture
         self._end: int | None = None  # where the last of them ends
@@ -359,11 +375,6 @@ class VideoReader:
             moment = moment.replace(tzinfo=datetime.UTC)
         # Recorders without a clock write the zero of their calendar: 1904 in MP4, 1970 elsewhere.
         return round(moment.timestamp()) * 1_000_000_000 if moment.year > 1980 else None
-
-    @property
-    def timed(self) -> bool:
-        """Whether presentation times are the sender's own, rather than counted by FFmpeg at a guessed rate."""
-        return self._container.format.name not in {"mpjpeg", "mjpeg"}
 
     @property
     def times(self) -> Literal["own", "order", "rate"]:
@@ -546,7 +557,10 @@ class VideoReader:
         if group.orientation is None:
             aspect = self._stream.codec_context.sample_aspect_ratio
             group.orientation, group.pixel_aspect = _orientation(frame), float(aspect) if aspect else 1.0
-        yield DecodedPicture(frame, shown_ns, sender_ns, arrival_ns, group.pixel_aspect, place, group.orientation)
+        slack_ns = self._opening_ns if arrival_ns < self._opened_ns else 0
+        yield DecodedPicture(
+            frame, shown_ns, sender_ns, arrival_ns, group.pixel_aspect, place, group.orientation, slack_ns
+        )
 
     def _give_up(self, sent: _SentPicture) -> Iterator[LostPictures]:
         """Counts a packet whose picture does not come, unless there is none to come."""
@@ -583,6 +597,7 @@ class JpegReader:
     """Pictures that come as whole JPEG, PNG or WebP files, one after the other, without times of their own."""
 
     timed = False
+    bursts = False
 
     def __init__(self, images: Iterator[bytes], close: Callable[[], None] = lambda: None) -> None:
         self._images = images
@@ -636,6 +651,11 @@ class _OrderTimes:
 
     def next_ns(self) -> int | None:
         return heapq.heappop(self._times) if self._times else None
+
+
+def is_refusal(error: DecodeError) -> bool:
+    """Whether a server answered that it will not do what it was asked for."""
+    return isinstance(error, Refused) or error.errno == errno.EPROTONOSUPPORT
 
 
 def reason(error: DecodeError) -> str:

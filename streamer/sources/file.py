@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from sinks.address import redact
+from sinks.tls import TlsOptions
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
 from streamer.sources.clock import FileClock
@@ -16,14 +18,14 @@ from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.handover import FrameQueue, Handover, joined
 from streamer.sources.source import OnState, SourceRecipe, SourceState, StateChange
 from streamer.sources.transport_stream import clock_gap_ns
+from streamer.sources.web import WebClient, WebError, WebFile
 
 if TYPE_CHECKING:
-    from streamer.sources.decode import DecodedPicture, DecodeError, VideoReader
+    from streamer.sources.decode import DecodedPicture, VideoReader
 
 _AHEAD = 8  # decoded frames that may wait for the reader
 _AHEAD_BYTES = 64 * 2**20  # what they may take together where frames are large
 _JOIN_S = 5.0
-_TIME_OUT_S = 15.0
 
 
 class FileSource:
@@ -47,6 +49,7 @@ class FileSource:
         *,
         start_time_ns: int | None = None,
         track: int | None = None,
+        tls: TlsOptions | None = None,
         on_state: OnState | None = None,
     ) -> None:
         self.name = name
@@ -57,11 +60,13 @@ class FileSource:
         self._shown = redact(path)
         self._start_time_ns = start_time_ns
         self._track = track
+        self._tls = tls or TlsOptions()
         self._on_state = on_state
         self._handover: FrameQueue | None = None  # where frames go
         self._taken: Handover | None = None  # the same, where this object is iterated
         self._thread = threading.Thread(target=self._read_all, name=f"read {name}", daemon=True)
         self._closed = False
+        self._web_file: WebFile | None = None
 
     def __repr__(self) -> str:
         return f"FileSource({self._shown!r})"
@@ -83,6 +88,7 @@ class FileSource:
             "name": self.name,
             "start_time_ns": self._start_time_ns,
             "track": self._track,
+            "tls": self._tls,
         }
         return SourceRecipe(FileSource, arguments)
 
@@ -99,7 +105,7 @@ class FileSource:
 
     def _read_all(self) -> None:
         """Body of the thread: decodes until the recording ends or the reader does."""
-        from streamer.sources.decode import DecodeError, NoSuchTrack, NoVideo
+        from streamer.sources.decode import DecodeError, NoSuchTrack, NoVideo, reason
 
         handover = self._handover
         assert handover is not None
@@ -114,7 +120,9 @@ class FileSource:
         except NoVideo:
             error = SourceError(f"{self._shown} holds no pictures that can be decoded: give a video file")
         except DecodeError as failure:
-            error = SourceError(self._explain(failure))
+            error = SourceError(self._explain(reason(failure)))
+        except WebError as failure:
+            error = SourceError(f"{self._shown} cannot be read: {failure}")
         except Exception as failure:  # any other one reaches the reader too, instead of ending this thread in silence
             error = failure
         self._report_state(SourceState.CLOSED, str(error or self._damage()))
@@ -123,9 +131,25 @@ class FileSource:
     def _open(self) -> VideoReader:
         from streamer.sources.decode import VideoReader
 
+        if self.recording is None:
+            return self._open_web()
         # Without "file:" FFmpeg takes what stands before a colon in a file's name for a protocol.
-        url = self._path if self.recording is None else f"file:{self._path}"
-        return VideoReader(url, open_timeout_s=_TIME_OUT_S, read_timeout_s=_TIME_OUT_S, track=self._track)
+        return VideoReader(f"file:{self._path}", track=self._track)
+
+    def _open_web(self) -> VideoReader:
+        from streamer.sources.decode import VideoReader
+        from streamer.sources.web_camera import open_playlist
+        from streamer.sources.web_kind import find_kind
+
+        client = WebClient(self._path, self._tls)
+        kind = find_kind(client)
+        if kind.form == "playlist":
+            return open_playlist(client, kind, track=self._track)
+        with contextlib.ExitStack() as stack:
+            self._web_file = stack.enter_context(WebFile(client, client.open()))
+            video = VideoReader(self._web_file, track=self._track)
+            stack.pop_all()
+        return video
 
     def _hand_over(self, video: VideoReader, handover: FrameQueue) -> None:
         from streamer.sources.decode import LostPictures
@@ -159,6 +183,8 @@ class FileSource:
                 return
         if before is None:
             raise SourceError(f"{self._shown} holds no frame that is whole: it is damaged or was cut off")
+        if self._web_file is not None and self._web_file.broken is not None:
+            raise self._web_file.broken
         self._check_end(video)
 
     def _gap_ns(self, before: DecodedPicture, after: DecodedPicture) -> int | None:
@@ -199,13 +225,11 @@ class FileSource:
                 "what there is has been read"
             )
 
-    def _explain(self, failure: DecodeError) -> str:
+    def _explain(self, cause: str) -> str:
         """One sentence on why this could not be read."""
-        from streamer.sources.decode import reason
-
         path = Path(self._path)
         if self.recording is None or not path.is_file():
-            return f"{self._shown} cannot be read: {reason(failure)}"
+            return f"{self._shown} cannot be read: {cause}"
         try:
             with path.open("rb") as file:
                 head = file.read(12)
@@ -214,10 +238,10 @@ class FileSource:
         if not head:
             return f"{self._shown} is empty (0 bytes): give a video file"
         if self.account.tally().received:
-            return f"{self._shown} is damaged and could not be read to its end: {reason(failure)}"
+            return f"{self._shown} is damaged and could not be read to its end: {cause}"
         if head[4:8] == b"ftyp" and is_cut_off(path):
             return f"{self._shown} was cut off: without its index (moov) an MP4 cannot be read; repair or re-record it"
-        return f"{self._shown} is not a video: {reason(failure)}"
+        return f"{self._shown} is not a video: {cause}"
 
     def _damage(self) -> str:
         tally = self.account.tally()

@@ -1,4 +1,4 @@
-"""From a reading thread to the event loop: a bounded queue of frames whose two ends live in different worlds."""
+"""The hand-over of frames from a reading thread to the event loop: a bounded queue."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class FrameQueue(Protocol):
 class Handover:
     """Frames of one stream between the thread that decodes them and the coroutine that takes them.
 
-    `put` keeps every frame and waits for room; `replace` keeps only the newest. Both are for the thread, `get` is for
-    the event loop that the hand-over was made in, `close` for anyone.
+    `put` keeps every frame and waits for room; `replace` keeps only the newest. Both are for the thread, `get` for the
+    event loop that the hand-over was made in, `close` for either.
     """
 
     def __init__(self, capacity: int = 1) -> None:
@@ -60,7 +60,7 @@ class Handover:
         self._error: BaseException | None = None
 
     def put(self, frame: Frame) -> bool:
-        """Append `frame`, waiting for room; False where nobody will take it any more."""
+        """Append `frame`, waiting for room; False once no more frames are taken."""
         with self._changed:
             while len(self._frames) >= self._capacity and not self._finished:
                 self._changed.wait()
@@ -71,7 +71,7 @@ class Handover:
         return True
 
     def replace(self, frame: Frame) -> int | None:
-        """Hold `frame` instead of what waits here: returns how many that was, None where nobody will take it."""
+        """Queue `frame` alone; returns how many older ones it replaced, None once no more frames are taken."""
         with self._changed:
             if self._finished:
                 return None
@@ -86,19 +86,16 @@ class Handover:
             self._capacity = capacity
 
     def finish(self, error: BaseException | None = None) -> None:
-        """Nothing more will come: the taker gets what is left, then `error` or the end."""
+        """No more frames follow: `get` returns what waits, then raises `error` or ends."""
         with self._changed:
-            if not self._finished:
-                self._finished, self._error = True, error
-            self._wake()
-            self._changed.notify_all()
+            self._finish(error)
 
     def call(self, function: Callable[[T], object], argument: T) -> None:
         """Call `function` in the event loop, before the frames that come after this."""
-        self._in_loop(function, argument)
+        self._call_in_loop(function, argument)
 
     async def get(self) -> Frame:
-        """The next frame. Raises what `finish` was told, else `StopAsyncIteration`. Cancelling loses no frame."""
+        """The next frame. Raises the error given to `finish`, else `StopAsyncIteration`. Cancelling loses no frame."""
         while True:
             with self._changed:
                 if self._frames:
@@ -111,31 +108,37 @@ class Handover:
             await waiter
 
     def close(self) -> int:
-        """Take no more; returns how many frames were waiting here."""
-        with self._changed:
-            left = len(self._frames)
+        """Take no more frames; returns how many were waiting."""
+        with self._changed:  # at once with emptying, or a frame that comes between would be counted nowhere
+            waiting = len(self._frames)
             self._frames.clear()
             self._error = None
-        self.finish()
-        return left
+            self._finish(None)
+        return waiting
+
+    def _finish(self, error: BaseException | None) -> None:
+        if not self._finished:
+            self._finished, self._error = True, error
+        self._wake()
+        self._changed.notify_all()
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
-            self._in_loop(_settle, waiter)
+            self._call_in_loop(_set_done, waiter)
 
-    def _in_loop(self, function: Callable[[T], object], argument: T) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: there is nobody left to tell
+    def _call_in_loop(self, function: Callable[[T], object], argument: T) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and its tasks with it
             self._loop.call_soon_threadsafe(function, argument)
 
 
-def _settle(waiter: asyncio.Future[None]) -> None:
+def _set_done(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
 
 
 async def joined(thread: threading.Thread, limit_s: float) -> bool:
-    """Wait for `thread` to end, but not longer than `limit_s`; whether it did."""
+    """Wait for `thread` to end, at most `limit_s` seconds; returns whether it did."""
     deadline = time.monotonic() + limit_s
     while thread.is_alive() and time.monotonic() < deadline:  # noqa: ASYNC110  (one that is held up sets no event)
         await asyncio.sleep(0.005)

@@ -1,14 +1,13 @@
-"""Cameras: a stream that heals itself, and of which only the newest frame counts."""
+"""Cameras as sources: a stream that reconnects by itself, and of which only the newest frame counts."""
 
 from __future__ import annotations
 
-import os
+import logging
 import random
 import socket
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
@@ -16,55 +15,39 @@ from urllib.parse import urlsplit
 from sinks.address import redact
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
+from streamer.sources.camera_link import CameraLink, CameraTrouble
 from streamer.sources.catch_up import CatchUp
 from streamer.sources.clock import LiveClock
 from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.handover import FrameQueue, Handover, joined
+from streamer.sources.pace import CameraPace, Stalled, StallWatchdog
+from streamer.sources.rtsp import PORTS, RtspRelay, find_refusal, needs_relay
 from streamer.sources.source import OnState, SourceRecipe, SourceState, StateChange
 
 if TYPE_CHECKING:
-    from streamer.sources.decode import DecodedPicture, VideoReader
+    from streamer.sources.decode import DecodedPicture, LostPictures, PictureReader, VideoReader
 
-_FIRST_OPEN_S = 10.0  # how long a camera that was never seen may take to answer
-_AGAIN_OPEN_S = 1.5  # and one that was, at the least; this and the next two keep a restart within 3 s
+_ANSWER_S = 10.0  # how long a camera that was never seen may take to answer
+_FIRST_OPEN_S = 65.0  # and to send its first pictures
+_AGAIN_OPEN_S = 1.5  # one that was seen, at the least; this and the next two keep a restart within 3 s
 _REACH_S = 1.5
 _FIRST_RETRY_S = 0.1
 _LAST_RETRY_S = 0.8
 _LOCKOUT_S = 10.0  # after a wrong password: cameras lock out who tries too often
-_DAMAGED_S = 20.0  # whole groups of pictures pass in this time: if no picture is whole by then, connect anew
+_WAIT_S = 2.0  # a silence after which FFmpeg gives out the picture that it still holds
+_HLS_BEHIND_MS = 30_000.0  # a player begins three segments before the newest; ten seconds each are common
 _JOIN_S = 2.0
-_RTSP_PORTS = {"rtsp": 554, "rtsps": 322}
-_PORTS = {**_RTSP_PORTS, "http": 80, "https": 443}
 
-
-@dataclass(frozen=True, slots=True)
-class CameraLink:
-    """How FFmpeg is to open a camera; after `stall_s` without a new picture it counts as stalled."""
-
-    address: str
-    form: str | None = None
-    options: Mapping[str, str] = field(default_factory=dict)
-    stall_s: float = 4.0
-    bursts: bool = False  # pictures come by the second, as in HLS, and are to be shown one after the other
-
-
-class CameraTrouble(Exception):
-    """A connection failed. `final` where trying again as asked cannot help."""
-
-    def __init__(self, cause: str, *, final: bool = False, stalled: bool = False, pause_s: float = 0.0) -> None:
-        super().__init__(cause)
-        self.pause_s = pause_s
-        self.final = final
-        self.stalled = stalled
+_log = logging.getLogger(__name__)
 
 
 class LiveSource:
     """The newest frame of a camera, for as long as it is not closed.
 
-    A thread connects, decodes and, when the stream ends, stalls or fails, connects again: at once, then after pauses
-    that grow to a second. Frames that nobody took in time are counted `stale`, damaged ones `corrupt`; neither is
-    handed on. `state` and `cause` tell where it stands; `on_state` hears of each change once an outage, in the event
-    loop: `WAITING` or `STALLED` when it begins, `LIVE` when it is over.
+    A thread connects, decodes and, when the stream ends, stalls or fails in any way, connects again: at once, then
+    after pauses that grow to a second. Frames that were not taken in time are counted `stale`, damaged ones `corrupt`;
+    neither is handed on. `state` and `cause` say how it is; `on_state` is called in the event loop for each change,
+    once an outage: `WAITING` or `STALLED` when it begins, `LIVE` when it is over.
 
     With `strict`, a first connection that cannot succeed as asked (refused, unknown host, wrong password or path)
     raises `SourceError` instead of being tried again.
@@ -82,10 +65,13 @@ class LiveSource:
         self._link = link
         self._strict = strict
         self._on_state = on_state
-        self._told: SourceState | None = None
+        self._reported: SourceState | None = None
         self._pause_s = _FIRST_RETRY_S
         self._pace_offset_s = 0.0
-        self._clock = LiveClock()
+        self._watchdog: StallWatchdog | None = None
+        self._is_relayed = False  # FFmpeg cannot authenticate itself
+        self._clock = LiveClock(link.clock)
+        self._pace = CameraPace(link.stall_s)
         self._connection = -1
         self._open_s: float | None = None  # what the last successful opening took
         self._handover: FrameQueue | None = None  # where frames go
@@ -122,7 +108,7 @@ class LiveSource:
             await joined(self._thread, _JOIN_S)
 
     def _run(self) -> None:
-        """The thread: one connection after the other."""
+        """Body of the thread: one connection after the other."""
         handover = self._handover
         assert handover is not None
         error: Exception | None = None
@@ -133,9 +119,12 @@ class LiveSource:
                 trouble = CameraTrouble("the camera ended the stream")
             except CameraTrouble as failure:
                 trouble = failure
-            except Exception as failure:  # a bug of ours must be heard of, not end in a thread that is gone
-                error = failure
-                break
+            except Stalled as failure:
+                trouble = CameraTrouble(str(failure), stalled=True)
+            except Exception as failure:  # whatever arrives, the source stays alive; what it was is reported
+                if not self._closing.is_set():
+                    _log.exception("stream %s: unexpected error, connecting again", self.name)
+                trouble = CameraTrouble(redact(f"unexpected {type(failure).__name__}: {failure}".rstrip(": ")))
             if trouble.final and self._strict and self._connection < 0:
                 error = SourceError(f"{redact(self._link.address)}: {trouble}")
             elif not self._closing.is_set():
@@ -146,84 +135,159 @@ class LiveSource:
         handover.finish(error)
 
     def _watch(self, handover: FrameQueue) -> None:
-        """One connection, from opening it to its end. Raises `CameraTrouble`."""
-        from streamer.sources.decode import DecodeError, LostPictures, TimedOut, reason
+        """One connection, from opening it to its end. Raises `CameraTrouble` or `Stalled`."""
+        from streamer.sources.decode import DecodeError, LostPictures, TimedOut, VideoReader, reason
 
-        with self._open() as video:
-            self._connection += 1
-            self._clock.reconnected()
-            watchdog = _StallWatchdog(self._link.stall_s)
-            if not self._link.bursts and video.timed and video.times == "own":
-                video.catch_up = CatchUp()
-            try:
-                for picture in video.pictures():
-                    if self._closing.is_set():
-                        return
-                    new = watchdog.moves(picture.pts_ns)
-                    index = self.account.receive()
-                    if isinstance(picture, LostPictures):
-                        self.account.drop("overload" if picture.is_skipped else "corrupt")
-                        if not picture.is_skipped and watchdog.blind():
-                            self._enter(SourceState.STALLED, "only damaged pictures come")
-                    elif new:
-                        watchdog.sees()
-                        if self._link.bursts:
-                            self._pace(picture.pts_ns)
-                        self._hand_over(handover, picture, index, timed=video.timed)
-                    else:
-                        self.account.drop("stale")
-            except TimedOut:
-                raise _silence(self._link.stall_s) from None
-            except DecodeError as failure:
-                raise CameraTrouble(f"the connection broke: {reason(failure)}") from None
-
-    def _open(self) -> VideoReader:
-        from streamer.sources.decode import DecodeError, NotFound, NoVideo, Unauthorised, VideoReader, reason
-
-        link = self._link
-        is_rtsp = urlsplit(link.address).scheme in _RTSP_PORTS
-        if is_rtsp:
-            _reach(link.address)
-        limit_s = _FIRST_OPEN_S if self._open_s is None else max(_AGAIN_OPEN_S, 3 * self._open_s)
-        began = time.monotonic()
+        self._watchdog = None  # while opening, other limits hold
+        video = self._open()
         try:
-            video = VideoReader(
-                link.address,
-                form=link.form,
-                options=link.options,
-                open_timeout_s=limit_s,
-                read_timeout_s=link.stall_s,
-                lossy=True,
-            )
-        except NoVideo:
-            raise CameraTrouble("it sends no pictures", final=True) from None
-        except Unauthorised as failure:
-            raise CameraTrouble(reason(failure), final=True, pause_s=_LOCKOUT_S) from None
-        except NotFound as failure:
-            raise CameraTrouble(reason(failure), final=True) from None
+            self._connection += 1
+            self._clock.reset()
+            watchdog = self._watchdog = StallWatchdog(self._pace)
+            decoder = video.video if isinstance(video, RelayedReader) else video
+            if isinstance(decoder, VideoReader) and video.timed and decoder.times == "own" and not video.bursts:
+                decoder.catch_up = CatchUp()
+            for picture in video.pictures():
+                if self._closing.is_set():
+                    return
+                if isinstance(picture, LostPictures):
+                    self.account.receive()
+                    self.account.drop("overload" if picture.is_skipped else "corrupt")
+                    if picture.is_skipped:
+                        watchdog.skips()
+                    elif watchdog.misses(awaits_key=picture.awaits_key):
+                        self._enter(SourceState.STALLED, "only damaged pictures come")
+                    continue
+                new = watchdog.moves(picture.pts_ns, picture.sample)
+                index = self.account.receive()
+                if new:
+                    watchdog.sees(is_key=picture.is_key)
+                    if video.bursts:
+                        self._pace_out(picture.pts_ns)
+                    self._hand_over(handover, picture, index, timed=video.timed, bursts=video.bursts)
+                else:
+                    self.account.drop("stale")
+        except TimedOut:
+            self._check_waiting()
+            raise Stalled(f"no picture came for {self._pace.stall_s:g} s") from None
         except DecodeError as failure:
-            late = time.monotonic() - began >= limit_s
-            if not late and not is_rtsp:  # only now: some cameras over HTTP take one connection and no more
-                _reach(link.address)
-            raise CameraTrouble(f"no answer within {limit_s:.0f} s" if late else reason(failure)) from None
+            raise CameraTrouble(f"the connection broke: {reason(failure)}") from None
+        finally:
+            video.close()
+
+    def _check_waiting(self) -> None:
+        """Called again and again while nothing comes. Raises `Stalled`, and `CameraTrouble` where the source closes."""
+        if self._closing.is_set():
+            raise CameraTrouble("closed")
+        if self._watchdog is not None:
+            self._watchdog.check_silence()
+
+    def _open(self) -> PictureReader:
+        """Raises `CameraTrouble`."""
+        limit_s = _FIRST_OPEN_S if self._open_s is None else max(_AGAIN_OPEN_S, 3 * self._open_s)
+        answer_s = _ANSWER_S if self._open_s is None else _AGAIN_OPEN_S
+        began = time.monotonic()
+        is_web = self._link.kind == "web"
+        video = self._open_web(limit_s) if is_web else self._open_stream(limit_s, answer_s)
         self._open_s = time.monotonic() - began
         return video
 
-    def _hand_over(self, handover: FrameQueue, picture: DecodedPicture, index: int, *, timed: bool) -> None:
-        arrival_ns = time.time_ns()
+    def _open_web(self, limit_s: float) -> PictureReader:
+        from streamer.sources.web_camera import open_web_camera
+
+        return open_web_camera(self._link, limit_s, self._check_waiting)
+
+    def _open_stream(self, limit_s: float, answer_s: float) -> PictureReader:
+        link = self._link
+        if link.kind != "rtsp":
+            return self._open_ffmpeg(link.address, limit_s)
+        if not needs_relay(link.address) and not self._is_relayed:
+            _reach(link.address, answer_s)
+            try:
+                return self._open_ffmpeg(link.address, limit_s)
+            except _Refused as refused:
+                trouble, algorithm = find_refusal(link.address, link.tls)
+                self._is_relayed = trouble is None and algorithm not in ("", "basic", "MD5")
+                if not self._is_relayed:
+                    raise trouble or refused.trouble from None
+        return self._open_relayed(limit_s, answer_s)
+
+    def _open_relayed(self, limit_s: float, answer_s: float) -> PictureReader:
+        relay = RtspRelay(self._link.address, self._link.tls, answer_s)
+        try:
+            return RelayedReader(self._open_ffmpeg(relay.address, limit_s, transport="tcp"), relay)
+        except BaseException as failure:
+            relay.close()
+            if isinstance(failure, CameraTrouble | _Refused) and relay.trouble is not None:
+                raise relay.trouble from None
+            if isinstance(failure, _Refused):
+                raise failure.trouble from None
+            raise
+
+    def _open_ffmpeg(self, address: str, limit_s: float, transport: str | None = None) -> VideoReader:
+        """Raises `CameraTrouble`, and `_Refused` where the camera may tell more."""
+        from streamer.sources.decode import (
+            DecodeError,
+            NoSuchTrack,
+            NotFound,
+            NoVideo,
+            Unauthorised,
+            VideoReader,
+            is_refusal,
+            reason,
+        )
+
+        link = self._link
+        began = time.monotonic()
+        try:
+            return VideoReader(
+                address,
+                form=link.form,
+                options={**link.options, **({"rtsp_transport": transport} if transport else {})},
+                open_timeout_s=limit_s,
+                read_timeout_s=_WAIT_S if link.stall_s is None else min(_WAIT_S, link.stall_s),
+                on_wait=self._check_waiting,
+                lossy=True,
+                track=link.track,
+            )
+        except NoSuchTrack as failure:
+            raise CameraTrouble(
+                f"it has no video track {link.track}: give a track from 0 to {failure.count - 1}", final=True
+            ) from None
+        except NoVideo:
+            raise CameraTrouble("it sends no pictures", final=True) from None
+        except Unauthorised as failure:
+            raise _Refused(CameraTrouble(reason(failure), final=True, pause_s=_LOCKOUT_S)) from None
+        except NotFound as failure:
+            raise CameraTrouble(reason(failure), final=True) from None
+        except DecodeError as failure:
+            if is_refusal(failure):
+                raise _Refused(CameraTrouble(reason(failure))) from None
+            late = time.monotonic() - began >= limit_s
+            raise CameraTrouble(f"no picture within {limit_s:.0f} s" if late else reason(failure)) from None
+
+    def _hand_over(
+        self, handover: FrameQueue, picture: DecodedPicture, index: int, *, timed: bool, bursts: bool
+    ) -> None:
+        arrival_ns = time.time_ns() if bursts else picture.arrival_ns
         pts_ns = picture.pts_ns if timed else None
         time_ns, basis, uncertainty_ms = self._clock.read(pts_ns, picture.sender_ns, arrival_ns)
+        uncertainty_ms += picture.arrival_slack_ns / 1e6
+        if bursts:
+            uncertainty_ms += _HLS_BEHIND_MS
         clock = FrameClock(basis, uncertainty_ms, arrival_ns, self._connection)
         if self.state is not SourceState.LIVE:
             self._pause_s = _FIRST_RETRY_S
             self._enter(SourceState.LIVE)
-        stale = handover.replace(Frame(self.name, index, time_ns, clock, picture, (picture.width, picture.height)))
+        size = (picture.width, picture.height)
+        frame = Frame(self.name, index, time_ns, clock, picture, size, picture.pixel_aspect)
+        stale = handover.replace(frame)
         if stale is None:
             self.account.drop("shutdown")
         else:
             self.account.drop("stale", stale)
 
-    def _pace(self, pts_ns: int | None) -> None:
+    def _pace_out(self, pts_ns: int | None) -> None:
         """Wait until a picture that came in a burst is due."""
         if pts_ns is None:
             return
@@ -237,64 +301,59 @@ class LiveSource:
         self.state, self.cause = state, cause
         down = {SourceState.WAITING, SourceState.STALLED}
         # Within an outage only its end is news.
-        news = self._told is not state and not (self._told in down and state in down | {SourceState.CONNECTING})
+        news = self._reported is not state and not (self._reported in down and state in down | {SourceState.CONNECTING})
         if news and self._handover is not None:
-            self._told = state
+            self._reported = state
             if self._on_state is not None:
                 self._handover.call(self._on_state, StateChange(self.name, state, time.time_ns(), cause))
 
 
-class _StallWatchdog:
-    """Whether timestamps still move, and whether there is anything to see."""
+class _Refused(Exception):
+    """A camera answered with a refusal that FFmpeg does not tell in full; `trouble` is what it does tell."""
 
-    def __init__(self, stall_s: float) -> None:
-        self._stall_s = stall_s
-        self._newest_ns: int | None = None
-        self._called_at = self._moved_at = self._seen_at = time.monotonic()
-
-    def moves(self, pts_ns: int | None) -> bool:
-        """Whether a picture with this timestamp is a new one. Raises `CameraTrouble` where none came for too long."""
-        now = time.monotonic()
-        waited_s, self._called_at = now - self._called_at, now
-        newest_ns = self._newest_ns
-        # A camera that sets its clock back starts a new count; one that repeats itself is frozen.
-        moved = pts_ns is None or newest_ns is None or pts_ns > newest_ns or pts_ns < newest_ns - 1_000_000_000
-        if waited_s >= self._stall_s:  # the time-out made FFmpeg give out its last picture, as old as the silence
-            raise _silence(self._stall_s)
-        if moved:
-            self._newest_ns, self._moved_at = pts_ns, now
-        elif now - self._moved_at > self._stall_s:
-            raise CameraTrouble(f"the same picture came for {self._stall_s:g} s: the camera is frozen", stalled=True)
-        return moved
-
-    def sees(self) -> None:
-        self._seen_at = time.monotonic()
-
-    def blind(self) -> bool:
-        """Whether no intact picture arrived for a while. Raises `CameraTrouble` when waiting longer is pointless."""
-        blind_s = time.monotonic() - self._seen_at
-        if blind_s > max(_DAMAGED_S, self._stall_s):
-            raise CameraTrouble(f"only damaged pictures came for {blind_s:.0f} s", stalled=True)
-        return blind_s > self._stall_s
+    def __init__(self, trouble: CameraTrouble) -> None:
+        super().__init__(str(trouble))
+        self.trouble = trouble
 
 
-def _silence(stall_s: float) -> CameraTrouble:
-    return CameraTrouble(f"no picture came for {stall_s:g} s", stalled=True)
+class RelayedReader:
+    """A reader of pictures behind a relay; closing it closes both."""
+
+    timed = True
+    bursts = False
+
+    def __init__(self, video: VideoReader, relay: RtspRelay) -> None:
+        self.video = video
+        self._relay = relay
+
+    def pictures(self) -> Iterator[DecodedPicture | LostPictures]:
+        return self.video.pictures()
+
+    def close(self) -> None:
+        self.video.close()
+        self._relay.close()
 
 
-def _reach(address: str) -> None:
-    """Say precisely what keeps us from a server, as FFmpeg does not. Raises `CameraTrouble`."""
+def _reach(address: str, answer_s: float) -> None:
+    """Says precisely what keeps us from a camera, as FFmpeg does not. Raises `CameraTrouble`.
+
+    It is asked for its options: a camera that answers may then take its time for the first picture.
+    """
     url = urlsplit(address)
-    if url.scheme not in _PORTS or url.hostname is None:
+    if url.hostname is None:
         return
-    if url.scheme not in _RTSP_PORTS and os.environ.get("http_proxy"):
-        return  # FFmpeg asks the proxy, which may know hosts that we do not
-    port = url.port or _PORTS[url.scheme]
+    port = url.port or PORTS["rtsp"]
     try:
-        socket.create_connection((url.hostname, port), timeout=_REACH_S).close()
+        with socket.create_connection((url.hostname, port), timeout=_REACH_S) as connection:
+            host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+            connection.settimeout(answer_s)
+            connection.sendall(f"OPTIONS rtsp://{host}:{port}{url.path} RTSP/1.0\r\nCSeq: 1\r\n\r\n".encode())
+            connection.recv(1)
     except socket.gaierror:
         raise CameraTrouble(f"the host {url.hostname} is not known", final=True) from None
     except ConnectionRefusedError:
         raise CameraTrouble(f"nothing listens at {url.hostname}:{port}", final=True) from None
+    except ConnectionResetError:
+        return  # it wants no such question
     except OSError:
         raise CameraTrouble(f"{url.hostname}:{port} does not answer") from None

@@ -9,25 +9,26 @@ from __future__ import annotations
 import glob
 import sys
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from importlib.metadata import entry_points
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from sinks.address import redact
+from sinks.tls import TlsOptions
 from streamer.errors import SourceAddressError, SourceError
 from streamer.sources.address import natural, stream_name, unique
+from streamer.sources.camera_link import CameraLink
+from streamer.sources.clock import ClockLimits
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names
-from streamer.sources.live import CameraLink, LiveSource
+from streamer.sources.live import LiveSource
 from streamer.sources.source import OnState, Source
+from streamer.sources.web import WebClient, WebError
+from streamer.sources.web_kind import VIDEO_SUFFIXES, find_kind, likely_live
 
-# fmt: off
-VIDEO_SUFFIXES = frozenset({
-    ".3gp", ".asf", ".avi", ".dav", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov",
-    ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
-})
-# fmt: on
+_ASK_S = 5.0
 _KINDS = "a video file, a folder, rtsp://, rtsps://, http://, https://, webcam:0 or synthetic:street"
 
 
@@ -39,6 +40,9 @@ def open_sources(
     start_time_ns: int | None = None,
     transport: Literal["tcp", "udp"] = "tcp",
     stall_s: float | None = None,
+    poll_s: float | None = None,
+    clock: ClockLimits | None = None,
+    tls: TlsOptions | None = None,
     strict: bool = False,
     live: bool | None = None,
     fps: float | None = None,
@@ -48,15 +52,19 @@ def open_sources(
     """The sources that `address` (or several) stands for; reading begins when one is iterated.
 
     `name` replaces the name made from the address; names that are `taken` are not given again. `start_time_ns`
-    (UTC) is when a recording began. For cameras: `transport` of RTSP, `stall_s` without a new picture until the
-    stream counts as stalled, and `strict` for a first connection that must succeed. `live` says whether an
-    `http(s)` address is a camera; unsaid, it is one unless its path ends like a video file. `fps` is the rate of a
-    folder of images.
+    (UTC) is when a recording began, `track` the number of its video track, from 0. For cameras: `transport` of RTSP,
+    which gives way to the other one where the camera refuses it; `stall_s` without a new picture until the stream
+    counts as stalled, by default after its own pace; `poll_s` between two requests of a snapshot address; `clock` for
+    what is known of its times; `strict` for a first connection that must succeed. `tls` says whom to trust at `https`
+    and `rtsps` addresses. `live` says whether an `http(s)` address is a camera; unsaid, the server is asked, for at
+    most some seconds. `fps` is the rate of a folder of images.
 
     Raises `SourceAddressError` where an address cannot be understood, `SourceError` where there is nothing at it.
     """
     sources: list[Source] = []
     used = set(taken)
+    secure = tls or TlsOptions()
+    link: CameraLink | None
 
     def called(place: str) -> str:
         chosen = unique(name or stream_name(place), used)
@@ -65,22 +73,27 @@ def open_sources(
 
     for one in [address] if isinstance(address, str) else address:
         scheme = "" if Path(one).exists() else one.partition(":")[0].lower()
+        if scheme in ("rtsp", "rtsps", "http", "https"):
+            _check_url(one)
         if scheme in ("rtsp", "rtsps"):
-            _check_url(one)
-            sources.append(LiveSource(_rtsp(one, transport, stall_s), called(one), strict=strict, on_state=on_state))
-        elif scheme in ("http", "https"):
-            _check_url(one)
-            suffix = PurePosixPath(urlsplit(one).path).suffix.lower()
-            if live if live is not None else suffix not in VIDEO_SUFFIXES:
-                sources.append(LiveSource(_http(one, suffix, stall_s), called(one), strict=strict, on_state=on_state))
-            else:
-                sources.append(
-                    FileSource(one, called(one), start_time_ns=start_time_ns, track=track, on_state=on_state)
-                )
+            link = _rtsp(one, transport)
         elif scheme == "webcam":
-            sources.append(
-                LiveSource(_webcam(one, stall_s), called(one.replace(":", "")), strict=strict, on_state=on_state)
-            )
+            link = _webcam(one)
+        elif scheme in ("http", "https"):
+            if not (_asked_live(one, secure) if live is None else live):
+                sources.append(
+                    FileSource(
+                        one, called(one), start_time_ns=start_time_ns, track=track, tls=secure, on_state=on_state
+                    )
+                )
+                continue
+            link = CameraLink(one)
+        else:
+            link = None
+        if link is not None:
+            link = replace(link, stall_s=stall_s, poll_s=poll_s, track=track, tls=secure, clock=clock or ClockLimits())
+            called_by = one.replace(":", "") if scheme == "webcam" else one
+            sources.append(LiveSource(link, called(called_by), strict=strict, on_state=on_state))
         elif scheme == "synthetic":
             sources.append(_synthetic(one, called("street"), on_state))
         elif added := tuple(entry_points(group="groundstream.sources", name=scheme)):
@@ -119,31 +132,36 @@ def _check_url(address: str) -> None:
         )
 
 
-def _rtsp(address: str, transport: str, stall_s: float | None) -> CameraLink:
+def _asked_live(address: str, tls: TlsOptions) -> bool:
+    """Whether a web address is a camera, by what the server says; where it says nothing, by the path's suffix."""
+    try:
+        return find_kind(WebClient(address, tls, timeout_s=_ASK_S), _ASK_S).live
+    except WebError:
+        return likely_live(address)
+
+
+def _rtsp(address: str, transport: str) -> CameraLink:
     if transport not in ("tcp", "udp"):
         raise SourceAddressError(f"RTSP cannot come over {transport!r}: give tcp or udp")
-    # The session description says what is sent; looking at the stream itself first would only cost a second.
-    options = {"rtsp_transport": transport, "analyzeduration": "0", "probesize": "32", "allowed_media_types": "video"}
-    return CameraLink(address, options=options, stall_s=stall_s or 4.0)
+    # The session description says what is sent; looking at the stream itself first would only cost a second. FFmpeg
+    # goes on to the other transport where a camera answers 461.
+    options = {"rtsp_transport": "tcp+udp", "analyzeduration": "0", "probesize": "32", "allowed_media_types": "video"}
+    if transport == "tcp":
+        options["rtsp_flags"] = "prefer_tcp"
+    return CameraLink(address, kind="rtsp", options=options)
 
 
-def _http(address: str, suffix: str, stall_s: float | None) -> CameraLink:
-    if suffix == ".m3u8":  # segments of some seconds each
-        return CameraLink(address, stall_s=stall_s or 20.0, bursts=True)
-    return CameraLink(address, stall_s=stall_s or 4.0)
-
-
-def _webcam(address: str, stall_s: float | None) -> CameraLink:
+def _webcam(address: str) -> CameraLink:
     number = address.partition(":")[2]
     if not number.isdecimal():
         raise SourceAddressError(f"{address} names no camera: give webcam:0 for the first, webcam:1 for the next")
     if sys.platform == "darwin":
-        return CameraLink(number, form="avfoundation", stall_s=stall_s or 4.0)
+        return CameraLink(number, kind="device", form="avfoundation")
     if not sys.platform.startswith("linux"):
         raise SourceAddressError(
             f"webcams can be read on Linux and macOS, this is {sys.platform}: give an RTSP address"
         )
-    return CameraLink(f"/dev/video{number}", form="video4linux2", stall_s=stall_s or 4.0)
+    return CameraLink(f"/dev/video{number}", kind="device", form="video4linux2")
 
 
 def _synthetic(address: str, name: str, on_state: OnState | None) -> Source:

@@ -18,9 +18,9 @@ from streamer.enrichment import grounded
 from streamer.enrichment.grounded import Image
 from streamer.enrichment.loading import GlammLoading
 from streamer.errors import ConfigError, StreamerError
-from streamer.sources.opening import VIDEO_SUFFIXES
 from streamer.sources.picture import read_picture
 from streamer.sources.sampling import sampled
+from streamer.sources.web_kind import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
     import supervision as sv

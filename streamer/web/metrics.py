@@ -89,7 +89,14 @@ class PipelineMetrics(Collector):
         if (tally := self._pipeline.enrichment()) is not None:
             for outcome, count in {"answered": tally.answered, "cached": tally.cached, **tally.dropped}.items():
                 enriched.add_metric([outcome], count)
-        frames = [received, analysed, dropped, age, tracks, online]
+        lag = GaugeMetricFamily(
+            "groundstream_loop_lag_seconds",
+            "How late the event loop ran what was due, by quantile over the last minute.",
+            labels=["quantile"],
+        )
+        for quantile in ("0.5", "0.95", "0.99", "1"):
+            lag.add_metric([quantile], self._pipeline.loop_lag.quantile(float(quantile)))
+        frames = [received, analysed, dropped, age, tracks, online, lag]
         spool = [stored, spooled, limit, forgotten]
         return [*frames, events, lost, *spool, delivered, dead, failures, backlog, up, enriched]
 

@@ -27,7 +27,7 @@ from sinks.address import parse_address, redact
         ("kafka://host/t?acks=2", "must be all, 1 or 0"),
         ("kafka://host/t?colour=red", "unknown option 'colour'"),
         ("kafka://host/t?partitions=1.5", "must be a whole number"),
-        ("kafka://host/t?format=xml", "must be one of json, binary, avro, protobuf"),
+        ("kafka://host/t?format=xml", "must be one of json, binary, avro, protobuf, nv, nv-json"),
         ("kafka://host/t?format=avro", "needs a schema registry"),
         ("kafka:///t", "a host is missing"),
         ("kafka://host/my topic", "topic 'my topic' cannot be"),

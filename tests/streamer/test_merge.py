@@ -235,3 +235,28 @@ def test_received_is_analysed_plus_dropped_exactly_however_it_ends(
         assert await merge.take(limit) == []
 
     run(work)
+
+
+class Sized(Script):
+    """A script whose frames have a size of their own."""
+
+    def __init__(self, name: str, size: tuple[int, int]) -> None:
+        super().__init__(name, [0.0] * 3)
+        self._size = size
+
+    async def __aiter__(self) -> AsyncIterator[Frame]:
+        async for frame in super().__aiter__():
+            yield Frame(self.name, frame.index, frame.time_ns, CLOCK, PIXELS, self._size)
+
+
+def test_batches_are_of_one_picture_size_first_and_streams_of_other_sizes_come_next():
+    async def work() -> list[list[str]]:
+        sources = [Sized("a", (64, 48)), Sized("b", (32, 32)), Sized("c", (64, 48)), Sized("d", (32, 32))]
+        merge = FrameMerge(sources)
+        await asyncio.sleep(0.05)  # all frames wait now
+        batches = []
+        while frames := await merge.take(4):
+            batches.append([f"{frame.stream}{frame.index}" for frame in frames])
+        return batches
+
+    assert asyncio.run(work()) == [["a0", "c0", "a1", "c1"], ["b0", "d0", "b1", "d1"], ["a2", "c2", "b2", "d2"]]

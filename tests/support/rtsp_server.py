@@ -12,11 +12,14 @@ import base64
 import hashlib
 import os
 import random
+import re
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +29,15 @@ _REALM = "camera"
 _RTP_CLOCK = 90_000
 _MTU = 1400
 _NTP_EPOCH = 2_208_988_800  # seconds from 1900 to 1970
-_STATUS = {200: "OK", 401: "Unauthorized", 404: "Not Found", 455: "Method Not Valid in This State"}
+_STATUS = {
+    200: "OK",
+    401: "Unauthorized",
+    404: "Not Found",
+    453: "Not Enough Bandwidth",
+    454: "Session Not Found",
+    461: "Unsupported Transport",
+    455: "Method Not Valid in This State",
+}
 
 
 @dataclass
@@ -34,7 +45,8 @@ class Faults:
     """What the camera does wrong, from now on; change it at any time, from any thread."""
 
     stall: bool = False  # keeps the connection, sends no picture
-    freeze_timestamps: bool = False  # sends pictures whose timestamps no longer move
+    freeze_timestamps: bool = False  # sends the same key picture again and again, with the same timestamp
+    still_timestamps: bool = False  # sends new pictures, but their timestamps no longer move
     corrupt: float = 0.0  # share of RTP packets with some bytes overwritten
     drop: float = 0.0  # share of RTP packets that are not sent
     drop_pictures: float = 0.0  # share of whole pictures, key frames apart, that are not sent
@@ -103,11 +115,25 @@ class RtspServer:
     `sent` remembers when each picture last left: (mount, picture number in the mount) -> `time.time()`.
     """
 
-    def __init__(self, mounts: Mapping[str, Path | str | list[Path]], *, auth: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        mounts: Mapping[str, Path | str | list[Path]],
+        *,
+        auth: tuple[str, str] | None = None,
+        context: ssl.SSLContext | None = None,
+        host: str = "127.0.0.1",
+    ) -> None:
         self.faults = Faults()
         self.sent: dict[tuple[str, int], float] = {}
         self.port = 0
         self.sessions = 0  # how many times somebody pressed play
+        self.refusals: dict[str, int] = {}  # status of SETUP, by transport or by method
+        self.transports: list[str] = []  # what was set up
+        self.requests: list[str] = []  # methods
+        self.algorithm, self.qop = "MD5", False
+        self.moved_to = ""  # answer to DESCRIBE
+        self.host = host
+        self._context = context
         self._auth = auth
         self._mounts: dict[str, list[Media]] = {}
         for name, paths in mounts.items():
@@ -123,7 +149,8 @@ class RtspServer:
 
     def url(self, name: str = "cam", *, user: str | None = None, password: str = "") -> str:
         login = f"{user}:{password}@" if user else ""
-        return f"rtsp://{login}127.0.0.1:{self.port}/{name}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"rtsp{'s' if self._context else ''}://{login}{host}:{self.port}/{name}"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -148,7 +175,7 @@ class RtspServer:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
     async def _start(self) -> None:
-        self._server = await asyncio.start_server(self._connection, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._connection, self.host, self.port, ssl=self._context)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _kill(self) -> None:
@@ -181,12 +208,22 @@ class RtspServer:
         if self._auth is None:
             return True
         user, password = self._auth
-        given = {
-            key.strip(): value.strip('" ') for key, _, value in (part.partition("=") for part in header[7:].split(","))
-        }
-        known = _md5(f"{user}:{_REALM}:{password}")
-        wanted = _md5(f"{known}:{nonce}:{_md5(f'{method}:' + given.get('uri', ''))}")
-        return given.get("username") == user and given.get("response") == wanted
+        given = dict(re.findall(r'(\w+)="?([^",]*)"?', header[7:]))
+        make = hashlib.sha256 if self.algorithm == "SHA-256" else partial(hashlib.md5, usedforsecurity=False)
+
+        def digest(text: str) -> str:
+            return make(text.encode()).hexdigest()
+
+        known, asked = digest(f"{user}:{_REALM}:{password}"), digest(f"{method}:{given.get('uri', '')}")
+        used = f":{given.get('nc')}:{given.get('cnonce')}:auth" if self.qop else ""
+        return given.get("username") == user and given.get("response") == digest(f"{known}:{nonce}{used}:{asked}")
+
+    def challenge(self, nonce: str) -> str:
+        """The header that asks for a password."""
+        extra = (', qop="auth"' if self.qop else "") + (
+            f", algorithm={self.algorithm}" if self.algorithm != "MD5" else ""
+        )
+        return f'WWW-Authenticate: Digest realm="{_REALM}", nonce="{nonce}"{extra}'
 
     def media(self, name: str) -> list[Media] | None:
         return self._mounts.get(name)
@@ -202,6 +239,10 @@ class _Request:
     def mount(self) -> str:
         path = self.url.partition("://")[2].partition("/")[2]
         return path.partition("/")[0].partition("?")[0]
+
+
+def _transport(request: _Request) -> str:
+    return "tcp" if "TCP" in request.headers.get("transport", "") else "udp"
 
 
 class _Session:
@@ -251,10 +292,13 @@ class _Session:
         return _Request(method, url, headers)
 
     async def _answer(self, request: _Request) -> None:
+        self._server.requests.append(request.method)
         if request.method == "OPTIONS":
             self._reply(request, 200, "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAMETER")
         elif not self._server.check(self._nonce, request.method, request.headers.get("authorization", "")):
-            self._reply(request, 401, f'WWW-Authenticate: Digest realm="{_REALM}", nonce="{self._nonce}"')
+            self._reply(request, 401, self._server.challenge(self._nonce))
+        elif request.method == "DESCRIBE" and self._server.moved_to:
+            self._reply(request, 302, f"Location: {self._server.moved_to}")
         elif request.method == "DESCRIBE":
             media = self._server.media(request.mount)
             if media is None:
@@ -263,7 +307,12 @@ class _Session:
                 self._reply(
                     request, 200, f"Content-Base: {request.url}/", "Content-Type: application/sdp", body=media[0].sdp()
                 )
+        elif request.method in self._server.refusals:
+            self._reply(request, self._server.refusals[request.method])
+        elif request.method == "SETUP" and _transport(request) in self._server.refusals:
+            self._reply(request, self._server.refusals[_transport(request)])
         elif request.method == "SETUP":
+            self._server.transports.append(_transport(request))
             self._mount = request.mount
             transport = await self._set_up(request.headers["transport"])
             self._reply(request, 200, f"Transport: {transport}", f"Session: {self._id};timeout=60")
@@ -280,14 +329,18 @@ class _Session:
         loop = asyncio.get_running_loop()
         for _ in range(2):
             socket, _protocol = await loop.create_datagram_endpoint(
-                asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0)
+                asyncio.DatagramProtocol, local_addr=(self._server.host, 0)
             )
             self._sockets.append(socket)
         ports = "-".join(str(socket.get_extra_info("sockname")[1]) for socket in self._sockets)
         return f"RTP/AVP;unicast;client_port={self._client_port}-{self._client_port + 1};server_port={ports}"
 
     def _reply(self, request: _Request, code: int, *headers: str, body: str = "") -> None:
-        lines = [f"RTSP/1.0 {code} {_STATUS[code]}", f"CSeq: {request.headers.get('cseq', '0')}", *headers]
+        lines = [
+            f"RTSP/1.0 {code} {_STATUS.get(code, 'Refused')}",
+            f"CSeq: {request.headers.get('cseq', '0')}",
+            *headers,
+        ]
         if body:
             lines.append(f"Content-Length: {len(body)}")
         self._writer.write(("\r\n".join(lines) + "\r\n\r\n" + body).encode())
@@ -295,7 +348,7 @@ class _Session:
     def _send(self, channel: int, packet: bytes) -> None:
         """Channel 0 is RTP, 1 is RTCP."""
         if self._sockets:
-            self._sockets[channel].sendto(packet, ("127.0.0.1", self._client_port + channel))
+            self._sockets[channel].sendto(packet, (self._server.host, self._client_port + channel))
         else:
             self._writer.write(struct.pack(">cBH", b"$", channel, len(packet)) + packet)
 
@@ -314,7 +367,10 @@ class _Session:
                 skipped_s = max(skipped_s, time.monotonic() - began - due_s)
             at_s, due_s = at_s + skipped_s, due_s + skipped_s
             await asyncio.sleep(began + due_s - time.monotonic())
-            if not faults.freeze_timestamps or timestamp is None:
+            frozen = faults.freeze_timestamps and timestamp is not None
+            if frozen:
+                unit = next(one for one in clip.units if clip.is_key(one))
+            if not (frozen or faults.still_timestamps) or timestamp is None:
                 timestamp = int((at_s + faults.timestamp_jump_s) * _RTP_CLOCK) & 0xFFFFFFFF
             if faults.reports and (reported is None or due_s - reported >= 1):
                 reported = due_s
@@ -389,7 +445,3 @@ def _garbled(payload: bytes) -> bytes:
     start = random.randrange(min(3, len(payload)), len(payload) + 1)
     length = min(40, len(payload) - start)
     return payload[:start] + os.urandom(length) + payload[start + length :]
-
-
-def _md5(text: str) -> str:
-    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()

@@ -1,0 +1,113 @@
+"""Cameras behind web addresses: multipart JPEG streams, snapshots that are polled, live playlists, endless streams."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from sinks.address import redact
+from streamer.sources.camera_link import CameraLink, CameraTrouble
+from streamer.sources.web import EndOfAnswer, WebClient, WebError, WebFile, WebStream, multipart_images
+from streamer.sources.web_kind import WebKind, find_kind
+
+if TYPE_CHECKING:
+    from streamer.sources.decode import PictureReader, VideoReader
+
+_LEAST_POLL_S = 0.2
+_MOST_POLL_S = 1.0
+_FAILURES = 5  # snapshots in a row that may fail before the camera counts as lost
+
+
+def open_web_camera(link: CameraLink, limit_s: float, on_wait: Callable[[], None]) -> PictureReader:
+    """Connects and finds out what the camera sends. Raises `CameraTrouble`."""
+    from streamer.sources.decode import DecodeError, JpegReader, NoVideo, reason
+
+    try:
+        client = WebClient(link.address, link.tls, timeout_s=min(10.0, limit_s))
+        kind = find_kind(client)
+        if kind.form == "snapshot":
+            return JpegReader(_poll(client, link.poll_s, on_wait))
+        if kind.form == "jpegs":
+            response = client.open()
+            return JpegReader(_until_end(multipart_images(response, on_wait)), response.close)
+        if kind.form == "playlist":
+            return open_playlist(client, kind, on_wait, track=link.track)
+        return _open_stream(client, on_wait, link.track)
+    except WebError as failure:
+        pause_s = 10.0 if failure.unauthorised else 0.0
+        raise CameraTrouble(redact(str(failure)), final=failure.final, pause_s=pause_s) from None
+    except NoVideo:
+        raise CameraTrouble("it sends no pictures", final=True) from None
+    except DecodeError as failure:
+        raise CameraTrouble(reason(failure)) from None
+
+
+def open_playlist(
+    client: WebClient, kind: WebKind, on_wait: Callable[[], None] | None = None, *, track: int | None = None
+) -> VideoReader:
+    """An HLS playlist in FFmpeg, which asks for its segments here. Raises `WebError`, `DecodeError`, `NoVideo`."""
+    from streamer.sources.decode import VideoReader
+
+    if kind.is_encrypted:
+        raise WebError("its segments are encrypted: give another address of the camera", final=True)
+    secure = urlsplit(client.address).scheme == "https"
+
+    def open_part(url: str, flags: int, options: object) -> WebFile:
+        if on_wait is not None:
+            on_wait()
+        if secure and urlsplit(url).scheme != "https":
+            raise WebError("its playlist leads to an address without TLS", final=True)
+        return WebFile(client, client.open(url), url)
+
+    # FFmpeg keeps connections of its own client only.
+    options = {"http_persistent": "0", "http_multiple": "0", "allowed_extensions": "ALL", "extension_picky": "0"}
+    return VideoReader(kind.url, form="hls", options=options, io_open=open_part, track=track)
+
+
+def _open_stream(client: WebClient, on_wait: Callable[[], None], track: int | None) -> VideoReader:
+    from streamer.sources.decode import VideoReader
+
+    stream = WebStream(client.open(), on_wait)
+    try:
+        return VideoReader(stream, lossy=False, track=track)
+    except BaseException:
+        stream.close()
+        raise
+
+
+def _until_end(images: Iterator[bytes]) -> Iterator[bytes]:
+    try:
+        yield from images
+    except EndOfAnswer:
+        return
+
+
+def _poll(client: WebClient, poll_s: float | None, on_wait: Callable[[], None]) -> Iterator[bytes]:
+    """Snapshots, one after the other; one that repeats the last is given once a second and shows that the camera lives.
+
+    Without `poll_s` the rate follows the camera: faster while each answer is new, slower while it repeats itself.
+    """
+    pause_s = _MOST_POLL_S / 2 if poll_s is None else poll_s
+    before, failures, given_at = b"", 0, -_MOST_POLL_S
+    rest = threading.Event()
+    while True:
+        began = time.monotonic()
+        image = b""
+        try:
+            _, image = client.fetch()
+            failures = 0
+        except WebError as failure:
+            failures += 1
+            if failure.final or failures >= _FAILURES:
+                raise
+        is_new = bool(image) and image != before
+        if is_new or (image and began - given_at >= max(_MOST_POLL_S, pause_s)):
+            before, given_at = image, began
+            yield image
+        on_wait()
+        if poll_s is None:
+            pause_s = min(_MOST_POLL_S, max(_LEAST_POLL_S, pause_s * (0.8 if is_new else 1.25)))
+        rest.wait(max(0.0, pause_s - (time.monotonic() - began)))

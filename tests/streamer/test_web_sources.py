@@ -1,0 +1,320 @@
+"""Web addresses: camera or recording by what the server says, every dialect, verified TLS, passwords to one host."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from sinks.tls import TlsOptions
+from streamer.errors import SourceError
+from streamer.frame import Frame
+from streamer.sources import StateChange, open_sources
+from tests.sinks.authority import Authority
+from tests.support.clips import make_clip, read_index
+from tests.support.web_server import Answer, WebServer, jpeg, multipart
+
+PLAYLIST = "application/vnd.apple.mpegurl"
+
+
+class Seen:
+    """What came of a source: frames, states and the error."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.changes: list[StateChange] = []
+        self.error = ""
+        self.live = False
+
+    @property
+    def numbers(self) -> list[int | None]:
+        return [read_index(frame.image) for frame in self.frames]
+
+    @property
+    def states(self) -> list[str]:
+        return [change.state.value for change in self.changes]
+
+    @property
+    def causes(self) -> str:
+        return "; ".join(change.cause for change in self.changes if change.cause)
+
+
+def read(
+    address: str, enough: Callable[[Seen], bool] = lambda seen: False, limit_s: float = 15.0, **options: Any
+) -> Seen:
+    """Reads until the source ends, `enough` has come, or the time is over."""
+    seen = Seen()
+
+    async def work() -> None:
+        (source,) = await asyncio.to_thread(open_sources, address, on_state=seen.changes.append, **options)
+        seen.live = source.live
+
+        async def take() -> None:
+            async for frame in source:
+                source.account.analyse()
+                seen.frames.append(frame)
+
+        task = asyncio.create_task(take())
+        began = time.monotonic()
+        while not task.done() and not enough(seen) and time.monotonic() - began < limit_s:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await source.aclose()
+        try:
+            await task
+        except SourceError as error:
+            seen.error = str(error)
+        assert source.account.tally().pending == 0
+
+    asyncio.run(work())
+    return seen
+
+
+def many(count: int) -> Callable[[Seen], bool]:
+    return lambda seen: len(seen.frames) >= count
+
+
+def failed(seen: Seen) -> bool:
+    return bool(seen.causes)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("web")
+    forms = {name: make_clip(folder / f"clip.{name}", 30).read_bytes() for name in ("mp4", "mkv", "ts", "flv")}
+    forms["small ts"] = make_clip(folder / "small.ts", 30, size=(160, 128)).read_bytes()
+    return forms
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+# Camera or recording
+
+
+@pytest.mark.parametrize("form", ["mp4", "mkv", "ts", "flv"])
+@pytest.mark.parametrize("ranges", [False, True])
+@pytest.mark.parametrize("path", ["/download", "/clip.mp4"])
+def test_what_has_a_length_is_a_recording(clip: dict[str, bytes], form: str, ranges: bool, path: str) -> None:
+    with WebServer({path: Answer(clip[form], ranges=ranges)}) as server:
+        seen = read(server.url(path))
+    assert (seen.live, seen.numbers, seen.error) == (False, list(range(30)), "")
+
+
+@pytest.mark.parametrize("form", ["mkv", "flv"])
+def test_a_finished_recording_without_a_length_is_read_once(clip: dict[str, bytes], form: str) -> None:
+    with WebServer({"/file": Answer(lambda: [clip[form]])}) as server:
+        seen = read(server.url("/file"))
+    assert (seen.live, seen.numbers, seen.error) == (False, list(range(30)), "")
+
+
+@pytest.mark.parametrize("path", ["/live.ts", "/live.mp4", "/stream"])
+def test_what_has_no_length_is_a_camera_whatever_its_suffix(clip: dict[str, bytes], path: str) -> None:
+    with WebServer({path: Answer(lambda: [clip["ts"]])}) as server:
+        seen = read(server.url(path), lambda seen: "waiting" in seen.states)
+        again = read(server.url(path), live=False)
+    assert seen.live
+    assert abs(seen.frames[0].time_s - time.time()) < 60
+    assert (again.live, again.numbers, again.error) == (False, list(range(30)), "")
+
+
+def test_a_connection_that_ends_before_the_length_is_no_end(clip: dict[str, bytes]) -> None:
+    cut = Answer(lambda: [clip["ts"][: len(clip["ts"]) // 2]], {"Content-Length": str(len(clip["ts"]))})
+    with WebServer({"/clip.ts": cut}) as server:
+        seen = read(server.url("/clip.ts"))
+    assert "bytes" in seen.error
+    assert 5 < len(seen.frames) < 25
+
+
+def segments(name: str, ended: bool) -> bytes:
+    end = "#EXT-X-ENDLIST\n" if ended else ""
+    return f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.2,\n{name}.ts\n{end}".encode()
+
+
+def test_a_playlist_that_has_ended_is_read_once(clip: dict[str, bytes]) -> None:
+    answers = {"/a.m3u8": Answer(segments("a", True), {"Content-Type": PLAYLIST}), "/a.ts": Answer(clip["ts"])}
+    with WebServer(answers) as server:
+        seen = read(server.url("/a.m3u8"))
+    assert (seen.live, seen.numbers, seen.error) == (False, list(range(30)), "")
+
+
+def test_only_the_best_variant_is_downloaded(clip: dict[str, bytes]) -> None:
+    master = (
+        b"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=90000,RESOLUTION=160x128\nsmall.m3u8\n"
+        b'#EXT-X-STREAM-INF:CODECS="avc1.4d,mp4a",BANDWIDTH=80000,RESOLUTION=320x240\nsub/large.m3u8\n'
+    )
+    answers = {
+        "/m": Answer(master),
+        "/small.m3u8": Answer(segments("small", True)),
+        "/sub/large.m3u8": Answer(segments("large", True)),
+        "/small.ts": Answer(clip["small ts"]),
+        "/sub/large.ts": Answer(clip["ts"]),
+    }
+    with WebServer(answers) as server:
+        seen = read(server.url("/m"))
+        asked = {path for path, _ in server.asked}
+    assert seen.numbers == list(range(30))
+    assert {frame.width for frame in seen.frames} == {320}
+    assert asked == {"/m", "/sub/large.m3u8", "/sub/large.ts"}
+
+
+# Pictures one by one
+
+
+DIALECTS: dict[str, dict[str, Any]] = {
+    "as usual": {},
+    "boundary after the part": {"first": False},
+    "no length": {"length": False},
+    "image/jpg": {"kind": "image/jpg"},
+    "no length, boundary after": {"first": False, "length": False},
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_every_dialect_of_multipart_pictures_is_read(name: str) -> None:
+    numbers = itertools.count()
+    with WebServer({"/video.mjpg": lambda: multipart(itertools.islice(numbers, 40), **DIALECTS[name])}) as server:
+        seen = read(server.url("/video.mjpg"), many(25))
+    assert seen.live
+    assert None not in seen.numbers
+    assert seen.numbers == sorted(set(seen.numbers))  # type: ignore[type-var]
+
+
+def test_a_picture_with_a_preview_inside_ends_where_it_ends() -> None:
+    def with_preview(number: int) -> bytes:
+        picture, preview = jpeg(number), jpeg(999)
+        return picture[:2] + b"\xff\xe1" + (len(preview) + 2).to_bytes(2, "big") + preview + picture[2:]
+
+    def pieces() -> Iterable[bytes]:
+        for number in range(20):
+            yield b"--x\r\nContent-Type: image/jpeg\r\n\r\n" + with_preview(number) + b"\r\n"
+            time.sleep(0.03)
+
+    with WebServer({"/v": Answer(pieces, {"Content-Type": "multipart/x-mixed-replace;boundary=x"})}) as server:
+        seen = read(server.url("/v"), many(10))
+    assert None not in seen.numbers
+    assert 999 not in seen.numbers
+
+
+def test_a_snapshot_address_is_polled_and_online_once() -> None:
+    numbers = itertools.count()
+    with WebServer({"/snap.jpg": lambda: Answer(jpeg(next(numbers)), {"Content-Type": "image/jpeg"})}) as server:
+        seen = read(server.url("/snap.jpg"), many(8))
+        fast = read(server.url("/snap.jpg"), many(20), limit_s=6, poll_s=0.05)
+    assert seen.live
+    assert seen.states == ["connecting", "live", "closed"]
+    assert None not in seen.numbers
+    assert len(fast.frames) >= 20
+
+
+def test_a_snapshot_that_does_not_change_stays_online() -> None:
+    with WebServer({"/snap.jpg": Answer(jpeg(1), {"Content-Type": "image/jpeg"})}) as server:
+        seen = read(server.url("/snap.jpg"), many(3), limit_s=8)
+    assert len(seen.frames) == 3
+    assert seen.states == ["connecting", "live", "closed"]
+
+
+# Who may read it
+
+
+@pytest.mark.parametrize("scheme", ["basic", "MD5", "SHA-256"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_password_opens_recordings_and_cameras(clip: dict[str, bytes], scheme: str, host: str) -> None:
+    if host == "::1" and not has_ipv6():
+        pytest.skip("no IPv6 here")
+    answers = {"/clip.mkv": Answer(clip["mkv"], ranges=True), "/video": lambda: multipart(range(40))}
+    with WebServer(answers, login=("ann", "s3/cret"), scheme=scheme, host=host) as server:
+        recording = read(server.url("/clip.mkv", login="ann:s3%2Fcret"))
+        camera = read(server.url("/video", login="ann:s3%2Fcret"), many(5))
+        refused = read(server.url("/video", login="ann:wrong"), failed, live=True)
+    assert recording.numbers == list(range(30))
+    assert len(camera.frames) >= 5
+    assert "user name or password is missing or wrong (401)" in refused.causes
+    assert "wrong@" not in refused.causes
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def test_a_password_is_not_sent_to_the_host_of_a_redirect(clip: dict[str, bytes]) -> None:
+    with WebServer({"/clip.mkv": Answer(clip["mkv"])}, login=("ann", "pw")) as other:
+        moved = Answer(status=302, headers={"Location": other.url("/clip.mkv")})
+        with WebServer({"/clip.mkv": moved}) as server:
+            seen = read(server.url("/clip.mkv", login="ann:pw"), live=False)
+    assert "(401)" in seen.error
+    assert [given for _, given in other.asked] == [""] * len(other.asked)
+
+
+CHECKS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "unknown authority": ({}, {}, "not trusted"),
+    "wrong host": ({"host": "camera.example"}, {"cafile": True}, "for another host"),
+    "expired": ({"expired": True}, {"cafile": True}, "has expired"),
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("live", [True, False])
+def test_no_password_goes_to_a_server_that_cannot_prove_itself(
+    authority: Authority, clip: dict[str, bytes], name: str, live: bool
+) -> None:
+    issued, options, words = CHECKS[name]
+    host = issued.get("host", "127.0.0.1")
+    certificate = authority.issue(host, expired=issued.get("expired", False))
+    tls = TlsOptions(cafile=str(authority.certificate) if options else None)
+    with WebServer({"/clip.mkv": Answer(clip["mkv"])}, login=("ann", "pw"), certificate=certificate) as server:
+        seen = read(server.url("/clip.mkv", login="ann:pw"), failed, live=live, tls=tls)
+    assert words in seen.error + seen.causes
+    assert server.asked == []
+    assert seen.frames == []
+
+
+def test_a_trusted_server_is_read_and_insecure_trusts_every_one(authority: Authority, clip: dict[str, bytes]) -> None:
+    certificate = authority.issue("127.0.0.1")
+    answers = {
+        "/clip.mkv": Answer(clip["mkv"], ranges=True),
+        "/a.m3u8": Answer(segments("a", True)),
+        "/a.ts": Answer(clip["ts"]),
+    }
+    with WebServer(answers, login=("ann", "pw"), certificate=certificate) as server:
+        for tls in (TlsOptions(cafile=str(authority.certificate)), TlsOptions(insecure=True)):
+            for path in ("/clip.mkv", "/a.m3u8"):
+                seen = read(server.url(path, login="ann:pw"), tls=tls)
+                assert (seen.numbers, seen.error) == (list(range(30)), "")
+
+
+def test_a_server_that_wants_a_client_certificate_gets_it(authority: Authority, clip: dict[str, bytes]) -> None:
+    server_side, (certfile, keyfile) = authority.issue("127.0.0.1"), authority.issue("client.example")
+    trusted = str(authority.certificate)
+    with WebServer(
+        {"/clip.mkv": Answer(clip["mkv"])}, certificate=server_side, client_authority=authority.certificate
+    ) as server:
+        good = read(server.url("/clip.mkv"), tls=TlsOptions(trusted, str(certfile), str(keyfile)), live=False)
+        bad = read(server.url("/clip.mkv"), tls=TlsOptions(trusted), live=False)
+    assert good.numbers == list(range(30))
+    assert "certificate" in bad.error
+
+
+def test_a_redirect_from_tls_to_plain_http_is_refused(authority: Authority, clip: dict[str, bytes]) -> None:
+    with WebServer({"/clip.mkv": Answer(clip["mkv"])}) as plain:
+        moved = Answer(status=301, headers={"Location": plain.url("/clip.mkv")})
+        with WebServer({"/clip.mkv": moved}, certificate=authority.issue("127.0.0.1")) as server:
+            tls = TlsOptions(cafile=str(authority.certificate))
+            seen = read(server.url("/clip.mkv"), tls=tls, live=False)
+            playlist = Answer(f"#EXTM3U\n#EXTINF:1,\n{plain.url('/a.ts')}\n#EXT-X-ENDLIST\n".encode())
+            server.answers["/a.m3u8"] = playlist
+            led_away = read(server.url("/a.m3u8"), tls=tls)
+    assert "redirects to an address without TLS" in seen.error
+    assert led_away.frames == []
+    assert plain.asked == []
