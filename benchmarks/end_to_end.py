@@ -30,7 +30,7 @@ from streamer.config import parse_config
 from streamer.jobs import ProcessJob
 from streamer.street import Street
 from streamer.street.words import KINDS
-from streamer.tasks.evaluate_events import EventScore, LabelledEvent, read_happenings, score_events, shifted
+from streamer.tasks.evaluate_events import EventScore, LabelledEvent, read_labelled_events, score_events, shifted
 from streamer.tasks.process import process_videos
 from trackers import evaluation, mot
 
@@ -174,7 +174,7 @@ def recorded(options: argparse.Namespace, folder: Path) -> list[str]:
         visible += seen
     detection = coco_of(videos, folder)
     _, track = evaluation.evaluate(truths, tracks, infos)
-    told = [replace(one, told_s=None) for one in read_happenings(folder / "events.jsonl")]
+    told = [replace(one, told_s=None) for one in read_labelled_events(folder / "events.jsonl")]
     frames_in_all = options.streets * round(options.seconds * FPS)
     return [
         f"## {options.streets} recorded streets of {options.seconds:g} s, 640x384, {FPS} frames/s, every frame",
@@ -224,7 +224,7 @@ def live(options: argparse.Namespace, folder: Path) -> list[str]:
         "| figure | found |",
         "| --- | --- |",
         f"| frames received, analysed, dropped | {tally.received}, {tally.analysed}, {sum(tally.dropped.values())} |",
-        *mark_events(everything, visible, read_happenings(told), start_s, start_s + options.live),
+        *mark_events(everything, visible, read_labelled_events(told), start_s, start_s + options.live),
         "",
     ]
 

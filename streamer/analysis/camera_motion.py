@@ -1,8 +1,8 @@
-"""Whether a camera itself moves, and how: looked at closely only while it does.
+"""Watch over the motion of a camera, estimated for every frame only while it moves.
 
-Most cameras stand still, and telling so from every frame would cost a conversion and a comparison each time. So two
-frames in a row are compared every second at first, ever more rarely while nothing moves (every 4 s), and every frame
-while the camera moves.
+Most cameras stand still, and checking every frame would cost a conversion and a comparison each time. So two successive
+frames are compared every second at first, more rarely while nothing moves (every 4 s), and every frame while the camera
+moves.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from trackers.camera_motion import CameraMotion
 if TYPE_CHECKING:
     import supervision as sv
 
-LOOK_EVERY_NS = 1_000_000_000
-LOOK_AT_LEAST_EVERY_NS = 4_000_000_000
+CHECK_EVERY_NS = 1_000_000_000
+CHECK_AT_LEAST_EVERY_NS = 4_000_000_000
 MOVED_PX = 0.5
-"""A shift below this, in pixels, is a fit's own noise; so is a change of scale below `ZOOMED`."""
+"""Shift in pixels below which an estimate is noise; `ZOOMED` is the same for the change of scale."""
 ZOOMED = 0.002
 
 Affine = npt.NDArray[np.float64]
@@ -32,10 +32,10 @@ class CameraWatch:
 
     def __init__(self) -> None:
         self._estimator = CameraMotion()
-        self._is_looking = False
+        self._is_checking = False
         self._has_last = False
-        self._next_look_ns = 0
-        self._pause_ns = LOOK_EVERY_NS
+        self._next_check_ns = 0
+        self._pause_ns = CHECK_EVERY_NS
         self._moved_ns: int | None = None
         self._size = (0, 0)
 
@@ -46,30 +46,30 @@ class CameraWatch:
 
     def is_due(self, frame: Frame) -> bool:
         """Whether `wants` will want the frame; changes nothing."""
-        return self._is_looking or frame.time_ns >= self._next_look_ns
+        return self._is_checking or frame.time_ns >= self._next_check_ns
 
     def wants(self, frame: Frame) -> bool:
-        if not self._is_looking and frame.time_ns >= self._next_look_ns:
-            self._is_looking = True
+        if not self._is_checking and frame.time_ns >= self._next_check_ns:
+            self._is_checking = True
             self._has_last = False
             self._estimator.reset()
-        return self._is_looking
+        return self._is_checking
 
     def update(self, frame: Frame, found: sv.Detections) -> Affine | None:
-        """(2, 3) motion since the frame before in pixels, None for a camera that stands still. Takes milliseconds."""
+        """(2, 3) motion since the frame before in pixels, None for a still camera. Takes milliseconds."""
         if self._size != (frame.width, frame.height):  # frames of two sizes cannot be compared
             self._size = (frame.width, frame.height)
             self._estimator.reset()
         motion = self._estimator.update(frame.image, np.asarray(found.xyxy, np.float32))
         if motion is not None and _is_motion(motion):
             self._moved_ns = frame.time_ns
-            self._pause_ns = LOOK_EVERY_NS
+            self._pause_ns = CHECK_EVERY_NS
             self._has_last = True
             return motion
-        if self._has_last and (self._moved_ns is None or frame.time_ns - self._moved_ns >= LOOK_EVERY_NS):
-            self._is_looking = False
-            self._next_look_ns = frame.time_ns + self._pause_ns
-            self._pause_ns = min(2 * self._pause_ns, LOOK_AT_LEAST_EVERY_NS)
+        if self._has_last and (self._moved_ns is None or frame.time_ns - self._moved_ns >= CHECK_EVERY_NS):
+            self._is_checking = False
+            self._next_check_ns = frame.time_ns + self._pause_ns
+            self._pause_ns = min(2 * self._pause_ns, CHECK_AT_LEAST_EVERY_NS)
         self._has_last = True
         return None
 

@@ -17,7 +17,7 @@ OTHER_WORD_IOU = 0.6
 """IoU from which boxes of two queries are one object."""
 SAME_WORD_IOU = 0.75
 """IoU from which boxes of one query are one object: in crowds different objects overlap up to about 0.7."""
-PART_INSIDE = 0.9
+PART_INSIDE = 0.8
 """Share of a box inside another of the same query from which it is a part of the same object ..."""
 LEAST_PART = 0.25
 """... if its area is at least this share of the other's: a smaller one is another object farther away."""

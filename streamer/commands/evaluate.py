@@ -1,4 +1,4 @@
-"""`groundstream evaluate`: results against the truth, by the measures of the field."""
+"""The `evaluate` commands: score results against the truth."""
 
 from __future__ import annotations
 
@@ -78,8 +78,10 @@ def grounding(
 @app.command("events")
 def events(
     truth: Annotated[Path, typer.Argument(help='Lines of JSON: {"time_s", "type", "place"} and maybe "direction".')],
-    told: Annotated[Path, typer.Argument(help="Events as the jsonl sink writes them, or in the form of the labels.")],
-    tolerance: Annotated[float, typer.Option(min=0, help="Seconds that a told event may be off.")] = 1.0,
+    reported: Annotated[Path, typer.Argument(help="Events as the jsonl sink writes them, or labels.")],
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Largest distance in seconds between a reported event and its label.")
+    ] = 1.0,
     start: Annotated[float, typer.Option(help="Seconds since 1970 at the labels' time 0; 0 for files.")] = 0.0,
     stream: Annotated[str | None, typer.Option(help="The stream that labels without one are about.")] = None,
     as_json: AsJson = False,
@@ -89,8 +91,8 @@ def events(
 
     from streamer.tasks import evaluate_events as event_scores
 
-    labels = event_scores.shifted(event_scores.read_happenings(truth), start, stream)
-    score = event_scores.score_events(labels, event_scores.read_happenings(told), tolerance)
+    labels = event_scores.shifted(event_scores.read_labelled_events(truth), start, stream)
+    score = event_scores.score_events(labels, event_scores.read_labelled_events(reported), tolerance)
     figures = {"precision": score.precision, "recall": score.recall, **asdict(score)}
     if as_json:
         _print_json(figures)

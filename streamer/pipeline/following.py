@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import supervision as sv
+
 from sinks.event import Event
 from sinks.spool.spool import Spool
 from streamer.analysis.camera_motion import Affine
 from streamer.analysis.event_writer import EventTime
 from streamer.enrichment.enricher import Enricher, Enrichment
+from streamer.errors import StreamerError
 from streamer.frame import Frame
 from streamer.pipeline.detection import DetectedFrame
 from streamer.pipeline.stream import Recorder, Stream, StreamChange
@@ -95,7 +98,8 @@ FollowItem = (
 class Following:
     """Follows what was detected, one item after the other, and sends the events to the spool.
 
-    One task alone handles everything that makes events, so that the events of a stream are numbered in order.
+    One task alone handles everything that makes events, so that the events of a stream are numbered in order. A stream
+    whose frames cannot be followed is handed to `on_failed`, which ends its source; the others go on.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class Following:
         spool: Spool,
         *,
         on_frame: Callable[[str], None] | None = None,
+        on_failed: Callable[[Stream], None] | None = None,
         tick_s: float = 1.0,
     ) -> None:
         self.enricher: Enricher | None = None
@@ -111,6 +116,7 @@ class Following:
         self._streams = streams
         self._spool = spool
         self._on_frame = on_frame
+        self._on_failed = on_failed
         self._tick_s = tick_s
         self._written: dict[str, int] = {}  # events of streams that were removed
         self._items: asyncio.Queue[FollowItem | None] = asyncio.Queue()
@@ -166,16 +172,47 @@ class Following:
 
     async def _follow(self, batch: Sequence[DetectedFrame]) -> None:
         sent: list[tuple[Stream, list[Event]]] = []
+        failed: dict[Stream, Exception] = {}
         moved = await _measure_motion(batch)
         for position, found in enumerate(batch):
-            found.stream.in_flight -= 1
-            events = self._apply_changes(found.stream, found.frame.time_ns)
-            if found.stream.dark_since_ns is None or not found.stream.is_begun:  # else it comes too late
-                events += await self._follow_frame(found, moved.get(position))
-            sent.append((found.stream, events))
+            stream, events = found.stream, list[Event]()
+            stream.in_flight -= 1
+            if stream.is_closed or stream.has_failed:
+                continue
+            sent.append((stream, events))
+            try:
+                events += self._apply_changes(stream, found.frame.time_ns)
+                if stream.dark_since_ns is None or not stream.is_begun:  # else it comes too late
+                    await self._follow_frame(found, moved.get(position), events)
+            except Exception as error:
+                stream.has_failed = True
+                failed[stream] = error
         await self._spool.send_batch([event for _, events in sent for event in events])
         for stream, events in sent:
             stream.event_counts.update(event.type for event in events)
+        for stream, reason in failed.items():
+            self._fail(stream, reason)
+
+    def _fail(self, stream: Stream, error: Exception) -> None:
+        """End a stream whose frames cannot be followed; the others go on."""
+        stream.error = _error_text(error)
+        log.error("%s: the stream ends: %s", stream.name, stream.error, exc_info=_traceback_of(error))
+        if self._on_failed is not None:
+            self._on_failed(stream)
+
+    async def _record(self, stream: Stream, frame: Frame, tracked: sv.Detections, *, analysed: bool) -> None:
+        """Hand a frame to the recorders. A failing one is switched off for a camera, and ends a recording: its results
+        would not be whole."""
+        for name, recorder in list(stream.recorders.items()):
+            try:
+                await recorder.write(frame, tracked, analysed=analysed)
+            except Exception as error:
+                if not stream.is_live:
+                    raise
+                del stream.recorders[name]
+                text = _error_text(error)
+                log.error("%s: %s is switched off: %s", stream.name, name, text, exc_info=_traceback_of(error))
+                await _close_recorder(stream, recorder)
 
     async def _change(self, item: StreamChanged) -> None:
         """Queue a change of the analysis for the frames that it is for, and change the recorders."""
@@ -186,7 +223,7 @@ class Following:
         for name in item.removed:
             recorder = stream.recorders.pop(name, None)
             if recorder is not None:
-                await recorder.aclose()
+                await _close_recorder(stream, recorder)
 
     @staticmethod
     def _apply_changes(stream: Stream, time_ns: int | None = None) -> list[Event]:
@@ -211,8 +248,9 @@ class Following:
         else:
             await self._send(stream, stream.analysis.enriched(item))
 
-    async def _follow_frame(self, found: DetectedFrame, moved: Affine | None) -> list[Event]:
-        stream, frame, events = found.stream, found.frame, []
+    async def _follow_frame(self, found: DetectedFrame, moved: Affine | None, events: list[Event]) -> None:
+        """Follow one frame; its events are added to `events` as they come."""
+        stream, frame = found.stream, found.frame
         if not stream.is_begun:
             events += stream.analysis.online(EventTime.of(frame), stream.dark_cause, stream.dark_since_ns)
             stream.is_begun, stream.dark_since_ns, stream.dark_cause = True, None, ""
@@ -227,11 +265,9 @@ class Following:
             if self.enricher is not None:
                 self.enricher.offer(frame, happened)
         events += self._note_frame(stream, frame)
-        for recorder in stream.recorders.values():
-            await recorder.write(frame, tracked, analysed=found.detections is not None)
+        await self._record(stream, frame, tracked, analysed=found.detections is not None)
         if self._on_frame is not None:
             self._on_frame(frame.stream)
-        return events
 
     def _note_frame(self, stream: Stream, frame: Frame) -> list[Event]:
         """Remember the frame as the last one; returns the coverage of a recording where it is due."""
@@ -298,11 +334,20 @@ class Following:
             stream.is_closed = True
             stream.state = SourceState.CLOSED
             for recorder in stream.recorders.values():
-                await recorder.aclose()
-            if stream.last is not None or stream.is_live:
-                await self._send(stream, self._last_events(stream, is_removed=is_removed))
+                await _close_recorder(stream, recorder)
+            if stream.is_begun or stream.is_live:
+                await self._send_last(stream, is_removed=is_removed)
         if is_removed:
             self._written[stream.name] = stream.analysis.events_written
+
+    async def _send_last(self, stream: Stream, *, is_removed: bool) -> None:
+        try:
+            events = self._last_events(stream, is_removed=is_removed)
+        except Exception as error:  # what failed before may fail again: the other streams close all the same
+            stream.error = stream.error or _error_text(error)
+            log.error("%s: the stream cannot be closed: %s", stream.name, error, exc_info=_traceback_of(error))
+        else:
+            await self._send(stream, events)
 
     def _last_events(self, stream: Stream, *, is_removed: bool) -> list[Event]:
         events = self._apply_changes(stream)
@@ -359,3 +404,21 @@ def _log_return(stream: Stream, time_ns: int) -> None:
     else:
         away_s = (time_ns - stream.dark_since_ns) / 1e9
         log.warning("%s: the camera is back after %.1f s (%s)", stream.name, away_s, stream.dark_cause)
+
+
+async def _close_recorder(stream: Stream, recorder: Recorder) -> None:
+    """Close a recorder; an error is the stream's, whose other parts close all the same."""
+    try:
+        await recorder.aclose()
+    except Exception as error:
+        stream.error = stream.error or _error_text(error)
+        log.error("%s: a recorder did not close: %s", stream.name, error, exc_info=_traceback_of(error))
+
+
+def _error_text(error: Exception) -> str:
+    return str(error) if isinstance(error, StreamerError) else f"{type(error).__name__}: {error}"
+
+
+def _traceback_of(error: Exception) -> Exception | None:
+    """The error where its traceback belongs into the log: a fault of the program and not of its input."""
+    return None if isinstance(error, StreamerError) else error

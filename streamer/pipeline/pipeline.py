@@ -87,7 +87,10 @@ class Pipeline:
         self._detection = Detection(detector, self._streams, batch_size=batch.size, max_wait_s=batch.wait_ms / 1000)
         self._threshold = detector.threshold
         self._producer = None if config is None or parts is None else parts.producer(config)
-        self._following = Following(self._streams, spool, on_frame=on_frame, tick_s=coverage_every_s / 10)
+        self._following = Following(
+            self._streams, spool, on_frame=on_frame, on_failed=self._end_failed, tick_s=coverage_every_s / 10
+        )
+        self._ending: set[asyncio.Task[None]] = set()
         self.loop_lag = LoopLag()
         self._merge: FrameMerge | None = None
         self.stopping = asyncio.Event()  # set once `stop` was called
@@ -409,6 +412,13 @@ class Pipeline:
         stream = self._streams.get(name)
         if stream is not None and name not in self._leaving:
             self._detection.call_after_batch(lambda: self._following.add(StreamEnded(stream)))
+
+    def _end_failed(self, stream: Stream) -> None:
+        """Close the source of a stream that cannot be followed; its end is then reported like any other."""
+        assert self._merge is not None
+        task = asyncio.create_task(self._merge.remove(stream.name), name=f"end of {stream.name}")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     def _note_error(self, name: str, error: Exception) -> None:
         log.error("%s: %s", name, error)

@@ -106,6 +106,7 @@ class Stream:
     last: EventTime | None = field(default=None, init=False)
     is_begun: bool = field(default=False, init=False)
     is_closed: bool = field(default=False, init=False)
+    has_failed: bool = field(default=False, init=False)
     dark_since_ns: int | None = field(default=None, init=False)
     dark_cause: str = field(default="", init=False)
     analysed: int = field(default=0, init=False)

@@ -1,4 +1,4 @@
-"""Pictures into a file: H.264 in MP4, each picture shown at the time it was captured. It is no sink of events."""
+"""Video file writer: H.264 in MP4, each image shown at its capture time."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _QUEUE = 8
 
 
 class VideoWriter:
-    """Encodes in a thread of its own; the file can be played up to the last key frame even after a crash.
+    """Encodes in its own thread; after a crash the file can be played up to the last key frame.
 
-    `size` is (width, height) of the first picture; odd ones lose their last row or column, which H.264 cannot hold.
-    Pictures of another size are scaled to fit, with black bars where their shape differs: nothing of them is cut off.
-    With `when_full="block"` a slow encoder holds `write` back; with "drop" pictures are left out and counted in
+    `size` is (width, height) of the first image; odd sizes lose their last row or column, which H.264 cannot store.
+    Images of another size are scaled to fit, with black bars where their shape differs: no part is cut off.
+    With `when_full="block"` a slow encoder blocks `write`; with "drop" images are left out and counted in
     `dropped`. Raises `SinkError` when the file cannot be written, at the latest in `close`.
     """
 
@@ -76,7 +76,7 @@ class VideoWriter:
         self.close()
 
     def write(self, image: npt.NDArray[np.uint8], time_ns: int) -> None:
-        """Add a picture, BGR (height, width, 3); `time_ns` is its capture time. It must not be changed afterwards."""
+        """Adds an image, BGR (height, width, 3), which must not change afterwards; `time_ns` is its capture time."""
         if self._error:
             raise SinkError(self._error)
         if self._when_full == "block":
@@ -88,7 +88,7 @@ class VideoWriter:
             self.dropped += 1
 
     def close(self) -> None:
-        """Encode what is left and finish the file. Safe to call twice."""
+        """Encodes the remaining images and finishes the file. Safe to call twice."""
         if self._thread.is_alive():
             self._queue.put(None)
         self._thread.join()
@@ -101,7 +101,7 @@ class VideoWriter:
         except (OSError, av.FFmpegError) as error:
             self._error = str(self._cannot_write(error))
             while self._queue.get() is not None:
-                self.dropped += 1  # whoever waits for room must not wait for ever
+                self.dropped += 1  # otherwise `write` would block for ever
 
     def _encode_all(self) -> None:
         with self._container as container:
@@ -115,7 +115,7 @@ class VideoWriter:
                     image = _fitted(image, self._size)
                 picture = np.ascontiguousarray(image[: self._height, : self._width])
                 frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
-                # two pictures never share a moment, even where the capture times do
+                # presentation times must rise even where capture times do not
                 last = frame.pts = max((time_ns - first_ns) * _TICKS // 1_000_000_000, last + 1)
                 frame.time_base = Fraction(1, _TICKS)
                 container.mux(self._stream.encode(frame))
@@ -123,7 +123,7 @@ class VideoWriter:
             if self.written:
                 container.mux(self._stream.encode(None))
         if not self.written:
-            self._path.unlink()  # a video without a picture is none
+            self._path.unlink()  # a video without an image cannot be played
 
     def _cannot_write(self, error: OSError | av.FFmpegError) -> SinkError:
         return SinkError(

@@ -1,4 +1,4 @@
-"""Masks on their way out: COCO run lengths."""
+"""Run-length encoding of masks in COCO's format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that are given once: the public identity of a track (ULID) and of a recording.
+"""Unique identifiers: the public identity of a track (ULID) and the fingerprint of a recording.
 
 ULID: https://github.com/ulid/spec, 48 bits of milliseconds and 80 bits that make it unique, Crockford base 32.
 """
@@ -24,12 +24,12 @@ def ulid(time_ns: int, entropy: bytes) -> str:
 
 
 def random_uids() -> NewUid:
-    """For live streams: what is seen never comes again."""
+    """Random identities, for live streams."""
     return lambda _number, first_seen_ns: ulid(first_seen_ns, os.urandom(10))
 
 
 def derived_uids(*parts: str) -> NewUid:
-    """For recordings: the same thing seen again in the same recording, with the same settings, has the same name."""
+    """Derived identities, for recordings: the same track of the same work has the same one in every run."""
     seed = hashlib.sha256("\0".join(parts).encode())
 
     def new_uid(number: int, first_seen_ns: int) -> str:
@@ -46,7 +46,7 @@ def derived_run(*parts: str) -> int:
 
 
 def fingerprint(path: Path) -> str:
-    """Tells recordings apart by size, beginning and end, without reading all of them. Raises `OSError`."""
+    """Digest of size, beginning and end of a recording, without reading all of it. Raises `OSError`."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)

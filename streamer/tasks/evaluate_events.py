@@ -56,14 +56,16 @@ class EventScore:
         return self.right / (self.right + self.missed) if self.right + self.missed else float("nan")
 
 
-def score_events(truth: Sequence[LabelledEvent], told: Sequence[LabelledEvent], tolerance_s: float = 1.0) -> EventScore:
+def score_events(
+    truth: Sequence[LabelledEvent], reported: Sequence[LabelledEvent], tolerance_s: float = 1.0
+) -> EventScore:
     """Pairs labelled with reported events of the same stream, type, place and direction, at most `tolerance_s`
     apart: as many pairs as possible, and of those the nearest (Hungarian assignment)."""
     from scipy.optimize import linear_sum_assignment
 
     groups: dict[tuple[Any, ...], tuple[list[LabelledEvent], list[LabelledEvent]]] = defaultdict(lambda: ([], []))
-    for side, happenings in enumerate((truth, told)):
-        for one in happenings:
+    for side, listed in enumerate((truth, reported)):
+        for one in listed:
             groups[one.stream, one.type, one.place, one.direction][side].append(one)
     pairs: list[tuple[LabelledEvent, LabelledEvent]] = []
     for real, found in groups.values():
@@ -78,7 +80,7 @@ def score_events(truth: Sequence[LabelledEvent], told: Sequence[LabelledEvent], 
     return EventScore(
         len(pairs),
         len(truth) - len(pairs),
-        len(told) - len(pairs),
+        len(reported) - len(pairs),
         *_middle_and_tail(offsets),
         *_middle_and_tail(delays),
     )
@@ -90,7 +92,7 @@ def _middle_and_tail(values: Sequence[float]) -> tuple[float, float]:
     return float(np.median(values)), float(np.percentile(values, 95))
 
 
-def read_happenings(path: Path) -> list[LabelledEvent]:
+def read_labelled_events(path: Path) -> list[LabelledEvent]:
     """Lines of JSON: groundstream's events, or labels `{"time_s", "type", "place"}` with `direction` and `stream`.
 
     Only line crossings, zone entries and zone exits are read. Times of events are seconds since 1970, those of labels

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamer.tasks.evaluate_events import LabelError, LabelledEvent, read_happenings, score_events, shifted
+from streamer.tasks.evaluate_events import LabelError, LabelledEvent, read_labelled_events, score_events, shifted
 
 
 def cross(
@@ -54,8 +54,8 @@ def test_labels_and_events_are_read_side_by_side(tmp_path: Path) -> None:
     (tmp_path / "told.jsonl").write_text(json.dumps(event) + "\n" + json.dumps(begin) + "\n")
     label = {"time_s": 2.5, "type": "zone.enter", "place": "yard"}
     (tmp_path / "truth.jsonl").write_text(json.dumps(label) + "\n")
-    told = read_happenings(tmp_path / "told.jsonl")
-    truth = shifted(read_happenings(tmp_path / "truth.jsonl"), 5.0, "cam")
+    told = read_labelled_events(tmp_path / "told.jsonl")
+    truth = shifted(read_labelled_events(tmp_path / "truth.jsonl"), 5.0, "cam")
     score = score_events(truth, told)
     assert (score.right, score.false, score.offset_median_s) == (1, 0, 0.0)
     assert score.delay_median_s == pytest.approx(0.5)
@@ -86,11 +86,11 @@ def test_a_line_that_is_neither_is_named_with_its_mistake(tmp_path: Path, line: 
     path = tmp_path / "bad.jsonl"
     path.write_text(f'{{"time_s": 1, "type": "zone.exit", "place": "yard"}}\n{line}\n')
     with pytest.raises(LabelError, match=r"bad\.jsonl, line 2 is not") as raised:
-        read_happenings(path)
+        read_labelled_events(path)
     assert sentence in str(raised.value)
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
     path.write_text('\ufeff{"time_s": 1, "type": "zone.exit", "place": "yard"}\n')
-    assert len(read_happenings(path)) == 1
+    assert len(read_labelled_events(path)) == 1

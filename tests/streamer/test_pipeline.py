@@ -345,3 +345,67 @@ def test_a_thing_hidden_as_long_as_a_track_lives_is_one_object_with_one_begin():
 
     bench = run(cameras, FakeDetector(answer), batch_size=1)
     assert bench.kinds().count("track.begin") == bench.kinds().count("track.end") == 1
+
+
+class BrokenRecorder:
+    """Fails at its third frame."""
+
+    def __init__(self) -> None:
+        self.written = 0
+        self.closed = 0
+
+    async def write(self, frame, tracked, *, analysed):
+        self.written += 1
+        if self.written == 3:
+            raise OSError("the disk is full")
+
+    async def aclose(self):
+        self.closed += 1
+
+
+def test_a_recorder_that_fails_ends_its_recording_with_the_reason_and_no_other(caplog):
+    broken = BrokenRecorder()
+    bench = run(
+        lambda: [camera(FakeSource("bad", count=300), recorders=[broken]), camera(FakeSource("good", count=300))]
+    )
+    assert bench.pipeline.errors == {"bad": "OSError: the disk is full"}
+    assert tallies(bench)["good"].analysed == 300
+    assert tallies(bench)["bad"].received < 300
+    assert all(tally.pending == 0 for tally in tallies(bench).values())
+    assert bench.kinds("bad")[-1] == "stream.offline"
+    assert "the disk is full" in caplog.text
+    assert broken.written == 3
+
+
+def test_a_recorder_that_fails_is_switched_off_and_its_camera_goes_on(caplog):
+    broken = BrokenRecorder()
+
+    async def go():
+        async with Bench([camera(FakeSource(count=None, live=True, period_s=0.01), recorders=[broken])]) as bench:
+            running = asyncio.create_task(bench.pipeline.run())
+            await bench.until("match.begin")
+            await bench.pipeline.stop()
+            await running
+            await bench.spool.drain(5)
+        return bench
+
+    bench = asyncio.run(go())
+    assert bench.pipeline.errors == {}
+    assert (broken.written, broken.closed) == (3, 1)
+    assert "is switched off: OSError: the disk is full" in caplog.text
+
+
+def test_a_rule_that_fails_ends_its_stream_alone(caplog):
+    class BrokenRule:
+        def update(self, seen):
+            raise ZeroDivisionError("no tracks")
+
+        def close(self, time_ns):
+            raise ZeroDivisionError("still none")
+
+    bench = run(
+        lambda: [camera(FakeSource("bad", count=50), rules=[BrokenRule()]), camera(FakeSource("good", count=50))]
+    )
+    assert bench.pipeline.errors == {"bad": "ZeroDivisionError: no tracks"}
+    assert tallies(bench)["good"].analysed == 50
+    assert "still none" in caplog.text
