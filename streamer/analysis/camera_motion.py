@@ -40,9 +40,9 @@ class CameraWatch:
         self._size = (0, 0)
 
     @property
-    def is_looking(self) -> bool:
+    def is_checking(self) -> bool:
         """Whether frames are compared now, until the camera is found to stand still."""
-        return self._is_looking
+        return self._is_checking
 
     def is_due(self, frame: Frame) -> bool:
         """Whether `wants` will want the frame; changes nothing."""

@@ -380,7 +380,7 @@ async def _measure_motion(batch: Sequence[DetectedFrame]) -> dict[int, Affine | 
     for position, found in enumerate(batch):
         stream, watch = found.stream, found.stream.camera_watch
         if stream.name not in due and found.detections is not None and watch.is_due(found.frame):
-            if stream.is_live and not watch.is_looking:
+            if stream.is_live and not watch.is_checking:
                 if has_begun:
                     continue
                 has_begun = True
