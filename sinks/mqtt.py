@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sinks.address import SinkAddress
+from sinks.frigate import FrigateStyle
+from sinks.home_assistant import HomeAssistantStyle
 from sinks.mqtt_styles import CloudEventStyle, MqttMessage, MqttStyle
 from sinks.sink import PoisonError, SinkAddressError, SinkError
 from sinks.tls import TlsOptions, TlsOptionsError, find_tls_trouble, tls_cause
@@ -325,7 +327,16 @@ def _open_style(address: SinkAddress) -> MqttStyle:
     prefix = address.path.strip("/")
     if set(prefix) & set("+#\0"):
         raise options.error(f"topic prefix {prefix!r} holds +, # or a NUL: MQTT keeps them to itself")
-    return CloudEventStyle(prefix or "groundstream")
+    style = options.choice("style", ("cloudevents", "frigate"), "cloudevents")
+    discovery = options.text("discovery")
+    if style == "frigate":
+        if discovery is not None:
+            raise options.error("option discovery goes with the topics of CloudEvents: leave style=frigate out")
+        return FrigateStyle(prefix or "frigate")
+    if discovery is None or discovery.lower() in {"false", "no", "0"}:
+        return CloudEventStyle(prefix or "groundstream")
+    name = "homeassistant" if discovery.lower() in {"true", "yes", "1"} else discovery.strip("/")
+    return HomeAssistantStyle(prefix or "groundstream", name)
 
 
 def _packet_size(message: MqttMessage) -> int:
