@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class SinkError(GroundstreamError):
     """An event could not be delivered for now: the peer is down, slow or refusing. Sending again may work.
 
-    `delivered` is the number of events, from the beginning of the batch, that the peer has acknowledged.
+    `delivered` is the number of events, from the batch's beginning, that the peer has acknowledged all the same.
     """
 
     def __init__(self, message: str, *, delivered: int = 0) -> None:
@@ -40,7 +40,7 @@ class ReaderGone(SinkError):
 
 
 class SinkAddressError(SinkError, ValueError):
-    """The sink's address cannot be used; the sentence gives the value, what is allowed, and how to correct it."""
+    """The sink's address cannot be used: what was found, what is allowed, what to do."""
 
 
 class Sink(Protocol):

@@ -26,12 +26,15 @@ from streamer.rules.rule import Rule
 from streamer.rules.track_ids import derived_run, derived_uids, fingerprint, random_uids
 from streamer.sources import Source, open_sources
 from streamer.sources.address import natural
+from streamer.sources.clock import ClockLimits
 from streamer.sources.images import image_names
 from streamer.sources.source import MovableSource
 from streamer.sources.workers.pool import DecodePool
 from streamer.sources.workers.proxy import WorkerSource
 
 VIDEO = "video:"
+_CONNECTION = {"source", "transport", "stall_s", "poll_s", "clock", "tls"}
+"""Settings of a stream that say how its frames get here, not which frames they are."""
 
 MakeRecorders = Callable[[Source, StreamAnalysis], Sequence[Recorder]]
 """Makes the recorders of one stream, when it is added; they are closed when it ends."""
@@ -160,7 +163,7 @@ class StreamAssembly:
         """The run number of a recording: the same whenever the same work is done, whatever else is done beside it."""
         shared = config.model_dump(include={"queries", "tracker", "batch", "enrich"})
         detector = config.detector.model_dump(exclude={"device"})
-        own = section.model_dump(exclude={"source", "name", "paused"})
+        own = section.model_dump(exclude={"name", "paused", *_CONNECTION})
         settings = config_hash(own, shared, detector, self._start_time_ns)
         content = _recording(section.source, source)
         return derived_run(content, source.name, settings, producer.detector, producer.version)
@@ -246,6 +249,12 @@ def source_opener(
             on_state=on_state,
             start_time_ns=start_time_ns,
             transport=stream.transport,
+            live=stream.live,
+            track=stream.track,
+            stall_s=stream.stall_s,
+            poll_s=stream.poll_s,
+            clock=ClockLimits(stream.clock.latency_s, stream.clock.synchronised),
+            tls=stream.tls.options(),
             strict=strict,
             taken=taken,
         )
@@ -259,8 +268,7 @@ def annotated_video(path: Path, source: Source, analysis: StreamAnalysis) -> Ann
     return AnnotatedVideo(
         path,
         lambda number: analysis.queries.known(number).text,
-        analysis.zones,
-        analysis.lines,
+        lambda: (analysis.zones, analysis.lines),
         wait=not source.live,
     )
 
@@ -284,7 +292,7 @@ def settings_hash(config: Config) -> str:
 def _settings(config: Config) -> dict[str, Any]:
     """The settings that results depend on: neither where recordings lie (their content counts), nor where events go."""
     elsewhere = {"sinks", "spool", "metrics_port", "metrics_host", "web"}
-    return config.model_dump(exclude={"streams": {"__all__": {"source"}}, **dict.fromkeys(elsewhere, True)})
+    return config.model_dump(exclude={"streams": {"__all__": _CONNECTION}, **dict.fromkeys(elsewhere, True)})
 
 
 def _recording(address: str, source: Source) -> str:

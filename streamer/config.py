@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from detectors.registry import default_detector
 from sinks.address import redact
+from sinks.tls import TlsOptions
 from streamer.analysis.queries import slug
 from streamer.errors import ConfigError
 from streamer.rules.rule import Anchor
@@ -95,6 +96,36 @@ class SampleConfig(_ConfigSection):
     fps: float | None = Field(None, gt=0, description="at most so many frames per second")
 
 
+class TlsConfig(_ConfigSection):
+    """Trust at https and rtsps addresses: whom this client trusts, and how it proves who it is."""
+
+    cafile: str | None = Field(None, description="PEM certificates of the authorities to trust instead of the system's")
+    certfile: str | None = Field(None, description="PEM certificate that this client shows, with its chain")
+    keyfile: str | None = Field(None, description="PEM private key of `certfile`; absent when `certfile` holds it, too")
+    key_password: str | None = Field(None, repr=False, description="Password of an encrypted `keyfile`.")
+    insecure: bool = Field(False, description="Trust every certificate. Passwords may then go to an impostor.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TlsConfig:
+        self.options()
+        return self
+
+    def options(self) -> TlsOptions:
+        """The same settings for a source. Raises `TlsOptionsError`."""
+        return TlsOptions(self.cafile, self.certfile, self.keyfile, self.key_password, self.insecure)
+
+
+class ClockConfig(_ConfigSection):
+    """Times of a camera, as far as they are known in advance."""
+
+    latency_s: float = Field(
+        1.0, gt=0, le=120, description="Longest normal time from capture to arrival: camera, encoder and network."
+    )
+    synchronised: bool = Field(
+        False, description="The camera's clock is kept right by NTP or PTP: its sender reports hold to within 50 ms."
+    )
+
+
 class StreamConfig(_ConfigSection):
     """One camera or file."""
 
@@ -106,10 +137,33 @@ class StreamConfig(_ConfigSection):
     counts: list[CountConfig] = []
     ignore: list[MaskConfig] = Field(default=[], description="Regions of the frame in which detections are ignored.")
     sample: SampleConfig = SampleConfig()
-    transport: Literal["tcp", "udp"] = Field("tcp", description="how RTSP carries its packets")
+    transport: Literal["tcp", "udp"] = Field(
+        "tcp", description="How RTSP carries its packets; the other way is taken where the camera refuses this one."
+    )
+    live: bool | None = Field(
+        None, description="Whether an http(s) address is a camera or a recording; the server is asked when absent."
+    )
+    track: int | None = Field(
+        None, ge=0, description="Number of the video track, from 0; the default or largest one when absent."
+    )
+    stall_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds without a new picture that make an outage; after the camera's pace when absent.",
+    )
+    poll_s: float | None = Field(None, gt=0, description="Seconds between two requests of a snapshot address.")
+    clock: ClockConfig = ClockConfig()
+    tls: TlsConfig = TlsConfig()
     paused: bool = Field(False, description="Do not watch this stream for now; a camera is disconnected.")
 
     _texts = field_validator("queries", mode="before")(lambda value: _queries_from_texts(value))
+
+    @model_validator(mode="after")
+    def _tls_has_a_use(self) -> StreamConfig:
+        scheme = self.source.partition("://")[0].lower()
+        if self.tls != TlsConfig() and scheme not in ("https", "rtsps"):
+            raise ValueError("tls is given, but the source is no https:// or rtsps:// address: write its scheme with s")
+        return self
 
     @model_validator(mode="after")
     def _places_exist(self) -> StreamConfig:

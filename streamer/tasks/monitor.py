@@ -167,7 +167,7 @@ async def _monitor(
             sinks.update(room.sinks())
             config = options.add_to(room.load_config())
         if latest is not None:
-            sinks["latest events"] = latest
+            sinks["the live table"] = latest
         # A wrong address of the command line is an error at once; cameras of a file may be away and come back.
         async with open_pipeline(
             config,

@@ -159,3 +159,36 @@ def test_videos_of_several_streams_do_not_overwrite_one_another():
     assert video_path("video:out/{stream}/v.mp4", "gate", several=True) == Path("out/gate/v.mp4")
     with pytest.raises(ConfigError, match=r"video:FILE\.mp4"):
         video_path("video:", "gate", several=False)
+
+
+def test_what_is_known_of_a_camera_can_be_set() -> None:
+    stream = {
+        "source": "rtsps://cam/1",
+        "live": True,
+        "track": 1,
+        "stall_s": 90,
+        "poll_s": 0.5,
+        "clock": {"latency_s": 0.4, "synchronised": True},
+        "tls": {"insecure": True},
+    }
+    (parsed,) = parse_config({"streams": [stream], "queries": ["car"]}).streams
+    assert (parsed.live, parsed.track, parsed.stall_s, parsed.poll_s) == (True, 1, 90.0, 0.5)
+    assert (parsed.clock.latency_s, parsed.clock.synchronised) == (0.4, True)
+    assert parsed.tls.options().insecure
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"source": "rtsp://cam/1", "tls": {"insecure": True}}, "write its scheme with s"),
+        ({"tls": {"keyfile": "a.key"}}, "keyfile needs certfile"),
+        ({"tls": {"insecure": True, "cafile": "ca.pem"}}, "give one of them"),
+        ({"tls": {"ca": "ca.pem"}}, "tls.ca"),
+        ({"stall_s": 0}, "stall_s"),
+        ({"track": -1}, "track"),
+        ({"clock": {"latency_s": -1}}, "clock.latency_s"),
+    ],
+)
+def test_settings_of_a_camera_that_make_no_sense_are_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words.replace(".", r"\.")):
+        parse_config({"streams": [{"source": "rtsps://cam/1", **changes}], "queries": ["car"]})

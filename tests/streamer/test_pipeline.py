@@ -152,7 +152,7 @@ def test_stopping_ends_open_tracks_with_shutdown():
     assert tallies(bench)["cam"].pending == 0
 
 
-def test_an_outage_is_one_pair_of_events_and_ends_the_tracks():
+def test_an_outage_is_one_pair_of_events_and_ends_the_tracks(caplog):
     async def go():
         async with Bench([camera(FakeSource(count=None, live=True, period_s=0.01))]) as bench:
             running = asyncio.create_task(bench.pipeline.run())
@@ -178,6 +178,8 @@ def test_an_outage_is_one_pair_of_events_and_ends_the_tracks():
     assert stream_events[2].data.outage.since_ns == stream_events[1].data.outage.since_ns
     ends = [event.data.track.end_reason for event in bench.sink.events if event.type is EventType.TRACK_END]
     assert ends[0] == "stream_down"
+    assert "cam: the camera gives no pictures: the camera is silent" in caplog.text
+    assert "cam: the camera is back after" in caplog.text
 
 
 def test_live_frames_are_fresh_when_a_slow_detector_sees_them():

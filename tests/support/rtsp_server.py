@@ -17,7 +17,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,7 @@ class Faults:
     silent: bool = False  # accepts connections and never answers
     reports: bool = True  # RTCP sender reports
     clock_offset_s: float = 0.0  # how far the camera's own clock is off
+    mutate: Callable[[bytes], bytes] | None = None  # changes each unit before it is packed
     timestamp_jump_s: float = 0.0  # added to the RTP timestamps
 
 
@@ -382,6 +383,8 @@ class _Session:
             if faults.drop_pictures and not clip.is_key(unit) and random.random() < faults.drop_pictures:
                 sequence = (sequence + 1) & 0xFFFF
                 continue
+            if faults.mutate is not None:
+                unit = [changed for nal in unit if (changed := faults.mutate(nal))]
             payloads = clip.payloads(unit)
             for n, payload in enumerate(payloads):
                 sequence = (sequence + 1) & 0xFFFF

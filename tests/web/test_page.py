@@ -33,6 +33,9 @@ VIEWS = {
 }
 SIZES = {"desk": (1280, 800, "light"), "phone": (390, 844, "dark")}
 PICTURES = os.environ.get("GROUNDSTREAM_SCREENSHOTS")
+"""Folder in which pictures of all views are kept."""
+AXE = Path(os.environ.get("GROUNDSTREAM_AXE", "node_modules/axe-core/axe.min.js"))
+"""Script of npm's axe-core, which is for development only."""
 
 
 class ManyCameras(FixedDirectory):
@@ -90,6 +93,30 @@ def test_every_view_is_clean_and_fits_its_window(size, tmp_path):
             names = watched.page.evaluate(NAMELESS)
             assert names == [], f"{view}: controls without a name"
             assert watched.complaints == [], view
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="npm's axe-core is not here: npm install axe-core, or GROUNDSTREAM_AXE")
+@pytest.mark.parametrize("size", SIZES)
+def test_every_view_passes_the_accessibility_checks_of_axe(size):
+    width, height, scheme = SIZES[size]
+    with served(["gate", "yard"]) as base, open_browser() as browser:
+        watched = WatchedPage(browser, base, width=width, height=height, scheme=scheme)
+        watched.open("login", "input[name=token]")
+        found = {"login": violations(watched.page)}
+        watched.log_in(VIEWER)
+        for view, path in VIEWS.items():
+            watched.open(path)
+            watched.page.wait_for_timeout(600)
+            found[view] = violations(watched.page)
+    assert {view: rules for view, rules in found.items() if rules} == {}
+
+
+def violations(page) -> list[str]:
+    """The rules that a page breaks, with the element."""
+    page.evaluate(AXE.read_text())
+    return page.evaluate(
+        "async () => (await axe.run()).violations.flatMap(v => v.nodes.map(n => `${v.id}: ${n.html.slice(0, 120)}`))"
+    )
 
 
 NAMELESS = """() => [...document.querySelectorAll('button, a[href], input, select')]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class TextFeatures(NamedTuple):
 
 
 class TextEncoder(nn.Module):
-    """transformers' BERT without its pooler, kept where the checkpoints have it (`body.model`).
+    """BERT without its pooler, kept where the checkpoints have it (`body.model`), with the names of transformers' BERT.
 
     Ids and mask (B, L) int64 -> `TextFeatures`. Padding never reaches a caption's own tokens, so L may be as short as
     the longest caption of the batch.
@@ -50,37 +50,60 @@ class TextEncoder(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        from transformers.models.bert.configuration_bert import BertConfig
-        from transformers.models.bert.modeling_bert import BertModel
-
-        sizes: Any = BertConfig(
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            num_hidden_layers=num_layers,
-            num_attention_heads=num_heads,
-            intermediate_size=intermediate_size,
-            max_position_embeddings=max_position,
-            type_vocab_size=type_vocab,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
+        layers = nn.ModuleList(
+            TextLayer(hidden_size, num_heads, intermediate_size, dropout, clamp=False) for _ in range(num_layers)
         )
-        bert = BertModel(sizes, add_pooling_layer=False)
-        # Constants outside the state dict: real also when the network is built on the meta device and filled later.
-        bert.embeddings.position_ids = torch.arange(max_position, device="cpu")[None]
-        bert.embeddings.token_type_ids = torch.zeros(1, max_position, dtype=torch.int64, device="cpu")
+        bert = nn.ModuleDict(
+            {
+                "embeddings": TextEmbeddings(vocab_size, hidden_size, max_position, type_vocab, dropout),
+                "encoder": nn.ModuleDict({"layer": layers}),
+            }
+        )
+        bert.apply(_initialise)
         self.body = nn.ModuleDict({"model": bert})
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> TextFeatures:
-        hidden = self.body["model"](input_ids, attention_mask=attention_mask).last_hidden_state
+        bert = self.body.get_submodule("model")
+        hidden: Tensor = bert.get_submodule("embeddings")(input_ids)
+        for layer in bert.get_submodule("encoder.layer").children():
+            hidden = layer(hidden, attention_mask)
         return TextFeatures(hidden, hidden * attention_mask[..., None].to(hidden.dtype), attention_mask)
 
 
-class TextSelfAttention(nn.Module):
-    """Multi-head attention among the tokens of a caption; scores are bounded before the mask is laid over them."""
+class TextEmbeddings(nn.Module):
+    """Sum of a token's, its position's and its segment's embedding, normed: (B, L) int64 -> (B, L, D)."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, vocab_size: int, width: int, max_position: int, type_vocab: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.dropout = dropout
+        self.word_embeddings = nn.Embedding(vocab_size, width, padding_idx=0)
+        self.position_embeddings = nn.Embedding(max_position, width)
+        self.token_type_embeddings = nn.Embedding(type_vocab, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        places = self.position_embeddings.weight[: ids.shape[1]]
+        summed = self.word_embeddings(ids) + self.token_type_embeddings.weight[0] + places
+        return F.dropout(self.LayerNorm(summed), self.dropout, self.training)
+
+
+def _initialise(module: nn.Module) -> None:
+    """BERT's initial weights: a normal distribution of deviation 0.02, biases 0."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        elif module.padding_idx is not None and not module.weight.is_meta:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()
+
+
+class TextSelfAttention(nn.Module):
+    """Multi-head attention among the tokens of a caption; with `clamp` scores are bounded before they are masked."""
+
+    def __init__(self, width: int, heads: int, dropout: float, clamp: bool) -> None:
+        super().__init__()
+        self.heads, self.dropout, self.clamp = heads, dropout, clamp
         self.query = Linear(width, width)
         self.key = Linear(width, width)
         self.value = Linear(width, width)
@@ -90,7 +113,8 @@ class TextSelfAttention(nn.Module):
             torch.unflatten(layer(hidden), -1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, d)
             for layer in (self.query, self.key, self.value)
         )
-        scores = bounded(q @ k.mT / math.sqrt(q.shape[-1]))
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        scores = bounded(scores) if self.clamp else scores
         scores = scores.masked_fill(mask[:, None, None, :] == 0, torch.finfo(scores.dtype).min)
         weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
         attended: Tensor = weights @ v  # (B, heads, L, d)
@@ -114,24 +138,26 @@ class AddAndNorm(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """One BERT layer with GLIP's bounds, over the text that has just been fused with the picture.
+    """One BERT layer: of the text encoder, or with GLIP's bounds (`clamp`) over text fused with the picture.
 
     Shapes: hidden (B, L, D), mask (B, L) -> (B, L, D). The names are those of a layer of transformers' BERT.
     """
 
-    def __init__(self, width: int, heads: int, inner: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, inner: int, dropout: float, *, clamp: bool = True) -> None:
         super().__init__()
+        self.clamp = clamp
         self.attention = nn.ModuleDict(
             {
-                "self": TextSelfAttention(width, heads, dropout),
+                "self": TextSelfAttention(width, heads, dropout, clamp),
                 "output": AddAndNorm(width, width, dropout, clamp=False),
             }
         )
         self.intermediate = nn.ModuleDict({"dense": Linear(width, inner)})
-        self.output = AddAndNorm(inner, width, dropout, clamp=True)
+        self.output = AddAndNorm(inner, width, dropout, clamp=clamp)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         attended = self.attention["output"](self.attention["self"](hidden, mask), hidden)
-        inner = bounded(F.gelu(bounded(self.intermediate["dense"](attended))))
+        inner = self.intermediate["dense"](attended)
+        inner = bounded(F.gelu(bounded(inner))) if self.clamp else F.gelu(inner)
         out: Tensor = self.output(inner, attended)
         return out

@@ -1,0 +1,99 @@
+"""The whole path of an operator in the browser, on a running monitor: from the login to the file on the disk."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.web.browser import WatchedPage, open_browser
+from tests.web.rooms import OPERATOR
+from tests.web.test_changes import TEXT, running
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def test_an_operator_adds_a_camera_a_query_and_a_zone_finds_the_event_and_removes_the_camera(tmp_path):
+    async def go() -> None:
+        async with running(tmp_path) as (client, file, _pipeline):
+            await asyncio.to_thread(walk, f"http://127.0.0.1:{client._port}/", file)
+        # The only difference to the file before: nothing.
+        assert file.read_text() == TEXT
+
+    asyncio.run(go())
+
+
+def walk(base: str, file: Path) -> None:
+    with open_browser() as browser:
+        watched = WatchedPage(browser, base)
+        page = watched.page
+        page.set_default_timeout(20_000)
+        watched.log_in(OPERATOR)
+        add_camera(page)
+        add_query(page)
+        assert yaml.safe_load(file.read_text())["streams"][2]["queries"][-1]["text"] == "a dog on a lead"
+        draw_zone(page)
+        zones = yaml.safe_load(file.read_text())["streams"][2]["zones"]
+        assert [zone["id"] for zone in zones] == ["door"]
+        assert len(zones[0]["polygon"]) == 4
+        find_event(page)
+        remove_camera(page)
+        expected = "the server responded with a status of 422"  # for the address of this machine
+        assert [complaint for complaint in watched.complaints if expected not in complaint] == []
+        assert any(expected in complaint for complaint in watched.complaints)
+
+
+def add_camera(page: Any) -> None:
+    page.click("text=Add a camera")
+    page.fill("dialog input[name=name]", "lane")
+    page.fill("dialog input[name=source]", "/etc/passwd")
+    page.click("dialog button.primary")
+    page.wait_for_selector("dialog >> text=is not allowed here")
+    page.fill("dialog input[name=source]", "synthetic:street?seed=3&fps=15&live=1")
+    page.click("dialog button.primary")
+    page.wait_for_selector("text=live ·")
+
+
+def add_query(page: Any) -> None:
+    page.wait_for_timeout(2500)  # until pictures are in memory
+    page.fill("input[aria-label='New query']", "a dog on a lead")
+    page.click("button:has-text('Try')")
+    page.wait_for_selector("text=In the last minute")
+    assert page.locator(".past img").count() >= 1
+    page.click("text=Watch for it")
+    page.wait_for_selector(".query .words:has-text('a dog on a lead')")
+
+
+def draw_zone(page: Any) -> None:
+    page.click("text=Edit zones")
+    page.click("text=New zone")
+    page.fill("dialog input[name=id]", "door")
+    page.click("dialog button.primary")
+    box = page.locator("svg.editor").bounding_box()
+    for x, y in ((0.02, 0.02), (0.98, 0.02), (0.98, 0.96), (0.02, 0.96)):
+        page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=would have entered door")
+    page.locator("[data-corner='0']").focus()
+    page.keyboard.press("ArrowRight")
+    page.click("button:has-text('Save')")
+    page.wait_for_selector("svg.editor", state="detached")
+
+
+def find_event(page: Any) -> None:
+    page.fill("header input[type=search]", "lane dog lead")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".event")
+    page.click(".event >> nth=0")
+    page.wait_for_selector("text=Why this event exists")
+
+
+def remove_camera(page: Any) -> None:
+    page.click("main a:has-text('Go to the camera')")
+    page.click("section.panel:has-text('Change the address') button.danger")
+    page.wait_for_selector("dialog >> text=Remove lane?")
+    page.click("dialog button.primary")
+    page.wait_for_selector("text=2 of 2 cameras live")
