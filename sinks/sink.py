@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class SinkError(GroundstreamError):
     """An event could not be delivered for now: the peer is down, slow or refusing. Sending again may work.
 
-    `delivered` tells how many events, from the batch's beginning, the peer has acknowledged all the same.
+    `delivered` is the number of events, from the batch's beginning, that the peer has acknowledged all the same.
     """
 
     def __init__(self, message: str, *, delivered: int = 0) -> None:

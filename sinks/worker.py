@@ -28,7 +28,7 @@ class SinkWorker:
 
     async def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result. A caller who is cancelled leaves the function running to its end."""
-        return await asyncio.wrap_future(self._submit(lambda: function(*args, **kwargs)))
+        return await asyncio.wrap_future(self._submit_call(lambda: function(*args, **kwargs)))
 
     async def aclose(self, last: Callable[[], object] | None = None) -> None:
         """Waits for calls in progress, then for `last`, and ends the thread. Safe to call twice."""
@@ -36,18 +36,18 @@ class SinkWorker:
             return
         try:
             if last is not None:
-                final = self._submit(last)
+                final = self._submit_call(last)
                 self._closed = True
                 await asyncio.shield(asyncio.wrap_future(final))
         finally:
             self._closed = True
             self._queue.put(None)
 
-    def _submit(self, function: Callable[[], R]) -> Future[R]:
+    def _submit_call(self, function: Callable[[], R]) -> Future[R]:
         if self._closed:
             raise RuntimeError(f"{self._name} is closed: it takes no more calls")
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread = threading.Thread(target=self._run_calls, name=self._name, daemon=True)
             self._thread.start()
         future: Future[R] = Future()
 
@@ -63,7 +63,7 @@ class SinkWorker:
         self._queue.put(run)
         return future
 
-    def _run(self) -> None:
+    def _run_calls(self) -> None:
         while (run := self._queue.get()) is not None:
             # the event loop that waits for the result may have ended
             with contextlib.suppress(RuntimeError):

@@ -268,8 +268,7 @@ def annotated_video(path: Path, source: Source, analysis: StreamAnalysis) -> Ann
     return AnnotatedVideo(
         path,
         lambda number: analysis.queries.known(number).text,
-        analysis.zones,
-        analysis.lines,
+        lambda: (analysis.zones, analysis.lines),
         wait=not source.live,
     )
 

@@ -62,7 +62,7 @@ class StoreKeeper:
             try:
                 self._keep_up()
             except Exception as error:
-                self._warn(error)
+                self._warn_once(error)
                 self._closing.wait(_RETRY_S)
 
     def _keep_up(self) -> None:
@@ -79,7 +79,7 @@ class StoreKeeper:
                 try:
                     self._bring_to_disk(db)
                 except OSError as error:
-                    self._warn(error)
+                    self._warn_once(error)
                 self._closing.wait(SYNC_WINDOW_S)
         finally:
             if self._log_file >= 0:
@@ -107,7 +107,7 @@ class StoreKeeper:
             log.debug("spool %s: checkpoint postponed (%s)", self._path, error)
             return False, 0
 
-    def _warn(self, error: Exception) -> None:
+    def _warn_once(self, error: Exception) -> None:
         if not self._warned:
             log.error("spool %s: commits are not brought to the disk (%s): check the disk", self._path, error)
         self._warned = True

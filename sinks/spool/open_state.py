@@ -53,7 +53,7 @@ class OpenState:
                 )
                 self._changed[key] = None
             else:
-                self._open(key, event)
+                self._mark_open(key, event)
         return damaged
 
     def note(self, event: Event) -> None:
@@ -63,22 +63,22 @@ class OpenState:
         if track is not None:
             # What comes after a track's end, such as its merge, does not open it again.
             if track.state == "ended":
-                self._close(track.uid)
+                self._mark_closed(track.uid)
                 for key in list(self._parts.get(track.uid, ())):
-                    self._close(key)
+                    self._mark_closed(key)
             else:
-                self._open(track.uid, event)
+                self._mark_open(track.uid, event)
             if event.type in _OPENING:
                 for key in _part_keys(event):
-                    self._open(key, event)
+                    self._mark_open(key, event)
             elif event.type in _CLOSING:
                 for key in _part_keys(event):
-                    self._close(key)
+                    self._mark_closed(key)
         stream = f"stream {data.stream}"
         if event.type is EventType.STREAM_OFFLINE:
-            self._close(stream)
+            self._mark_closed(stream)
         elif event.type is EventType.STREAM_ONLINE or stream in self._events:
-            self._open(stream, event)
+            self._mark_open(stream, event)
 
     def note_all(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -97,13 +97,13 @@ class OpenState:
         """After `take_changes`: they could not be stored and are changes still, unless newer ones came."""
         self._changed = {**changed, **self._changed}
 
-    def _open(self, key: str, event: Event) -> None:
+    def _mark_open(self, key: str, event: Event) -> None:
         self._events[key] = self._changed[key] = event
         kind, _, rest = key.partition(" ")
         if kind in ("zone", "match") and rest:
             self._parts.setdefault(rest.partition(" ")[0], set()).add(key)
 
-    def _close(self, key: str) -> None:
+    def _mark_closed(self, key: str) -> None:
         self._events.pop(key, None)
         self._changed[key] = None
         uid = key.partition(" ")[2].partition(" ")[0]

@@ -56,7 +56,7 @@ def salvage(path: Path, reason: str) -> int:
     """
     count = _build_repair(path, path)
     kept_as = _finish_repair(path)
-    _report(path, reason, count, kept_as)
+    _log_repair(path, reason, count, kept_as)
     return count.lost
 
 
@@ -70,7 +70,7 @@ def resume_salvage(path: Path) -> int:
         log.warning("the repair of the spool %s was interrupted and is finished now; see %s", path, kept_as)
         return 0
     if path.exists():
-        _remove(_repair_of(path))  # begun and not complete: the spool itself is still in its place
+        _remove_database(_repair_of(path))  # begun and not complete: the spool itself is still in its place
         return 0
     damaged = newest_damaged(path)
     if damaged is None:
@@ -80,7 +80,7 @@ def resume_salvage(path: Path) -> int:
             os.rename(f"{path}{suffix}", f"{damaged}{suffix}")
     count = _build_repair(damaged, path)
     _finish_repair(path)
-    _report(path, f"{damaged.name} had no successor", count, damaged.name)
+    _log_repair(path, f"{damaged.name} had no successor", count, damaged.name)
     return count.lost
 
 
@@ -94,7 +94,7 @@ def newest_damaged(path: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def _report(path: Path, reason: str, count: SalvageCount, kept_as: str) -> None:
+def _log_repair(path: Path, reason: str, count: SalvageCount, kept_as: str) -> None:
     more = "" if count.certain else " or more"
     log.error(
         "the spool %s was damaged (%s): %d events recovered, %d%s lost; the damaged file is kept as %s",
@@ -110,8 +110,8 @@ def _build_repair(damaged: Path, path: Path) -> SalvageCount:
     """Fills `PATH.repair` from the damaged file and marks it as complete."""
     repair = _repair_of(path)
     source = path.with_name(f"{path.name}.repair-source")
-    _remove(repair)
-    _remove(source)
+    _remove_database(repair)
+    _remove_database(source)
     new = connect_file(repair)
     try:
         prepare_tables(new, repair)
@@ -119,10 +119,10 @@ def _build_repair(damaged: Path, path: Path) -> SalvageCount:
         new.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (COMPLETE, time.time_ns() // 1_000_000))
     except BaseException:
         new.close()
-        _remove(repair)
+        _remove_database(repair)
         raise
     finally:
-        _remove(source)
+        _remove_database(source)
     new.close()  # the last connection brings the log into the file
     with repair.open("rb") as file:
         os.fsync(file.fileno())
@@ -181,7 +181,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _remove(path: Path) -> None:
+def _remove_database(path: Path) -> None:
     """Removes a database with what SQLite keeps beside it."""
     for suffix in _SUFFIXES:
         with contextlib.suppress(FileNotFoundError):

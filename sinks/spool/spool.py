@@ -512,7 +512,7 @@ class Spool:
             delivery.wake.clear()
             await delivery.wake.wait()
         if delivery.linger_s:
-            await self._linger(delivery, limit)
+            await self._await_batch(delivery, limit)
         if cursor + 1 >= self._tail_first:
             start = cursor + 1 - self._tail_first
             events = self._tail[start : start + limit]
@@ -527,7 +527,7 @@ class Spool:
             raise
         return events_read, upto if upto > cursor else newest
 
-    async def _linger(self, delivery: SinkDelivery, limit: int) -> None:
+    async def _await_batch(self, delivery: SinkDelivery, limit: int) -> None:
         """Waits for a larger batch, unless the spool is being drained."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delivery.linger_s):

