@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from detectors.glip.config import CONFIGS, GLIP_L, GLIP_T, GLIP_T_A
+from detectors.glip.config import CONFIGS, GLIP_L, GLIP_T, GLIP_T_A, GlipConfig, GlipConfigError
 from detectors.glip.modeling.anchors import AnchorGenerator, cell_anchor, decode, encode
 from detectors.glip.processor import load, measure
 from detectors.images import MEAN_BGR, STD_BGR
@@ -76,3 +76,32 @@ def test_cameras_are_seen_at_the_size_asked_for(
     size = GLIP_T.image.resized(short)
     picture = measure(0, np.zeros((*camera, 3), np.uint8), size.min_side, size.max_side)
     assert picture.resized == seen
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"text": {"num_layers": 10**9}},
+        {"text": {"vocab_size": -1}},
+        {"text": {"hidden_size": True}},
+        {"head": {"channels": 10**12}},
+        {"head": {"num_convs": 0}},
+        {"swin": {"depths": [10**5, 2, 2, 2]}},
+        {"swin": {"depths": [2] * 100}},
+        {"swin": {"depths": ["2", 2, 6, 2]}},
+        {"swin": {"drop_path": float("nan")}},
+        {"postprocess": {"nms_iou": float("inf")}},
+        {"image": {"min_side": 10**9}},
+    ],
+    ids=str,
+)
+def test_a_description_of_absurd_sizes_is_refused_before_anything_is_built(
+    values: dict[str, dict[str, object]],
+) -> None:
+    with pytest.raises(GlipConfigError):
+        GlipConfig.from_plain(values)
+
+
+def test_the_released_descriptions_survive_being_written_and_read() -> None:
+    for config in CONFIGS.values():
+        assert GlipConfig.from_plain(config.to_plain()) == config
