@@ -39,6 +39,7 @@ SECTIONS = {
         "process": "Turn recordings into tracks, events and annotated video.",
         "monitor": "Watch cameras and publish events.",
         "demo": "Run the whole path on a synthetic street.",
+        "view": "Show the results of a finished job in the browser.",
     },
     "Events": {
         "subscribe": "Print events, past or live.",

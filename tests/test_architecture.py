@@ -19,6 +19,7 @@ RESERVED = {
     "transformers": ("detectors/",),
     "av": ("streamer/sources/", "streamer/recorders/"),
     "kafka": ("sinks/kafka/",),
+    "ray": ("streamer/cluster/",),
     "fastapi": ("streamer/web/",),
     "uvicorn": ("streamer/web/",),
 }

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from detectors.cache import model_folder
+from detectors.checkpoints import load_checkpoint_file
 from detectors.detector import DetectorError
 from detectors.glamm.config import CLIP_NAME, RELEASED, GlammConfig
 from detectors.glamm.keys import model_names
@@ -187,9 +188,10 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
                     for name in tensors.keys():  # noqa: SIM118  (not a mapping)
                         yield name, tensors.get_tensor(name)
             else:
-                yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
+                yield from load_checkpoint_file(file).items()
         except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise WeightsError(f"{file} cannot be read as weights ({error}): download it again") from error
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise WeightsError(f"cannot read the weights {file} ({reason}): download it again") from error
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from detectors.detector import DetectorError
+
+_MOST_BLOCKS = 200  # of a Swin Transformer
 
 
 class GlipConfigError(DetectorError, ValueError):
@@ -27,6 +30,8 @@ class SwinConfig:
     drop_path: float = 0.2  # rate of the last block; the first has 0
 
     def __post_init__(self) -> None:
+        if sum(self.depths) > _MOST_BLOCKS:
+            raise GlipConfigError(f"swin.depths {self.depths} has {sum(self.depths)} blocks: at most {_MOST_BLOCKS}")
         if not len(self.depths) == len(self.num_heads) == 4:
             raise GlipConfigError(f"swin has 4 stages, depths {self.depths} and num_heads {self.num_heads} name others")
         for stage, (width, heads) in enumerate(zip(self.widths, self.num_heads, strict=True)):
@@ -156,10 +161,21 @@ class GlipConfig:
     def read(cls, path: Path) -> GlipConfig:
         """From a JSON file. Raises `GlipConfigError` when it is unreadable."""
         try:
-            values = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            values = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
             raise GlipConfigError(f"cannot read {path} as the description of a GLIP: {error}") from error
+        if not isinstance(values, Mapping):
+            raise GlipConfigError(f"{path} does not describe a GLIP: expected an object with sections such as 'swin'")
         return cls.from_plain(values)
+
+
+_LARGEST_SIZE = 1 << 20  # of a width, a vocabulary, a picture: a config.json may come from anywhere
+_MOST_LAYERS = 200
+_LONGEST_LIST = 16
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
 
 
 def _known(section: str, given: Mapping[str, Any], default: Any) -> dict[str, Any]:
@@ -170,16 +186,23 @@ def _known(section: str, given: Mapping[str, Any], default: Any) -> dict[str, An
             continue
         value, model = given[item.name], getattr(default, item.name)
         if isinstance(model, tuple):
-            good = isinstance(value, list | tuple) and all(number == int(number) for number in value)
+            good = (
+                isinstance(value, list | tuple)
+                and 0 < len(value) <= _LONGEST_LIST
+                and all(_is_whole(number) and 0 < number <= _LARGEST_SIZE for number in value)
+            )
             value = tuple(int(number) for number in value) if good else value
         elif isinstance(model, str):
             good = isinstance(value, str)
         elif isinstance(model, bool):
             good = isinstance(value, bool)
         elif isinstance(model, int):
-            good = value is None if item.name.startswith("fusion_") and value is None else isinstance(value, int)
+            largest = _MOST_LAYERS if item.name in ("num_layers", "num_convs") else _LARGEST_SIZE
+            optional = item.name.startswith("fusion_")
+            least = -1 if item.name == "detections_per_image" else 1
+            good = (value is None and optional) or (type(value) is int and least <= value <= largest)
         else:
-            good = isinstance(value, int | float)
+            good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not good:
             raise GlipConfigError(
                 f"{section}.{item.name} = {value!r} in a GLIP's description: expected such as {model!r}"

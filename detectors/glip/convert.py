@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from detectors.checkpoints import load_checkpoint_file
 from detectors.detector import DetectorError
 from detectors.glip.config import CONFIGS, GlipConfig
 from detectors.glip.modeling.model import GlipModel
@@ -110,7 +111,7 @@ def _read(path: Path) -> Mapping[str, object]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = load_checkpoint_file(path)
     except MemoryError:
         raise
     except (
@@ -124,12 +125,15 @@ def _read(path: Path) -> Mapping[str, object]:
     ) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint ({reason}): it may be cut short; fetch it again"
+            f"cannot read the checkpoint {path} ({reason}): it may be cut short or not a checkpoint; compare its size "
+            "with that of the source"
         ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not the weights of a model")
-    inner = content.get("model", content)
-    return inner if isinstance(inner, Mapping) else content
+    for wrapper in ("model", "state_dict"):
+        if isinstance(inner := content.get(wrapper), Mapping) and inner:
+            return inner
+    return content
 
 
 def _safetensors_error() -> type[Exception]:

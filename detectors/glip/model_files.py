@@ -60,6 +60,7 @@ def write_folder(folder: Path, config: GlipConfig, tensors: Mapping[str, Tensor]
         shutil.copyfile(vocabulary, folder / VOCABULARY)
     unfinished = folder / (WEIGHTS + ".part")
     save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, unfinished)
+    unfinished.chmod(0o644)  # safetensors writes files that only their owner can read
     unfinished.replace(folder / WEIGHTS)
 
 

@@ -39,6 +39,11 @@ class CameraWatch:
         self._moved_ns: int | None = None
         self._size = (0, 0)
 
+    @property
+    def is_checking(self) -> bool:
+        """Whether frames are compared now, until the camera is found to stand still."""
+        return self._is_checking
+
     def is_due(self, frame: Frame) -> bool:
         """Whether `wants` will want the frame; changes nothing."""
         return self._is_checking or frame.time_ns >= self._next_check_ns

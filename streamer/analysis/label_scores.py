@@ -19,7 +19,7 @@ SAME_WORD_IOU = 0.75
 """IoU from which boxes of one query are one object: in crowds different objects overlap up to about 0.7."""
 PART_INSIDE = 0.8
 """Share of a box inside another of the same query from which it is a part of the same object ..."""
-LEAST_PART = 0.25
+LEAST_PART = 0.4
 """... if its area is at least this share of the other's: a smaller one is another object farther away."""
 TRACKER_BIRTH = 0.7
 """Score from which trackers begin a track (ByteTrack, arXiv:2110.06864)."""

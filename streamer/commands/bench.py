@@ -21,12 +21,15 @@ def pipeline(
     frames: Annotated[int, typer.Option(min=10, help="Frames of the drawn video.")] = 500,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the drawn video.")] = "768x576",
     rounds: Annotated[int, typer.Option(min=1, help="How often to measure, in turns with bare decoding.")] = 3,
+    pixels: Annotated[bool, typer.Option("--pixels", help="Read the pixels of every frame, as a model does.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """The whole path without a model (scripted detector, tracker, rules) against bare decoding of the same file."""
     from streamer.tasks.bench import compare_with_decoding
 
-    compare_with_decoding(video, boxes=boxes, frames=frames, size=size, rounds=rounds, as_json=as_json)
+    compare_with_decoding(
+        video, boxes=boxes, frames=frames, size=size, rounds=rounds, as_json=as_json, reads_pixels=pixels
+    )
 
 
 @app.command("cameras")

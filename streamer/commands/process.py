@@ -72,6 +72,10 @@ def process(
         str | None,
         typer.Option(metavar="I/N", help="Only part I of N of the recordings, for several machines."),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: HOST:PORT, or auto for the one of this machine."),
+    ] = None,
     as_json: AsJson = False,
     json_lines: Annotated[
         bool,
@@ -113,4 +117,4 @@ def process(
         again=again,
         shard=None if shard is None else parse_shard(shard),
     )
-    raise typer.Exit(process_videos(job, as_json=as_json, json_lines=json_lines, quiet=quiet))
+    raise typer.Exit(process_videos(job, as_json=as_json, json_lines=json_lines, quiet=quiet, cluster=cluster))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -22,6 +24,7 @@ class EventArchive:
 
     def __init__(self, out: Path) -> None:
         self.database, self.lines = out / DATABASE, out / LINES
+        self._lock_file = out / ".events.lock"
         self._sink: SqliteSink | None = None
         self._lock = asyncio.Lock()
 
@@ -33,13 +36,17 @@ class EventArchive:
             raise OutputError(f"cannot write {self.database}: Is a directory")
         self._sink = SqliteSink(self.database)
 
-    async def add(self, stream: str, events: Path, *, replace: bool) -> None:
-        """Adds the events of `events` (lines of JSON); `replace` removes the stream's earlier events first."""
+    async def add(self, stream: str, events: Path, *, keep: bool = False) -> None:
+        """Adds the events of a recording from `events` (lines of JSON), each once.
+
+        Events of the stream that are not among them, from a run with other settings, are removed unless `keep`.
+        """
         assert self._sink is not None
-        async with self._lock:
-            if replace:
-                await asyncio.to_thread(self._remove, stream)
+        async with self._lock, _file_lock(self._lock_file):
             known = await asyncio.to_thread(self._ids, stream)
+            if not keep and known - {event.id for batch in _batches(events) for event in batch}:
+                await asyncio.to_thread(self._remove, stream)
+                known = set()
             for batch in _batches(events):
                 await self._sink.send_batch(batch)
                 fresh = [event.to_json() + b"\n" for event in batch if event.id not in known]
@@ -77,6 +84,14 @@ class EventArchive:
             except OSError as error:
                 raise OutputError(f"cannot write {self.lines}: {error.strerror}") from error
         database.close()
+
+
+@asynccontextmanager
+async def _file_lock(path: Path) -> AsyncIterator[None]:
+    """Excludes other processes that write to the same result folder."""
+    with path.open("w") as file:
+        await asyncio.to_thread(fcntl.flock, file, fcntl.LOCK_EX)
+        yield
 
 
 def _batches(path: Path) -> Iterator[list[Event]]:

@@ -87,7 +87,10 @@ class JobReport:
 class JobRunner:
     """Runs the units of one job; `interrupt` ends it early, complete recordings stay complete."""
 
-    def __init__(self, job: ProcessJob, units: Sequence[RecordingUnit], progress: ProgressListener) -> None:
+    def __init__(
+        self, job: ProcessJob, units: Sequence[RecordingUnit], progress: ProgressListener, *, archive: bool = True
+    ) -> None:
+        """Without `archive`, the events of a recording stay in its folder alone."""
         self._job = job
         self._units = units
         self._progress = progress
@@ -97,7 +100,7 @@ class JobRunner:
         self._pipelines: dict[str, Pipeline] = {}
         self._running: dict[str, asyncio.Task[StreamSummary]] = {}
         self._pool: DecodePool | None = None
-        self._archive = EventArchive(job.out)
+        self._archive = EventArchive(job.out) if archive else None
         for address in self._config.sinks:
             if address in (f"jsonl:{job.out / LINES}", f"sqlite:{job.out / DATABASE}"):
                 raise ConfigError(f"sink {address} is written by every job: leave it out")
@@ -108,16 +111,18 @@ class JobRunner:
         check_parts(self._config)
         self._progress.begin_job(self._units)
         sinks = open_sinks(address for address in self._config.sinks if not address.startswith(VIDEO))
+        shared_sinks = share_sinks(sinks)
         try:
             shared = await self._prepare_detector()
-            self._archive.open()
+            if self._archive is not None:
+                self._archive.open()
             waiting = list(enumerate(self._units))[::-1]
             results: dict[int, StreamSummary] = {}
 
             async def work() -> None:
                 while waiting and not self._report.interrupted:
                     number, unit = waiting.pop()
-                    results[number] = await self._run_guarded(unit, shared, share_sinks(sinks))
+                    results[number] = await self._run_guarded(unit, shared, shared_sinks)
 
             async with DecodePool() as self._pool, asyncio.TaskGroup() as workers:
                 for _ in range(self._parallel_units()):
@@ -128,7 +133,8 @@ class JobRunner:
         finally:
             for sink in sinks.values():
                 await sink.aclose()
-            await self._archive.aclose()
+            if self._archive is not None:
+                await self._archive.aclose()
         self._report.seconds = time.monotonic() - started
         return self._report
 
@@ -224,8 +230,8 @@ class JobRunner:
 
     async def _complete(self, unit: RecordingUnit, folder: ResultFolder, summary: StreamSummary) -> None:
         events = folder.path / EVENTS
-        if events.exists():
-            await self._archive.add(unit.name, events, replace=folder.final.exists() and not unit.live)
+        if self._archive is not None and events.exists():
+            await self._archive.add(unit.name, events, keep=unit.live)
         await asyncio.to_thread(folder.finish, summary)
 
     def _unit_config(self, unit: RecordingUnit) -> Config:

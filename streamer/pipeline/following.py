@@ -371,14 +371,21 @@ class Following:
 async def _measure_motion(batch: Sequence[DetectedFrame]) -> dict[int, Affine | None]:
     """The motion of the cameras that are due, by position in the batch.
 
-    All in one call of a thread: with many cameras, a change of threads for each would take longer than the work.
+    All in one call of a thread: with many cameras, a change of threads for each would take longer than the work. One
+    live camera at most begins in each batch, so that a machine that is behind spends its time on tracking.
     """
-    due: set[Stream] = set()
+    due: set[str] = set()
     wanted: list[tuple[int, DetectedFrame]] = []
+    has_begun = False
     for position, found in enumerate(batch):
-        if found.detections is not None and found.stream.camera_watch.is_due(found.frame):
-            due.add(found.stream)
-        if found.stream in due:
+        stream, watch = found.stream, found.stream.camera_watch
+        if stream.name not in due and found.detections is not None and watch.is_due(found.frame):
+            if stream.is_live and not watch.is_checking:
+                if has_begun:
+                    continue
+                has_begun = True
+            due.add(stream.name)
+        if stream.name in due:
             wanted.append((position, found))
     return await asyncio.to_thread(_update_watches, wanted) if wanted else {}
 

@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     from streamer.recorders.video_writer import VideoWriter
 
 NameOf = Callable[[int], str]
+Places = tuple[Sequence[Zone], Sequence[Line]]
+PlacesOf = Callable[[], Places]
 log = logging.getLogger("groundstream")
 
 
 class AnnotatedVideo:
     """An MP4 of the stream with its tracks drawn in. Drawing and encoding happen beside the frame path; with `wait`
     (recordings) every frame is written, else (live) frames that come too fast for the encoder are left out and counted
-    in `skipped`."""
+    in `skipped`. `places` returns the zones and lines to draw, which may change while the stream runs."""
 
     _AHEAD = 8
 
-    def __init__(
-        self, path: Path, name_of: NameOf, zones: Sequence[Zone], lines: Sequence[Line], *, wait: bool
-    ) -> None:
+    def __init__(self, path: Path, name_of: NameOf, places: PlacesOf, *, wait: bool) -> None:
         self.path = path
         self.skipped = 0
         self._name_of = name_of
-        self._zones, self._lines = zones, lines
+        self._places_of = places
         self._wait = wait
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="video")
         self._pending: deque[asyncio.Future[None]] = deque()
         self._painter: BoxPainter | None = None
-        self._size = (0, 0)
+        self._painted: tuple[tuple[int, int], Places] | None = None
         self._writer: VideoWriter | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,8 +60,9 @@ class AnnotatedVideo:
                 return
             await self._pending.popleft()
         loop = asyncio.get_running_loop()
-        counts = [dict(line.counts) for line in self._lines]  # as of this frame: drawing comes later
-        self._pending.append(loop.run_in_executor(self._pool, self._draw_frame, frame, tracked, counts))
+        places = self._places_of()
+        counts = [dict(line.counts) for line in places[1]]  # as of this frame: drawing comes later
+        self._pending.append(loop.run_in_executor(self._pool, self._draw_frame, frame, tracked, places, counts))
 
     async def aclose(self) -> None:
         while self._pending:
@@ -73,12 +74,12 @@ class AnnotatedVideo:
         if self.skipped:
             log.warning("%s: %d frames were left out", self.path, self.skipped)
 
-    def _draw_frame(self, frame: Frame, tracked: sv.Detections, counts: LineCounts) -> None:
+    def _draw_frame(self, frame: Frame, tracked: sv.Detections, places: Places, counts: LineCounts) -> None:
         size = (frame.width, frame.height)
-        if self._painter is None or size != self._size:
+        if self._painter is None or (size, places) != self._painted:
             from streamer.recorders.painter import BoxPainter
 
-            self._painter, self._size = BoxPainter(size, self._name_of, self._zones, self._lines), size
+            self._painter, self._painted = BoxPainter(size, self._name_of, *places), (size, places)
         if self._writer is None:
             from streamer.recorders.video_writer import VideoWriter
 

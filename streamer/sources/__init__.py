@@ -1,4 +1,4 @@
-"""Where frames come from: files, cameras, folders of images and the synthetic street."""
+"""Sources of frames: files, cameras, folders of images and the synthetic street."""
 
 from streamer.sources.opening import open_sources
 from streamer.sources.source import OnState, Source, SourceState, StateChange

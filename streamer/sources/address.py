@@ -1,4 +1,4 @@
-"""Source addresses: what they mean, what a stream is called, and how they are shown without their secrets."""
+"""Source addresses: the names of streams made from them, and the order of file names."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ _SECOND = 1_000_000_000
 _LEAST_LAG_NS = 80_000_000  # below this, skipping would answer a moment's delay of the machine
 _LONGEST_GROUP_NS = 10 * _SECOND
 """Where key pictures are further apart, waiting for the next one would blind the stream: it is left to lag."""
+_STILL_NS = 1_000_000  # FFmpeg moves repeated times on by a tick
 _FIRST_DRIFT = 1e-3  # how fast the clocks of camera and machine may part, seconds a second
 _MOST_DRIFT = 0.5  # for cameras that count their times at a wrong rate
 
@@ -46,6 +47,10 @@ class CatchUp:
         monotonic clock; `is_reference` says whether other pictures build on it."""
         if time_ns is None:
             return self._is_skipping and not is_key
+        if self._last_ns is not None and 0 <= time_ns - self._last_ns < _STILL_NS:
+            self._restart()  # times that stand still say nothing about lag
+            self._last_ns = time_ns
+            return False
         self._note_time(time_ns, now_ns)
         if is_key:
             self._note_key(time_ns, now_ns)

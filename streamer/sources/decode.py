@@ -340,7 +340,7 @@ class VideoReader:
         return self._stream.frames or None
 
     @property
-    def told_end_ns(self) -> int | None:
+    def stated_end_ns(self) -> int | None:
         """Where the last picture ends in the container's clock, as the container says; None where it does not."""
         stream = self._stream
         start_ns = self._ns(stream.start_time) or 0

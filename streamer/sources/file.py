@@ -211,17 +211,17 @@ class FileSource:
         """
         if self.recording is not None and is_cut_off(self.recording) is False:
             return
-        counted, told_ns, end_ns = video.frame_count, video.told_end_ns, video.end_ns
+        counted, stated_ns, end_ns = video.frame_count, video.stated_end_ns, video.end_ns
         if counted is not None and video.packets_read < counted - max(1, counted // 100):
             raise SourceError(
                 f"{self._shown} was cut off: it says {counted} frames and ends after {video.packets_read}; "
                 "what there is has been read"
             )
-        if counted is not None or told_ns is None or end_ns is None or told_ns <= 0:
+        if counted is not None or stated_ns is None or end_ns is None or stated_ns <= 0:
             return
-        if end_ns < told_ns - min(1_000_000_000, max(told_ns // 10, 4 * video.frame_ns)):
+        if end_ns < stated_ns - min(1_000_000_000, max(stated_ns // 10, 4 * video.frame_ns)):
             raise SourceError(
-                f"{self._shown} was cut off: it says {told_ns / 1e9:.1f} s and ends after {end_ns / 1e9:.1f} s; "
+                f"{self._shown} was cut off: it says {stated_ns / 1e9:.1f} s and ends after {end_ns / 1e9:.1f} s; "
                 "what there is has been read"
             )
 

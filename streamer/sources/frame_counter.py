@@ -1,4 +1,4 @@
-"""What became of every frame: received = analysed + dropped (by reason) + pending, exactly, per stream."""
+"""Frame accounts: received = analysed + dropped (by reason) + pending, exactly, per stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of images, in the order people count."""
+"""Folders of images as sources, in the order people count."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class ImageSource:
     """The images of a folder as one stream: `2.jpg` before `10.jpg`, each turned upright.
 
     Images carry no common clock: they are `fps` a second apart, else as the `seqinfo.ini` of a MOTChallenge sequence
-    beside them says, else 25, from `start_time_ns` (UTC) on, else from 1970. What is no image is counted `corrupt`.
-    `recording` is the folder.
+    beside them says, else 25, from `start_time_ns` (UTC) on, else from 1970. Files that cannot be decoded
+    are counted as `corrupt`. `recording` is the folder.
     """
 
     live = False
@@ -71,11 +71,11 @@ class ImageSource:
     async def __anext__(self) -> Frame:
         while not self._closed and self._next < len(self._paths):
             if self._next == 0:
-                self._tell(SourceState.LIVE)
+                self._report_state(SourceState.LIVE)
             path, number = self._paths[self._next], self._next
             self._next += 1
             image = await asyncio.to_thread(_read, path)
-            if self._closed:  # nobody waits for this one any more, and it was never counted
+            if self._closed:  # the reader has gone, and this one was never counted
                 break
             index = self.account.receive()
             if image is None:
@@ -94,9 +94,9 @@ class ImageSource:
     async def aclose(self) -> None:
         if not self._closed:
             self._closed = True
-            self._tell(SourceState.CLOSED)
+            self._report_state(SourceState.CLOSED)
 
-    def _tell(self, state: SourceState) -> None:
+    def _report_state(self, state: SourceState) -> None:
         if self._on_state is not None:
             self._on_state(StateChange(self.name, state, time.time_ns()))
 

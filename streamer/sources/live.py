@@ -225,7 +225,7 @@ class LiveSource:
             raise
 
     def _open_ffmpeg(self, address: str, limit_s: float, transport: str | None = None) -> VideoReader:
-        """Raises `CameraTrouble`, and `_Refused` where the camera may tell more."""
+        """Raises `CameraTrouble`, and `_Refused` where asking the camera may bring the reason."""
         from streamer.sources.decode import (
             DecodeError,
             NoSuchTrack,
@@ -309,7 +309,7 @@ class LiveSource:
 
 
 class _Refused(Exception):
-    """A camera answered with a refusal that FFmpeg does not tell in full; `trouble` is what it does tell."""
+    """A camera refused in a way that FFmpeg reports without its number; `trouble` is what it reports."""
 
     def __init__(self, trouble: CameraTrouble) -> None:
         super().__init__(str(trouble))

@@ -26,7 +26,7 @@ class UnitLayout:
         return list(_annex_b(packet) if size is None else _length_prefixed(packet, size))
 
     def _prefix(self, packet: bytes) -> int | None:
-        """How many bytes tell a unit's length in this packet; None where start codes part the units."""
+        """Size in bytes of a unit's length in this packet; None where start codes part the units."""
         size = self._length_bytes
         if size is None or not packet.startswith((_START_CODE, b"\0" + _START_CODE)):
             return size
@@ -47,7 +47,7 @@ class UnitLayout:
         return not found or any(self.kind(packet[start]) in slices for start, _ in found)
 
     def is_reference(self, packet: bytes) -> bool:
-        """Whether other pictures may build on the one in the packet; True where its first slice does not tell."""
+        """Whether other pictures may build on the one in the packet; True where its first slice does not show it."""
         for start, _ in self.units(packet):
             first = packet[start]
             kind = self.kind(first)
@@ -95,7 +95,7 @@ def _read_sets(data: bytes, at: int, count: int, sets: list[bytes]) -> int:
 
 
 def _length_bytes(codec: str, extradata: bytes) -> int | None:
-    """How many bytes tell a unit's length; None where start codes part the units."""
+    """Size in bytes of a unit's length; None where start codes part the units."""
     place = 4 if codec == "h264" else 21
     if len(extradata) <= place or extradata[0] != 1:  # the record's version; start codes begin with 0
         return None

@@ -100,7 +100,7 @@ def open_sources(
             source: Source = added[0].load()(one, name=called(one), on_state=on_state)
             sources.append(source)
         elif scheme and "://" in one:
-            raise SourceAddressError(f"{redact(one)} is no address of a kind known here: give {_KINDS}")
+            raise SourceAddressError(f"{redact(one)} is not a known kind of address: give {_KINDS}")
         else:
             for path in _paths(one):
                 if path.is_dir():
@@ -127,7 +127,7 @@ def _check_url(address: str) -> None:
         good = False
     if not good:
         raise SourceAddressError(
-            f"{shown} is no complete address: give SCHEME://[USER:PASSWORD@]HOST[:PORT]/PATH, "
+            f"{shown} is not a complete address: give SCHEME://[USER:PASSWORD@]HOST[:PORT]/PATH, "
             "with / ? # @ in the password written as %2F %3F %23 %40"
         )
 
@@ -154,7 +154,7 @@ def _rtsp(address: str, transport: str) -> CameraLink:
 def _webcam(address: str) -> CameraLink:
     number = address.partition(":")[2]
     if not number.isdecimal():
-        raise SourceAddressError(f"{address} names no camera: give webcam:0 for the first, webcam:1 for the next")
+        raise SourceAddressError(f"{address} is not a camera: give webcam:0 for the first, webcam:1 for the next")
     if sys.platform == "darwin":
         return CameraLink(number, kind="device", form="avfoundation")
     if not sys.platform.startswith("linux"):
@@ -169,7 +169,7 @@ def _synthetic(address: str, name: str, on_state: OnState | None) -> Source:
 
     scene, _, query = address.partition(":")[2].partition("?")
     if scene != "street":
-        raise SourceAddressError(f"{address} names no scene known here: give synthetic:street")
+        raise SourceAddressError(f"{address} names an unknown scene: give synthetic:street")
     return StreetSource.from_query(dict(parse_qsl(query)), name, on_state)
 
 

@@ -1,4 +1,4 @@
-"""Which frames the detector looks at; between them tracks are carried on by their motion."""
+"""Sampling of frames: which ones the detector analyses; between them tracks are carried on by their motion."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class FrameSampling:
 
 
 async def sampled(sources: Sequence[Source], *, every: int = 1, fps: float | None = None) -> AsyncIterator[Frame]:
-    """The frames that a detector would look at, of one source after the other."""
+    """The frames to analyse, of one source after the other."""
     for source in sources:
         sampling = FrameSampling(every, fps)
         try:

@@ -52,7 +52,7 @@ class Source(Protocol):
     def __aiter__(self) -> AsyncIterator[Frame]: ...
 
     async def aclose(self) -> None:
-        """Stop reading and let go of threads and connections. Safe to call twice."""
+        """Stops reading and releases threads and connections. Safe to call twice."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The street as a source of frames: `synthetic:street?seed=7&size=640x384&fps=25&duration=30`."""
+"""Synthetic street as a source: `synthetic:street?seed=7&size=640x384&fps=25&duration=30`."""
 
 from __future__ import annotations
 
@@ -129,10 +129,10 @@ class StreetSource:
 
     async def aclose(self) -> None:
         self._closed.set()
-        self._tell(SourceState.CLOSED)
+        self._report_state(SourceState.CLOSED)
 
     async def _film(self) -> AsyncIterator[Frame]:
-        self._tell(SourceState.LIVE)
+        self._report_state(SourceState.LIVE)
         index = 0
         while not self._closed.is_set() and (self.expected_frames is None or index < self.expected_frames):
             image = await asyncio.to_thread(self.street.image, index)
@@ -140,12 +140,12 @@ class StreetSource:
             time_ns = _round_ns(index, self.street.fps)
             yield self._frame(index, time_ns, clock, image)
             index += 1
-        self._tell(SourceState.CLOSED)
+        self._report_state(SourceState.CLOSED)
 
     async def _live(self) -> AsyncIterator[Frame]:
         start_ns, start = time.time_ns(), time.monotonic()
         fps = self.street.fps
-        self._tell(SourceState.LIVE)
+        self._report_state(SourceState.LIVE)
         index = 0
         while self.expected_frames is None or index < self.expected_frames:
             newest = int((time.monotonic() - start) * fps)
@@ -162,7 +162,7 @@ class StreetSource:
             received_ns = start_ns + _round_ns(index, fps)
             yield self._frame(index, received_ns, FrameClock("arrival", 0.0, received_ns), image)
             index += 1
-        self._tell(SourceState.CLOSED)
+        self._report_state(SourceState.CLOSED)
 
     async def _is_closed_within(self, seconds: float) -> bool:
         if seconds <= 0:
@@ -178,7 +178,7 @@ class StreetSource:
         assert received == index
         return Frame(self.name, index, time_ns, clock, image, self.street.size)
 
-    def _tell(self, state: SourceState) -> None:
+    def _report_state(self, state: SourceState) -> None:
         if self._is_over:
             return
         self._is_over = state is SourceState.CLOSED

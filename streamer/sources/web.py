@@ -1,6 +1,6 @@
 """HTTP for sources: verified TLS, basic and digest authentication, bounded waits, no redirect to a weaker address.
 
-FFmpeg's own HTTP client accepts every certificate and hands a password to whom it is redirected, so that web addresses
+FFmpeg's own HTTP client accepts every certificate and repeats a password to the host of a redirect, so web addresses
 are read here, and FFmpeg gets file objects.
 """
 

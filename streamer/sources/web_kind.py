@@ -77,7 +77,7 @@ def _head(response: WebResponse, timeout_s: float) -> bytes:
 
 
 def _has_duration(head: bytes) -> bool:
-    """Whether a file without a told length says itself how long it lasts: only a finished recording can."""
+    """Whether the head of a file states how long it lasts, as only a finished recording can."""
     if head[4:8] == b"ftyp":
         return b"moov" in head and b"mvex" not in head
     if head[:4] == b"\x1a\x45\xdf\xa3":

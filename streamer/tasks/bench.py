@@ -1,20 +1,25 @@
-"""How much the path around the detector costs: everything but a model, against bare decoding of the same file."""
+"""The cost of the path around the detector: everything but a model, against bare decoding of the same file."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+import psutil  # type: ignore[import-untyped]
+import supervision as sv
 from rich.console import Console
 from rich.table import Table
 
+from detectors import Prompt, Request, create_detector
 from streamer.build import open_pipeline
 from streamer.config import parse_config
 from streamer.errors import ConfigError
@@ -25,7 +30,7 @@ _ZONE = {"id": "centre", "polygon": [[0.3, 0.3], [0.7, 0.3], [0.7, 0.9], [0.3, 0
 
 @dataclass(frozen=True, slots=True)
 class PathPace:
-    """Frames per second by the clock on the wall, and milliseconds of CPU per frame over all threads."""
+    """Frames per second of elapsed time, and milliseconds of CPU per frame over all threads and decode workers."""
 
     frames_per_s: float
     cpu_ms: float
@@ -42,36 +47,38 @@ class PaceComparison:
     pipeline: PathPace
     share: float
     cpu_ms_beyond_decoding: float
+    reads_pixels: bool
     peak_memory_mib: float
 
 
 def compare_with_decoding(
-    video: Path | None, *, boxes: int, frames: int, size: str, rounds: int, as_json: bool
+    video: Path | None, *, boxes: int, frames: int, size: str, rounds: int, as_json: bool, reads_pixels: bool = False
 ) -> None:
     """Measure and print; see `measure`."""
     with tempfile.TemporaryDirectory() as folder:
         if video is None:
             video = draw_street(Path(folder) / f"street-{size}.mp4", size, frames)
-        comparison = measure(video, boxes=boxes, rounds=rounds, folder=Path(folder))
+        comparison = measure(video, boxes=boxes, rounds=rounds, folder=Path(folder), reads_pixels=reads_pixels)
     if as_json:
         print(json.dumps(asdict(comparison), indent=2))  # noqa: T201
         return
     table = Table("", "frames/s", "CPU ms a frame", title=f"{comparison.frames} frames of {comparison.video}")
-    for name, pace in (("decoding alone", comparison.decoding), ("pipeline", comparison.pipeline)):
+    alone = "decoding and converting to BGR" if comparison.reads_pixels else "decoding alone"
+    for name, pace in ((alone, comparison.decoding), ("pipeline", comparison.pipeline)):
         table.add_row(name, f"{pace.frames_per_s:.0f}", f"{pace.cpu_ms:.2f}")
     console = Console()
     console.print(table)
     console.print(
-        f"{comparison.share:.0%} of decoding alone, {comparison.cpu_ms_beyond_decoding:.2f} ms of CPU a frame "
+        f"{comparison.share:.0%} of {alone}, {comparison.cpu_ms_beyond_decoding:.2f} ms of CPU a frame "
         f"beyond it, peak memory {comparison.peak_memory_mib:.0f} MiB",
         highlight=False,
     )
 
 
-def measure(video: Path, *, boxes: int, rounds: int, folder: Path) -> PaceComparison:
+def measure(video: Path, *, boxes: int, rounds: int, folder: Path, reads_pixels: bool = False) -> PaceComparison:
     """Decode alone, then decode, follow `boxes` scripted boxes a frame with the default tracker and rules, in turns.
 
-    Raises what opening the video raises.
+    With `reads_pixels` both convert every frame to BGR and read it. Raises what opening the video raises.
     """
     from streamer.sources.decode import count_frames
 
@@ -82,9 +89,12 @@ def measure(video: Path, *, boxes: int, rounds: int, folder: Path) -> PaceCompar
     pipeline: list[PathPace] = []
     for _ in range(rounds):
         with _ResourceWatch(frames) as watch:
-            count_frames(video)
+            if reads_pixels:
+                _convert_frames(video)
+            else:
+                count_frames(video)
         decoding.append(watch.pace)
-        pipeline.append(asyncio.run(_run(video, script, folder, frames)))
+        pipeline.append(asyncio.run(_run(video, script, folder, frames, reads_pixels=reads_pixels)))
     alone, whole = _median(decoding), _median(pipeline)
     return PaceComparison(
         video=video.name,
@@ -94,6 +104,7 @@ def measure(video: Path, *, boxes: int, rounds: int, folder: Path) -> PaceCompar
         pipeline=whole,
         share=statistics.median(p.frames_per_s / d.frames_per_s for p, d in zip(pipeline, decoding, strict=True)),
         cpu_ms_beyond_decoding=whole.cpu_ms - alone.cpu_ms,
+        reads_pixels=reads_pixels,
         peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )
 
@@ -131,7 +142,32 @@ def _walks(boxes: int, frames: int) -> list[list[dict[str, object]]]:
     return rows
 
 
-async def _run(video: Path, script: Path, folder: Path, frames: int) -> PathPace:
+class PixelReader:
+    """A scripted detector that reads the pixels of every frame, as a model would."""
+
+    def __init__(self, script: Path) -> None:
+        self._scripted = create_detector(f"scripted:{script}")
+        self.threshold = self._scripted.threshold
+
+    def prepare(self, queries: Sequence[str]) -> Prompt:
+        return self._scripted.prepare(queries)
+
+    def detect(self, requests: Sequence[Request]) -> list[sv.Detections]:
+        for request in requests:
+            request.image[::64, ::64].sum()
+        return self._scripted.detect(requests)
+
+
+def _convert_frames(video: Path) -> None:
+    from streamer.sources.decode import DecodedPicture, VideoReader
+
+    with VideoReader(str(video)) as reader:
+        for picture in reader.pictures():
+            if isinstance(picture, DecodedPicture):
+                picture()[::64, ::64].sum()
+
+
+async def _run(video: Path, script: Path, folder: Path, frames: int, *, reads_pixels: bool) -> PathPace:
     """Building the pipeline and reading the script are not the frame path, and are left out."""
     raw = {
         "streams": [{"source": str(video), "zones": [_ZONE], "lines": [_LINE], "counts": [{"window_s": 10}]}],
@@ -139,10 +175,22 @@ async def _run(video: Path, script: Path, folder: Path, frames: int) -> PathPace
         "detector": f"scripted:{script}",
         "sinks": [f"jsonl:{folder / 'events.jsonl'}"],
     }
-    async with open_pipeline(parse_config(raw, "bench")) as pipeline:
+    detector = PixelReader(script) if reads_pixels else None
+    async with open_pipeline(parse_config(raw, "bench"), detector=detector) as pipeline:
         with _ResourceWatch(frames) as watch:
             await pipeline.run()
     return watch.pace
+
+
+def cpu_seconds() -> tuple[float, float]:
+    """CPU seconds so far of this process and of its decode workers."""
+    workers = 0.0
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "streamer.sources.workers.worker" in child.cmdline():
+                times = child.cpu_times()
+                workers += times.user + times.system
+    return time.process_time(), workers
 
 
 class _ResourceWatch:
@@ -152,11 +200,11 @@ class _ResourceWatch:
         self._frames = frames
 
     def __enter__(self) -> Self:
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        self._wall, self._cpu = time.perf_counter(), sum(cpu_seconds())
         return self
 
     def __exit__(self, *_: object) -> None:
-        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        wall, cpu = time.perf_counter() - self._wall, sum(cpu_seconds()) - self._cpu
         self.pace = PathPace(self._frames / wall, cpu * 1000 / self._frames)
 
 

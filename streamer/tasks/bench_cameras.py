@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
 from rich.table import Table
 
 from streamer.build import open_pipeline
@@ -25,6 +24,7 @@ from streamer.errors import ConfigError
 from streamer.frame import Frame
 from streamer.pipeline import Pipeline
 from streamer.pipeline.stream import Stream
+from streamer.tasks.bench import cpu_seconds
 from streamer.tasks.console import user_console
 
 _DRAWN_S = 4.0
@@ -187,10 +187,10 @@ class CameraBench:
             await asyncio.sleep(_SETTLE_S)
             ages.clear()
             seen.clear()
-            skipped, cpu, began = _overload(pipeline), _cpu_s(), time.monotonic()
+            skipped, cpu, began = _overload(pipeline), cpu_seconds(), time.monotonic()
             await asyncio.sleep(self._seconds)
             lasted = time.monotonic() - began
-            after, counts, taken = _cpu_s(), dict(seen), list(ages)
+            after, counts, taken = cpu_seconds(), dict(seen), list(ages)
             skipped = _overload(pipeline) - skipped
             await pipeline.stop()
             await running
@@ -209,12 +209,3 @@ class CameraBench:
 
 def _overload(pipeline: Pipeline) -> int:
     return sum(report.tally.dropped.get("overload", 0) for report in pipeline.report())
-
-
-def _cpu_s() -> tuple[float, float]:
-    """CPU seconds so far of this process and of its decode workers."""
-    here = psutil.Process()
-    workers = [child for child in here.children() if "streamer.sources.workers.worker" in child.cmdline()]
-    own = here.cpu_times()
-    decoding = [child.cpu_times() for child in workers]
-    return own.user + own.system, sum(times.user + times.system for times in decoding)

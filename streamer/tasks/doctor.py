@@ -1,4 +1,4 @@
-"""What works on this machine and what is missing, one finding a line, each with what to do about it."""
+"""The `doctor` command: checks of this machine, of sources and of sinks, one result a line with its remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
+from rich.text import Text
 
+from groundstream import __version__, foreign_package
 from streamer.spooling import state_folder
 from streamer.tasks.console import user_console
 from streamer.threads import describe_threads
@@ -43,28 +45,28 @@ State = Literal["works", "missing", "broken"]
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """`missing`: groundstream runs without it; `broken`: it does not."""
+    """Result of one check. `missing`: groundstream runs without it; `broken`: it does not."""
 
     what: str
     state: State
-    told: str
+    detail: str
 
 
 def check(sinks: Sequence[str] = (), sources: Sequence[str] = (), *, send_test: bool = False) -> list[CheckResult]:
-    """Look at everything; nothing is changed except a probe file in the state folder."""
+    """Runs all checks; changes nothing except a probe file in the state folder."""
     checks: list[Callable[[], Iterator[CheckResult]]] = [
-        _python,
-        _libraries,
-        _codecs,
-        _device,
-        _threads,
-        _models,
-        _disk,
-        _spools,
+        _check_python,
+        _check_libraries,
+        _check_codecs,
+        _check_devices,
+        _check_threads,
+        _check_models,
+        _check_disk,
+        _check_spools,
     ]
-    findings = [finding for look in checks for finding in look()]
-    findings += [_sink(address, send_test=send_test) for address in sinks]
-    findings += [_source(address) for address in sources]
+    findings = [finding for run_check in checks for finding in run_check()]
+    findings += [_check_sink(address, send_test=send_test) for address in sinks]
+    findings += [_check_source(address) for address in sources]
     return findings
 
 
@@ -76,64 +78,69 @@ def show(findings: Sequence[CheckResult], *, as_json: bool) -> None:
     table = Table("what", "state", "")
     for finding in findings:
         color = colors[finding.state]
-        table.add_row(finding.what, f"[{color}]{finding.state}[/{color}]", finding.told)
+        table.add_row(finding.what, Text(finding.state, style=color), finding.detail)
     user_console().print(table)
 
 
-def _python() -> Iterator[CheckResult]:
+def _check_python() -> Iterator[CheckResult]:
+    yield CheckResult("groundstream", "works", __version__)
     yield CheckResult("Python", "works", platform.python_version())
+    problem = foreign_package()
+    ours = "streamer, detectors, trackers, sinks"
+    yield CheckResult("packages", "works" if problem is None else "broken", problem or ours)
 
 
-def _libraries() -> Iterator[CheckResult]:
+def _check_libraries() -> Iterator[CheckResult]:
     for name in _NEEDED:
-        version = _version(name)
+        version = _installed_version(name)
         if version is None:
             yield CheckResult(name, "broken", "not installed: run pip install groundstream again")
         else:
             yield CheckResult(name, "works", version)
     for name, use in _OPTIONAL.items():
-        version = _version(name)
+        version = _installed_version(name)
         yield CheckResult(name, "missing" if version is None else "works", use if version is None else version)
 
 
-def _version(name: str) -> str | None:
+def _installed_version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _codecs() -> Iterator[CheckResult]:
+def _check_codecs() -> Iterator[CheckResult]:
     from streamer.sources.decode import codecs_available
 
     for codec, available in codecs_available(("h264", "hevc", "av1", "mjpeg")).items():
-        told = "decodes" if available else "this build of FFmpeg cannot decode it: pip install --upgrade av"
-        yield CheckResult(f"codec {codec}", "works" if available else "missing", told)
+        detail = "decodes" if available else "this build of FFmpeg cannot decode it: pip install --upgrade av"
+        yield CheckResult(f"codec {codec}", "works" if available else "missing", detail)
 
 
-def _device() -> Iterator[CheckResult]:
+def _check_devices() -> Iterator[CheckResult]:
     from detectors.device import describe_devices
 
-    for name, told in describe_devices():
-        yield CheckResult(name, "works", told)
+    for name, detail in describe_devices():
+        yield CheckResult(name, "works", detail)
 
 
-def _threads() -> Iterator[CheckResult]:
+def _check_threads() -> Iterator[CheckResult]:
     in_force, sentence = describe_threads()
     yield CheckResult("threads", "works" if in_force else "missing", sentence)
 
 
-def _models() -> Iterator[CheckResult]:
+def _check_models() -> Iterator[CheckResult]:
     from detectors.catalogue import catalogue
 
     here = [model for model in catalogue() if model.is_here]
-    if not here:
-        yield CheckResult("models", "missing", "none fetched yet: groundstream models pull glip-tiny")
+    if all(model.name == "glip-mini" for model in here):  # it is in the package and knows the synthetic street only
+        detail = "none downloaded yet; for words on real footage: groundstream models pull coco-nano, or glip-tiny"
+        yield CheckResult("models", "missing", detail)
     for model in here:
         yield CheckResult(f"model {model.name}", "works", str(model.folder))
 
 
-def _disk() -> Iterator[CheckResult]:
+def _check_disk() -> Iterator[CheckResult]:
     folder = state_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,11 +150,11 @@ def _disk() -> Iterator[CheckResult]:
     except OSError as error:
         yield CheckResult("state folder", "broken", f"cannot write to {folder}: {error.strerror}")
         return
-    told = f"{folder}, {free / 1024**3:.0f} GiB free"
-    yield CheckResult("state folder", "works" if free > _LEAST_DISK else "broken", told)
+    detail = f"{folder}, {free / 1024**3:.0f} GiB free"
+    yield CheckResult("state folder", "works" if free > _LEAST_DISK else "broken", detail)
 
 
-def _spools() -> Iterator[CheckResult]:
+def _check_spools() -> Iterator[CheckResult]:
     """Spools in the state folder in which events wait, or that cannot be read."""
     from streamer.errors import StreamerError
     from streamer.tasks.spool import find_spools, read_summary
@@ -164,7 +171,7 @@ def _spools() -> Iterator[CheckResult]:
             yield CheckResult(f"spool {file.name}", "works", "; ".join([*waiting, *damaged]))
 
 
-def _sink(text: str, *, send_test: bool = False) -> CheckResult:
+def _check_sink(text: str, *, send_test: bool = False) -> CheckResult:
     from sinks.address import parse_address, redact
     from sinks.registry import open_sink
     from sinks.sink import SinkError
@@ -176,12 +183,12 @@ def _sink(text: str, *, send_test: bool = False) -> CheckResult:
         sink = open_sink(text)
         try:
             check = getattr(sink, "check", None)
-            told = await check() if check is not None else ""
+            detail = await check() if check is not None else ""
             if send_test and (send := getattr(sink, "send_test", None)) is not None:
-                told = await send(_test_event())
+                detail = await send(_test_event())
         finally:
             await sink.aclose()
-        return str(told) or "can be opened"
+        return str(detail) or "can be opened"
 
     name = f"sink {redact(text)}"
     try:
@@ -223,7 +230,9 @@ def _test_event() -> Event:
             run=run,
             clock=Clock(basis="arrival", captured_ns=now),
             coverage=CoverageInfo(from_ns=now, to_ns=now, state="seeing", received=0, analysed=0),
-            producer=Producer(version=_version("groundstream") or "", detector="", tracker="", config_hash=""),
+            producer=Producer(
+                version=_installed_version("groundstream") or "", detector="", tracker="", config_hash=""
+            ),
         ),
     )
 
@@ -253,7 +262,7 @@ def _check_writable(path: Path, *, is_folder: bool) -> None:
         raise SinkError(f"{path} cannot be written: {nearest} may not be changed by this user")
 
 
-def _source(address: str) -> CheckResult:
+def _check_source(address: str) -> CheckResult:
     from sinks.address import redact
     from streamer.errors import SourceError
 

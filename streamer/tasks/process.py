@@ -43,7 +43,14 @@ def process_files(job: ProcessJob) -> list[StreamSummary]:
     return report.summaries
 
 
-def process_videos(job: ProcessJob, *, as_json: bool = False, json_lines: bool = False, quiet: bool = False) -> int:
+def process_videos(
+    job: ProcessJob,
+    *,
+    as_json: bool = False,
+    json_lines: bool = False,
+    quiet: bool = False,
+    cluster: str | None = None,
+) -> int:
     """Runs the job, shows progress and results; returns the exit code: 0, 1 if a recording failed, 130 interrupted."""
     to_stdout = any(sink.startswith("stdout:") for sink in job.sinks)
     if (as_json or json_lines) and to_stdout:
@@ -53,7 +60,7 @@ def process_videos(job: ProcessJob, *, as_json: bool = False, json_lines: bool =
     display: ProgressDisplay | JsonLines | SilentProgress
     display = JsonLines() if json_lines else ProgressDisplay(console) if shown else SilentProgress()
     with contextlib.nullcontext() if as_json else _report_failures_once(), _entered(display) as progress:
-        report = asyncio.run(_run(job, progress))
+        report = asyncio.run(_run(job, progress)) if cluster is None else _run_on_cluster(job, cluster, progress)
     if as_json or json_lines:
         _print_json(job_as_json(report), whole=True)
     else:
@@ -73,6 +80,12 @@ def job_as_json(report: JobReport) -> dict[str, Any]:
         "skipped": sorted(report.skipped),
         "videos": [asdict(summary) for summary in report.summaries],
     }
+
+
+def _run_on_cluster(job: ProcessJob, address: str, progress: ProgressListener) -> JobReport:
+    from streamer.cluster.recordings import check_address, process_on_cluster
+
+    return process_on_cluster(job, check_address(address), progress)
 
 
 async def _run(job: ProcessJob, progress: ProgressListener) -> JobReport:

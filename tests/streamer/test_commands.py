@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -351,6 +352,14 @@ def test_many_mistakes_are_counted_rather_than_listed(groundstream, tmp_path):
     assert "50 are not" in run.out
 
 
+def test_the_table_of_doctor_shows_states_as_words(groundstream, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    out = groundstream("doctor", "--sink", "nosuch:[bold]x").out
+    assert re.search(r"│ broken +│", out)
+    assert "[red]" not in out
+    assert "pip install 'groundstream[" in out or "works" in out
+
+
 @pytest.mark.parametrize("scheme", ["jsonl", "sqlite", "parquet"])
 def test_a_check_of_a_file_sink_leaves_nothing_behind(groundstream, tmp_path, monkeypatch, scheme):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -361,7 +370,7 @@ def test_a_check_of_a_file_sink_leaves_nothing_behind(groundstream, tmp_path, mo
     wrong = [f"{scheme}:{tmp_path}/file/events", f"{scheme}:{tmp_path}/events?colour=red", f"{scheme}:{in_the_way}"]
     options = [option for sink in (good, *wrong) for option in ("--sink", sink)]
     findings = {finding["what"]: finding for finding in json.loads(groundstream("doctor", "--json", *options).out)}
-    assert findings[f"sink {good}"]["told"] == "can be written"
+    assert findings[f"sink {good}"]["detail"] == "can be written"
     assert [findings[f"sink {redact(sink)}"]["state"] for sink in wrong] == ["broken"] * 3
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", "state"}
 
@@ -406,7 +415,7 @@ def test_a_full_disk_is_told_in_one_sentence(groundstream, clip, script, tmp_pat
 
 def test_monitor_needs_something_to_watch_and_to_look_for(groundstream, tmp_path):
     assert groundstream("monitor").code == 2
-    assert "nothing to look for" in groundstream("monitor", "webcam:0").err
+    assert "no query is given" in groundstream("monitor", "webcam:0").err
     both = groundstream("monitor", "webcam:0", "-q", "x", "-c", tmp_path / "c.yaml")
     assert (both.code, "not both" in both.err) == (2, True)
 
@@ -427,4 +436,4 @@ def test_monitor_needs_something_to_watch_and_to_look_for(groundstream, tmp_path
 def test_an_option_beside_a_configuration_is_refused(groundstream, tmp_path, option):
     run = groundstream("monitor", "-c", tmp_path / "c.yaml", *option)
     assert run.code == 2
-    assert f"a configuration file or {option[0]}, not both" in run.err
+    assert f"{option[0]} cannot stand beside a configuration file" in run.err

@@ -101,7 +101,7 @@ def test_a_student_sees_smaller_pictures(truth: Path, model: Path, tmp_path: Pat
     usual, small = (json.loads((place / "config.json").read_text())["image"] for place in (model, folder))
     assert small["min_side"] == 64
     assert small["max_side"] == round(64 * usual["max_side"] / usual["min_side"])
-    with pytest.raises(ConfigError, match="with --mode full, head or linear"):
+    with pytest.raises(ConfigError, match="needs --mode full, head or linear"):
         tuned(truth, "--weights", model, "--short-side", 64, "--out", tmp_path / "words.safetensors")
 
 
@@ -110,5 +110,5 @@ def test_no_shots_and_a_description_make_a_file_of_edited_words(truth: Path, mod
     answer = tuned(truth, "--weights", model, "--shots", 0, "--describe", "dog=, a red one", "--out", words)
     assert answer["pictures"] == 0
     assert words.is_file()
-    with pytest.raises(ConfigError, match="takes NAME=WORDS"):
+    with pytest.raises(ConfigError, match="expected NAME=WORDS"):
         tuned(truth, "--weights", model, "--describe", "dog", "--out", words)

@@ -203,7 +203,7 @@ def test_a_missing_file_an_empty_folder_and_an_unknown_scheme_are_refused_at_onc
         open_sources(str(tmp_path / "nothing.mp4"))
     with pytest.raises(SourceError, match="holds no videos and no images"):
         open_sources(str(tmp_path))
-    with pytest.raises(SourceAddressError, match="is no address of a kind known here"):
+    with pytest.raises(SourceAddressError, match="is not a known kind of address"):
         open_sources("gopher://u:secret@host/x")
     with pytest.raises(SourceAddressError, match="webcam:0"):
         open_sources("webcam:front")

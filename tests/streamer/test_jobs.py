@@ -211,7 +211,7 @@ async def test_the_archive_takes_every_event_once(clips: Path, tmp_path: Path) -
     for _ in range(2):
         archive = EventArchive(tmp_path)
         archive.open()
-        await archive.add("gate", lines, replace=False)
+        await archive.add("gate", lines)
         await archive.aclose()
     assert (tmp_path / "events.jsonl").read_bytes() == lines.read_bytes()
 

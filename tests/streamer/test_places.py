@@ -269,6 +269,12 @@ def test_the_times_of_a_visit_are_those_of_the_steps_over_the_edge():
     assert found[1].data["zone"].dwell_s == 1.5
 
 
+def test_feet_that_flicker_into_a_zone_are_no_visit():
+    zone = Zone("yard", YARD, settle_s=0.5)
+    steps = [(0.3, 0.85)] * 5 + [(0.31, 0.78)] * 3 + [(0.32, 0.85)] * 5 + [(0.33, 0.5)] + [(0.34, 0.85)] * 5
+    assert sum(run(zone, steps), []) == []
+
+
 def test_presence_ends_at_the_last_sight():
     zone = Zone("yard", YARD)
     for tenth in range(51):

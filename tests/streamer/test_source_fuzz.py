@@ -62,6 +62,8 @@ def packet_counts(path: Path) -> tuple[int, int] | None:
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             (stream,) = container.streams.video
+            if stream.codec_context is None:  # no decoder for what the damage has made of it
+                return None
             name = stream.codec_context.name
             layout = UnitLayout(name, stream.codec_context.extradata) if name in ("h264", "hevc") else None
             packets = [bytes(packet) for packet in container.demux(stream) if packet.size]

@@ -118,4 +118,4 @@ def test_doctor_states_the_plan(more: dict[str, str], state: str):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=clean_environment(**more))
     finding = next(row for row in json.loads(done.stdout) if row["what"] == "threads")
     assert finding["state"] == state
-    assert f"decode workers {threads.plan_threads().decode_workers}" in finding["told"]
+    assert f"decode workers {threads.plan_threads().decode_workers}" in finding["detail"]

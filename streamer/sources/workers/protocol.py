@@ -77,6 +77,7 @@ class FrameDecoded(NamedTuple):
     ring: int
     slot: int
     layout: PictureLayout
+    pixel_aspect: float = 1.0
 
 
 class FramesCounted(NamedTuple):

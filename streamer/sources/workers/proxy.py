@@ -230,6 +230,7 @@ class WorkerSource:
             FrameClock(basis, uncertainty_ms, received_ns, self._last_connection),
             self._ring.lease(item.slot, item.layout),
             item.size,
+            item.pixel_aspect,
         )
         if self._is_closing:
             self.account.drop("shutdown")

@@ -192,7 +192,9 @@ class RingHandover:
         if not self._batch:
             self._batch_began = time.monotonic()
         self._batch.append(
-            FrameDecoded(self._number, frame.index, frame.time_ns, clock, size, self._rings, slot, layout)
+            FrameDecoded(
+                self._number, frame.index, frame.time_ns, clock, size, self._rings, slot, layout, frame.pixel_aspect
+            )
         )
         return True
 

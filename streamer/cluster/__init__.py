@@ -1,0 +1,1 @@
+"""Work on several machines: recordings placed by Ray, cameras held by leases."""
