@@ -218,7 +218,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         bound.close()
         cause = error.strerror if isinstance(error, OSError) else str(error)
-        hint = "choose another port with --web HOST:PORT or web.port"
+        hint = "choose another port with --web-address HOST:PORT or web.port"
         if isinstance(error, OSError) and error.errno not in {errno.EADDRINUSE, errno.EACCES}:
             hint = "web.host must be an address of this machine"
         raise StreamerError(f"cannot serve the page on {host}:{port}: {cause}; {hint}") from None
