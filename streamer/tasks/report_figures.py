@@ -45,7 +45,7 @@ class StreamFigures:
     exits: Counter[tuple[int, str]] = field(default_factory=Counter)
     dwell_s: dict[str, list[float]] = field(default_factory=dict)
     queries: dict[str, QueryFigures] = field(default_factory=dict)
-    presence_s: Counter[tuple[int, int]] = field(default_factory=Counter)
+    presence_s: dict[tuple[int, int], float] = field(default_factory=lambda: defaultdict(float))
     blind_s: float = 0.0
     merged: dict[str, str] = field(default_factory=dict)
     newest: dict[str, tuple[int, float, float]] = field(default_factory=dict)
