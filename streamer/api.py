@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -30,6 +30,8 @@ Query = str | Mapping[str, Any]
 Item = TypeVar("Item")
 
 _QUEUED_EVENTS = 1024
+_LEAVE_S = 30.0
+"""Longest wait for the thread of a plain iterator that was left; it ends by itself after that."""
 _QUEUED_FRAMES = 4
 """Frames hold images: a few keep the consumer busy, more would only age."""
 
@@ -227,6 +229,7 @@ def _iterate_in_thread(start: Callable[[], AsyncGenerator[Item, None]]) -> Itera
     """Iterates over an async iterator that runs in a thread; errors are raised here, leaving the loop ends it."""
     ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(1)
     left = threading.Event()
+    cancel: list[Callable[[], object]] = []
 
     def hand_over(item: Item | None, error: BaseException | None = None) -> None:
         while not left.is_set():
@@ -237,14 +240,13 @@ def _iterate_in_thread(start: Callable[[], AsyncGenerator[Item, None]]) -> Itera
             break
 
     async def run() -> None:
-        items = start()
-        try:
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        cancel.append(lambda: loop.call_soon_threadsafe(task.cancel))
+        async with aclosing(start()) as items:
             async for item in items:
                 await asyncio.to_thread(hand_over, item)
-                if left.is_set():
-                    break
-        finally:
-            await items.aclose()
 
     def work() -> None:
         error: BaseException | None = None
@@ -266,4 +268,7 @@ def _iterate_in_thread(start: Callable[[], AsyncGenerator[Item, None]]) -> Itera
             yield item
     finally:
         left.set()
-        thread.join()
+        for end in cancel:  # also where no item comes that could be refused
+            with suppress(RuntimeError):  # the loop has ended
+                end()
+        thread.join(_LEAVE_S)

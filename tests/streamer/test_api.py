@@ -82,6 +82,15 @@ def test_leaving_the_plain_iterator_ends_its_thread(clip: Path) -> None:
     assert "groundstream" not in [thread.name for thread in threading.enumerate()]
 
 
+def test_leaving_ends_a_source_that_gives_nothing_more() -> None:
+    """As with a quiet camera: there is no next event at which the thread could notice."""
+    quiet = "synthetic:street?seed=1&live=true&size=64x48&fps=1"
+    for event in groundstream.watch_sync(quiet, ["person"], detector=CentreDetector()):
+        assert event.kind == "stream.online"
+        break
+    assert "groundstream" not in [thread.name for thread in threading.enumerate()]
+
+
 @pytest.mark.anyio
 async def test_frames_come_in_order_with_their_tracks(clip: Path) -> None:
     items = await collect(groundstream.watch_frames(clip, "person", detector=CentreDetector()))
