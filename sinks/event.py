@@ -172,7 +172,7 @@ class Media(_Model):
     kind: Literal["snapshot", "crop", "clip"]
     uri: str
     sha256: str
-    boxed: bool = Field(False, description="the box of the track is drawn on the picture")
+    boxed: bool | None = Field(None, description="present where the box of the track is drawn on the picture")
     captured_ns: Nanoseconds | None = Field(None, description="capture time of the picture")
     box: Box | None = Field(None, description="the track in the full frame at that time")
 

@@ -12,7 +12,7 @@ Image = npt.NDArray[np.uint8]
 """BGR, (height, width, 3)."""
 
 _BOX_COLOUR = (255, 155, 47)
-_REFERENCE_HEIGHT = 360.0
+_REFERENCE_HEIGHT = 200.0
 """Height in pixels of a picture whose boxes are one pixel thick."""
 
 

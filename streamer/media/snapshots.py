@@ -312,7 +312,7 @@ class SnapshotWriter:
             kind=kind,
             uri=stored.path.as_uri(),
             sha256=stored.sha256,
-            boxed=is_boxed,
+            boxed=True if is_boxed else None,
             captured_ns=view.time_ns,
             box=Box(x1=x1, y1=y1, x2=x2, y2=y2),
         )

@@ -90,7 +90,7 @@ def test_pictures_of_matches_zones_and_lines_show_the_track_in_its_box(tmp_path,
         first = next(one for one in sent if one.id == cause)
         assert (later.subject, later.data.track.uid) == (first.subject, first.data.track.uid)
         assert int(later.sequence) > int(first.sequence)
-        assert [(one.kind, one.boxed) for one in later.data.media] == [
+        assert [(one.kind, bool(one.boxed)) for one in later.data.media] == [
             ("snapshot", False),
             ("snapshot", True),
             ("crop", False),
