@@ -1,6 +1,6 @@
 """Cost of the page: CPU for each viewer, age of pictures, time from event to client, first byte, frames analysed.
 
-    python benchmarks/web.py [--seconds 8] [--cameras 4]
+    python -m benchmarks.web [--seconds 8] [--cameras 4]
 
 Coded frames of 640x384 are played into the live pictures of one process, viewers are WebSocket clients of another that
 acknowledge each picture at once. CPU is that of the serving process above idle, in percent of one core.
@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import multiprocessing
 import struct
+import subprocess
+import sys
 import time
 import urllib.request
 from statistics import median
-from typing import Any
 
 import psutil
 import websockets
@@ -33,19 +33,23 @@ FPS = 10.0
 HEADERS = {"Authorization": f"Bearer {VIEWER}"}
 
 
-def view_all(url: str, names: list[str], viewers: int, seconds: float, results: Any) -> None:
-    """Watches all cameras with some viewers in a process of its own; reports ages in ms and bytes."""
+async def view_all(url: str, names: list[str], viewers: int, seconds: float) -> None:
+    """Watches all cameras with some viewers; prints a line when they are connected, then ages in ms and bytes."""
+    connected = 0
 
     async def view() -> tuple[list[float], int]:
+        nonlocal connected
         ages: list[float] = []
         received = 0
         async with websockets.connect(url.replace("http", "ws") + "api/v1/live", additional_headers=HEADERS) as socket:
-            await socket.send(
-                json.dumps({"op": "watch", "streams": {name: {"width": 640, "fps": 60} for name in names}})
-            )
+            wishes = {name: {"width": 640, "fps": 60} for name in names}
+            await socket.send(json.dumps({"op": "watch", "streams": wishes}))
+            connected += 1
+            if connected == viewers:
+                print("connected", flush=True)
             until = time.monotonic() + seconds
             while time.monotonic() < until:
-                message = await socket.recv()
+                message = await asyncio.wait_for(socket.recv(), 10)
                 if isinstance(message, bytes):
                     (length,) = struct.unpack_from("<I", message)
                     header = json.loads(message[4 : 4 + length])
@@ -54,29 +58,34 @@ def view_all(url: str, names: list[str], viewers: int, seconds: float, results: 
                     await socket.send('{"op":"ack","count":1}')
         return ages, received
 
-    async def go() -> list[tuple[list[float], int]]:
-        return await asyncio.gather(*(view() for _ in range(viewers)))
-
-    results.put(asyncio.run(go()))
+    print(json.dumps(await asyncio.gather(*(view() for _ in range(viewers)))), flush=True)
 
 
 def measure_viewers(url: str, names: list[str], viewers: int, seconds: float) -> dict[str, float]:
-    """CPU of this process, pictures, ages and bytes with some viewers."""
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    process = context.Process(target=view_all, args=(url, names, viewers, seconds, results))
+    """CPU of this process, pictures, ages and bytes with some viewers in a process of their own."""
+    process = None
     if viewers:
-        process.start()
-        for _ in range(viewers):  # until all of them are connected
-            results.get()
+        command = [
+            sys.executable,
+            __file__,
+            "--view",
+            url,
+            *names,
+            "--viewers",
+            str(viewers),
+            "--seconds",
+            str(seconds),
+        ]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "connected\n"
     mine = psutil.Process()
     before, began = sum(mine.cpu_times()[:2]), time.monotonic()
     time.sleep(seconds - 1.0)
     cpu = (sum(mine.cpu_times()[:2]) - before) / (time.monotonic() - began) * 100
     figures = {"viewers": viewers, "cpu_percent": round(cpu, 1)}
-    if viewers:
-        found = results.get()
-        process.join()
+    if process is not None:
+        found = json.loads(process.communicate(timeout=60)[0])
         ages = sorted(age for each, _ in found for age in each)
         figures |= {
             "pictures_s": round(len(ages) / viewers / seconds, 1),
@@ -118,7 +127,12 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--seconds", type=float, default=6.0)
     options.add_argument("--cameras", type=int, default=4)
+    options.add_argument("--view", nargs="+", metavar="URL CAMERA", help=argparse.SUPPRESS)
+    options.add_argument("--viewers", type=int, default=1, help=argparse.SUPPRESS)
     given = options.parse_args()
+    if given.view is not None:
+        asyncio.run(view_all(given.view[0], given.view[1:], given.viewers, given.seconds))
+        return
     names = [f"cam{number}" for number in range(given.cameras)]
     frames, store = LiveFrames(), EventStore(None)
     server = WebServerThread(room(store, WebConfig(port=0), frames=frames))

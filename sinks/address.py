@@ -1,4 +1,4 @@
-"""Addresses of sinks: `kafka://user:secret@host:9092/topic?acks=all`, `jsonl:PATH`. Their secrets never leave here."""
+"""Addresses of sinks, such as `kafka://user:secret@host:9092/topic?acks=all`, and the redaction of their secrets."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _hide_user_with_blanks(found: re.Match[str]) -> str:
 
 
 def _hide_web_path(found: re.Match[str]) -> str:
-    """Hides what follows the host. Where `@` follows a slash, host and password cannot be told apart: both go."""
+    """Hides what follows the host. Where `@` follows a slash, host and password cannot be distinguished: both go."""
     scheme, rest = found.groups()
     ending = match[0] if (match := _WEB_END.search(rest)) else ""
     rest = rest.removesuffix(ending)
@@ -124,7 +124,7 @@ def _hide_option(found: re.Match[str]) -> str:
 
 
 class AddressOptions:
-    """What stands behind the `?`: every value is asked for by its name, and one that nobody asked for is an error."""
+    """The options behind the `?`. Each is read by its name; `finish` refuses those that were not read."""
 
     def __init__(self, address: str, values: dict[str, str]) -> None:
         self._address = redact(address)
@@ -200,7 +200,7 @@ class AddressOptions:
         return {name.removeprefix(prefix): self._values.pop(name) for name in names}
 
     def finish(self) -> None:
-        """Raises `SinkAddressError` when an option is left that nobody asked for."""
+        """Raises `SinkAddressError` when there is an option that was not read."""
         for name in self._values:
             allowed = ", ".join(self._known) if self._known else "none"
             if not self._values[name]:  # its name may be the end of a password that holds an "&"
@@ -236,11 +236,12 @@ class SinkAddress:
 
 
 def parse_address(text: str) -> SinkAddress:
-    """Raises `SinkAddressError` where the text is no address at all; whether its scheme is known is not asked here."""
+    """Returns the parts of an address of any scheme. Raises `SinkAddressError` for a text that is not an address."""
     match = _SCHEME.match(text)
     if match is None:
         raise SinkAddressError(
-            f"{redact(text)!r} is no sink address: write stdout:, jsonl:PATH, sqlite:PATH, kafka://HOST:PORT/TOPIC, ..."
+            f"{redact(text)!r} is not the address of a sink: write stdout:, jsonl:PATH, sqlite:PATH, "
+            "kafka://HOST:PORT/TOPIC, ..."
         )
     scheme, rest = match[1].lower(), text[match.end() :]
     if rest.startswith("//"):

@@ -30,7 +30,7 @@ class JsonlSink:
     """Appends one line for each event to a file that no other process writes.
 
     An event counts as delivered when the operating system has it under the file's name: it survives the end of this
-    process. A file that is renamed, deleted or replaced is written anew under its name, one that is cut goes on with
+    process. A file that is renamed, deleted or replaced is created again under its name; one that is cut goes on with
     whole lines. An event that a crash cut short is removed, all other text stays. Raises `SinkError` in a sentence
     where the file cannot be written; nothing of a batch that failed stays in the file.
     """

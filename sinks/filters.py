@@ -1,4 +1,4 @@
-"""Which events somebody wants: by type, stream and words."""
+"""Filters of events by type, stream and words."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def event_types(patterns: Collection[str]) -> frozenset[str]:
 
 
 class EventFilter:
-    """Says whether an event is wanted; what is empty lets everything through.
+    """Says whether an event is wanted; an empty list lets every event through.
 
     `types` as in `event_types`, `streams` by name or pattern, `queries` by words: without regard to case, anywhere in
     one of the event's queries. `track.begin` has none yet: with `queries` the first event of a track is `match.begin`.
@@ -60,7 +60,7 @@ class EventFilter:
 
 
 class FilteredSink:
-    """Hands on what is wanted; the rest counts as delivered."""
+    """Passes the wanted events on to a sink; the others count as delivered."""
 
     def __init__(self, sink: Sink, wanted: EventFilter) -> None:
         self._sink = sink

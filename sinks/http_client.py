@@ -88,7 +88,7 @@ class HttpClient:
                 response = self._begin(method, self._base + target, body, headers)
                 received = response.read(MAX_BODY)
                 is_whole = response.isclosed() or not response.read(1)
-                if self._is_late:  # an answer that was cut looks as if it had ended
+                if self._is_late:  # an answer that was cut seems to have ended
                     raise TimeoutError
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()

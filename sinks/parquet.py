@@ -43,12 +43,12 @@ class ParquetSink:
         self._worker = SinkWorker("sink-parquet")
 
     async def send_batch(self, events: Sequence[Event]) -> None:
-        await self._worker.call(self._write, events)
+        await self._worker.call(self._write_files, events)
 
     async def aclose(self) -> None:
         await self._worker.aclose()
 
-    def _write(self, events: Sequence[Event]) -> None:
+    def _write_files(self, events: Sequence[Event]) -> None:
         parts: dict[tuple[str, str], list[Event]] = {}
         for event in events:
             parts.setdefault((event.data.stream, event.time[:13]), []).append(event)
@@ -72,7 +72,7 @@ def open_parquet(address: SinkAddress) -> ParquetSink:
     if not address.path:
         raise SinkAddressError("parquet: needs a folder: write parquet:events")
     try:
-        import pyarrow.parquet  # noqa: F401  asked for here, so that its absence is told at once
+        import pyarrow.parquet  # noqa: F401  imported here, so that its absence is reported at start
     except ImportError:
         raise SinkAddressError("the parquet sink needs pyarrow: pip install 'groundstream[parquet]'") from None
     return ParquetSink(address.path, rows=rows, seconds=seconds)
@@ -97,14 +97,14 @@ def _write_table(path: Path, events: Sequence[Event]) -> None:
         ("queries", pyarrow.list_(pyarrow.string())),
         ("event", pyarrow.string()),
     ]
-    rows: list[dict[str, Any]] = [_row(event) for event in events]
+    rows: list[dict[str, Any]] = [_row_of(event) for event in events]
     table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(columns))
     unfinished = path.with_suffix(".unfinished")
     pyarrow.parquet.write_table(table, unfinished, compression="zstd")
     os.replace(unfinished, path)
 
 
-def _row(event: Event) -> dict[str, Any]:
+def _row_of(event: Event) -> dict[str, Any]:
     data = event.data
     row: dict[str, Any] = {
         "id": event.id,

@@ -225,7 +225,7 @@ class PostgresSink:
     def _insert_batch(self, events: Sequence[Event]) -> None:
         import psycopg
 
-        rows = [_row(event) for event in events]
+        rows = [_row_of(event) for event in events]
         try:
             self._client.run(lambda db: self._insert_rows(db, rows), create=True)
         except psycopg.DataError:
@@ -344,7 +344,7 @@ def _open_client(address: SinkAddress) -> PostgresClient:
     return PostgresClient(f"{address.hosts}/{database}", table, settings, timeout_s)
 
 
-def _row(event: Event) -> tuple[Any, ...]:
+def _row_of(event: Event) -> tuple[Any, ...]:
     """PostgreSQL's texts hold no NUL."""
     data = event.data
 

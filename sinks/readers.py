@@ -35,7 +35,7 @@ async def read_jsonl(address: SinkAddress, start: StartPosition, follow: bool, g
             batch = await worker.call(lines.read)
             is_end = not batch and not follow
             for number, line in batch or (lines.last_line() if is_end else []):
-                event = _parse(line, f"line {number} of {path}")
+                event = _parse_line(line, f"line {number} of {path}")
                 if skip_until:
                     if isinstance(event, Event) and event.id == skip_until:
                         skip_until = ""
@@ -142,7 +142,7 @@ async def read_sqlite(address: SinkAddress, start: StartPosition, follow: bool, 
         while True:
             batch = await worker.call(rows.read)
             for position, text in batch:
-                yield _parse(text.encode(), f"row {position} of {path}")
+                yield _parse_line(text.encode(), f"row {position} of {path}")
             if not batch:
                 if not follow:
                     return
@@ -243,7 +243,7 @@ async def read_parquet(address: SinkAddress, start: StartPosition, follow: bool,
     try:
         for path in await worker.call(_parquet_files, folder):
             for line in await worker.call(_parquet_lines, path):
-                event = _parse(line, str(path))
+                event = _parse_line(line, str(path))
                 if skip_until:
                     if isinstance(event, Event) and event.id == skip_until:
                         skip_until = ""
@@ -271,7 +271,7 @@ def _parquet_lines(path: Path) -> list[bytes]:
     return [text.encode() for text in column.to_pylist()]
 
 
-def _parse(line: bytes | None, where: str) -> Event | UnreadableEvent:
+def _parse_line(line: bytes | None, where: str) -> Event | UnreadableEvent:
     if line is None:
         return UnreadableEvent(f"{where} is no event: it is longer than {_LONGEST_LINE >> 20} MiB")
     try:

@@ -58,8 +58,8 @@ def open_sink(address: str) -> Sink:
     from sinks.filters import EventFilter, FilteredSink
 
     parts = parse_address(address)
-    factory = _factory(parts)
-    chosen = {name: _list(parts.options.text(name)) for name in ("types", "streams", "queries")}
+    factory = _find_factory(parts)
+    chosen = {name: _split_list(parts.options.text(name)) for name in ("types", "streams", "queries")}
     _given_name(parts)
     EventFilter(**chosen)  # a wrong type is refused before anything is opened
     sink = factory(parts)
@@ -102,7 +102,7 @@ def _given_name(address: SinkAddress) -> str | None:
     return name
 
 
-def _factory(address: SinkAddress) -> Callable[[SinkAddress], Sink]:
+def _find_factory(address: SinkAddress) -> Callable[[SinkAddress], Sink]:
     if address.scheme == "video":
         raise SinkAddressError(
             f"{address.public}: a video takes pictures, not events: only process and monitor draw it"
@@ -123,5 +123,5 @@ def _factory(address: SinkAddress) -> Callable[[SinkAddress], Sink]:
     return factory
 
 
-def _list(text: str | None) -> list[str]:
+def _split_list(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]

@@ -56,9 +56,9 @@ class SqliteSink:
     """Stores each event once, however often it is sent; a batch is one transaction.
 
     An event counts as delivered when its transaction is committed (WAL) in the file that stands under the path: it
-    survives the end of this process. A file that is renamed, deleted or replaced is made anew under its name, and one
-    whose `-wal` file is deleted loses nothing. Several processes may write one file. Raises `SinkError` in a sentence
-    where the file cannot be written or is no database of ours.
+    survives the end of this process. A file that is renamed, deleted or replaced is created again under its name, and
+    one whose `-wal` file is deleted loses nothing. Several processes may write one file. Raises `SinkError` in a
+    sentence where the file cannot be written or is no database of ours.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -128,7 +128,7 @@ class SqliteSink:
         return places != self._places
 
     def _insert(self, events: Sequence[Event]) -> None:
-        rows = [_row(event) for event in events]
+        rows = [_row_of(event) for event in events]
         db = self._db
         try:
             if db is None:
@@ -153,7 +153,7 @@ def open_sqlite(address: SinkAddress) -> SqliteSink:
     return SqliteSink(address.path)
 
 
-def _row(event: Event) -> tuple[str | int | float | None, ...]:
+def _row_of(event: Event) -> tuple[str | int | float | None, ...]:
     data = event.data
     return (
         event.id,

@@ -1,4 +1,4 @@
-"""Events back out of a sink: each once, typed, with what is missing told."""
+"""Subscriptions: events read from where a sink wrote them, each once and typed, with gaps reported."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class SequenceGap:
 
 
 class SequenceChecker:
-    """Tells duplicates and gaps from the sequence numbers of every stream and run. Bounded in memory."""
+    """Finds duplicates and gaps by the sequence numbers of every stream and run, in bounded memory."""
 
     def __init__(self) -> None:
         self._newest: dict[tuple[int, str], int] = {}
@@ -85,7 +85,7 @@ class SequenceChecker:
             self._newest[key] = number
             return True
         if number <= newest:
-            return self._fill(key, number)
+            return self._fill_gap(key, number)
         self._newest[key] = number
         holes = self._holes.setdefault(key, [])
         holes.append((newest + 1, number - 1))
@@ -97,7 +97,7 @@ class SequenceChecker:
         """How many events are missing at present: one that comes late closes its gap."""
         return sum(last - first + 1 for holes in self._holes.values() for first, last in holes)
 
-    def _fill(self, key: tuple[int, str], number: int) -> bool:
+    def _fill_gap(self, key: tuple[int, str], number: int) -> bool:
         holes = self._holes.get(key, [])
         for index, (first, last) in enumerate(holes):
             if first <= number <= last:
@@ -123,7 +123,7 @@ class Subscription:
         self.read = self.chosen = 0  # events that were read, and those of them that match
         self._types: Counter[str] = Counter()
         self._streams: Counter[str] = Counter()
-        self.unreadable: list[str] = []  # the newest reasons, for whoever asks
+        self.unreadable: list[str] = []  # the newest reasons
 
     @property
     def missing(self) -> int:
@@ -145,7 +145,7 @@ class Subscription:
                 continue
             if isinstance(taken, SequenceGap) and self._on_gap is not None:
                 self._on_gap(taken)
-            self._count(event)
+            self._count_event(event)
             if event.time >= self._not_before and self._wanted(event):
                 self.chosen += 1
                 return event
@@ -155,7 +155,7 @@ class Subscription:
         types = ", ".join(f"{name} ({count})" for name, count in self._types.most_common(_SHOWN))
         return f"types {types}; streams {', '.join(name for name, _ in self._streams.most_common(_SHOWN))}"
 
-    def _count(self, event: Event) -> None:
+    def _count_event(self, event: Event) -> None:
         self.read += 1
         self._types[event.kind] += 1
         if len(self._streams) < _MOST_STREAMS:
@@ -208,7 +208,7 @@ def subscribe(
 
 
 def parse_since(since: str | datetime | None, follow: bool, group: str | None) -> StartPosition:
-    """Raises `SinkAddressError` for what is neither a time nor an id."""
+    """Returns the start position. Raises `SinkAddressError` for a text that is neither a time nor an id."""
     if since is None:
         return StartPosition("latest" if follow and group is None else "earliest")
     if isinstance(since, datetime):

@@ -33,22 +33,32 @@ _MALFORMED = frozenset({400, 413, 415, 422})
 _LONGEST_WAIT_S = 300.0
 _LEAST_SECRET = 6
 _WITNESSES = 8
-_FORMATS = ("events", "text", "slack", "discord", "teams")
+_FORMATS = ("events", "binary", "text", "slack", "discord", "teams")
 _CHAT_BATCH = 1000
 _CHAT_RATE = 20.0
 _OURS = frozenset({"secret", "token", "batch", "timeout", "format", "name", "template", "rate", "digest", "types",
                    "streams", "queries", *TLS_OPTIONS})  # fmt: skip
+_HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 _KEPT = "".join(chr(code) for code in range(0x21, 0x7F))
 
 
 class CloudEventFormat:
-    """CloudEvents in JSON: one event as itself, or a batch as a list."""
+    """CloudEvents in JSON: one event as itself, a batch as a list, or, `binary`, the attributes as headers."""
 
-    def __init__(self, batch: int) -> None:
-        self.content_type = _ONE if batch == 1 else _MANY
+    def __init__(self, batch: int, *, binary: bool = False) -> None:
+        self._is_binary = binary
+        self.content_type = "application/json" if binary else _ONE if batch == 1 else _MANY
+
+    def headers_of(self, events: Sequence[Event]) -> dict[str, str]:
+        """The headers that belong to these events."""
+        if not self._is_binary:
+            return {}
+        return {name.replace("_", "-"): quote(text, safe=_HEADER_SAFE) for name, text in _attributes(events[0])}
 
     def body_of(self, events: Sequence[Event]) -> bytes:
         """The body of a request with these events."""
+        if self._is_binary:
+            return events[0].data.model_dump_json(exclude_none=True).encode()
         if self.content_type == _ONE:
             return events[0].to_json()
         return b"[" + b",".join([event.to_json() for event in events]) + b"]"
@@ -122,7 +132,7 @@ class WebhookSink:
             body = self._form.body_of_text("groundstream: a test message; sinks of this address work")
         else:
             body = self._form.body_of([event])
-        answer = self._exchange(event.id, body)
+        answer = self._exchange([event], body)
         self._judge(answer)
         return f"took a test message ({answer.status} {answer.reason})"
 
@@ -184,7 +194,7 @@ class WebhookSink:
             raise SinkError(f"{self._where} asked for a pause: {wait_s:.0f} s are left")
         self._wait_for_rate()
         try:
-            self._judge(self._exchange(events[0].id, self._form.body_of(events)))
+            self._judge(self._exchange(events, self._form.body_of(events)))
         except PoisonError:
             self._refused_in_a_row += 1
             raise
@@ -196,8 +206,10 @@ class WebhookSink:
             time.sleep(min(left_s, 0.2))
         self._last_sent = time.monotonic()
 
-    def _exchange(self, message_id: str, body: bytes) -> Answer:
-        headers = {**self._headers, "Content-Type": self._form.content_type, **self._signature(message_id, body)}
+    def _exchange(self, events: Sequence[Event], body: bytes) -> Answer:
+        headers = {**self._headers, "Content-Type": self._form.content_type, **self._signature(events[0].id, body)}
+        if isinstance(self._form, CloudEventFormat):
+            headers |= self._form.headers_of(events)
         try:
             return self._client.request("POST", self._target, body, headers)
         except SinkError as error:
@@ -244,10 +256,10 @@ def open_webhook(address: SinkAddress) -> WebhookSink:
     """Opens `https://USER:PASSWORD@HOST/PATH?...`; `http://` for tests and closed networks.
 
     Options: `secret` (signs; `whsec_...` is base64), `token` (bearer), `batch` (events a request), `timeout` (seconds
-    for a whole exchange), the TLS options. `format` text, slack, discord or teams (also as `slack+https://`, and by
-    themselves for the hosts of those services) sends messages for people, with `template` (a line for each event),
-    `rate` (messages a minute) and `digest` (seconds to collect events for one message). Everything else behind the `?`
-    belongs to the address and is sent as it is written.
+    for a whole exchange), the TLS options. `format=binary` sends CloudEvents in binary mode; text, slack, discord or
+    teams (also as `slack+https://`, and by themselves for the hosts of those services) send messages for people, with
+    `template` (a line for each event), `rate` (messages a minute) and `digest` (seconds to collect events for one
+    message). Everything else behind the `?` belongs to the address and is sent as it is written.
     """
     options = address.options
     prefix, _, scheme = address.scheme.rpartition("+")
@@ -257,16 +269,18 @@ def open_webhook(address: SinkAddress) -> WebhookSink:
     kind = options.choice("format", _FORMATS, default)
     if prefix and kind != prefix:
         raise options.error(f"option format={kind!r} contradicts the scheme {address.scheme}: leave it out")
-    is_chat = kind != "events"
+    is_chat = kind not in {"events", "binary"}
     token, secret = _secret_text(address, "token"), _secret_text(address, "secret")
     batch = options.whole("batch", _CHAT_BATCH if is_chat else 1, least=1)
+    if kind == "binary" and batch > 1:
+        raise options.error(f"option batch={batch} does not go with format=binary, which carries one event a request")
     template = options.text("template")
     rate = options.number("rate", _CHAT_RATE if is_chat else 0.0)
     digest_s = options.number("digest", 0.0)
     if not is_chat and (template is not None or digest_s):
         raise options.error("options template and digest are for messages: add format=text, slack, discord or teams")
     try:
-        form = MessageFormat(kind, template) if is_chat else CloudEventFormat(batch)
+        form = MessageFormat(kind, template) if is_chat else CloudEventFormat(batch, binary=kind == "binary")
     except SinkAddressError as error:
         raise options.error(str(error)) from None
     client = _open_client(address, secure=scheme == "https")
@@ -347,6 +361,12 @@ def _secret_bytes(address: SinkAddress, secret: str) -> bytes:
     if not key:
         raise address.options.error("option secret begins with whsec_, but no base64 follows: copy it whole")
     return key
+
+
+def _attributes(event: Event) -> Iterator[tuple[str, str]]:
+    from sinks.formats.choose import encode_binary
+
+    return ((name, value.decode()) for name, value in encode_binary(event)[1] if name.startswith("ce_"))
 
 
 def _retry_after_s(text: str | None) -> float:

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from detectors import Detector
 from groundstream import __version__
-from sinks.address import parse_address, redact
+from sinks.address import redact
 from sinks.event import Producer
-from sinks.registry import open_sinks, wants_detections
+from sinks.registry import open_sinks, sink_name, wants_detections
 from sinks.sink import Sink
 from streamer.analysis.event_writer import StreamIdentity
 from streamer.analysis.queries import QueryBook
@@ -142,8 +142,12 @@ class StreamAssembly:
         return open_sinks(address for address in addresses if not address.startswith(VIDEO))
 
     def sink_name(self, address: str) -> str:
-        """The public name of a sink, under which the spool knows it."""
-        return parse_address(address).public
+        """The name of a sink, under which the spool knows it."""
+        return sink_name(address)
+
+    def publishes_detections(self, config: Config) -> bool:
+        """Whether the detections of every frame are events: by the configuration, or because a sink needs them."""
+        return config.detections or wants_detections(config.sinks)
 
     def make_videos(self, addresses: Iterable[str], stream: Stream, config: Config) -> dict[str, Recorder]:
         """The annotated videos of a stream among the addresses of sinks, by address."""
@@ -197,7 +201,7 @@ class StreamAssembly:
             self._make_rules(source.name) if self._make_rules is not None else (),
             masks,
         )
-        analysis.publishes_detections = config.detections or wants_detections(config.sinks)
+        analysis.publishes_detections = self.publishes_detections(config)
         made = self._make_recorders(source, analysis) if self._make_recorders is not None else ()
         recorders: dict[str, Recorder] = {f"recorder {number}": recorder for number, recorder in enumerate(made, 1)}
         recorders.update(self._videos(config.sinks, source, analysis, several=several))

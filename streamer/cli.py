@@ -23,6 +23,7 @@ from streamer.commands import (
     monitor,
     process,
     replay,
+    report,
     schema,
     spool,
     subscribe,
@@ -40,6 +41,7 @@ SECTIONS = {
         "monitor": "Watch cameras and publish events.",
         "demo": "Run the whole path on a synthetic street.",
         "view": "Show the results of a finished job in the browser.",
+        "report": "Write a page of counts, dwell times and heat maps.",
     },
     "Events": {
         "subscribe": "Print events, past or live.",
@@ -119,6 +121,7 @@ app.command("monitor")(monitor.monitor)
 app.command("subscribe")(subscribe.subscribe)
 app.command("replay")(replay.replay)
 app.command("view")(view.view)
+app.command("report")(report.report)
 app.command("demo")(demo.demo)
 app.command("detect")(detect.detect)
 app.command("track")(track.track)

@@ -45,7 +45,7 @@ def of_pages(language: str) -> list[Any]:
 @pytest.mark.parametrize("text", of_pages("yaml"))
 def test_every_configuration_is_one(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in re.findall(r"\$\{(\w+)\}", text):
-        monkeypatch.setenv(name, "secret")
+        monkeypatch.setenv(name, "a secret of this page")
     raw = yaml.safe_load(text)
     if "streams" not in raw:  # an excerpt
         raw = {"streams": [{"source": "webcam:0"}], "queries": ["person"], **raw}

@@ -22,12 +22,14 @@ _HEADERS = [("content-type", b"application/avro")]
 
 @cache
 def avro_schema() -> dict[str, Any]:
-    """The schema of one event. What is not required has a default, so readers and writers may be of different age."""
-    return _record(Event, set())
+    """The schema of one event. Fields that are not required have defaults, so that readers and writers of
+    different versions understand each other."""
+    return _record_schema(Event, set())
 
 
 class AvroFormat:
-    """Writes with our schema, registered under the record's name; reads with whatever schema the message names."""
+    """Writes with the schema of the models, registered under the name of the record; reads with the schema that the
+    message names."""
 
     def __init__(self, registry: str | None, tls: TlsOptions | None = None) -> None:
         if registry is None:
@@ -57,7 +59,7 @@ class AvroFormat:
         return out.getvalue(), _HEADERS
 
     def decode(self, message: bytes) -> Event:
-        """Raises `ValueError` for what is no event."""
+        """Returns the event. Raises `ValueError` for a message that holds none."""
         import fastavro
 
         number, body = split_header(message)
@@ -71,12 +73,12 @@ class AvroFormat:
         return Event.model_validate(_without_none(found))
 
 
-def _record(model: type[BaseModel], seen: set[type[BaseModel]]) -> dict[str, Any]:
+def _record_schema(model: type[BaseModel], seen: set[type[BaseModel]]) -> dict[str, Any]:
     seen.add(model)
     defaults = dict(defaults_of(model))
     fields = []
     for field in fields_of(model):
-        entry: dict[str, Any] = {"name": field.name, "type": _type(field, seen)}
+        entry: dict[str, Any] = {"name": field.name, "type": _type_schema(field, seen)}
         if not field.required:
             default = defaults[field.name]
             entry["default"] = default.value if isinstance(default, Enum) else default
@@ -84,10 +86,12 @@ def _record(model: type[BaseModel], seen: set[type[BaseModel]]) -> dict[str, Any
     return {"type": "record", "name": model.__name__, "namespace": "dev.groundstream", "fields": fields}
 
 
-def _type(field: EventField, seen: set[type[BaseModel]]) -> Any:
+def _type_schema(field: EventField, seen: set[type[BaseModel]]) -> Any:
     kind: Any = field.scalar
     if field.record is not None:
-        kind = f"dev.groundstream.{field.record.__name__}" if field.record in seen else _record(field.record, seen)
+        kind = (
+            f"dev.groundstream.{field.record.__name__}" if field.record in seen else _record_schema(field.record, seen)
+        )
     if field.many:
         kind = {"type": "array", "items": kind}
     if field.mapped:

@@ -31,7 +31,7 @@ class EventField:
 
 def fields_of(model: type[BaseModel]) -> list[EventField]:
     """The fields of a model in their order. Words that are one of a list are strings: lists only grow."""
-    return [_field(name, info.annotation, info.is_required()) for name, info in model.model_fields.items()]
+    return [_field_of(name, info.annotation, info.is_required()) for name, info in model.model_fields.items()]
 
 
 def records() -> list[type[BaseModel]]:
@@ -48,7 +48,7 @@ def records() -> list[type[BaseModel]]:
     return list(found)
 
 
-def _field(name: str, annotation: Any, required: bool) -> EventField:
+def _field_of(name: str, annotation: Any, required: bool) -> EventField:
     nullable = many = mapped = False
     while True:
         origin, arguments = get_origin(annotation), get_args(annotation)

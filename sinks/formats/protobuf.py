@@ -52,7 +52,7 @@ class ProtobufFormat:
         return self._header + body, _HEADERS
 
     def decode(self, message: bytes) -> Event:
-        """Raises `ValueError` for what is no event. Fields that we do not know are passed over."""
+        """Returns the event; unknown fields are ignored. Raises `ValueError` for a message that holds none."""
         if message[:1] == b"\0":  # no message of ours begins so: 0 is no field
             message = split_header(message)[1][1:]
         found = self._message()
@@ -65,18 +65,18 @@ class ProtobufFormat:
 
 def proto_text() -> str:
     """The messages in the language of Protobuf, `Event` first."""
-    numbers = _numbers()
+    numbers = _field_numbers()
     lines = ["// Generated from sinks/event.py; numbers are never given twice.", 'syntax = "proto2";', ""]
     lines += [f"package {_PACKAGE};"]
     for model in records():
         lines += ["", f"message {model.__name__} {{"]
         for field in fields_of(model):
-            lines.append(f"  {_declared(field)} {field.name} = {numbers[model.__name__, field.name]};")
+            lines.append(f"  {_declared_type(field)} {field.name} = {numbers[model.__name__, field.name]};")
         lines.append("}")
     return "\n".join(lines) + "\n"
 
 
-def _declared(field: EventField) -> str:
+def _declared_type(field: EventField) -> str:
     kind = field.record.__name__ if field.record else _SCALARS[field.scalar or ""]
     if field.mapped:
         return f"map<string, {kind}>"
@@ -84,7 +84,7 @@ def _declared(field: EventField) -> str:
 
 
 @cache
-def _numbers() -> dict[tuple[str, str], int]:
+def _field_numbers() -> dict[tuple[str, str], int]:
     """(message, field) -> number: those of the shipped file, then the next free ones."""
     numbers: dict[tuple[str, str], int] = {}
     message = ""
@@ -111,13 +111,13 @@ def _message_class() -> Any:
     factory = import_module("google.protobuf.message_factory")
     file = descriptors.FileDescriptorProto(name="event.v1.proto", package=_PACKAGE, syntax="proto2")
     for model in records():
-        _describe(file.message_type.add(name=model.__name__), model, descriptors.FieldDescriptorProto)
+        _describe_message(file.message_type.add(name=model.__name__), model, descriptors.FieldDescriptorProto)
     pool.Add(file)
     return factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.Event"))
 
 
-def _describe(message: Any, model: type[BaseModel], kinds: Any) -> None:
-    numbers = _numbers()
+def _describe_message(message: Any, model: type[BaseModel], kinds: Any) -> None:
+    numbers = _field_numbers()
     for field in fields_of(model):
         label = kinds.LABEL_REPEATED if field.many or field.mapped else kinds.LABEL_OPTIONAL
         entry = message.field.add(name=field.name, number=numbers[model.__name__, field.name], label=label)

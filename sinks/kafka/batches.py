@@ -25,7 +25,7 @@ _MOST_OVERHEAD = 4096  # of a message, beside its value: closer to the limit it 
 
 
 class MessageBatches:
-    """The messages of one sending, in their order, by partition. `put` gives each a mark by which its fate is told."""
+    """The messages of one send, in their order, by partition. `failures` reports by the mark of each."""
 
     def __init__(self, producer: Any) -> None:
         self._producer = producer
@@ -42,15 +42,15 @@ class MessageBatches:
         batch = self._filling.get((topic, partition))
         if batch is None or batch.records.append(*message) is None:
             if batch is not None:
-                self._hand_over(batch)
-            batch = self._filling[topic, partition] = self._new(topic, partition)
+                self._queue_batch(batch)
+            batch = self._filling[topic, partition] = self._new_batch(topic, partition)
             batch.records.append(*message)  # the first one always fits
         batch.marks.append(mark)
 
     def send(self, timeout_s: float) -> None:
-        """Hands over what is left and waits, so long for every batch. `failures` tells what came of it."""
+        """Queues what is left and waits at most `timeout_s` for each batch; `failures` gives the result."""
         for batch in self._filling.values():
-            self._hand_over(batch)
+            self._queue_batch(batch)
         self._filling.clear()
         with contextlib.suppress(errors.KafkaError):
             self._producer.flush(timeout_s)
@@ -60,7 +60,7 @@ class MessageBatches:
         for batch in self._all:
             yield from batch.failures(deadline)
 
-    def _new(self, topic: str, partition: int) -> _MessageBatch:
+    def _new_batch(self, topic: str, partition: int) -> _MessageBatch:
         settings = self._accumulator.config
         records = MemoryRecordsBuilder(
             settings["message_version"], settings["compression_attrs"], settings["batch_size"]
@@ -69,7 +69,7 @@ class MessageBatches:
         self._all.append(batch)
         return batch
 
-    def _hand_over(self, batch: _MessageBatch) -> None:
+    def _queue_batch(self, batch: _MessageBatch) -> None:
         accumulator = self._accumulator
         accumulator._appends_in_progress.increment()  # so that a producer that closes now does not overlook it
         try:
@@ -95,9 +95,9 @@ class _MessageBatch(ProducerBatch):  # type: ignore[misc]  # the library has no 
         self.marks: list[int] = []
         self._stop = stop
         self._parts: list[Any] = []
-        self.produce_future.add_callback(self._done)
+        self.produce_future.add_callback(self._stop_on_failure)
 
-    def _done(self, result: tuple[Any, Any, Callable[[int], Exception] | None]) -> None:
+    def _stop_on_failure(self, result: tuple[Any, Any, Callable[[int], Exception] | None]) -> None:
         if result[2] is not None:
             self._stop()
 

@@ -1,4 +1,4 @@
-"""How a Kafka cluster is reached, and what its troubles mean: settings, clients, sentences."""
+"""Connections to a Kafka cluster: settings, clients, and sentences for their errors."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ with warnings.catch_warnings():
 __all__ = [
     "BrokerClient",
     "close_sockets",
+    "error_text",
     "errors",
     "kafka",
     "murmur2",
@@ -39,7 +40,6 @@ __all__ = [
     "parse_broker",
     "parse_tls",
     "quieten",
-    "told",
 ]
 
 log = logging.getLogger("sinks.kafka")
@@ -127,7 +127,7 @@ class BrokerClient:
     def probe(self) -> None:
         """Raises `SinkError` when no server takes a connection, or its TLS is not to be trusted.
 
-        kafka-python tells neither apart, and waits for ever where TLS is answered by a port without it.
+        kafka-python does not distinguish these, and waits for ever where a port without TLS answers.
         """
         causes = []
         for server in self.servers:
@@ -135,7 +135,7 @@ class BrokerClient:
             try:
                 with socket.create_connection((host.strip("[]"), int(port)), timeout=self.timeout_s / 4) as connection:
                     if self._speaks_tls:
-                        self._tls().wrap_socket(connection, server_hostname=host.strip("[]")).close()
+                        self._tls_context().wrap_socket(connection, server_hostname=host.strip("[]")).close()
                 return
             except OSError as error:
                 cause = tls_cause(error, has_certificate=self.tls.certfile is not None)
@@ -158,7 +158,7 @@ class BrokerClient:
         try:
             settings.setdefault("proxy_url", "direct://")
             if self._speaks_tls:
-                settings["ssl_context"] = self._tls()
+                settings["ssl_context"] = self._tls_context()
             built = factory(bootstrap_servers=self.servers, kafka_client=client, **settings)
         except BaseException:
             self._remember_threads(made)
@@ -177,17 +177,17 @@ class BrokerClient:
                 self._threads.add(worker.ident)
 
     def cause(self, error: Exception, since: float) -> Exception:
-        """The error, or what the library told about it in its log only since then (monotonic seconds)."""
+        """Returns the error, or its cause, which the library wrote to its log since then (monotonic seconds)."""
         hidden = _notes.newest(self._threads, since)
         return hidden if hidden is not None and isinstance(error, _VAGUE) else error
 
     def forget(self) -> None:
-        """The clients are gone: what other threads of the same number tell is not about them."""
+        """Forgets the threads of closed clients, since their numbers are given to other threads."""
         _notes.forget(self._threads)
         self._threads.clear()
 
     def sentence(self, error: Exception) -> str:
-        """What a `cause` means for whoever runs this."""
+        """Returns a `cause` as a sentence that says what to do."""
         where = f"Kafka at {self}"
         if isinstance(error, errors.SaslAuthenticationFailedError | errors.IllegalSaslStateError):
             return f"{where} refuses the user or the password: check them and sasl_mechanism"
@@ -207,9 +207,9 @@ class BrokerClient:
         if isinstance(error, errors.NotEnoughReplicasError | errors.NotEnoughReplicasAfterAppendError):
             return f"{where} has too few copies of topic {_topic_of(error)} in sync to promise anything"
         if isinstance(error, _LEADERLESS):
-            return f"{where} has nobody who leads topic {_topic_of(error)} at present: is one of its brokers down?"
+            return f"{where} has no leader for topic {_topic_of(error)} at present: check its brokers"
         if isinstance(error, _FORGOTTEN):
-            return f"{where} has forgotten what it was sent (did it lose its disk?): what waits is sent anew"
+            return f"{where} has lost the state of this producer (did it lose its disk?): waiting events are sent again"
         if isinstance(error, (errors.KafkaConnectionError, *_UNANSWERED)) and (cause := self._find_cause()):
             return cause
         if isinstance(error, errors.KafkaConnectionError):
@@ -217,7 +217,7 @@ class BrokerClient:
         if isinstance(error, _UNANSWERED):
             hint = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
             return f"{where} does not answer within {self.timeout_s:g} s{hint}: is it up, does it ask for a user?"
-        return f"{where} failed ({told(error)})"
+        return f"{where} failed ({error_text(error)})"
 
     def _find_cause(self) -> str:
         """What kafka-python reports as a broken connection only: TLS, or an advertised address that is dead."""
@@ -226,13 +226,15 @@ class BrokerClient:
             trouble = find_tls_trouble(
                 host,
                 port,
-                self._tls() if self._speaks_tls else None,
+                self._tls_context() if self._speaks_tls else None,
                 has_certificate=self.tls.certfile is not None,
                 timeout_s=min(3.0, self.timeout_s),
             )
             if trouble:
                 return f"{server} {trouble}"
-        dead = [place for place in self._advertised() if place not in self.servers and not _takes_connections(place)]
+        dead = [
+            place for place in self._advertised_servers() if place not in self.servers and not _takes_connections(place)
+        ]
         if dead:
             return (
                 f"Kafka at {self} answers, but advertises {', '.join(dead)}, where no broker answers from here: set "
@@ -240,7 +242,7 @@ class BrokerClient:
             )
         return ""
 
-    def _advertised(self) -> list[str]:
+    def _advertised_servers(self) -> list[str]:
         found: dict[str, None] = {}
         for cluster in self._clusters:
             for one in cluster.brokers():
@@ -252,7 +254,7 @@ class BrokerClient:
     def _speaks_tls(self) -> bool:
         return str(self.settings.get("security_protocol", "")).endswith("SSL")
 
-    def _tls(self) -> ssl.SSLContext:
+    def _tls_context(self) -> ssl.SSLContext:
         """Raises `TlsOptionsError`."""
         settings = self.settings
         context = self.tls.fill(_Trust(ssl.PROTOCOL_TLS_CLIENT))
@@ -296,7 +298,7 @@ def parse_broker(address: SinkAddress, defaults: dict[str, Any], tls: TlsOptions
             continue
         text = options.text(name)
         if text is not None:
-            settings[name] = _setting(address, name, text, default)
+            settings[name] = _parse_setting(address, name, text, default)
     _check_compression(address, settings.get("compression_type"))
     options.finish()
     servers = [_with_port(server) for server in address.hosts.split(",") if server]
@@ -305,7 +307,7 @@ def parse_broker(address: SinkAddress, defaults: dict[str, Any], tls: TlsOptions
     broker = BrokerClient(servers, settings, timeout_s, tls)
     try:
         if secure:
-            broker._tls()
+            broker._tls_context()
     except (TlsOptionsError, OSError) as error:
         raise options.error(str(error)) from None
     return broker
@@ -350,7 +352,7 @@ def _takes_connections(server: str) -> bool:
     return True
 
 
-def _setting(address: SinkAddress, name: str, text: str, default: Any) -> Any:
+def _parse_setting(address: SinkAddress, name: str, text: str, default: Any) -> Any:
     if isinstance(default, bool):
         if text.lower() in {"true", "false"}:
             return text.lower() == "true"
@@ -369,8 +371,8 @@ def _bad_acks(address: SinkAddress, text: str) -> None:
     raise address.options.error(f"option acks={text!r} must be all, 1 or 0")
 
 
-def told(error: BaseException) -> str:
-    """The error in a few words, without the numbers and names that the library puts before them."""
+def error_text(error: BaseException) -> str:
+    """Returns the error in a few words, without the numbers and names that the library puts before them."""
     said = str(error).rpartition("Error: ")[2]
     return said if said not in {"", "None"} else type(error).__name__
 
@@ -383,7 +385,7 @@ def _topic_of(error: BaseException) -> str:
 
 
 class _ClientNotes(logging.Handler):
-    """kafka-python hides why it tries again in its log, which floods otherwise: keep the newest of every thread."""
+    """Keeps the newest error of every thread of kafka-python, which writes the causes of its retries to its log."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -405,7 +407,7 @@ class _ClientNotes(logging.Handler):
             self._newest.pop((thread, True), None)
 
     def newest(self, threads: set[int], since: float) -> Exception | None:
-        """A broken connection often follows what is really the matter, so it counts only where nothing else is told."""
+        """Returns the newest cause; a broken connection often follows the real cause, so it counts only alone."""
         for is_network in (False, True):
             notes = [self._newest.get((thread, is_network)) for thread in threads]
             found = [note for note in notes if note is not None and note[0] >= since]
@@ -415,7 +417,7 @@ class _ClientNotes(logging.Handler):
 
 
 def _error_in(record: logging.LogRecord) -> Exception | None:
-    """What happened, where the line tells it: see `Sender._dispatch_error`, `ClusterMetadata.update_metadata` there."""
+    """Returns the error in a log line of `Sender._dispatch_error` or `ClusterMetadata.update_metadata`, if any."""
     arguments = record.args if isinstance(record.args, tuple) else ()
     message = str(record.msg)
     if "Got error produce response" in message:
@@ -442,7 +444,7 @@ _notes = _ClientNotes()
 
 
 def quieten() -> None:
-    """kafka-python's own log goes to ours, at the level of debugging; its own debugging would tell passwords."""
+    """Passes kafka-python's log on at debug level; its own debug lines hold passwords and stay off."""
     logger = logging.getLogger("kafka")
     logger.setLevel(logging.WARNING)
     if _notes not in logger.handlers:

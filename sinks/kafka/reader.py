@@ -1,4 +1,4 @@
-"""Events back from Kafka, alone or as a member of a group."""
+"""Reader of events in Kafka, alone or as a member of a group."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REFRESH_S = 5.0
 
 
 async def read_kafka(address: SinkAddress, start: StartPosition, follow: bool, group: str | None) -> Reader:
-    """Messages of the topic; without `follow` until it has caught up with whoever writes there.
+    """Reads the messages of the topic; without `follow`, up to its present end.
 
     A group commits what the caller has taken, a few hundred at a time and at the end. After a crash it gets the last
     few hundred once more.
@@ -47,6 +47,7 @@ async def read_kafka(address: SinkAddress, start: StartPosition, follow: bool, g
     except errors.KafkaError as error:
         raise SinkError(broker.sentence(broker.cause(error, consumer.since))) from None
     finally:
+        consumer.stop()
         await worker.aclose(last=consumer.close)
 
 
@@ -65,6 +66,7 @@ class _TopicConsumer:
         self._consumer: Any = None
         self._ends: dict[Any, int] = {}
         self._refresh_at = 0.0
+        self._is_closed = False
         self._topic_id: Any = None  # of the topic that is read: another one has the same name
         self.taken: dict[Any, int] = {}
         self.since = time.monotonic()  # when the present attempt began
@@ -89,7 +91,7 @@ class _TopicConsumer:
         if self._group is not None:
             consumer.subscribe([self._topic])
             return
-        partitions = self._partitions()
+        partitions = self._wait_for_partitions()
         consumer.assign(partitions)
         self._ends = consumer.end_offsets(partitions)
         if self._start.at == "latest":
@@ -100,19 +102,19 @@ class _TopicConsumer:
         if self._start.at == "time":
             self._seek_time(partitions)
 
-    def _partitions(self) -> list[Any]:
+    def _wait_for_partitions(self) -> list[Any]:
         until = time.monotonic() + self._broker.timeout_s / 4
-        while not (numbers := self._numbers()):
+        while not (numbers := self._partition_numbers()):
             if not self._follow or time.monotonic() > until:
                 raise SinkError(f"Kafka at {self._broker} has no topic {self._topic}: check its name")
             time.sleep(0.2)
         return [kafka.TopicPartition(self._topic, number) for number in sorted(numbers)]
 
     def _seek_time(self, partitions: list[Any]) -> None:
-        """To the first message of that time or later; the subscription looks at each event's time once more.
+        """Goes to the first message of that time or later; the subscription compares the time of each event again.
 
         The messages' times are the capture times, which rise only nearly. An answer that is too early costs time, one
-        that is too late would cost events, and brokers were seen to give such: so what stands before it is looked at.
+        that is too late would cost events, and some brokers give such answers: so the message before it is read.
         """
         moment_ms = int(datetime.fromisoformat(self._start.value).timestamp() * 1000)
         found = self._consumer.offsets_for_times(dict.fromkeys(partitions, moment_ms))
@@ -144,10 +146,18 @@ class _TopicConsumer:
 
     def poll(self) -> list[tuple[Any, int, Event | UnreadableEvent]] | None:
         """What came, with partition and offset; None at the end of what was asked for."""
-        if self._follow and self._group is None and time.monotonic() > self._refresh_at:
-            self._follow_topic()
-        records = self._consumer.poll(timeout_ms=_POLL_MS, max_records=_BATCH)
+        try:
+            if self._follow and self._group is None and time.monotonic() > self._refresh_at:
+                self._follow_topic()
+            records = self._consumer.poll(timeout_ms=_POLL_MS, max_records=_BATCH)
+        except errors.UnknownTopicOrPartitionError:
+            if not self._follow or self._group is not None:
+                raise
+            self._wait_for_topic()
+            return []
         batch: list[tuple[Any, int, Event | UnreadableEvent]] = []
+        if self._follow and self._group is None and self._reopen_if_made_again():
+            return batch  # what came from amid the new topic comes again, from its beginning
         for partition, messages in records.items():
             for message in messages:
                 event: Event | UnreadableEvent
@@ -160,19 +170,11 @@ class _TopicConsumer:
         return None if not batch and not self._follow and self._at_end() else batch
 
     def _follow_topic(self) -> None:
-        """Reads from the beginning what a topic that was made again holds, and partitions that it has gained."""
+        """Reads partitions that the topic has gained from their beginning."""
         self._refresh_at = time.monotonic() + _REFRESH_S
-        now = [kafka.TopicPartition(self._topic, number) for number in sorted(self._numbers())]
-        made, self._topic_id = self._topic_id, self._consumer._client.cluster.topic_id(self._topic) or self._topic_id
+        now = [kafka.TopicPartition(self._topic, number) for number in sorted(self._partition_numbers())]
         if not now:
             return  # it is away
-        if made not in {None, self._topic_id}:
-            log.warning("topic %s at %s was made again: it is read from its beginning", self._topic, self._broker)
-            self._start = StartPosition("earliest")
-            self._topic_id = None
-            self.close()
-            self.open()
-            return
         known = [one for one in self._consumer.assignment() if one in now]
         added = [one for one in now if one not in known]
         if not added:
@@ -184,11 +186,41 @@ class _TopicConsumer:
             self._consumer.seek(one, offset)
         self._consumer.seek_to_beginning(*added)
 
-    def _numbers(self) -> set[int]:
+    def _wait_for_topic(self) -> None:
+        """The topic was deleted: waits until it is there again, and begins with its first message."""
+        log.warning("topic %s at %s is gone: it is read from its beginning once it is back", self._topic, self._broker)
+        self._start = StartPosition("earliest")
+        self._topic_id = None
+        while not self._is_closed:
+            self.close()
+            try:
+                self.open()
+            except (SinkError, errors.KafkaError) as error:
+                log.debug("%s", error)
+                time.sleep(_POLL_MS / 1000)
+            else:
+                return
+
+    def _reopen_if_made_again(self) -> bool:
+        """Whether the topic is another one of the same name: then its reading begins again."""
+        found = self._consumer._client.cluster.topic_id(self._topic)
+        if found is None or found == self._topic_id:
+            return False
+        if self._topic_id is None:
+            self._topic_id = found
+            return False
+        log.warning("topic %s at %s was made again: it is read from its beginning", self._topic, self._broker)
+        self._start = StartPosition("earliest")
+        self._topic_id = None
+        self.close()
+        self.open()
+        return True
+
+    def _partition_numbers(self) -> set[int]:
         return self._consumer.partitions_for_topic(self._topic) or set()
 
     def _at_end(self) -> bool:
-        """Whether every partition was read up to the end that its last answer told."""
+        """Whether every partition was read up to the end in its last answer."""
         partitions = list(self._consumer.assignment())
         if partitions and not self._ends:
             self._ends = self._consumer.end_offsets(partitions)
@@ -197,6 +229,10 @@ class _TopicConsumer:
     def _is_at_end(self, partition: Any) -> bool:
         end = self._consumer.highwater(partition)
         return bool(self._consumer.position(partition) >= (self._ends[partition] if end is None else end))
+
+    def stop(self) -> None:
+        """Ends a wait for the topic; may be called from another thread."""
+        self._is_closed = True
 
     def commit(self) -> None:
         if self._group is not None and self.taken:

@@ -23,6 +23,7 @@ from sinks.kafka.batches import MessageBatches
 from sinks.kafka.client import (
     BrokerClient,
     close_sockets,
+    error_text,
     errors,
     kafka,
     murmur2,
@@ -30,7 +31,6 @@ from sinks.kafka.client import (
     parse_broker,
     parse_tls,
     quieten,
-    told,
 )
 from sinks.sink import PoisonError, SinkError
 from sinks.stream_state import StreamStates
@@ -52,9 +52,9 @@ _MAY_WRITE = frozenset({"ALL", "WRITE"})
 
 @dataclass(frozen=True)
 class TopicChoice:
-    """Where each kind of event goes; an empty name sends it nowhere.
+    """The topic of each kind of event; an empty name leaves the kind out.
 
-    `state` gets the newest news of every stream once more and is compacted: whoever comes late reads it first.
+    `state` is compacted and also gets the newest state of every stream, for consumers that start late.
     `create` makes topics that are missing, with so many partitions and copies (-1: as the broker likes it).
     """
 
@@ -108,42 +108,42 @@ class KafkaSink:
         quieten()
 
     async def send_batch(self, events: Sequence[Event]) -> None:
-        await self._worker.call(self._send, events)
+        await self._worker.call(self._send_batch, events)
 
     async def check(self) -> str:
         """How things stand, without sending or making anything. Raises `SinkError` where events could not go there."""
-        return await self._worker.call(self._look)
+        return await self._worker.call(self._check_cluster)
 
     async def aclose(self) -> None:
-        """What is on its way is given up: it was not acknowledged, so it is sent again some day."""
+        """Gives up what is not acknowledged: the spool sends it again."""
         self._closing = True
         producer = self._producer
         if producer is not None:
             producer._sender.force_close()  # wakes the worker's thread, which waits for acknowledgements
-        await self._worker.aclose(last=self._abandon)
+        await self._worker.aclose(last=self._stop_producer)
 
     # Everything below runs in the worker's thread.
 
-    def _send(self, events: Sequence[Event]) -> None:
+    def _send_batch(self, events: Sequence[Event]) -> None:
         self._since = time.monotonic()
         if self._producer is None:
-            self._producer = self._connect()
+            self._producer = self._open_producer()
         batches = MessageBatches(self._producer)
         try:
             for index, event in enumerate(events):
                 if event.id not in self._refused:
-                    self._put(batches, index, event)
+                    self._put_message(batches, index, event)
         except errors.KafkaError as error:
-            sentence = self._sentence(error)
-            self._abandon()
+            sentence = self._error_sentence(error)
+            self._stop_producer()
             raise SinkError(sentence) from None
         deadline = time.monotonic() + self._broker.timeout_s
         batches.send(self._broker.timeout_s)
-        self._judge(events, dict(batches.failures(deadline)))
+        self._raise_failures(events, dict(batches.failures(deadline)))
         if refused := {event.id: self._refused.pop(event.id) for event in events if event.id in self._refused}:
             raise PoisonError(f"Kafka refuses {len(refused)} events for good", refused)
 
-    def _put(self, batches: MessageBatches, index: int, event: Event) -> None:
+    def _put_message(self, batches: MessageBatches, index: int, event: Event) -> None:
         key = event.data.stream.encode()
         value, headers = self._encode(event)
         is_state = self._states.is_state(event)
@@ -157,29 +157,31 @@ class KafkaSink:
             try:
                 batches.put(index, topic, place, message)
             except errors.MessageSizeTooLargeError as error:
-                self._refused[event.id] = f"{told(error)}: raise max_request_size, and the topic's max.message.bytes"
+                self._refused[event.id] = (
+                    f"{error_text(error)}: raise max_request_size, and the topic's max.message.bytes"
+                )
 
     def _partition_of(self, topic: str, key: bytes) -> int:
         """As the library chooses it, which is slow. What was chosen stays, also when partitions are added."""
         numbers = sorted(self._producer.partitions_for(topic))
         return int(numbers[(murmur2(key) & 0x7FFFFFFF) % len(numbers)])
 
-    def _judge(self, events: Sequence[Event], failures: dict[int, Exception]) -> None:
+    def _raise_failures(self, events: Sequence[Event], failures: dict[int, Exception]) -> None:
         """Raises `SinkError` when something has to be sent again; what will never be taken is left out then."""
         if not failures:
             return
         for index, error in failures.items():
             if isinstance(error, _POISON):
                 topics = ", ".join(self._topics_of[events[index].type])
-                self._refused[events[index].id] = f"topic {topics} refuses it ({told(error)})"
+                self._refused[events[index].id] = f"topic {topics} refuses it ({error_text(error)})"
         causes = [failures[index] for index in sorted(failures)]
         # others were only given up because of it
         cause = next((one for one in causes if not isinstance(one, errors.IllegalStateError)), causes[0])
-        sentence = self._sentence(cause)
-        self._abandon()
+        sentence = self._error_sentence(cause)
+        self._stop_producer()
         raise SinkError(sentence, delivered=min(failures))
 
-    def _connect(self) -> Any:
+    def _open_producer(self) -> Any:
         broker = self._broker
         broker.forget()
         broker.probe()
@@ -209,10 +211,10 @@ class KafkaSink:
             self._make_topics()
             return broker.build(kafka.KafkaProducer, **settings)
         except _CANNOT_BUILD as error:
-            raise SinkError(self._sentence(error)) from None
+            raise SinkError(self._error_sentence(error)) from None
 
     def _make_topics(self) -> None:
-        """A user who may not make a topic may do without it, until an event wants to go there."""
+        """Creates missing topics. Without the right to, an error comes with the first event for the topic."""
         self._forbidden = set()
         if not self._topics.create:
             return
@@ -234,7 +236,7 @@ class KafkaSink:
                         "replication and retention"
                     )
 
-    def _look(self) -> str:
+    def _check_cluster(self) -> str:
         self._since = time.monotonic()
         broker = replace(self._broker, timeout_s=min(self._broker.timeout_s, _CHECK_S))
         broker.probe()
@@ -254,7 +256,7 @@ class KafkaSink:
             if kind is errors.UnknownTopicOrPartitionError and self._topics.create:
                 missing.append(name)
             elif kind is not errors.NoError:
-                raise SinkError(self._sentence(kind(name)))
+                raise SinkError(self._error_sentence(kind(name)))
         return "the cluster answers" + f", {', '.join(missing)} will be made" * bool(missing)
 
     def _check_format(self) -> None:
@@ -263,8 +265,8 @@ class KafkaSink:
         if check is not None:
             check()
 
-    def _abandon(self) -> None:
-        """Stop the producer at once: nothing that it still holds may arrive after what is sent again."""
+    def _stop_producer(self) -> None:
+        """Stops the producer at once: nothing that it holds may arrive behind events that are sent again."""
         producer, self._producer = self._producer, None
         if producer is None:
             return
@@ -275,13 +277,13 @@ class KafkaSink:
         close_sockets(producer._sender._client)
         self._partitions.clear()
 
-    def _sentence(self, error: Exception) -> str:
+    def _error_sentence(self, error: Exception) -> str:
         where = f"Kafka at {self._broker}"
         if self._closing:
             return f"{where}: the sink was closed while it sent"
         error = self._broker.cause(error, self._since)
         if isinstance(error, errors.KafkaTimeoutError):
-            error = self._leaderless() or error
+            error = self._find_leaderless() or error
         if isinstance(error, errors.UnknownTopicOrPartitionError):
             name = str(error.args[0])
             if not self._topics.create:
@@ -290,11 +292,11 @@ class KafkaSink:
                 return f"{where} has no topic {name} and does not let this user make it: have it made"
             return f"{where} has lost topic {name}: it is made again"
         if isinstance(error, _POISON):
-            return f"{where} refuses an event for good ({told(error)})"
+            return f"{where} refuses an event for good ({error_text(error)})"
         return self._broker.sentence(error)
 
-    def _leaderless(self) -> Exception | None:
-        """The library says nothing of a topic without leaders: it waits."""
+    def _find_leaderless(self) -> Exception | None:
+        """Returns the error for a topic without leaders, for which the library only waits."""
         if self._producer is not None:
             cluster = self._producer._metadata
             for name in self._topics.names():
@@ -320,8 +322,8 @@ def open_kafka(address: SinkAddress) -> KafkaSink:
     retention_s = options.number("retention", -1, least=-1)
     topics = TopicChoice(
         events,
-        _topic(options.text("detections"), f"{stem}.detections"),
-        _topic(options.text("state"), f"{stem}.state"),
+        _topic_name(options.text("detections"), f"{stem}.detections"),
+        _topic_name(options.text("state"), f"{stem}.state"),
         options.flag("create", True),
         options.whole("partitions", -1, least=-1),
         options.whole("replication", -1, least=-1),
@@ -338,7 +340,7 @@ def open_kafka(address: SinkAddress) -> KafkaSink:
 def _open_nv(address: SinkAddress, *, with_incidents: bool) -> KafkaSink:
     """A sink of detections for NVIDIA's systems; zone and line events go to the topic of the option `incidents`."""
     options = address.options
-    incidents = _topic(options.text("incidents"), "") if with_incidents else ""
+    incidents = _topic_name(options.text("incidents"), "") if with_incidents else ""
     topics = TopicChoice(
         incidents,
         address.path or "mdx-raw",
@@ -354,5 +356,5 @@ def _open_nv(address: SinkAddress, *, with_incidents: bool) -> KafkaSink:
     return sink
 
 
-def _topic(text: str | None, default: str) -> str:
+def _topic_name(text: str | None, default: str) -> str:
     return default if text is None else "" if text == "none" else text

@@ -40,6 +40,7 @@ class OpenState:
         self._events: dict[str, Event] = {}
         self._parts: dict[str, set[str]] = {}  # by a track's uid: the keys of its visits and matches
         self._changed: dict[str, Event | None] = {}
+        self._stream_keys: dict[str, str] = {}
 
     def load(self, rows: Mapping[str, bytes], path: object) -> int:
         """Takes the stored state; returns how many rows were damaged: each is named in the log and left out."""
@@ -57,8 +58,8 @@ class OpenState:
         return damaged
 
     def note(self, event: Event) -> None:
-        """Takes one more event."""
-        data = event.data
+        """Takes one more event. Called for every event: identity tests, since hashing an enum member is slow."""
+        data, kind = event.data, event.type
         track = data.track
         if track is not None:
             # What comes after a track's end, such as its merge, does not open it again.
@@ -67,18 +68,20 @@ class OpenState:
                 for key in list(self._parts.get(track.uid, ())):
                     self._mark_closed(key)
             else:
-                self._mark_open(track.uid, event)
-            if event.type in _OPENING:
+                self._events[track.uid] = self._changed[track.uid] = event
+            if kind is EventType.ZONE_ENTER or kind is EventType.MATCH_BEGIN:
                 for key in _part_keys(event):
                     self._mark_open(key, event)
-            elif event.type in _CLOSING:
+            elif kind is EventType.ZONE_EXIT or kind is EventType.MATCH_END:
                 for key in _part_keys(event):
                     self._mark_closed(key)
-        stream = f"stream {data.stream}"
-        if event.type is EventType.STREAM_OFFLINE:
+        stream = self._stream_keys.get(data.stream)
+        if stream is None:
+            stream = self._stream_keys[data.stream] = f"stream {data.stream}"
+        if kind is EventType.STREAM_OFFLINE:
             self._mark_closed(stream)
-        elif event.type is EventType.STREAM_ONLINE or stream in self._events:
-            self._mark_open(stream, event)
+        elif kind is EventType.STREAM_ONLINE or stream in self._events:
+            self._events[stream] = self._changed[stream] = event
 
     def note_all(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -111,10 +114,6 @@ class OpenState:
             parts.discard(key)
             if not parts:
                 del self._parts[uid]
-
-
-_OPENING = frozenset({EventType.ZONE_ENTER, EventType.MATCH_BEGIN})
-_CLOSING = frozenset({EventType.ZONE_EXIT, EventType.MATCH_END})
 
 
 def _track_key(event: Event) -> tuple[str, ...]:

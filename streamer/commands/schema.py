@@ -15,6 +15,9 @@ def schema(
         bool, typer.Option("--config", help="The configuration's schema instead of the events'.")
     ] = False,
     api: Annotated[bool, typer.Option("--api", help="The OpenAPI document of the HTTP API instead.")] = False,
+    asyncapi: Annotated[
+        bool, typer.Option("--asyncapi", help="The AsyncAPI document of topics and payloads instead.")
+    ] = False,
     validate: Annotated[
         Path | None, typer.Option("--validate", metavar="FILE", help="Check a file of events, one JSON object a line.")
     ] = None,
@@ -29,6 +32,12 @@ def schema(
         from streamer.web.app import api_schema
 
         typer.echo(json.dumps(api_schema(), indent=2))
+        return
+    if asyncapi:
+        from groundstream import __version__
+        from sinks.asyncapi import asyncapi_document
+
+        typer.echo(json.dumps(asyncapi_document(__version__), indent=2))
         return
     from sinks.event import json_schema
     from streamer.config import config_schema

@@ -18,7 +18,7 @@ from streamer.rules.places import Line, Mask, Zone
 from streamer.sources.source import Source
 
 _VIDEO = "video:"
-_CHANGEABLE_KEYS = ("streams", "queries", "sinks", "batch", "detector")
+_CHANGEABLE_KEYS = ("streams", "queries", "sinks", "batch", "detections", "detector")
 
 
 class PipelineParts(Protocol):
@@ -35,6 +35,8 @@ class PipelineParts(Protocol):
     def open_sinks(self, addresses: Iterable[str]) -> dict[str, Sink]: ...
 
     def sink_name(self, address: str) -> str: ...
+
+    def publishes_detections(self, config: Config) -> bool: ...
 
     def make_videos(self, addresses: Iterable[str], stream: Stream, config: Config) -> dict[str, Recorder]: ...
 
@@ -74,6 +76,7 @@ class ChangePlan:
 
     config: Config
     producer: Producer
+    publishes_detections: bool = False
     threshold: float | None = None
     kept: list[StreamPlan] = field(default_factory=list)
     added: list[Stream] = field(default_factory=list)
@@ -132,6 +135,7 @@ def plan_change(plan: ChangePlan, old: Config, streams: Iterable[Stream], parts:
     for kept in plan.kept:
         kept.videos = parts.make_videos(fresh, kept.stream, new)
     _plan_sinks(plan, old, parts)
+    plan.publishes_detections = parts.publishes_detections(new)
 
 
 def _plan_sinks(plan: ChangePlan, old: Config, parts: PipelineParts) -> None:

@@ -278,6 +278,7 @@ class Pipeline:
             sentences.append(f"{stream.name}: sampling changed")
         sentences += [f"{stream.name}: {text}" for text in place_sentences(stream.section, section)]
         stream.section = section
+        analysis.publishes_detections = whole.publishes_detections
         since_ns = stream.change_time_ns()
         queries = analysis.queries.replace(plan.queries, time_ns=since_ns)
         sentences += [f"{stream.name}: query {changed.query.text!r} {changed.change}" for changed in queries]

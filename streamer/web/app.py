@@ -56,6 +56,8 @@ def create_app(state: WebState) -> FastAPI:
             asyncio.create_task(_post_health(state), name="web-health"),
             asyncio.create_task(_post_events(state), name="web-events"),
         ]
+        for task in tasks:
+            task.add_done_callback(_log_failure)
         try:
             yield
         finally:
@@ -91,6 +93,13 @@ def _new_app(lifespan: Any = None) -> FastAPI:
     app.include_router(stream_routes.router)
     _add_document(app)
     return app
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error(
+            "the task %s of the web server has failed: viewers get no more of it", task.get_name(), exc_info=error
+        )
 
 
 def api_schema() -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from socketserver import ThreadingMixIn
 from threading import Thread
 from typing import TYPE_CHECKING
-from wsgiref.simple_server import WSGIServer
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -15,6 +16,8 @@ from streamer.errors import StreamerError
 from streamer.sources import SourceState
 
 if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
     from streamer.pipeline import Pipeline
 
 
@@ -108,10 +111,48 @@ class PipelineMetrics(Collector):
 
 
 def serve_metrics(pipeline: Pipeline, port: int, host: str) -> tuple[WSGIServer, Thread]:
-    """Serve the pipeline's metrics until the server is shut down. Raises `StreamerError` when the port is taken."""
+    """Serves `/metrics`, `/healthz` and `/readyz` of a pipeline until the server is shut down.
+
+    Raises `StreamerError` when the port cannot be used.
+    """
     registry = CollectorRegistry()
     registry.register(PipelineMetrics(pipeline))
+    metrics = make_wsgi_app(registry)
+
+    def answer(environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        path = environment.get("PATH_INFO", "/")
+        if path == "/metrics":
+            found: Iterable[bytes] = metrics(environment, start)
+            return found
+        ready = path == "/readyz" and is_ready(pipeline)
+        status, text = {
+            "/healthz": ("200 OK", "ok"),
+            "/readyz": ("200 OK", "ok") if ready else ("503 Service Unavailable", "not ready"),
+        }.get(path, ("404 Not Found", "not found: there are /metrics, /healthz and /readyz"))
+        start(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{text}\n".encode()]
+
     try:
-        return start_http_server(port, addr=host, registry=registry)
+        server = make_server(host, port, answer, server_class=_ThreadedServer, handler_class=_SilentHandler)
     except OSError as error:
         raise StreamerError(f"cannot serve metrics on port {port}: {error.strerror}; choose another port") from error
+    thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
+    return server, thread
+
+
+def is_ready(pipeline: Pipeline) -> bool:
+    """Whether events can be stored and at least one stream has not failed."""
+    failed = (SourceState.WAITING, SourceState.STALLED)
+    return not pipeline.storage().error and any(report.state not in failed for report in pipeline.report())
+
+
+class _ThreadedServer(ThreadingMixIn, WSGIServer):
+    """One thread for each request, so that a slow reader delays no health check."""
+
+    daemon_threads = True
+
+
+class _SilentHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Keeps requests out of standard error."""

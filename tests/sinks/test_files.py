@@ -142,7 +142,7 @@ async def test_what_is_no_event_is_passed_over_and_named(tmp_path: Path) -> None
         ("jsonl:/nowhere/e.jsonl", {}, "cannot be read (No such file"),
         ("sqlite:/nowhere/e.sqlite", {}, "there is no such file"),
         ("parquet:/nowhere", {}, "there is no such folder"),
-        ("https://host/hook", {}, "events cannot be read from there: known are jsonl, sqlite"),
+        ("mqtt://host/in", {}, "events cannot be read from there: known are jsonl, sqlite"),
         ("jsonl:e", {"since": "yesterday"}, "since 'yesterday' is no time: write earliest, 10m"),
         ("jsonl:e", {"types": ["zone.entr"]}, "no event type is called 'zone.entr'"),
         ("jsonl:e", {"group": "g"}, "has no groups, only Kafka has"),

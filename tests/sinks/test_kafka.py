@@ -317,15 +317,16 @@ async def test_following_goes_on_in_a_topic_that_was_made_again_with_more_partit
 ) -> None:
     monkeypatch.setattr("sinks.kafka.reader._REFRESH_S", 0.5)
     sink = open_sink(f"kafka://{proxy.address}/t?partitions=1")
-    await sink.send_batch(events(2))
+    await sink.send_batch(events(30))
     await sink.aclose()
     streams = [f"stream-{number}" for number in range(8)]
     async with subscribe(f"kafka://{proxy.address}/t", follow=True, since="earliest") as subscription:
-        assert [(await asyncio.wait_for(anext(subscription), 20)).id for _ in range(2)] == ids(events(2))
+        assert [(await asyncio.wait_for(anext(subscription), 20)).id for _ in range(30)] == ids(events(30))
         following = asyncio.create_task(anext(subscription))
         await asyncio.sleep(1.0)
         with open_admin(Cluster([proxy.address])) as admin:
             admin.delete_topics(["t"])
+        await asyncio.sleep(3.0)
         again = open_sink(f"kafka://{proxy.address}/t?partitions=4")
         await again.send_batch([event(number, stream=stream) for stream in streams for number in range(3)])
         await again.aclose()

@@ -123,7 +123,7 @@ async def test_a_leader_that_is_away_for_a_moment_is_no_trouble(
     assert told_down(caplog) == []
 
 
-NO_LEADER = "has nobody who leads topic t at present: is one of its brokers down?"
+NO_LEADER = "has no leader for topic t at present: check its brokers"
 TOO_FEW = "has too few copies of topic t in sync to promise anything"
 
 
@@ -169,7 +169,7 @@ async def test_what_is_too_large_for_the_topic_is_a_dead_letter_and_the_rest_arr
     [
         pytest.param(
             UNKNOWN_PRODUCER_ID,
-            "has forgotten what it was sent (did it lose its disk?): what waits is sent anew",
+            "has lost the state of this producer (did it lose its disk?): waiting events are sent again",
             id="a broker that forgot its producers",
         ),
         pytest.param(

@@ -367,6 +367,25 @@ async def test_sinks_come_and_go(tmp_path):
 
 
 @in_loop
+async def test_a_sink_with_a_name_of_its_own_changes_and_goes(tmp_path):
+    path = tmp_path / "events.jsonl"
+    async with watching({"sinks": [f"jsonl:{path}?name=mine"]}) as watched:
+        await watched.until("match.begin")
+        assert await watched.apply(sinks=[f"jsonl:{path}?name=mine&types=query"]) == ["sink mine changed"]
+        assert await watched.apply(sinks=[]) == ["sink mine removed"]
+        assert [status.name for status in watched.pipeline.sinks()] == ["list"]
+
+
+@in_loop
+async def test_the_detections_of_every_frame_can_be_asked_for_while_it_runs():
+    async with watching() as watched:
+        await watched.until("match.begin")
+        assert not watched.of("detections")
+        await watched.apply(detections=True)
+        await watched.until("detections", 3)
+
+
+@in_loop
 async def test_the_options_of_a_file_sink_change_and_a_wrong_option_leaves_it_as_it_was(tmp_path):
     path = tmp_path / "events.jsonl"
     async with watching({"sinks": [f"jsonl:{path}"]}) as watched:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.error
 import urllib.request
 
 import pytest
@@ -78,3 +79,28 @@ def test_a_port_that_is_taken_is_told():
                 thread.join()
 
     asyncio.run(go())
+
+
+def test_health_and_readiness_have_addresses_of_their_own():
+    def status_of(url: str) -> int:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    async def go():
+        async with Bench([camera(FakeSource("gate", count=3))], FakeDetector()) as bench:
+            server, thread = serve_metrics(bench.pipeline, 0, "127.0.0.1")
+            try:
+                await bench.run()
+                base = f"http://127.0.0.1:{server.server_port}"
+                paths = ("/metrics", "/healthz", "/readyz", "/", "/nothing")
+                return [await asyncio.to_thread(status_of, base + path) for path in paths]
+            finally:
+                server.shutdown()
+                server.server_close()
+                thread.join()
+
+    assert asyncio.run(go()) == [200, 200, 200, 404, 404]

@@ -109,7 +109,7 @@ def test_outages_are_told_in_pairs_and_leave_the_other_camera_alone(clips, scrip
                 await until(lambda n=outage: stream_events(sink, "bad").count("online") == n + 1, 10, "the return")
                 returns.append(time.monotonic() - back)
             tallies = {report.stream: report.tally for report in pipeline.report()}
-            assert tallies["good"].analysed > tallies["bad"].analysed
+            assert tallies["good"].received > tallies["bad"].received  # a busy machine may skip some
         return sink, returns
 
     with RtspServer({"cam": clips["h264"]}) as bad, RtspServer({"cam": clips["h264"]}) as good:
