@@ -84,7 +84,7 @@ def test_leaving_the_plain_iterator_ends_its_thread(clip: Path) -> None:
 
 def test_leaving_ends_a_source_that_gives_nothing_more() -> None:
     """As with a quiet camera: there is no next event at which the thread could notice."""
-    quiet = "synthetic:street?seed=1&live=true&size=64x48&fps=1"
+    quiet = "synthetic:street?seed=1&live=1&size=160x96&fps=1"
     for event in groundstream.watch_sync(quiet, ["person"], detector=CentreDetector()):
         assert event.kind == "stream.online"
         break
