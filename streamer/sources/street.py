@@ -228,6 +228,7 @@ def _size(key: str, text: str) -> tuple[int, int]:
 
 
 def _switch(key: str, text: str) -> bool:
-    if text not in ("0", "1"):
-        raise SourceAddressError(f"{key} is {text!r}: give 1 or 0")
-    return text == "1"
+    switch = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}.get(text.lower())
+    if switch is None:
+        raise SourceAddressError(f"{key} is {text!r}: give true or false")
+    return switch
