@@ -60,11 +60,11 @@ def happenings(events: list[StreetEvent], stream: str) -> tuple[list[LabelledEve
 def mark_events(
     everything: list[LabelledEvent],
     visible: list[LabelledEvent],
-    told: list[LabelledEvent],
+    reported: list[LabelledEvent],
     start_s: float,
     end_s: float,
 ) -> list[str]:
-    """Precision counts what was told of hidden things as right, recall asks only for visible ones.
+    """Precision counts what was reported of hidden things as right, recall asks only for visible ones.
 
     Nothing is asked of the first and the last second: what is in a zone when the film begins has not entered it.
     """
@@ -72,12 +72,12 @@ def mark_events(
     def well_inside(some: list[LabelledEvent]) -> list[LabelledEvent]:
         return [one for one in some if start_s + EDGE_S <= one.time_s <= end_s - EDGE_S]
 
-    precise = score_events(everything, well_inside(told), TOLERANCE_S)
-    asked = score_events(well_inside(visible), told, TOLERANCE_S)
+    precise = score_events(everything, well_inside(reported), TOLERANCE_S)
+    asked = score_events(well_inside(visible), reported, TOLERANCE_S)
     return [
-        f"| events: precision of {len(well_inside(told))} told | {precise.precision:.3f} |",
+        f"| events: precision of {len(well_inside(reported))} reported | {precise.precision:.3f} |",
         f"| events: recall of {len(well_inside(visible))} visible | {asked.recall:.3f} |",
-        f"| events: told time off by, median and 95 % | {asked.offset_median_s:.2f} s, {asked.offset_p95_s:.2f} s |",
+        f"| events: error of the time, median and 95 % | {asked.offset_median_s:.2f} s, {asked.offset_p95_s:.2f} s |",
         *delays(asked),
     ]
 
@@ -86,7 +86,7 @@ def delays(score: EventScore) -> list[str]:
     if score.delay_median_s != score.delay_median_s:
         return []
     return [
-        f"| events: told so long after, median and 95 % | {score.delay_median_s:.2f} s, {score.delay_p95_s:.2f} s |"
+        f"| events: reported so long after, median and 95 % | {score.delay_median_s:.2f} s, {score.delay_p95_s:.2f} s |"
     ]
 
 
@@ -174,7 +174,7 @@ def recorded(options: argparse.Namespace, folder: Path) -> list[str]:
         visible += seen
     detection = coco_of(videos, folder)
     _, track = evaluation.evaluate(truths, tracks, infos)
-    told = [replace(one, told_s=None) for one in read_labelled_events(folder / "events.jsonl")]
+    reported = [replace(one, told_s=None) for one in read_labelled_events(folder / "events.jsonl")]
     frames_in_all = options.streets * round(options.seconds * FPS)
     return [
         f"## {options.streets} recorded streets of {options.seconds:g} s, 640x384, {FPS} frames/s, every frame",
@@ -184,7 +184,7 @@ def recorded(options: argparse.Namespace, folder: Path) -> list[str]:
         f"| boxes of tracks: AP50, AP | {detection.ap50:.3f}, {detection.ap:.3f} |",
         f"| tracks, kinds together: HOTA, IDF1, MOTA | {track.hota:.1f}, {track.idf1:.1f}, {track.mota:.1f} |",
         f"| identity switches, of {track.truths} boxes | {track.id_switches} |",
-        *mark_events(everything, visible, told, 0.0, options.seconds),
+        *mark_events(everything, visible, reported, 0.0, options.seconds),
         f"| speed of the whole, painting included | {frames_in_all / seconds:.1f} frames/s |",
         "",
     ]  # fmt: skip
@@ -193,7 +193,7 @@ def recorded(options: argparse.Namespace, folder: Path) -> list[str]:
 def live(options: argparse.Namespace, folder: Path) -> list[str]:
     """One street as a camera shows it: frames that come too early for the model are skipped and counted."""
     seed = FIRST_SEED + options.streets
-    told, database = folder / "live.jsonl", folder / "live.sqlite"
+    reported, database = folder / "live.jsonl", folder / "live.sqlite"
     raw = {
         "streams": [
             {
@@ -205,7 +205,7 @@ def live(options: argparse.Namespace, folder: Path) -> list[str]:
         ],
         "queries": list(KINDS),
         "detector": {"name": options.detector, "weights": options.weights},
-        "sinks": [f"jsonl:{told}", f"sqlite:{database}"],
+        "sinks": [f"jsonl:{reported}", f"sqlite:{database}"],
     }
 
     async def run() -> Any:
@@ -214,7 +214,7 @@ def live(options: argparse.Namespace, folder: Path) -> list[str]:
             return pipeline.report()[0]
 
     report = asyncio.run(run())
-    start_s = began(told)
+    start_s = began(reported)
     everything, visible = happenings(Street(seed, SIZE, FPS).events(options.live, LINES, ZONES), "live")
     everything, visible = (shifted(some, start_s, "live") for some in (everything, visible))
     tally = report.tally
@@ -224,14 +224,14 @@ def live(options: argparse.Namespace, folder: Path) -> list[str]:
         "| figure | found |",
         "| --- | --- |",
         f"| frames received, analysed, dropped | {tally.received}, {tally.analysed}, {sum(tally.dropped.values())} |",
-        *mark_events(everything, visible, read_labelled_events(told), start_s, start_s + options.live),
+        *mark_events(everything, visible, read_labelled_events(reported), start_s, start_s + options.live),
         "",
     ]
 
 
-def began(told: Path) -> float:
+def began(reported: Path) -> float:
     """When the live street showed its first frame, in seconds since 1970."""
-    for line in told.read_text().splitlines():
+    for line in reported.read_text().splitlines():
         data = json.loads(line)["data"]
         if "frame" in data:
             return data["clock"]["captured_ns"] / 1e9 - data["frame"]["index"] / FPS

@@ -45,7 +45,7 @@ RESULTS = Path(__file__).parent / "results" / "events.md"
 def make_events(count: int) -> list[list[Event]]:
     """`count` events of about 1 KB, shared by the streams; nothing about them is encoded yet.
 
-    They are made in advance, which no program does: the garbage collector is told not to look at them again and again.
+    They are made in advance, which no program does: the garbage collector is kept from visiting them again.
     """
     each = count // STREAMS
     gc.unfreeze()

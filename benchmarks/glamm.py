@@ -186,9 +186,9 @@ def random_model(config: GlammConfig, device: str, dtype: torch.dtype) -> GlammM
     return model.eval().requires_grad_(False)
 
 
-def table(bench: Bench, told: str) -> str:
+def table(bench: Bench, reported: str) -> str:
     rows = "\n".join(f"| {timing.what} | {timing.seconds:.3f} | {timing.note} |" for timing in bench.timings)
-    return f"# GLaMM speed\n\n{told}\n\n| what | seconds | |\n| --- | ---: | --- |\n{rows}\n"
+    return f"# GLaMM speed\n\n{reported}\n\n| what | seconds | |\n| --- | ---: | --- |\n{rows}\n"
 
 
 def main() -> None:
@@ -209,7 +209,7 @@ def main() -> None:
     bench.run(options.plain_tokens)
     where = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{platform.machine()} CPU"
     threads = "" if options.device.startswith("cuda") else f", {torch.get_num_threads()} of {os.cpu_count()} threads"
-    told = (
+    reported = (
         f"{where}{threads}, {options.dtype}, torch {torch.__version__}, released size"
         + ("" if options.layers == 32 else f" but the language model cut to {options.layers} of 32 layers")
         + f", {needed}, median of {options.repeats}"
@@ -217,7 +217,7 @@ def main() -> None:
         + ". By `python benchmarks/glamm.py`."
     )
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(table(bench, told))
+    RESULTS.write_text(table(bench, reported))
 
 
 if __name__ == "__main__":

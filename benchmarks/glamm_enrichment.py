@@ -63,7 +63,7 @@ def run(pixels: np.ndarray, events: list[Event], enricher: Enricher | None) -> t
 
 def offer_seconds(pixels: np.ndarray, events: list[Event], count: int = 5000) -> float:
     """What offering one frame takes, one in ten with a track that begins."""
-    enricher = Enricher(describe, lambda told: None, EnrichPlan())
+    enricher = Enricher(describe, lambda reported: None, EnrichPlan())
     frame = Frame("door", 0, 0, FrameClock("file_pts"), pixels, (1280, 720))
     start = time.perf_counter()
     for index in range(count):
@@ -84,7 +84,7 @@ def main() -> None:
         for name in ("off", "on") if number % 2 else ("on", "off"):
             enricher = None
             if name == "on":
-                enricher = Enricher(describe, lambda told: None, EnrichPlan(every_s=1), CallBudget(10_000, 10_000))
+                enricher = Enricher(describe, lambda reported: None, EnrichPlan(every_s=1), CallBudget(10_000, 10_000))
             seconds, processor = run(pixels, events, enricher)
             frames[name].append(seconds)
             busy[name].append(processor)

@@ -76,7 +76,7 @@ def main() -> None:
         labels = data / "annotations.json"
         written = json.loads(labels.read_text())
         learning = ("--mode", "full", "--short-side", 192, "--epochs", options.epochs, "--rate", 3e-4)
-        told = groundstream("tune", labels, "--model", "glip-mini", *weights, *learning, "--out", student, "--json")
+        reported = groundstream("tune", labels, "--model", "glip-mini", *weights, *learning, "--out", student, "--json")
         pictures = [sample(MARKED, index) for index in range(PICTURES)]
         rows = {
             "teacher, 640x384": marks(options.weights, None, pictures),
@@ -88,7 +88,7 @@ def main() -> None:
         "",
         f"`benchmarks/mini_student.py --epochs {options.epochs}`: {len(written['images'])} frames with "
         f"{len(written['annotations'])} boxes labelled by the teacher; marked on {PICTURES} other pictures against the "
-        f"truth. AP against the teacher's labels: {json.loads(told)['ap']:.3f}.",
+        f"truth. AP against the teacher's labels: {json.loads(reported)['ap']:.3f}.",
         "",
         "| who | AP | AP50 | ms a picture |",
         "| --- | --- | --- | --- |",

@@ -260,7 +260,7 @@ _STORY = (
 """The life of every track."""
 
 
-def _tell_story(stream: str, run: int, first: int) -> Iterator[Event]:
+def _report_story(stream: str, run: int, first: int) -> Iterator[Event]:
     """Events of a stream without end, numbered from `first`: it comes online, then one track after the other lives."""
     yield event(first, stream=stream, run=run, kind=EventType.STREAM_ONLINE)
     for number in itertools.count():
@@ -290,7 +290,7 @@ async def _write(spool_path: str, proxy_address: str, log_path: str, limit: int 
 
         async def camera(stream: str) -> None:
             sequence = written[stream]
-            story = _tell_story(stream, run, sequence + 1)
+            story = _report_story(stream, run, sequence + 1)
             sent = 0
             while limit is None or sent < limit // STREAMS:
                 batch = list(itertools.islice(story, dice.randint(1, 30)))

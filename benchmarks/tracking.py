@@ -37,7 +37,7 @@ Step = Callable[[Any, float], Any]  # one update: prepared detections and time -
 Rows = Callable[[Any], np.ndarray]  # (N, 5) id and box of a result
 
 
-# The workers: one process per tracker, told block by block what to do. They import only what they measure.
+# The workers: one process per tracker, reported block by block what to do. They import only what they measure.
 
 
 def worker(name: str) -> None:
@@ -213,10 +213,10 @@ def cost(peers: str | None, rounds: int) -> list[str]:
             path = save(Path(folder) / f"{size}.npz", scene(size, frames))
             for _ in range(rounds):
                 for each in everyone:
-                    told = None if each.name in out else each.run(path, 30.0)
-                    if told is not None:
-                        spent[each.name][size].append(told[0])
-                    if told is None or told[0] * 1e-6 * 10 * frames > SLOWEST_S:
+                    reported = None if each.name in out else each.run(path, 30.0)
+                    if reported is not None:
+                        spent[each.name][size].append(reported[0])
+                    if reported is None or reported[0] * 1e-6 * 10 * frames > SLOWEST_S:
                         out.add(each.name)
     for each in everyone:
         each.close()
@@ -286,10 +286,10 @@ def accuracy(peers: str | None) -> list[str]:
         for name in PEERS:
             each, tracks = Worker(name, peers), {}
             for key, (info, frames, _, _) in data.items():
-                told = each.run(save(Path(folder) / f"{key}.npz", frames), info.frame_rate)
-                if told is None:
+                reported = each.run(save(Path(folder) / f"{key}.npz", frames), info.frame_rate)
+                if reported is None:
                     break
-                tracks[key] = as_mot(told[1])
+                tracks[key] = as_mot(reported[1])
             each.close()
             lines.append(scored(name, data, tracks) if len(tracks) == len(data) else f"| {name} | failed | |")
     return lines
@@ -368,15 +368,15 @@ def main() -> None:
         "cost": ("Cost of one `update`, microseconds", lambda: cost(arguments.peers, arguments.rounds)),
         "memory": ("Memory of a process with one `default`, 8 boxes a frame", memory),
     }
-    told = sections(RESULTS.read_text()) if RESULTS.is_file() else {}
+    reported = sections(RESULTS.read_text()) if RESULTS.is_file() else {}
     for name in arguments.only.split(","):
         title, part = parts[name]
-        told[title] = "\n".join(part())
-        print(f"## {title}\n\n{told[title]}\n", flush=True)
+        reported[title] = "\n".join(part())
+        print(f"## {title}\n\n{reported[title]}\n", flush=True)
         head = (
             f"# Trackers\n\nPython {platform.python_version()}, NumPy {np.__version__}, one thread, a shared machine."
         )
-        known = [f"## {title}\n\n{told[title]}" for title, _ in parts.values() if title in told]
+        known = [f"## {title}\n\n{reported[title]}" for title, _ in parts.values() if title in reported]
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text("\n\n".join((head, *known)) + "\n")
 

@@ -3,7 +3,7 @@
     python benchmarks/tracks_figure.py [--frames 120,300,500,700] [--tracker default] [--out out/tracks.jpg]
 
 The tracker sees the detections that come with the sequence. Boxes, ids and the paths of the last 64 observations are
-what it gives out at those frames, side by side; also told is what is thought of this still camera's motion.
+what it gives out at those frames, side by side; also reported is what is thought of this still camera's motion.
 """
 
 from __future__ import annotations

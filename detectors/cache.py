@@ -247,7 +247,7 @@ def _advice(error: BaseException | None) -> str:
 
 
 class _HubErrors:
-    """Turns what goes wrong between here and the hub into one sentence; no progress bar where nobody watches."""
+    """Turns errors of the hub into one sentence; shows a progress bar in terminals only."""
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -261,7 +261,7 @@ class _HubErrors:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-        # The hub's library has changed its HTTP library before: its own errors tell which one it is now.
+        # The hub's library has changed its HTTP library before: its own errors show which one it uses.
         no_answer = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
         if isinstance(error, HfHubHTTPError) and error.response is not None:
             reason = f"the hub answered {error.response.status_code}"

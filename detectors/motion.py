@@ -1,7 +1,7 @@
 """Whatever moves before a still camera, without a model: background subtraction, one memory per stream.
 
 Every pixel is compared with samples of its own past (k nearest neighbours: Zivkovic and van der Heijden, Pattern
-Recognition Letters 27, 2006; OpenCV's `BackgroundSubtractorKNN`), shadows are told by their colour and left out.
+Recognition Letters 27, 2006; OpenCV's `BackgroundSubtractorKNN`), shadows are recognised by their colour and dropped.
 What differs is cleaned, joined into blobs, and blobs wider than the things usually seen at that place of the picture
 are cut at the dips of their outline: people side by side count one by one. A change of exposure is divided out; a
 change of most of the picture at once is light, not motion.

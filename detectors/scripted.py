@@ -29,7 +29,7 @@ class ScriptError(DetectorError, ValueError):
 
 @dataclass(frozen=True)
 class ScriptedPrompt(Prompt):
-    """`class_ids[word]` is the query's index for a word of the script, -1 where nobody asked for it."""
+    """`class_ids[word]` is the query's index for a word of the script, -1 where no query asks for it."""
 
     class_ids: npt.NDArray[np.int64]
 

@@ -293,12 +293,12 @@ def _load(folder: Path, family: str, dtype: torch.dtype) -> tuple[Any, Any]:
     }[family]
     try:
         tokenizer = getattr(transformers, words).from_pretrained(folder, local_files_only=True)
-        model, told = getattr(transformers, network).from_pretrained(
+        model, report = getattr(transformers, network).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ZeroShotError(f"{folder} cannot be read as {network} ({reason}): fetch it again") from error
-    if lacking := sorted(told["missing_keys"]):
+    if lacking := sorted(report["missing_keys"]):
         raise ZeroShotError(f"{folder} lacks {len(lacking)} weights of {network}, the first is {lacking[0]!r}")
     return model, tokenizer

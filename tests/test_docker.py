@@ -23,7 +23,7 @@ def test_the_linter_finds_nothing_in_the_dockerfile():
     assert done.stdout == ""
 
 
-def test_both_targets_run_as_nobody_special_and_watch_their_health():
+def test_both_targets_run_as_no_one_special_and_watch_their_health():
     text = (DOCKER / "Dockerfile").read_text()
     stages = {stage.split(None, 3)[2].split()[0]: stage for stage in text.split("\nFROM ")[1:] if " AS " in stage}
     assert {"cpu", "cuda"} <= stages.keys()

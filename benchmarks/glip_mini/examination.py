@@ -183,7 +183,7 @@ class _Sheet:
                 false_alarms=_share(counts.alarms, counts.absent),
                 alarmed_pictures=_share(len(counts.alarmed), pictures),
                 refused_colours=_share(counts.refused[True], counts.refused.total()),
-                right_colour=_share(counts.told[True], counts.told.total()),
+                right_colour=_share(counts.reported[True], counts.reported.total()),
                 threshold=counts.threshold,
             )
             for counts in self._counts
@@ -199,7 +199,7 @@ class _Counts:
         self.absent = self.alarms = 0
         self.alarmed: set[int] = set()  # pictures
         self.refused: Counter[bool] = Counter()  # whether one of another colour was not found
-        self.told: Counter[bool] = Counter()  # whether the colour of one that was found was right
+        self.reported: Counter[bool] = Counter()  # whether the colour of one that was found was right
 
     def present(self, true: Sequence[SeenObject], sure: npt.NDArray[Any]) -> None:
         clear = [one for one in true if is_clear(one)]
@@ -223,7 +223,7 @@ class _Counts:
             return
         overlap = ious(sure, np.array([one.box for one in same], np.float64))
         found = [int(row.argmax()) for row in overlap if row.max() >= 0.5]
-        self.told.update(same[index].thing.colour == colour for index in found)
+        self.reported.update(same[index].thing.colour == colour for index in found)
         self.refused.update(index not in found for index, one in enumerate(same) if one.thing.colour != colour)
 
 

@@ -79,9 +79,9 @@ def train_mini(
         write_folder(write, model.config, trainer.average.tensors, PACKAGED / VOCABULARY)
         length = f"--minutes {minutes:g}" if steps is None else f"--steps {steps}"
         started = f"torchrun --nproc-per-node {world} -m" if world > 1 else "python -m"
-        told = f"{started} benchmarks.glip_mini.train {length} --batch {batch} --rate {rate:g} --seed {seed}"
+        reported = f"{started} benchmarks.glip_mini.train {length} --batch {batch} --rate {rate:g} --seed {seed}"
         count = sum(tensor.numel() for tensor in trainer.average.tensors.values())
-        run = Run(trainer.step, trainer.seconds / 60, trainer.step * batch * world, count, told)
+        run = Run(trainer.step, trainer.seconds / 60, trainer.step * batch * world, count, reported)
         log.info("%s", json.dumps(finish(write, run, pictures).as_plain()))
 
 

@@ -62,7 +62,7 @@ class CheckRow:
 def check(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[CheckRow]:
     """Every comparison that the folder allows. Raises `UnusableFolder`.
 
-    In less than float32 the errors tell how far a model drifts, and everything is allowed.
+    In less than float32 the errors measure the drift, and no tolerance applies.
     """
     if (folder / "prompts.json").is_file():
         return list(_check_prompts(folder))
@@ -479,7 +479,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m detectors.glamm.check", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 tells the drift")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 measures the drift"
+    )
     options = parser.parse_args()
     try:
         rows = check(options.folder, options.device, getattr(torch, options.dtype))

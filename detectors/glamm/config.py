@@ -156,7 +156,7 @@ class GlammConfig:
     def from_hub(cls, glamm: Mapping[str, Any], clip: Mapping[str, Any]) -> GlammConfig:
         """From the hub's `config.json` of GLaMM and of CLIP.
 
-        The released file tells nothing of the region encoder and SAM, whose sizes its code fixes; a file that differs
+        The released file says nothing of the region encoder and SAM, whose sizes its code fixes; a file that differs
         from them carries the tables of `from_plain`.
         """
         heads = glamm.get("num_key_value_heads") or glamm.get("num_attention_heads", LlmConfig.num_key_value_heads)

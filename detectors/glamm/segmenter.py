@@ -89,12 +89,12 @@ class Glamm:
         device: str | None = None,
         dtype: str | None = None,
         bits: int | None = None,
-        tell: Callable[[str], None] | None = None,
+        report: Callable[[str], None] | None = None,
     ) -> Glamm:
         """A released checkpoint by name, or one in a folder.
 
         `clip` is CLIP's folder, for a folder as the hub has it. `dtype` is "bfloat16" or "float32", by default the
-        first on a GPU and the second elsewhere. `bits` 8 or 4 packs the language model. `tell` hears how much memory
+        first on a GPU and the second elsewhere. `bits` 8 or 4 packs the language model. `report` gets how much memory
         that takes before it is taken. Raises `WeightsError` when the weights are missing, wrong or too large.
         """
         place = choose_device(device)
@@ -104,9 +104,9 @@ class Glamm:
         folder = weights.find(model, clip)
         needed = weights.memory(folder.config, torch_dtype, bits)
         weights.require_memory(needed, place)
-        if tell is not None:
+        if report is not None:
             free = weights.free_memory(place) / 1e9
-            tell(f"{model} takes {needed} of the {free:.1f} GB that are free on {place}")
+            report(f"{model} takes {needed} of the {free:.1f} GB that are free on {place}")
         tokenizer = LlamaTokenizer(folder.tokenizer)
         return cls(weights.load(folder, place, torch_dtype, bits), tokenizer, name=Path(model).name)
 
@@ -133,7 +133,7 @@ class Glamm:
 
         The answer to a referring question is known up to its mask, so it is put into the model's mouth and all
         questions are read in one pass; the mask is then what the model would have made of exactly that answer.
-        `data["as_generated"]` tells whether greedy generation would have said the same. `generate` lets the model
+        `data["as_generated"]` says whether greedy generation would have said the same. `generate` lets the model
         answer itself: many times slower, and some phrases may get several masks or none.
         `confidence` is SAM's own estimate of each mask's IoU; phrases whose mask is empty have no row.
         `metadata["answers"]` holds what the model said to each phrase.

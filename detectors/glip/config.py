@@ -95,7 +95,7 @@ class AnchorConfig:
 class PostprocessConfig:
     """From scores to detections, as the released models were evaluated."""
 
-    threshold: float = 0.5  # from which score on a detection is meant, where nobody says otherwise
+    threshold: float = 0.5  # default score threshold
     score_threshold: float = 0.05
     pre_nms_top_n_per_level: int = 1000
     nms_iou: float = 0.6

@@ -76,7 +76,7 @@ def candidates(
 
     anchors (N, 4), tokens (B, L, K) 0/1, sizes (B, 2): each picture's unpadded (height, width). The threshold is on
     the label's probability alone; the score is then its geometric mean with the centerness, weighed as the rule says.
-    `least` (B, K), the least score of each label, leaves out what nobody wants to see.
+    `least` (B, K), the lowest score of each label, drops boxes below it.
     """
     probabilities = aggregate(predictions.logits.float().sigmoid(), tokens, rule.aggregate)  # (B, N, K)
     weighed = weigh(probabilities, predictions.centerness, rule)

@@ -105,7 +105,7 @@ def classes_of(query: str) -> tuple[int, ...]:
             return _TABLE[candidate]
     last = _singular(words).split(" ")[-1] if words else ""
     if last in _TABLE:
-        hint = f"it does not tell apart kinds of {NAMES[_TABLE[last][0]]!r}; ask for {last!r} alone"
+        hint = f"it does not distinguish kinds of {NAMES[_TABLE[last][0]]!r}; ask for {last!r} alone"
     elif near := difflib.get_close_matches(words, _TABLE, n=2, cutoff=0.75):
         hint = f"did you mean {' or '.join(map(repr, near))}"
     else:

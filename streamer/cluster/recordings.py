@@ -32,8 +32,8 @@ _PROBE_S = 10.0
 REPORT = "cluster-report.json"
 _TOKEN_MODE = "RAY_AUTH_MODE"
 _NO_TOKEN = (
-    "the Ray cluster runs without token authentication (RAY_AUTH_MODE=token on every node): whoever reaches its ports "
-    "runs code on it; keep its network private"
+    "the Ray cluster runs without token authentication (RAY_AUTH_MODE=token on every node): anyone who reaches its "
+    "ports can run code on it; keep its network private"
 )
 
 

@@ -1,4 +1,4 @@
-"""`groundstream segment`, `describe`, `region`, `caption`, `chat`: what GLaMM tells of a picture."""
+"""`groundstream segment`, `describe`, `region`, `caption`, `chat`: GLaMM on images."""
 
 from __future__ import annotations
 

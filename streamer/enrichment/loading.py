@@ -31,7 +31,7 @@ class GlammLoading:
             device=self.device,
             dtype=self.dtype,
             bits=self.bits,
-            tell=_report_progress,
+            report=_report_progress,
         )
         glamm.batch_size = self.batch
         return glamm

@@ -50,7 +50,7 @@ def shard_of(name: str, count: int) -> int:
 
 
 def identify_recording(address: str) -> str:
-    """Returns what tells recordings apart: the content of a file, the images of a folder, else the address."""
+    """Returns the identity of a recording: the content of a file, the images of a folder, else the address."""
     path = Path(address)
     try:
         if path.is_dir():
@@ -63,7 +63,7 @@ def identify_recording(address: str) -> str:
 
 
 def identify_settings(job: ProcessJob, config_hash: str) -> str:
-    """Returns what tells results apart besides the recording: the configuration and what is written."""
+    """Returns what results depend on besides the recording: the configuration and what is written."""
     return digest([config_hash, json.dumps([job.start_time, job.video, job.images])])
 
 

@@ -380,8 +380,8 @@ class VideoReader:
     def times(self) -> Literal["own", "order", "rate"]:
         """Where presentation times come from.
 
-        `own`: the container tells one for each picture. `order`: it only tells when pictures are decoded (AVI); they
-        are shown at the same times, in another order. `rate`: it tells nothing (raw streams), pictures are counted.
+        `own`: the container has one for each picture. `order`: it only has the times of decoding (AVI); pictures
+        are shown at the same times, in another order. `rate`: it has none (raw streams), pictures are counted.
         """
         if Flags.no_timestamps in Flags(self._container.format.flags):
             return "rate"
@@ -393,7 +393,7 @@ class VideoReader:
 
     @property
     def frame_ns(self) -> int:
-        """How long a frame lasts at the rate that the container tells or FFmpeg guesses."""
+        """How long a frame lasts at the rate that the container states or FFmpeg guesses."""
         return round(1e9 / self._rate)
 
     @property
@@ -631,7 +631,7 @@ _SILENT_CODECS = {"hevc": {"err_detect": "explode"}, "mjpeg": {"err_detect": "ex
 
 
 class _OrderTimes:
-    """Presentation times of a container that tells none, from the times of decoding, else from the rate.
+    """Presentation times for a container that has none, from the times of decoding, else from the rate.
 
     Pictures are shown in another order than they are decoded in, but at the same times: the next picture shown gets
     the earliest time that none has had.

@@ -19,7 +19,7 @@ _CLOCK_RANGE = 2**33  # in units of 1/90000 s; about a day
 def clock_gap_ns(path: Path, start: int, end: int) -> int | None:
     """How much time passes between two places (bytes) of a file by the stream's own clock; 0 where it was set.
 
-    None where the stream tells nothing about it.
+    None where the stream says nothing about it.
     """
     if end <= start or end - start > _MOST:
         return None

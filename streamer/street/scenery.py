@@ -428,7 +428,7 @@ class _HouseFront:
             self._porch(columns, pitch)
 
     def _glass(self) -> tuple[Colour, bool]:
-        """The colour of a pane and whether somebody is at home."""
+        """The colour of a pane and whether the room is lit."""
         dice = self.dice
         if dice.chance(self.lit):
             return dice.pick(((120, 206, 250), (150, 220, 252), (96, 180, 238), (190, 226, 240))), True

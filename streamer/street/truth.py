@@ -69,7 +69,7 @@ class StreetTruth:
 @dataclass(frozen=True, slots=True)
 class StreetEvent:
     """Something that happens at `time_s`, between frames as exactly as on them. `visibility` is that of the thing in
-    the nearest frame: nobody can be asked to see what is hidden."""
+    the nearest frame: hidden objects cannot be detected."""
 
     time_s: float
     type: Literal["line.cross", "zone.enter", "zone.exit"]

@@ -1,8 +1,8 @@
 """The street itself: who is where at any moment.
 
 Every thing's way is a closed formula of time and of the seed: any moment can be asked for, in any order, and is the
-same however fast somebody reads. The traffic of a lane moves as a convoy behind one signal, so nobody ever runs into
-anybody; whoever walks has a plan made once, from the thing's own dice.
+same at any reading speed. The traffic of a lane moves as a convoy behind one signal, so that nothing collides; each
+walker has a plan made once, from its own dice.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ class StreetWorld:
             states.append(ObjectState(thing, x, z, -self.layout.hand, 0.0, dice.between(0, 2), "roll"))
         return tuple(states)
 
-    # -- whoever walks -------------------------------------------------------------------------------------------
+    # -- walkers -------------------------------------------------------------------------------------------------
 
     def _strollers(self, time_s: float) -> Iterator[ObjectState]:
         for group, gap in ((5, self._walk_gap_s[0]), (6, self._walk_gap_s[1]), (8, self._dog_gap_s)):

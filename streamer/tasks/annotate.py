@@ -167,8 +167,8 @@ def _fractions(bbox: Sequence[float], image: dict[str, Any]) -> list[float]:
 def annotate(task: AnnotateTask, *, as_json: bool = False, quiet: bool = False) -> None:
     """Runs the task and prints what was written. Raises what sources, detectors and the model raise."""
     data = DataSet(clean_queries(task.queries))
-    told = user_console(stderr=True, quiet=quiet or as_json or not sys.stderr.isatty())
-    written = asyncio.run(_AnnotateWork(task, data).run(told))
+    console = user_console(stderr=True, quiet=quiet or as_json or not sys.stderr.isatty())
+    written = asyncio.run(_AnnotateWork(task, data).run(console))
     if as_json:
         Console(soft_wrap=True).print_json(json.dumps(written))
     else:
@@ -212,7 +212,7 @@ class _AnnotateWork:
         glamm = self._task.describe.load()
         self._describer = GrandAnnotator(glamm, BoxMasks(glamm.model.sam))
 
-    async def run(self, told: Console) -> dict[str, Any]:
+    async def run(self, console: Console) -> dict[str, Any]:
         self._load_describer()
         if (aside := set_aside(self._task.out)) is not None:
             report_line(f"{self._task.out} held a data set already: it is kept in {aside}")
@@ -223,7 +223,7 @@ class _AnnotateWork:
                 batch.append(frame)
                 if len(batch) == self._task.batch:
                     await asyncio.to_thread(self._label, batch)
-                    told.print(f"{len(self._data.images)} images, {len(self._data.annotations)} boxes", end="\r")
+                    console.print(f"{len(self._data.images)} images, {len(self._data.annotations)} boxes", end="\r")
                     batch = []
             if batch:
                 await asyncio.to_thread(self._label, batch)

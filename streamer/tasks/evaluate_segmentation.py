@@ -203,9 +203,9 @@ def predict(
     for identity, record in truth.items():
         image = read_picture(images / (record.image or identity))
         if benchmark is SegmentationBenchmark.GCG:
-            told = glamm.describe(image, prompts.DESCRIBE_AS_PUBLISHED)
-            phrases = tuple(span.phrase for span in told.spans)
-            answers[identity] = MaskRecord(identity, told.text, phrases, _rles(told.masks))
+            answer = glamm.describe(image, prompts.DESCRIBE_AS_PUBLISHED)
+            phrases = tuple(span.phrase for span in answer.spans)
+            answers[identity] = MaskRecord(identity, answer.text, phrases, _rles(answer.masks))
         elif benchmark is SegmentationBenchmark.REFSEG:
             found = glamm.segment(image, record.phrases)
             assert found.class_id is not None

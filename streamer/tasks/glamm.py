@@ -128,13 +128,13 @@ def _save_segments(out: Path | None, name: str, image: Image, found: sv.Detectio
 def describe(path: Path, loading: GlammLoading, *, out: Path, as_json: bool) -> None:
     image = read_picture(path)
     glamm = loading.load()
-    told = glamm.describe(image)
-    picture = _save(out, f"{path.stem}.png", grounded.encode_png(grounded.paint_grounded(image, told)))
-    page = _save(out, f"{path.stem}.html", grounded.page(image, told, path.name).encode())
+    answer = glamm.describe(image)
+    picture = _save(out, f"{path.stem}.png", grounded.encode_png(grounded.paint_grounded(image, answer)))
+    page = _save(out, f"{path.stem}.html", grounded.page(image, answer, path.name).encode())
     if as_json:
-        _print_json({"image": str(path), **_facts(image, glamm), **grounded.as_json(told)})
+        _print_json({"image": str(path), **_facts(image, glamm), **grounded.as_json(answer)})
     else:
-        _print_grounded(told)
+        _print_grounded(answer)
         _tell(f"{page} and {picture} show it")
 
 
@@ -145,8 +145,8 @@ def region(path: Path, boxes: Sequence[str], loading: GlammLoading, *, as_json: 
     glamm = loading.load()
     texts = glamm.caption_regions(image, places)
     if as_json:
-        told = [{"box": list(place), "text": text} for place, text in zip(places, texts, strict=True)]
-        _print_json({"image": str(path), **_facts(image, glamm), "regions": told})
+        answer = [{"box": list(place), "text": text} for place, text in zip(places, texts, strict=True)]
+        _print_json({"image": str(path), **_facts(image, glamm), "regions": answer})
     else:
         for box, text in zip(boxes, texts, strict=True):
             sys.stdout.write(f"{box}: {text}\n" if len(boxes) > 1 else f"{text}\n")
@@ -222,9 +222,9 @@ def _print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
-def _print_grounded(told: GroundedText) -> None:
+def _print_grounded(answer: GroundedText) -> None:
     text = Text()
-    for words, span in grounded.pieces(told):
+    for words, span in grounded.pieces(answer):
         if span is not None and span.masks:
             text.append(words, style=f"bold {grounded.color_of(span.masks[0]).as_hex()}")
         else:

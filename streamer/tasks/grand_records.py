@@ -91,10 +91,13 @@ class GrandObject:
         return record if self.track is None else {**record, "track_id": self.track}
 
 
-def vote(found: Mapping[str, sv.Detections], told: GroundedText) -> list[GrandObject]:
+def vote(found: Mapping[str, sv.Detections], described: GroundedText) -> list[GrandObject]:
     """The things that detectors and the description speak of, each with who saw it; best scores first."""
     things: list[GrandObject] = []
-    for source, candidates in [*((name, _candidates(name, rows)) for name, rows in found.items()), _described(told)]:
+    for source, candidates in [
+        *((name, _candidates(name, rows)) for name, rows in found.items()),
+        _described(described),
+    ]:
         known = list(things)
         for candidate in _distinct(candidates):
             ious = box_ious(candidate.box[None], np.array([thing.box for thing in known]).reshape(-1, 4))[0]
@@ -131,11 +134,11 @@ def _candidates(source: str, found: sv.Detections) -> list[GrandObject]:
     ]
 
 
-def _described(told: GroundedText) -> tuple[str, list[GrandObject]]:
+def _described(described: GroundedText) -> tuple[str, list[GrandObject]]:
     """The phrases of the description that have a mask."""
     things = []
-    for span in told.spans:
-        mask = union(told, span)
+    for span in described.spans:
+        mask = union(described, span)
         if mask is not None and mask.any():
             box = mask_boxes(mask[None])[0]
             things.append(GrandObject(box, span.phrase.lower(), 0.0, DESCRIPTION, mask=mask))
@@ -167,8 +170,8 @@ class GrandAnnotator:
     ) -> dict[str, Any]:
         """The record of one frame (BGR); `found` are the detections by the name of their detector, in pixels."""
         (look,) = self._glamm.look([image])
-        told = self._glamm.describe(look)
-        things = vote(found, told)
+        described = self._glamm.describe(look)
+        things = vote(found, described)
         objects = [thing for thing in things if thing.is_object][:MOST_OBJECTS]
         floating = [thing for thing in things if not thing.is_object][: MOST_OBJECTS - len(objects)]
         everything = objects + floating
@@ -177,7 +180,7 @@ class GrandAnnotator:
         numbered = dict(enumerate(everything))
         short = self._glamm.chat(look, [], SHORT_CAPTION)
         short_details = ground_exactly(short.text, numbered)
-        dense_details = _dense_details(told, numbered)
+        dense_details = _dense_details(described, numbered)
         related = {number for detail in dense_details for number in detail["ids"]}
         return {
             "objects": [thing.as_json(number) for number, thing in enumerate(objects)],
@@ -191,7 +194,7 @@ class GrandAnnotator:
             },
             # an answer that broke off is no caption
             "short_captions": [{"caption": short.text, "details": short_details}] if short.complete else [],
-            "dense_caption": {"caption": told.text, "details": dense_details} if told.complete else None,
+            "dense_caption": {"caption": described.text, "details": dense_details} if described.complete else None,
             "additional_context": None,
             "frame_index": frame_index,
             "timestamp": time_s,
@@ -255,19 +258,19 @@ def ground_exactly(caption: str, things: Mapping[int, GrandObject]) -> list[dict
     ]
 
 
-def _dense_details(told: GroundedText, things: Mapping[int, GrandObject]) -> list[dict[str, Any]]:
+def _dense_details(described: GroundedText, things: Mapping[int, GrandObject]) -> list[dict[str, Any]]:
     """GLaMM's own phrases, each linked to the objects whose box its mask fills."""
     boxes = np.array([thing.box for thing in things.values()]).reshape(-1, 4)
     details = []
-    for span in told.spans:
-        mask = union(told, span)
+    for span in described.spans:
+        mask = union(described, span)
         if mask is None or not mask.any():
             continue
         ious = box_ious(mask_boxes(mask[None]), boxes)[0]
         own = [number for number, thing in things.items() if thing.mask is mask or ious[number] > LINKED]
         details.append(
             {
-                "phrase": told.text[span.start : span.end],
+                "phrase": described.text[span.start : span.end],
                 "tokens_positive": [span.start, span.end],
                 "ids": own,
                 "bbox": [[round(float(value), 1) for value in things[number].box] for number in own],

@@ -48,7 +48,7 @@ def convert(checkpoint: Path, name: str | None, vocabulary: Path | None, out: Pa
     if name is None:
         name = next((known for known, model in glips.items() if model.filename == checkpoint.name), None)
     if name not in glips:
-        found = f"{name!r} is no GLIP" if name else f"the name of {checkpoint} does not tell which GLIP it is"
+        found = f"{name!r} is not a GLIP" if name else f"the name of {checkpoint} does not say which GLIP it is"
         raise ConfigError(f"{found}: give --as with one of {', '.join(glips)}")
     words = vocabulary or checkpoint.parent / "vocab.txt"
     if not words.is_file():

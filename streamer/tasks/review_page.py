@@ -35,11 +35,11 @@ def _figure(
 ) -> str:
     boxes = "".join(_box(annotation) for annotation in annotations)
     name = html.escape(image["file_name"])
-    told = "" if record is None else _told(record)
+    text = "" if record is None else _described(record)
     return (
         f'<figure><svg viewBox="0 0 {image["width"]} {image["height"]}">'
         f'<image href="{html.escape(images)}/{name}" width="{image["width"]}" height="{image["height"]}"/>{boxes}</svg>'
-        f"<figcaption>{name}, {image['time_s']:.2f} s{told}</figcaption></figure>\n"
+        f"<figcaption>{name}, {image['time_s']:.2f} s{text}</figcaption></figure>\n"
     )
 
 
@@ -55,7 +55,7 @@ def _box(annotation: Mapping[str, Any]) -> str:
     )
 
 
-def _told(record: Mapping[str, Any]) -> str:
+def _described(record: Mapping[str, Any]) -> str:
     """Of a GranD record what a reviewer reads: the caption, what two voters saw, what only one did."""
     caption = html.escape((record["dense_caption"] or {"caption": "no caption: the answer broke off"})["caption"])
     lists = "".join(

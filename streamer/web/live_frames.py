@@ -162,7 +162,7 @@ class LiveFrames:
         return await asyncio.shield(asyncio.wrap_future(future))
 
     def announce(self, stream: str, slot: _StreamSlot) -> None:
-        """Tells listeners of a new frame, and remembers it when its turn has come."""
+        """Notifies listeners of a new frame, and keeps it when it is due."""
         live = slot.newest
         assert live is not None
         for listener in self._listeners:

@@ -75,19 +75,19 @@ def test_a_broken_download_is_taken_up_where_it_broke(hub, monkeypatch):
     assert hub.ranges[1] == f"bytes={300_000 // 65_536 * 65_536}-"
 
 
-def test_a_wrong_checksum_is_told_and_the_file_deleted(hub, cache):
+def test_a_wrong_checksum_is_reported_and_the_file_deleted(hub, cache):
     with pytest.raises(DownloadError, match=r"sha256 .*expected is 0000.*deleted"):
         fetch_file("a model", "someone/model", "weights.bin", "0" * 64)
     assert not list(cache.rglob("weights.bin"))
 
 
-def test_a_missing_file_and_repository_are_told(hub):
+def test_a_missing_file_and_repository_are_reported(hub):
     for repository, filename in (("someone/model", "none.bin"), ("someone/none", "weights.bin")):
         with pytest.raises(DownloadError, match="a model could not be fetched"):
             fetch_file("a model", repository, filename)
 
 
-def test_without_a_connection_the_ways_out_are_told(monkeypatch, cache):
+def test_without_a_connection_the_ways_out_are_reported(monkeypatch, cache):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -156,7 +156,7 @@ def test_the_catalogue_holds_every_released_model():
     assert sum(name.startswith("glamm-") for name in names) == 6
 
 
-def test_an_unknown_name_is_told_with_the_nearest():
+def test_an_unknown_name_is_reported_with_the_nearest():
     with pytest.raises(UnknownModel, match=r"did you mean glip-tiny"):
         catalogue.find_model("glip-tyny")
 
@@ -190,7 +190,7 @@ def test_a_wrong_name_among_several_stops_before_anything_is_fetched(hub):
     assert hub.ranges == []
 
 
-def test_a_checkpoint_whose_name_tells_nothing_needs_the_model_named(tmp_path, cache):
+def test_a_checkpoint_whose_name_reports_nothing_needs_the_model_named(tmp_path, cache):
     file = tmp_path / "weights.pth"
     torch.save({"model": {}}, file)
     result = CliRunner().invoke(app, ["convert", str(file)])

@@ -97,8 +97,8 @@ def test_a_file_may_ask_for_repetition_and_the_option_decides(tmp_path):
         ({"gate": 3}, "gate"),
     ],
 )
-def test_a_wrong_script_names_the_place_and_what_is_allowed(answers, told):
-    with pytest.raises(ScriptError, match=told):
+def test_a_wrong_script_names_the_place_and_what_is_allowed(answers, reported):
+    with pytest.raises(ScriptError, match=reported):
         ScriptedDetector(answers)
 
 
@@ -110,7 +110,7 @@ def test_a_wrong_file_is_named(tmp_path, text):
         ScriptedDetector.load(file)
 
 
-def test_a_missing_file_and_a_missing_script_are_told(tmp_path):
+def test_a_missing_file_and_a_missing_script_are_reported(tmp_path):
     with pytest.raises(ScriptError, match=r"none\.json"):
         create_detector(f"scripted:{tmp_path / 'none.json'}")
     with pytest.raises(ScriptError, match=r"scripted:FILE\.json"):

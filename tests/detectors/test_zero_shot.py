@@ -163,13 +163,13 @@ def test_a_query_without_words_is_refused(models):
         detector.prepare(["person", "..."])
 
 
-def test_weights_that_are_not_here_are_told_with_the_ways_out(monkeypatch, tmp_path):
+def test_weights_that_are_not_here_are_reported_with_the_ways_out(monkeypatch, tmp_path):
     monkeypatch.setenv("GROUNDSTREAM_CACHE", str(tmp_path))
     with pytest.raises(ZeroShotError, match=r"models pull owlv2-base.*weights.*coco-nano"):
         create_detector("owlv2-base")
 
 
-def test_a_folder_without_a_model_and_a_damaged_one_are_told(models, tmp_path):
+def test_a_folder_without_a_model_and_a_damaged_one_are_reported(models, tmp_path):
     with pytest.raises(ZeroShotError, match=r"config\.json"):
         create_detector("owlv2-base", weights=tmp_path)
     for file in models["owlv2-base"].iterdir():
@@ -179,7 +179,7 @@ def test_a_folder_without_a_model_and_a_damaged_one_are_told(models, tmp_path):
         create_detector("owlv2-base", weights=tmp_path)
 
 
-def test_an_unknown_size_of_a_family_is_told_with_the_known_ones():
+def test_an_unknown_size_of_a_family_is_reported_with_the_known_ones():
     with pytest.raises(ValueError, match="known are owlv2-base, owlv2-large"):
         create_detector("owlv2-huge")
     assert issubclass(UnknownDetector, ValueError)

@@ -90,7 +90,7 @@ class KafkaProxy(Proxy):
         )
 
     def refuse_topic(self, topic: str, error: int) -> None:
-        """Whoever asks about the topic is told `error`."""
+        """Answers requests about the topic with `error`."""
         self.change[ApiKey.Metadata] = lambda response: _refused_metadata(response, topic, error)
 
     def lose_leader(self, topic: str, error: int) -> None:

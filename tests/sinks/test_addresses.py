@@ -48,7 +48,7 @@ def test_a_wrong_address_is_one_sentence(address: str, sentence: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["jsonl:/proc/x/e.jsonl", "sqlite:/proc/x/e.sqlite", "parquet:/proc/x/e"])
-def test_a_place_that_cannot_be_written_is_told_at_once(address: str) -> None:
+def test_a_place_that_cannot_be_written_is_reported_at_once(address: str) -> None:
     with pytest.raises(SinkError, match=r"/proc/x.* cannot be written \(.+\): check the path") as found:
         open_sink(address)
     assert not isinstance(found.value, ValueError)
@@ -82,7 +82,7 @@ def test_the_same_sink_twice_is_a_mistake() -> None:
         ("jsonl:/tmp/a@b/events.jsonl", "jsonl:/tmp/a@b/events.jsonl"),
     ],
 )
-def test_what_is_told_of_an_address_holds_no_secret(address: str, public: str) -> None:
+def test_what_is_reported_of_an_address_holds_no_secret(address: str, public: str) -> None:
     assert redact(address) == public
     parts = parse_address(address)
     assert parts.public == public

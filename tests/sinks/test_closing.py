@@ -107,7 +107,7 @@ async def test_a_peer_that_never_returns_is_left_behind(kind: str, tmp_path: Pat
 
 
 async def test_a_full_disk_does_not_hold_closing_back(tmp_path: Path) -> None:
-    """The sender is told that its event was not stored; what was stored before is there at the next start."""
+    """The sender gets an error for the event that was not stored; stored ones are there at the next start."""
     spool = await Spool.open(tmp_path / "spool", {"sink": Recorder(refuse)}, close_timeout_s=CLOSE_S)
     await spool.send_batch(events(5))
     assert spool._store is not None

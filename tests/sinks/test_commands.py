@@ -42,7 +42,7 @@ def address(tmp_path: Path) -> str:
     return f"sqlite:{tmp_path / 'events.sqlite'}"
 
 
-def test_in_a_pipe_events_are_lines_of_json_and_gaps_are_told_beside_them(address: str) -> None:
+def test_in_a_pipe_events_are_lines_of_json_and_gaps_are_reported_beside_them(address: str) -> None:
     found = call("subscribe", address)
     assert found.exit_code == 0
     assert [json.loads(line)["id"] for line in found.stdout.splitlines()] == ids(
@@ -104,7 +104,7 @@ def test_replay_moves_events_with_their_ids(address: str, tmp_path: Path) -> Non
     assert call("subscribe", to).stdout.count("\n") == 4, "twice there, shown once"
 
 
-def test_replay_tells_what_a_sink_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_reports_what_a_sink_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamer.commands.replay.PATIENCE_S", 1.0)
     found = call("replay", address, "--to", "http://127.0.0.1:1/hook")
     assert found.exit_code == 1

@@ -160,7 +160,7 @@ async def test_closing_in_the_middle_of_sending_ends_and_the_rest_arrives_later(
 
 
 @pytest.mark.parametrize("kind", ["kafka", "http", "mqtt", "redis"])
-async def test_secrets_of_an_address_are_told_nowhere(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_secrets_of_an_address_are_reported_nowhere(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     secrets = {"http": "&secret=sesame&token=sesame", "kafka": "&sasl_plain_password=sesame"}.get(kind, "")
     address = f"{kind}://me:sesame@127.0.0.1:1/place?timeout=0.5{secrets}"
     caplog.set_level(logging.DEBUG)
@@ -168,8 +168,8 @@ async def test_secrets_of_an_address_are_told_nowhere(kind: str, caplog: pytest.
     async with await Spool.open(None, sinks) as spool:
         await spool.send_batch(events(1))
         await until(lambda: spool.status()[0].state == "down")
-        told = [repr(spool.status()), repr(sinks), repr(vars(next(iter(sinks.values())))), caplog.text]
+        reported = [repr(spool.status()), repr(sinks), repr(vars(next(iter(sinks.values())))), caplog.text]
     assert spool.status()[0].error
-    visible = [text for text in (told[0], told[1], told[3]) if "sesame" in text]
+    visible = [text for text in (reported[0], reported[1], reported[3]) if "sesame" in text]
     assert not visible
     assert "sesame" not in redact(f"{address} failed twice, see {address}")

@@ -42,7 +42,7 @@ async def test_what_is_read_is_what_was_written(address: str) -> None:
     assert [one async for one in subscribe(address)] == sent
 
 
-async def test_each_event_is_read_once_and_gaps_are_told(address: str) -> None:
+async def test_each_event_is_read_once_and_gaps_are_reported(address: str) -> None:
     await write(address, events(5))
     await write(address, events(4, first=3))
     await write(address, events(2, first=9))
@@ -277,7 +277,7 @@ def test_a_second_writer_does_not_disturb_the_first(tmp_path: Path) -> None:
         assert db.execute("SELECT count(*) FROM events").fetchone() == (1000,)
 
 
-def test_an_address_without_rights_is_told(tmp_path: Path) -> None:
+def test_an_address_without_rights_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SinkError, match="Is a directory"):
         JsonlSink(tmp_path)
     with pytest.raises(SinkAddressError, match="takes no path"):

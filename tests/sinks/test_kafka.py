@@ -133,7 +133,7 @@ async def refusal(address: str) -> str:
     return str(found.value)
 
 
-async def test_nobody_there_is_one_sentence() -> None:
+async def test_no_one_there_is_one_sentence() -> None:
     assert "no Kafka broker can be reached: 127.0.0.1:1 does not answer (Connection refused)" in await refusal(
         "kafka://127.0.0.1:1/t"
     )
@@ -265,7 +265,7 @@ async def test_a_plain_client_reads_what_the_sink_writes(proxy: Proxy) -> None:
     assert [json.loads(message.value)["id"] for message in messages] == ids(events(20))
 
 
-async def test_an_advertised_address_where_nobody_answers_is_named() -> None:
+async def test_an_advertised_address_where_no_one_answers_is_named() -> None:
     port, dead = free_port(), free_port()
     broker = Broker(port, advertised=dead)
     broker.start()

@@ -131,7 +131,7 @@ TOO_FEW = "has too few copies of topic t in sync to promise anything"
     ("error", "sentence", "metadata_tells"),
     [(NOT_LEADER, NO_LEADER, True), (NOT_LEADER, NO_LEADER, False), (NOT_ENOUGH_REPLICAS, TOO_FEW, False)],
 )
-async def test_a_leader_that_refuses_for_long_is_told_once_and_nothing_is_lost(
+async def test_a_leader_that_refuses_for_long_is_reported_once_and_nothing_is_lost(
     proxy: KafkaProxy, error: int, sentence: str, metadata_tells: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with await Spool.open(None, open_sinks([to(proxy)])) as spool:
@@ -179,7 +179,7 @@ async def test_what_is_too_large_for_the_topic_is_a_dead_letter_and_the_rest_arr
         ),
     ],
 )
-async def test_a_refusal_while_running_is_told_as_what_it_is_and_nothing_is_lost(
+async def test_a_refusal_while_running_is_reported_as_what_it_is_and_nothing_is_lost(
     proxy: KafkaProxy, refusal: int, sentence: str
 ) -> None:
     async with await Spool.open(None, open_sinks([to(proxy)])) as spool:
@@ -194,7 +194,7 @@ async def test_a_refusal_while_running_is_told_as_what_it_is_and_nothing_is_lost
     assert await read(proxy) == ids(events(40))
 
 
-async def test_a_topic_that_may_not_even_be_seen_is_told(proxy: KafkaProxy) -> None:
+async def test_a_topic_that_may_not_even_be_seen_is_reported(proxy: KafkaProxy) -> None:
     proxy.refuse_topic("t", TOPIC_AUTHORIZATION_FAILED)
     assert "does not let this user use topic t" in await refusal(to(proxy))
 
@@ -217,17 +217,17 @@ def refuse_to_make(proxy: KafkaProxy, name: str, error: int) -> None:
     def answer(request: Any) -> Any:
         if name not in {one.name for one in request.topics}:
             return None
-        told = [
+        reported = [
             result(name=one.name, error_code=error * (one.name == name), error_message=None, configs=[])
             for one in request.topics
         ]
-        return CreateTopicsResponse(throttle_time_ms=0, topics=told)
+        return CreateTopicsResponse(throttle_time_ms=0, topics=reported)
 
     proxy.answer[ApiKey.CreateTopics] = answer
 
 
 @pytest.mark.parametrize("error", [TOPIC_AUTHORIZATION_FAILED, CLUSTER_AUTHORIZATION_FAILED])
-async def test_a_user_who_may_not_make_topics_is_told(proxy: KafkaProxy, error: int) -> None:
+async def test_a_user_who_may_not_make_topics_is_reported(proxy: KafkaProxy, error: int) -> None:
     refuse_to_make(proxy, "t", error)
     assert "has no topic t and does not let this user make it: have it made" in await refusal(to(proxy))
 
@@ -271,13 +271,13 @@ async def test_a_password_opens_and_a_wrong_one_is_one_sentence_without_it(
     assert "hunter2" not in caplog.text
 
 
-async def test_a_mechanism_that_is_not_spoken_is_told(guarded: KafkaProxy) -> None:
+async def test_a_mechanism_that_is_not_spoken_is_reported(guarded: KafkaProxy) -> None:
     guarded.mechanisms = ("SCRAM-SHA-512",)
     said = await refusal(to(guarded, user="me:sesame@"))
     assert "does not know this sasl_mechanism: try PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512" in said
 
 
-async def test_a_password_that_changes_while_running_is_told_and_nothing_is_lost(guarded: KafkaProxy) -> None:
+async def test_a_password_that_changes_while_running_is_reported_and_nothing_is_lost(guarded: KafkaProxy) -> None:
     async with await Spool.open(None, open_sinks([to(guarded, user="me:sesame@")])) as spool:
         await spool.send_batch(events(20))
         assert await spool.drain(10)
@@ -312,7 +312,7 @@ def garbage(proxy: KafkaProxy, count: int, timestamp_ms: int) -> None:
 
 
 def misplace(proxy: KafkaProxy, offset: int) -> None:
-    """Whoever asks for a time is told this offset; -1: there is nothing so late."""
+    """Answers requests for a time with this offset; -1: nothing is that late."""
 
     def answer(request: Any) -> Any:
         if request.topics[0].partitions[0].timestamp < 0:  # the beginning or the end
@@ -380,12 +380,12 @@ async def test_nothing_is_younger_than_the_end(proxy: KafkaProxy) -> None:
 
 
 def looked_at(address: str) -> str:
-    from streamer.tasks.doctor import _sink
+    from streamer.tasks.doctor import _check_sink
 
-    return _sink(address).told
+    return _check_sink(address).reported
 
 
-def test_the_doctor_tells_what_would_stop_the_sink(proxy: KafkaProxy) -> None:
+def test_the_doctor_reports_what_would_stop_the_sink(proxy: KafkaProxy) -> None:
     assert looked_at(to(proxy)) == "the cluster answers, t will be made"
     assert "has no topic t: make it" in looked_at(to(proxy, "&create=false"))
     with open_admin(Cluster([proxy.address])) as admin:
@@ -402,6 +402,6 @@ def only_readable(response: Any) -> None:
         topic.authorized_operations = {3, 8}  # READ, DESCRIBE
 
 
-def test_the_doctor_tells_a_wrong_password(guarded: KafkaProxy) -> None:
+def test_the_doctor_reports_a_wrong_password(guarded: KafkaProxy) -> None:
     assert "refuses the user or the password" in looked_at(to(guarded, user="me:hunter2@"))
     assert looked_at(to(guarded, user="me:sesame@")) == "the cluster answers, t will be made"

@@ -153,7 +153,7 @@ async def test_a_late_subscriber_of_mosquitto_knows_everything_at_once(tmp_path:
 
 
 @pytest.mark.anyio
-async def test_a_crash_and_a_clean_end_are_told_apart_in_frigates_words(tmp_path: Path) -> None:
+async def test_a_crash_and_a_clean_end_are_reported_apart_in_frigates_words(tmp_path: Path) -> None:
     with mosquitto(tmp_path) as port:
         sink = open_sink(f"mqtt://127.0.0.1:{port}?style=frigate")
         await sink.send_batch(STORY)

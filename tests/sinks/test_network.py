@@ -17,7 +17,7 @@ import pytest
 from sinks import PoisonError, SinkError, open_sink, open_sinks
 from sinks.event import EventType
 from sinks.spool.spool import Spool
-from streamer.tasks.doctor import _sink
+from streamer.tasks.doctor import _check_sink
 from tests.sinks.broker import free_port
 from tests.sinks.makes import event, events, ids
 from tests.sinks.peers import Peer, mqtt_broker, redis_server, web_server
@@ -100,7 +100,7 @@ async def test_other_answers_mean_later(web: Peer, status: int, headers: dict, s
     assert found.value.delivered == 1
 
 
-async def test_a_secret_in_the_path_is_told_nowhere(
+async def test_a_secret_in_the_path_is_reported_nowhere(
     web: Peer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -112,14 +112,14 @@ async def test_a_secret_in_the_path_is_told_nowhere(
         errors = []
         while not await spool.drain(0.02):
             errors.append(spool.status()[0].error)
-        told = repr(spool.status())
+        reported = repr(spool.status())
     assert len(web.requests) == 4
     assert "answers 503 Service Unavailable (Cannot POST /***/***/***?***=***)" in errors[-1] + errors[0]
     letters = (tmp_path / "spool.sqlite.dead.jsonl").read_text()
     assert letters.count("Cannot POST") == 1
-    found = await asyncio.to_thread(_sink, address)
+    found = await asyncio.to_thread(_check_sink, address)
     assert found.state == "works"
-    for place in (told, letters, caplog.text, str(found), *errors):
+    for place in (reported, letters, caplog.text, str(found), *errors):
         for secret in ("SESAME", "T0ABCDEF", "hunter22"):
             assert secret not in place
     assert spool.status()[0].name.startswith(f"http://127.0.0.1:{web.port}/***#")
@@ -141,7 +141,7 @@ async def test_a_connection_that_the_peer_closed_is_opened_again(web: Peer) -> N
     assert ids(web.events) == ids(events(4))
 
 
-async def test_mqtt_topics_tell_stream_and_kind_and_state_is_retained(mqtt: Peer) -> None:
+async def test_mqtt_topics_report_stream_and_kind_and_state_is_retained(mqtt: Peer) -> None:
     await send(f"mqtt://me:pw@127.0.0.1:{mqtt.port}/site", [event(0, stream="a/b+"), event(1, kind=EventType.COVERAGE)])
     connect, *published = mqtt.requests
     assert b"site/status" in connect
@@ -247,7 +247,7 @@ async def test_looking_at_a_webhook_sends_nothing(web: Peer) -> None:
         await look(f"https://127.0.0.1:{web.port}/in")
 
 
-async def test_looking_at_mqtt_tells_nobody(mqtt: Peer) -> None:
+async def test_looking_at_mqtt_reports_nobody(mqtt: Peer) -> None:
     address = f"mqtt://me:pw@127.0.0.1:{mqtt.port}/site?client_id=gate"
     assert "the broker accepts the connection" in await look(address)
     (connect,) = mqtt.requests

@@ -43,7 +43,7 @@ def seen(
     )
 
 
-def told(happenings: Iterable[RuleFinding]) -> list[tuple[str, int | None]]:
+def reported(happenings: Iterable[RuleFinding]) -> list[tuple[str, int | None]]:
     """('zone.enter', 3) for each happening."""
     return [(short(happening.type), happening.track) for happening in happenings]
 

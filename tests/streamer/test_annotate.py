@@ -105,7 +105,7 @@ def test_the_review_page_shows_every_box_and_can_carry_any_words(street: Path) -
     assert "&lt;/script&gt;&lt;b&gt;" in page
 
 
-def test_what_cannot_be_done_is_told(street: Path) -> None:
+def test_what_cannot_be_done_is_reported(street: Path) -> None:
     with pytest.raises(DetectorError, match="no detector is called"):
         annotate(AnnotateTask([str(street)], ["man"], ["glop"], street.parent / "out"), quiet=True)
     with pytest.raises(TrackerError):

@@ -118,7 +118,7 @@ def test_process_twice_gives_the_same_bytes(groundstream, clip, script, tmp_path
     assert once(tmp_path / "first") == once(tmp_path / "second")
 
 
-def test_the_start_time_of_a_recording_may_be_told(groundstream, clip, script, tmp_path):
+def test_the_start_time_of_a_recording_may_be_reported(groundstream, clip, script, tmp_path):
     run = groundstream(
         *("process", clip, "-q", "person", "--detector", f"scripted:{script}", "--out", tmp_path, "--no-video"),
         *("--start-time", "2026-05-04T12:00:00Z", "--quiet"),
@@ -143,7 +143,7 @@ def test_schema_prints_what_events_are_and_checks_files(groundstream, clip, scri
     assert "events.jsonl:" in bad.err
 
 
-def test_doctor_tells_what_works(groundstream, tmp_path, monkeypatch):
+def test_doctor_reports_what_works(groundstream, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     run = groundstream("doctor", "--json", "--source", "/no/such/file.mp4")
     findings = {finding["what"]: finding for finding in json.loads(run.out)}
@@ -187,15 +187,15 @@ def make_folder(folder: Path, _clip: Path) -> Path:
         (make_empty, "is empty (0 bytes)"),
     ],
 )
-def test_a_video_that_is_none_is_told_in_one_sentence(groundstream, clip, script, tmp_path, make, sentence):
+def test_a_video_that_is_none_is_reported_in_one_sentence(groundstream, clip, script, tmp_path, make, sentence):
     video = make(tmp_path, clip)
     run = groundstream(
         "process", video, "-q", "person", "--detector", f"scripted:{script}", "--out", tmp_path / "out", "--no-video"
     )
-    told = run.err + run.out
+    reported = run.err + run.out
     assert run.code == 1
-    assert sentence in told
-    assert "Traceback" not in told
+    assert sentence in reported
+    assert "Traceback" not in reported
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_video_that_is_none_is_told_in_one_sentence(groundstream, clip, script
         ([], 2, "Missing option"),
     ],
 )
-def test_a_wrong_option_is_told_in_one_sentence(groundstream, clip, script, tmp_path, options, code, sentence):
+def test_a_wrong_option_is_reported_in_one_sentence(groundstream, clip, script, tmp_path, options, code, sentence):
     out = [] if "--out" in options else ["--out", tmp_path]
     run = groundstream("process", clip, "--detector", f"scripted:{script}", "--no-video", *out, *options)
     assert sentence in run.err + run.out
@@ -243,7 +243,7 @@ def test_a_job_that_cannot_begin_leaves_earlier_results_alone(groundstream, clip
     assert {path: path.read_bytes() for path in earlier} == earlier
 
 
-def test_results_that_cannot_be_replaced_are_told_in_one_sentence(groundstream, clip, script, tmp_path):
+def test_results_that_cannot_be_replaced_are_reported_in_one_sentence(groundstream, clip, script, tmp_path):
     command = ("process", clip, "-q", "person", "--detector", f"scripted:{script}", "--no-video", "--out")
     (tmp_path / "events.sqlite").mkdir()
     run = groundstream(*command, tmp_path)
@@ -306,7 +306,7 @@ def test_a_sink_that_fails_costs_no_summary(groundstream, clip, script, tmp_path
     assert json.loads((tmp_path / "walk" / "summary.json").read_text())["analysed"] == 60
 
 
-def test_a_table_in_a_pipe_is_not_cut_and_a_failure_is_told_once(groundstream, clip, script, tmp_path):
+def test_a_table_in_a_pipe_is_not_cut_and_a_failure_is_reported_once(groundstream, clip, script, tmp_path):
     long = tmp_path / f"{'very-' * 20}long.mp4"
     long.write_bytes(clip.read_bytes())
     bad = make_empty(tmp_path, clip)
@@ -329,12 +329,12 @@ def test_events_on_standard_output_stand_there_alone(groundstream, clip, script,
     assert run.out == (tmp_path / "events.jsonl").read_text()
 
 
-def test_what_moves_asked_for_twice_is_told_so(groundstream, clip, tmp_path):
+def test_what_moves_asked_for_twice_is_reported_so(groundstream, clip, tmp_path):
     run = groundstream("process", clip, "-q", "anything that moves", "-q", "anything that moves", "--out", tmp_path)
     assert (run.code, "'anything that moves' is given twice" in run.err) == (2, True)
 
 
-def test_a_web_camera_that_nobody_serves_ends_the_job(groundstream, script, tmp_path):
+def test_a_web_camera_that_no_one_serves_ends_the_job(groundstream, script, tmp_path):
     run = groundstream(
         *("process", "http://127.0.0.1:3/x", "-q", "person", "--detector", f"scripted:{script}", "--no-video"),
         *("--out", tmp_path),
@@ -394,12 +394,12 @@ def test_labels_stay_in_the_picture_and_can_be_read():
         assert painted([*corner, corner[0] + 40, corner[1] + 40]) > middle - 300
 
 
-def test_an_unknown_detector_is_told_with_the_nearest(groundstream, clip, tmp_path):
+def test_an_unknown_detector_is_reported_with_the_nearest(groundstream, clip, tmp_path):
     run = groundstream("process", clip, "-q", "person", "--detector", "glib-tiny", "--out", tmp_path)
     assert (run.code, "did you mean glip" in run.err) == (2, True)
 
 
-def test_a_full_disk_is_told_in_one_sentence(groundstream, clip, script, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_in_one_sentence(groundstream, clip, script, tmp_path, monkeypatch):
     def begin(folder: ResultFolder) -> None:
         folder.path.mkdir(parents=True)
         (folder.path / "tracks.txt").symlink_to("/dev/full")

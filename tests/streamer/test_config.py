@@ -120,14 +120,14 @@ def test_a_mistake_names_itself_its_place_and_what_is_allowed(text, sentence):
         (b"\xff\xfe\x00", "is not a text file"),
     ],
 )
-def test_a_file_that_is_no_configuration_is_told(tmp_path, content, sentence):
+def test_a_file_that_is_no_configuration_is_reported(tmp_path, content, sentence):
     file = tmp_path / "cameras.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError, match=sentence):
         load_config(file)
 
 
-def test_a_missing_file_is_told(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read .*none.yaml: No such file"):
         load_config(tmp_path / "none.yaml")
 

@@ -40,23 +40,23 @@ def run(*arguments: str) -> str:
     return result.stdout
 
 
-def test_a_table_tells_what_was_found(pictures, script):
+def test_a_table_reports_what_was_found(pictures, script):
     line = run(pictures[0], "-q", "person", "--detector", script).splitlines()[1].split()
     assert line[1:] == ["person", "0.90", "10", "10", "30", "50"]
 
 
 def test_json_holds_every_picture_in_order_with_what_is_beyond_doubt(pictures, script):
-    told = json.loads(run(*pictures, "-q", "person", "-q", "red car", "--detector", script, "--json"))
-    assert [each["image"] for each in told] == pictures
-    for each in told:
+    reported = json.loads(run(*pictures, "-q", "person", "-q", "red car", "--detector", script, "--json"))
+    assert [each["image"] for each in reported] == pictures
+    for each in reported:
         assert each["detections"] == [{"query": "person", "confidence": 0.9, "box": [10, 10, 30, 50]}]
 
 
-def test_a_lower_threshold_tells_more(pictures, script):
-    told = json.loads(
+def test_a_lower_threshold_reports_more(pictures, script):
+    reported = json.loads(
         run(pictures[0], "-q", "person", "-q", "red car", "--detector", script, "--threshold", "0.1", "--json")
     )
-    assert [found["query"] for found in told[0]["detections"]] == ["person", "red car"]
+    assert [found["query"] for found in reported[0]["detections"]] == ["person", "red car"]
 
 
 def test_annotated_pictures_show_the_boxes(pictures, script, tmp_path):
@@ -76,7 +76,7 @@ def test_pictures_of_one_name_do_not_overwrite_one_another(pictures, script, tmp
     assert sorted(file.name for file in (tmp_path / "o").iterdir()) == ["2-gate.png", "gate.png"]
 
 
-def test_what_is_no_picture_is_told_by_its_name(script, tmp_path):
+def test_what_is_no_picture_is_reported_by_its_name(script, tmp_path):
     text = tmp_path / "text.png"
     text.write_text("not a picture")
     for file in (text, tmp_path / "none.png"):

@@ -53,9 +53,9 @@ class Scene:
 
     def __init__(self, **options: Any) -> None:
         self.teller = Teller()
-        self.told: list[Enrichment] = []
+        self.reported: list[Enrichment] = []
         self.now = 0.0
-        self.enricher = Enricher(self.teller, self.told.append, clock=lambda: self.now, **options)
+        self.enricher = Enricher(self.teller, self.reported.append, clock=lambda: self.now, **options)
 
     def offer(self, *events: Event, stream: str = "door", at_s: float = 0.0, grey: int = 0) -> None:
         pixels = np.full((20, 30, 3), grey, np.uint8)
@@ -113,18 +113,24 @@ def test_a_track_that_begins_is_described_in_its_box(scenes: Any) -> None:
     scene = scenes()
     scene.offer(begun())
     assert scene.settle() == EnrichTally(1, 1, 0, {})
-    (told,) = scene.told
-    assert (told.stream, told.trigger, told.cause) == ("door", EnrichTrigger.TRACK, "1.door.A")
-    assert (told.subject.track_uid, told.subject.track_number, told.subject.box) == ("A", 3, (0.1, 0.2, 0.5, 0.6))
-    assert told.moment.frame is not None
-    assert (told.moment.frame.index, told.description.text) == (7, "seen 1")
+    (reported,) = scene.reported
+    assert (reported.stream, reported.trigger, reported.cause) == ("door", EnrichTrigger.TRACK, "1.door.A")
+    assert (reported.subject.track_uid, reported.subject.track_number, reported.subject.box) == (
+        "A",
+        3,
+        (0.1, 0.2, 0.5, 0.6),
+    )
+    assert reported.moment.frame is not None
+    assert (reported.moment.frame.index, reported.description.text) == (7, "seen 1")
 
 
-def test_only_the_zones_of_the_plan_are_told_of(scenes: Any) -> None:
+def test_only_the_zones_of_the_plan_are_reported_of(scenes: Any) -> None:
     scene = scenes(plan=EnrichPlan(tracks=False, zones=frozenset({"gate"})))
     scene.offer(begun(), event(EventType.ZONE_ENTER, "B", "gate"), event(EventType.ZONE_ENTER, "C", "lawn"))
     scene.settle()
-    assert [(told.trigger, told.subject.track_uid) for told in scene.told] == [(EnrichTrigger.ZONE, "B")]
+    assert [(reported.trigger, reported.subject.track_uid) for reported in scene.reported] == [
+        (EnrichTrigger.ZONE, "B")
+    ]
     anywhere = scenes(plan=EnrichPlan(tracks=False, zones=frozenset()))
     anywhere.offer(event(EventType.ZONE_ENTER, "C", "lawn"))
     assert anywhere.settle().answered == 1
@@ -136,7 +142,7 @@ def test_a_scene_is_described_every_so_often_if_it_changed(scenes: Any) -> None:
         scene.offer(at_s=at_s, grey=grey)
         tally = scene.settle()
     assert tally == EnrichTally(3, 2, 0, {"unchanged": 1})
-    assert [told.moment.time_ns for told in scene.told] == [0, 20_000_000_000]
+    assert [reported.moment.time_ns for reported in scene.reported] == [0, 20_000_000_000]
 
 
 def test_a_request_is_served_with_the_next_frame_of_its_stream(scenes: Any) -> None:
@@ -150,12 +156,12 @@ def test_a_request_is_served_with_the_next_frame_of_its_stream(scenes: Any) -> N
     assert scene.teller.asked == [(None, ""), ((0.0, 0.0, 1.0, 1.0), "man")]
 
 
-def test_what_was_described_lately_is_told_again_without_a_call(scenes: Any) -> None:
+def test_what_was_described_lately_is_reported_again_without_a_call(scenes: Any) -> None:
     scene = scenes(plan=EnrichPlan(zones=frozenset()), cache_s=60)
     scene.offer(begun())
     scene.offer(event(EventType.ZONE_ENTER, "A", "gate"))
     assert scene.settle() == EnrichTally(2, 1, 1, {})
-    assert [told.description.text for told in scene.told] == ["seen 1", "seen 1"]
+    assert [reported.description.text for reported in scene.reported] == ["seen 1", "seen 1"]
     scene.now = 61
     scene.offer(event(EventType.ZONE_ENTER, "A", "gate"))
     assert scene.settle().answered == 2
@@ -168,13 +174,13 @@ def test_the_budget_holds_for_a_stream_and_for_all(scenes: Any) -> None:
             scene.offer(begun(f"{stream}{number}"), stream=stream)
             scene.settle()
     assert scene.enricher.tally() == EnrichTally(6, 3, 0, {"budget": 3})
-    assert [told.stream for told in scene.told] == ["door", "yard", "door"]
+    assert [reported.stream for reported in scene.reported] == ["door", "yard", "door"]
     scene.now = 60
     scene.offer(begun("late"))
     assert scene.settle().answered == 4
 
 
-def test_a_slow_describer_holds_nobody_up_and_every_request_is_accounted_for(scenes: Any) -> None:
+def test_a_slow_describer_holds_no_one_up_and_every_request_is_accounted_for(scenes: Any) -> None:
     scene = scenes(queue_size=2)
     scene.teller.free.clear()
     for number in range(6):
@@ -225,7 +231,7 @@ def test_closing_drops_what_waits_and_counts_it(scenes: Any) -> None:
     scene.enricher.close()
     scene.offer(begun("C"))
     assert scene.enricher.tally() == EnrichTally(4, 0, 0, {"shutdown": 4})
-    assert scene.told == []
+    assert scene.reported == []
 
 
 def test_a_recording_may_wait_for_its_last_descriptions(scenes: Any) -> None:
@@ -238,12 +244,12 @@ def test_a_recording_may_wait_for_its_last_descriptions(scenes: Any) -> None:
     assert scene.enricher.tally() == EnrichTally(2, 2, 0, {})
 
 
-def test_a_describer_with_nothing_to_tell_is_counted(scenes: Any) -> None:
+def test_a_describer_with_nothing_to_report_is_counted(scenes: Any) -> None:
     scene = scenes()
     scene.enricher._describer = lambda *_: None
     scene.offer(begun())
     assert scene.settle() == EnrichTally(1, 0, 0, {"nothing": 1})
-    assert scene.told == []
+    assert scene.reported == []
 
 
 def test_a_plan_or_budget_that_means_nothing_is_refused() -> None:

@@ -19,8 +19,8 @@ def cross(
 
 def test_found_missed_and_made_up_events_are_counted() -> None:
     truth = [cross(1), cross(5), cross(9), cross(12, "door")]
-    told = [cross(1.2), cross(5.1), cross(30), cross(9, direction="out")]
-    score = score_events(truth, told, tolerance_s=1)
+    reported = [cross(1.2), cross(5.1), cross(30), cross(9, direction="out")]
+    score = score_events(truth, reported, tolerance_s=1)
     assert (score.right, score.missed, score.false) == (2, 2, 2)
     assert (score.precision, score.recall) == (0.5, 0.5)
     assert score.offset_median_s == pytest.approx(0.15)
@@ -37,7 +37,7 @@ def test_the_delay_is_from_the_happening_to_its_telling() -> None:
     assert np.isnan(score_events([cross(1)], [cross(1)]).delay_median_s)
 
 
-def test_nothing_told_has_no_precision() -> None:
+def test_nothing_reported_has_no_precision() -> None:
     score = score_events([cross(1)], [])
     assert np.isnan(score.precision)
     assert score.recall == 0
@@ -54,9 +54,9 @@ def test_labels_and_events_are_read_side_by_side(tmp_path: Path) -> None:
     (tmp_path / "told.jsonl").write_text(json.dumps(event) + "\n" + json.dumps(begin) + "\n")
     label = {"time_s": 2.5, "type": "zone.enter", "place": "yard"}
     (tmp_path / "truth.jsonl").write_text(json.dumps(label) + "\n")
-    told = read_labelled_events(tmp_path / "told.jsonl")
+    reported = read_labelled_events(tmp_path / "told.jsonl")
     truth = shifted(read_labelled_events(tmp_path / "truth.jsonl"), 5.0, "cam")
-    score = score_events(truth, told)
+    score = score_events(truth, reported)
     assert (score.right, score.false, score.offset_median_s) == (1, 0, 0.0)
     assert score.delay_median_s == pytest.approx(0.5)
 

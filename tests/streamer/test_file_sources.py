@@ -1,4 +1,4 @@
-"""Recordings: every frame once, in order, with its own time; damage told, never shown."""
+"""Recordings: every frame once, in order, with its own time; damage reported, never shown."""
 
 from __future__ import annotations
 
@@ -184,15 +184,15 @@ def test_damaged_frames_are_counted_and_never_shown(tmp_path: Path) -> None:
         (b"Dear diary, this is no film.\n" * 50, "is not a video: what it holds is not in a known video format"),
     ],
 )
-def test_what_is_no_video_is_told_in_a_sentence(tmp_path: Path, content: bytes, words: str) -> None:
+def test_what_is_no_video_is_reported_in_a_sentence(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "diary.mp4"
     path.write_bytes(content)
-    frames, told, _ = read_until_it_fails(path)
+    frames, reported, _ = read_until_it_fails(path)
     assert frames == []
-    assert told == f"{path} {words}"
+    assert reported == f"{path} {words}"
 
 
-def test_an_mp4_without_its_index_is_told_apart(tmp_path: Path) -> None:
+def test_an_mp4_without_its_index_is_reported_apart(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mp4", 30)
     path.write_bytes(path.read_bytes()[:5000])
     assert "without its index (moov)" in read_until_it_fails(path)[1]
@@ -235,9 +235,9 @@ def test_a_folder_of_images_is_a_stream_in_the_order_people_count(tmp_path: Path
 
 
 def test_a_listener_hears_when_a_recording_begins_and_ends(tmp_path: Path) -> None:
-    told: list[SourceState] = []
-    read(make_clip(tmp_path / "clip.mp4", 3), on_state=lambda change: told.append(change.state))
-    assert told == [SourceState.LIVE, SourceState.CLOSED]
+    reported: list[SourceState] = []
+    read(make_clip(tmp_path / "clip.mp4", 3), on_state=lambda change: reported.append(change.state))
+    assert reported == [SourceState.LIVE, SourceState.CLOSED]
 
 
 def test_the_street_can_be_opened_by_its_address() -> None:

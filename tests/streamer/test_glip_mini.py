@@ -33,7 +33,7 @@ def test_it_finds_what_is_asked_for_and_little_else_on_streets_it_has_not_seen(m
     assert report.right_colour > 0.9
 
 
-def test_a_word_that_it_never_learned_is_told(mini: Detector, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_word_that_it_never_learned_is_reported(mini: Detector, caplog: pytest.LogCaptureFixture) -> None:
     mini.prepare(["a zebra", "a red car"])
     assert [record.getMessage() for record in caplog.records] == [
         "'zebra' is not in the model's vocabulary: results for it are unreliable"
@@ -46,8 +46,8 @@ def test_the_demo_finds_what_the_user_asks_for(tmp_path: Path, capsys: pytest.Ca
     rows = sqlite3.connect(tmp_path / "events.sqlite").execute(
         "SELECT DISTINCT queries FROM events WHERE type = 'groundstream.match.begin.v1'"
     )
-    told = {query for (row,) in rows for query in json.loads(row)}
-    assert told == set(queries)
+    reported = {query for (row,) in rows for query in json.loads(row)}
+    assert reported == set(queries)
     assert "events.sqlite" in capsys.readouterr().out
     assert next(tmp_path.glob("*/video.mp4")).stat().st_size > 10_000
 

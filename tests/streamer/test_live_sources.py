@@ -48,7 +48,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 class Watch:
-    """Reads a source in the background and remembers what it saw and was told."""
+    """Reads a source in the background and remembers what it saw and was reported."""
 
     def __init__(self, address: str, **options: Any) -> None:
         self.changes: list[StateChange] = []
@@ -180,7 +180,7 @@ def test_killed_and_restarted_at_random_moments_it_is_always_back(clips: dict[st
     ("fault", "cause"),
     [("stall", "no picture came for 0.5 s"), ("freeze_timestamps", "the same picture came for 0.5 s")],
 )
-def test_a_frozen_camera_is_noticed_and_told_once(clips: dict[str, Path], fault: str, cause: str) -> None:
+def test_a_frozen_camera_is_noticed_and_reported_once(clips: dict[str, Path], fault: str, cause: str) -> None:
     async def work() -> None:
         with RtspServer({"cam": clips["h264"]}) as server:
             async with Watch(server.url(), stall_s=0.5) as watch:
@@ -330,7 +330,7 @@ def test_a_slow_consumer_only_ever_sees_fresh_frames(clips: dict[str, Path]) -> 
         ("rtsp://ann:pw@127.0.0.1:{closed}/cam", "nothing listens at 127.0.0.1:{closed}"),
     ],
 )
-def test_a_first_connection_that_cannot_succeed_is_told_in_a_sentence(
+def test_a_first_connection_that_cannot_succeed_is_reported_in_a_sentence(
     clips: dict[str, Path], address: str, words: str
 ) -> None:
     async def work() -> None:
@@ -357,7 +357,7 @@ def test_a_first_connection_that_cannot_succeed_is_told_in_a_sentence(
         ("http://camera.invalid/cam", "the host camera.invalid is not known"),
     ],
 )
-def test_a_web_address_where_nobody_is_is_told_in_a_sentence(monkeypatch: Any, address: str, words: str) -> None:
+def test_a_web_address_where_no_one_is_is_reported_in_a_sentence(monkeypatch: Any, address: str, words: str) -> None:
     monkeypatch.delenv("http_proxy", raising=False)
 
     async def work() -> None:
@@ -484,7 +484,7 @@ def test_hls_is_shown_at_the_pace_it_was_filmed(tmp_path: Path) -> None:
     asyncio.run(work())
 
 
-def test_a_missing_webcam_is_told_in_a_sentence() -> None:
+def test_a_missing_webcam_is_reported_in_a_sentence() -> None:
     async def work() -> None:
         async with Watch("webcam:97") as watch:
             await watch.until(lambda: "waiting" in watch.states)
@@ -510,16 +510,16 @@ def test_jitter_and_bursts_of_the_network_do_not_show_in_capture_times() -> None
     arrivals = [at + 0.05 + chance.random() * 0.03 for at in filmed]
     for n in range(500, 600):  # four seconds are held up, then come at once
         arrivals[n] = filmed[600] + 0.05 + (n - 500) * 0.0005
-    told = live_times(arrivals, [at - 100 for at in filmed])
-    off = np.array(told)[50:] - np.array(filmed)[50:] - 0.05
+    reported = live_times(arrivals, [at - 100 for at in filmed])
+    off = np.array(reported)[50:] - np.array(filmed)[50:] - 0.05
     assert np.abs(off).max() < 0.005
 
 
 def test_a_drifting_camera_clock_is_followed_without_a_jump() -> None:
     filmed = [100 + n * 0.04 for n in range(30_000)]
-    told = live_times([at + 0.05 for at in filmed], [(at - 100) * 1.0003 for at in filmed])
-    assert np.abs(np.array(told) - np.array(filmed) - 0.05).max() < 0.01
-    assert np.diff(told).min() > 0.01
+    reported = live_times([at + 0.05 for at in filmed], [(at - 100) * 1.0003 for at in filmed])
+    assert np.abs(np.array(reported) - np.array(filmed) - 0.05).max() < 0.01
+    assert np.diff(reported).min() > 0.01
 
 
 def test_a_senders_clock_is_believed_only_while_it_can_be_right() -> None:

@@ -109,7 +109,7 @@ def test_a_recording_is_held_back_and_a_camera_keeps_only_its_newest() -> None:
     run(work)
 
 
-def test_take_waits_for_the_first_frame_then_no_longer_than_it_was_told() -> None:
+def test_take_waits_for_the_first_frame_then_no_longer_than_it_was_reported() -> None:
     async def work() -> None:
         merge = FrameMerge([Script("slow", [0.05, 0.05, 30.0])])
         assert len(await merge.take(8, 0.0)) == 1
@@ -134,14 +134,14 @@ def test_one_camera_alone_is_not_made_to_wait_for_a_batch_it_cannot_fill() -> No
 
 def test_a_source_that_raises_ends_alone_and_after_its_last_frame() -> None:
     async def work() -> None:
-        told: list[tuple[str, str]] = []
+        reported: list[tuple[str, str]] = []
         bad = Script("bad", [0, 0], error=SourceError("the tape is torn"))
         worse = Script("worse", [], error=RuntimeError("boom"))
         good = Script("good", [0.001] * 30)
-        merge = FrameMerge([bad, worse, good], on_error=lambda name, error: told.append((name, str(error))))
+        merge = FrameMerge([bad, worse, good], on_error=lambda name, error: reported.append((name, str(error))))
         taken = await drain(merge, [bad, worse, good])
         assert Counter(frame.stream for frame in taken) == {"bad": 2, "good": 30}
-        assert sorted(told) == [("bad", "the tape is torn"), ("worse", "boom")]
+        assert sorted(reported) == [("bad", "the tape is torn"), ("worse", "boom")]
 
     run(work)
 

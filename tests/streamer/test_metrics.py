@@ -48,25 +48,25 @@ def test_what_became_of_frames_and_events_is_served_over_http():
         return bench, text
 
     bench, text = asyncio.run(go())
-    told = {
+    reported = {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-    assert told["groundstream_frames_received_total", "gate"] == 12
-    assert told["groundstream_frames_analysed_total", "gate"] == 12
-    made = sum(value for key, value in told.items() if key[0] == "groundstream_events_total")
-    assert told["groundstream_events_total", "gate", EventType.TRACK_BEGIN] == 1
-    assert told["groundstream_events_dropped_total", "dead_letter", "gate"] == 1
+    assert reported["groundstream_frames_received_total", "gate"] == 12
+    assert reported["groundstream_frames_analysed_total", "gate"] == 12
+    made = sum(value for key, value in reported.items() if key[0] == "groundstream_events_total")
+    assert reported["groundstream_events_total", "gate", EventType.TRACK_BEGIN] == 1
+    assert reported["groundstream_events_dropped_total", "dead_letter", "gate"] == 1
     (name,) = [sink.name for sink in bench.pipeline.sinks()]
-    assert told["groundstream_sink_delivered_total", name] == made - 1 == len(bench.sink.events)
-    assert told["groundstream_sink_dead_letters_total", name] == 1
-    assert told["groundstream_sink_failures_total", name] == 1
-    assert told["groundstream_sink_backlog", name] == 0
-    assert told["groundstream_sink_up", name] == 1
+    assert reported["groundstream_sink_delivered_total", name] == made - 1 == len(bench.sink.events)
+    assert reported["groundstream_sink_dead_letters_total", name] == 1
+    assert reported["groundstream_sink_failures_total", name] == 1
+    assert reported["groundstream_sink_backlog", name] == 0
+    assert reported["groundstream_sink_up", name] == 1
 
 
-def test_a_port_that_is_taken_is_told():
+def test_a_port_that_is_taken_is_reported():
     async def go():
         async with Bench([camera(FakeSource(count=1))]) as bench:
             server, thread = serve_metrics(bench.pipeline, 0, "127.0.0.1")

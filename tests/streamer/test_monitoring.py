@@ -1,4 +1,4 @@
-"""Cameras watched end to end: a real RTSP server on loopback, outages told by events, frames that stay fresh."""
+"""Cameras watched end to end: a real RTSP server on loopback, outages reported by events, frames that stay fresh."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_camera_is_watched_over_every_transport_with_a_password(clips, script,
 
 
 @pytest.mark.timeout(120)
-def test_outages_are_told_in_pairs_and_leave_the_other_camera_alone(clips, script):
+def test_outages_are_reported_in_pairs_and_leave_the_other_camera_alone(clips, script):
     outages = int(os.environ.get("GROUNDSTREAM_OUTAGES", "4"))
 
     async def go() -> tuple[ListSink, list[float]]:
@@ -229,7 +229,9 @@ def test_a_killed_monitor_closes_its_tracks_at_the_next_start(clips, script, tmp
         ("rtsp://viewer:s3cret@no-such-host.invalid/cam", "host"),
     ],
 )
-def test_a_camera_that_refuses_is_told_in_one_sentence(clips, script, tmp_path, monkeypatch, capfd, address, sentence):
+def test_a_camera_that_refuses_is_reported_in_one_sentence(
+    clips, script, tmp_path, monkeypatch, capfd, address, sentence
+):
     with RtspServer({"cam": clips["h264"]}, auth=("viewer", "s3cret")) as server:
         arguments = ["monitor", address.format(port=server.port), "-q", "person", "--detector", f"scripted:{script}"]
         arguments += ["--spool", str(tmp_path / "spool"), "--duration", "20"]

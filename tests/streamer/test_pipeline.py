@@ -34,7 +34,7 @@ def tallies(bench: Bench):
     return {report.stream: report.tally for report in bench.pipeline.report()}
 
 
-def test_a_recording_is_analysed_frame_by_frame_and_told_in_order():
+def test_a_recording_is_analysed_frame_by_frame_and_reported_in_order():
     bench = run(lambda: [camera(FakeSource(count=25))])
     assert bench.kinds() == [
         "stream.online",
@@ -119,13 +119,13 @@ def test_a_frame_that_the_detector_cannot_take_costs_that_frame_alone():
 
     bench = run(lambda: [camera(FakeSource("bad", count=8)), camera(FakeSource("good", count=8))], FakeDetector(answer))
     assert tallies(bench)["bad"].dropped == {"detector_error": 8}
-    told = [e.data.coverage for e in bench.sink.events if e.data.coverage and e.data.stream == "bad"]
-    assert [(c.received, c.analysed, c.dropped, c.state) for c in told] == [(8, 0, {"detector_error": 8}, "blind")]
+    reported = [e.data.coverage for e in bench.sink.events if e.data.coverage and e.data.stream == "bad"]
+    assert [(c.received, c.analysed, c.dropped, c.state) for c in reported] == [(8, 0, {"detector_error": 8}, "blind")]
     assert tallies(bench)["good"].analysed == 8
     assert "cannot look at this" in bench.pipeline.errors["bad"]
 
 
-def test_words_that_the_detector_cannot_read_are_told_before_the_first_frame():
+def test_words_that_the_detector_cannot_read_are_reported_before_the_first_frame():
     class Illiterate(FakeDetector):
         def prepare(self, queries):
             raise PromptError("too long")
@@ -249,7 +249,7 @@ def test_a_recording_gives_the_same_events_every_time():
     assert sum(kind == "coverage" for kind in first.kinds()) == 2
 
 
-def test_what_a_describer_tells_comes_later_on_the_same_subject_and_holds_nothing_up():
+def test_what_a_describer_reports_comes_later_on_the_same_subject_and_holds_nothing_up():
     def describe(image, box, phrase):
         time.sleep(0.3)
         return Description(text=f"{phrase or 'a thing'} in a box", model="fake")
@@ -266,10 +266,10 @@ def test_what_a_describer_tells_comes_later_on_the_same_subject_and_holds_nothin
 
     bench = asyncio.run(go())
     begin = next(event for event in bench.sink.events if event.type is EventType.TRACK_BEGIN)
-    told = next(event for event in bench.sink.events if event.type is EventType.ENRICH)
-    assert (told.subject, told.data.cause) == (begin.subject, begin.id)
-    assert told.data.description.text == "a thing in a box"
-    assert int(told.sequence) > int(begin.sequence)
+    reported = next(event for event in bench.sink.events if event.type is EventType.ENRICH)
+    assert (reported.subject, reported.data.cause) == (begin.subject, begin.id)
+    assert reported.data.description.text == "a thing in a box"
+    assert int(reported.sequence) > int(begin.sequence)
     assert tallies(bench)["cam"].analysed > 10
 
 
@@ -282,10 +282,10 @@ def test_the_parts_of_coverage_add_up_when_the_detector_fails_now_and_then():
         return one_box_per_query(request)
 
     bench = run(lambda: [camera(FakeSource(count=600))], FakeDetector(answer), batch_size=1)
-    told = [event.data.coverage for event in bench.sink.events if event.data.coverage]
-    assert len(told) == 3
-    assert all(c.received == c.analysed + sum(c.dropped.values()) for c in told)
-    assert {reason for c in told for reason in c.dropped} == {"detector_error"}
+    reported = [event.data.coverage for event in bench.sink.events if event.data.coverage]
+    assert len(reported) == 3
+    assert all(c.received == c.analysed + sum(c.dropped.values()) for c in reported)
+    assert {reason for c in reported for reason in c.dropped} == {"detector_error"}
 
 
 def test_sequences_reach_the_sink_in_order_while_coverage_comes_by_the_clock():

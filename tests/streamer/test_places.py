@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from streamer.errors import ConfigError
 from streamer.rules.geometry import Inside, Region, polygon, signed_distance
 from streamer.rules.places import Count, Line, Mask, PlaceRules, Zone
-from tests.streamer.scenes import seen, told
+from tests.streamer.scenes import reported, seen
 
 YARD = [(0.2, 0.2), (0.8, 0.2), (0.8, 0.8), (0.2, 0.8)]
 OUTSIDE, INSIDE = (0.1, 0.5), (0.5, 0.5)
@@ -24,11 +24,11 @@ def run(rule, frames, step_s=0.1):
     said = []
     for number, foot in enumerate(frames):
         feet = {} if foot is None else {1: foot}
-        said.append(told(rule.update(seen(number * step_s, feet, alive=[1] if foot is None else None))))
+        said.append(reported(rule.update(seen(number * step_s, feet, alive=[1] if foot is None else None))))
     return said
 
 
-def test_a_zone_tells_who_enters_and_leaves_once_it_is_sure():
+def test_a_zone_reports_who_enters_and_leaves_once_it_is_sure():
     said = run(Zone("yard", YARD, settle_s=0.2), [OUTSIDE, INSIDE, INSIDE, INSIDE, OUTSIDE, OUTSIDE, OUTSIDE])
     assert said == [[], [], [], [("zone.enter", 1)], [], [], [("zone.exit", 1)]]
 
@@ -39,20 +39,20 @@ def test_a_box_that_trembles_on_the_edge_enters_once():
     assert sum(said, []) == [("zone.enter", 1)]
 
 
-def test_dwell_is_told_once_for_each_limit_and_the_exit_tells_how_long():
+def test_dwell_is_reported_once_for_each_limit_and_the_exit_reports_how_long():
     zone = Zone("yard", YARD, dwell_s=[0.5, 1.0], settle_s=0)
     happenings = []
     for tenth in range(16):
         happenings += zone.update(seen(tenth / 10, {1: INSIDE}))
     happenings += zone.update(seen(1.6, {1: OUTSIDE}))
-    assert told(happenings) == [("zone.enter", 1), ("zone.dwell", 1), ("zone.dwell", 1), ("zone.exit", 1)]
+    assert reported(happenings) == [("zone.enter", 1), ("zone.dwell", 1), ("zone.dwell", 1), ("zone.exit", 1)]
     assert [happening.data["zone"].dwell_s for happening in happenings] == [None, 0.5, 1.0, 1.6]
 
 
 def test_a_track_that_ends_inside_leaves_the_zone():
     zone = Zone("yard", YARD, settle_s=0)
     zone.update(seen(0, {1: INSIDE}))
-    assert told(zone.update(seen(1, {}, alive=[]))) == [("zone.exit", 1)]
+    assert reported(zone.update(seen(1, {}, alive=[]))) == [("zone.exit", 1)]
     assert zone.occupants == []
 
 
@@ -63,10 +63,10 @@ def test_a_track_hidden_for_a_moment_stays_in_the_zone():
     assert zone.occupants == [1]
 
 
-def test_closing_a_zone_leaves_nobody_inside():
+def test_closing_a_zone_leaves_no_one_inside():
     zone = Zone("yard", YARD, settle_s=0)
     zone.update(seen(0, {1: INSIDE, 2: INSIDE}))
-    assert told(zone.close(int(3e9))) == [("zone.exit", 1), ("zone.exit", 2)]
+    assert reported(zone.close(int(3e9))) == [("zone.exit", 1), ("zone.exit", 2)]
     assert zone.close(int(4e9)) == []
 
 
@@ -98,7 +98,7 @@ def test_a_line_counts_its_crossings_by_direction():
 def test_a_crossing_counts_once_it_has_settled():
     line = Line("door", WALL, settle_s=0.5)
     frames = [LEFT] * 3 + [RIGHT] * 6
-    said = [told(line.update(seen(number / 10, {1: foot}))) for number, foot in enumerate(frames)]
+    said = [reported(line.update(seen(number / 10, {1: foot}))) for number, foot in enumerate(frames)]
     assert said == [[]] * 8 + [[("line.cross", 1)]]
 
 
@@ -265,7 +265,7 @@ def test_the_times_of_a_visit_are_those_of_the_steps_over_the_edge():
     found = []
     for tenth in range(30):
         found += zone.update(seen(tenth / 10, {1: INSIDE if 5 <= tenth < 20 else OUTSIDE}))
-    assert [(told([one])[0][0], one.time_ns / 1e9) for one in found] == [("zone.enter", 0.5), ("zone.exit", 2.0)]
+    assert [(reported([one])[0][0], one.time_ns / 1e9) for one in found] == [("zone.enter", 0.5), ("zone.exit", 2.0)]
     assert found[1].data["zone"].dwell_s == 1.5
 
 
@@ -290,7 +290,7 @@ def test_a_visit_continues_when_two_tracks_are_found_to_be_one():
     for tenth in range(10):
         zone.update(seen(tenth / 10, {1: INSIDE}))
     found = zone.update(replace(seen(3.5, {2: INSIDE}), merges=[(1, 2)]))
-    assert told(found) == [("zone.dwell", 2)]
+    assert reported(found) == [("zone.dwell", 2)]
     (end,) = zone.close(int(4e9))
     assert (end.track, end.data["zone"].dwell_s) == (2, 3.5)
 
@@ -298,14 +298,14 @@ def test_a_visit_continues_when_two_tracks_are_found_to_be_one():
 def test_where_both_tracks_have_entered_each_leaves_once():
     zone = Zone("yard", YARD, settle_s=0)
     zone.update(seen(0, {1: INSIDE, 2: INSIDE}))
-    assert told(zone.update(replace(seen(1, {1: INSIDE}), merges=[(2, 1)]))) == [("zone.exit", 2)]
-    assert told(zone.close(int(2e9))) == [("zone.exit", 1)]
+    assert reported(zone.update(replace(seen(1, {1: INSIDE}), merges=[(2, 1)]))) == [("zone.exit", 2)]
+    assert reported(zone.close(int(2e9))) == [("zone.exit", 1)]
 
 
 def test_visits_of_remembered_tracks_stay_open_through_an_interruption():
     zone = Zone("yard", YARD, settle_s=0)
     zone.update(seen(0, {1: INSIDE, 2: INSIDE}))
-    assert told(zone.close(int(1e9), keep={1})) == [("zone.exit", 2)]
+    assert reported(zone.close(int(1e9), keep={1})) == [("zone.exit", 2)]
     assert zone.update(seen(60, {1: INSIDE})) == []
     assert zone.occupants == [1]
 
@@ -315,7 +315,7 @@ def test_right_of_a_line_is_right_of_who_walks_along_it():
     assert signed_distance(np.array([[0.5, 0.7]]), eastward)[0] == pytest.approx(0.2)  # below, in the picture
 
 
-def test_counts_tell_occupancy_and_traffic_of_a_zone_by_window():
+def test_counts_report_occupancy_and_traffic_of_a_zone_by_window():
     zone = Zone("yard", YARD, settle_s=0)
     places = PlaceRules([zone], [], [Count("yard", 1.0, zone)])
     happenings = []
@@ -407,7 +407,7 @@ def test_a_track_that_is_missed_for_a_moment_stays_present_over_the_end_of_a_win
         (lambda: Count("yard", 0), "window 0: give seconds above 0"),
     ],
 )
-def test_what_cannot_be_is_told_in_a_sentence(make, sentence):
+def test_what_cannot_be_is_reported_in_a_sentence(make, sentence):
     with pytest.raises(ConfigError, match=sentence):
         make()
 

@@ -20,7 +20,7 @@ def test_a_frame_is_asked_what_was_in_force_when_it_was_captured():
     assert texts(book) == ["person", "red car"]
 
 
-def test_an_edited_list_tells_what_changed_and_keeps_numbers():
+def test_an_edited_list_reports_what_changed_and_keeps_numbers():
     book = QueryBook(["person", Query("red car", threshold=0.4)])
     person = book.at()[0]
     changes = book.replace(["person", Query("red car", threshold=0.6), "dog"], time_ns=1)

@@ -54,9 +54,9 @@ def test_a_live_video_leaves_frames_out_counts_them_and_says_so(
     asyncio.run(watch())
     assert video.skipped > 0
     assert drawn(tmp_path / "live.mp4") + video.skipped == FRAMES
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2, "once when it begins and once at the end"
-    assert f"{video.skipped} frames were left out" in told[1]
+    reported = [record.getMessage() for record in caplog.records]
+    assert len(reported) == 2, "once when it begins and once at the end"
+    assert f"{video.skipped} frames were left out" in reported[1]
 
 
 def test_a_recordings_video_holds_every_frame(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

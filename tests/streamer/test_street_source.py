@@ -78,7 +78,7 @@ def test_an_endless_street_ends_when_it_is_closed():
         ({"fps": "0"}, "fps is 0: give a number from 0.1 to 1000"),
         ({"fps": "nan"}, "fps is nan: give a number"),
         ({"duration": "-1"}, "duration is -1: give a number"),
-        ({"live": "yes"}, "live is 'yes': give true or false"),
+        ({"live": "maybe"}, "live is 'maybe': give true or false"),
         ({"weather": "hail"}, "weather is 'hail': choose clear, rain, fog or snow"),
         ({"scenario": "harbour"}, "scenario is 'harbour': choose everyday or courier"),
         ({"crowd": "9"}, "crowd is 9: give a number from 0 to 3"),

@@ -31,9 +31,9 @@ def run(*arguments: object) -> str:
 def test_one_setting_of_default_reaches_the_figures_on_all_sequences(shared: Path, tmp_path: Path) -> None:
     pytest.importorskip("trackeval")
     data = shared / "data" / "mot"
-    told = json.loads(run("track", data, "--out", tmp_path, "--json"))
-    assert len(told) == 15
-    real = [row["tracks"] for row in told if "SMOTsim" not in row["tracks"]]
+    reported = json.loads(run("track", data, "--out", tmp_path, "--json"))
+    assert len(reported) == 15
+    real = [row["tracks"] for row in reported if "SMOTsim" not in row["tracks"]]
     everything = json.loads(run("tracking", data, tmp_path, "--json"))["combined"]
     only = [word for path in real for word in ("--sequence", Path(path).stem)]
     detectors = json.loads(run("tracking", data, tmp_path, "--json", *only))["combined"]
@@ -71,9 +71,9 @@ def test_a_perfect_tracker_scores_a_hundred(tmp_path: Path) -> None:
         "--out",
         tmp_path / "out",
     )
-    told = json.loads(run("tracking", tmp_path / "data", tmp_path / "out", "--json"))["sequences"]["walk"]
-    assert told["hota"] == pytest.approx(100, abs=0.1)
-    assert (told["idf1"], told["mota"], told["id_switches"], told["misses"]) == (100, 100, 0, 0)
+    reported = json.loads(run("tracking", tmp_path / "data", tmp_path / "out", "--json"))["sequences"]["walk"]
+    assert reported["hota"] == pytest.approx(100, abs=0.1)
+    assert (reported["idf1"], reported["mota"], reported["id_switches"], reported["misses"]) == (100, 100, 0, 0)
     assert "walk" in run("tracking", tmp_path / "data", tmp_path / "out")
     assert run("track", folder / "det.txt", "--out", tmp_path / "one.txt").count("one.txt") <= 1
     assert len((tmp_path / "one.txt").read_text().splitlines()) == 10
@@ -110,7 +110,7 @@ def test_an_id_given_twice_is_reported() -> None:
         ("1,-1,10,10,5,5,0.9\n\n2,-1,x,10,5,5,0.9", "line 3 is"),
     ],
 )
-def test_a_file_that_holds_no_detections_is_told(tmp_path: Path, text: str, words: str) -> None:
+def test_a_file_that_holds_no_detections_is_reported(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "det.txt"
     path.write_text(text)
     with pytest.raises(MotFileError, match=words):
@@ -145,7 +145,7 @@ def test_tracks_of_a_longer_sequence_are_refused() -> None:
         evaluation.prepare(np.ones((1, 9)), np.array([[2.0, 1, 0, 0, 9, 9]]), info)
 
 
-def test_what_cannot_be_tracked_is_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_what_cannot_be_tracked_is_reported_before_anything_is_written(tmp_path: Path) -> None:
     folder = write_sequence(tmp_path / "walk")
     with pytest.raises(MotFileError, match="does not exist"):
         run("track", tmp_path / "none.txt")

@@ -184,11 +184,11 @@ def test_camera_motion_keeps_a_still_thing_under_one_id() -> None:
     """The camera jumps sideways by a whole width every frame; only the matrices tell."""
     jump = np.array([[1.0, 0, 60], [0, 1, 0]])
     frames = [boxes(walker(100 + 60 * frame)) for frame in range(12)]
-    told, untold = create_tracker("botsort"), create_tracker("botsort")
-    assert [told.update(found, n / 30, jump).tracker_id.tolist() for n, found in enumerate(frames)] == [[1]] * 12  # type: ignore[union-attr]
+    reported, untold = create_tracker("botsort"), create_tracker("botsort")
+    assert [reported.update(found, n / 30, jump).tracker_id.tolist() for n, found in enumerate(frames)] == [[1]] * 12  # type: ignore[union-attr]
     assert ids(untold, frames)[1:] != [[1]] * 11
     with pytest.raises(TrackerInputError, match=r"\(2, 3\) matrix"):
-        told.update(frames[0], 1.0, np.eye(2))
+        reported.update(frames[0], 1.0, np.eye(2))
 
 
 def test_default_notices_by_itself_that_the_camera_pans() -> None:
@@ -403,7 +403,7 @@ def test_a_time_that_is_no_number_is_refused() -> None:
         ("default", {"per_class": 1}, "per_class is 1: use true or false"),
     ],
 )
-def test_what_cannot_be_asked_for_is_told_in_a_sentence(name: str, options: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_asked_for_is_reported_in_a_sentence(name: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(TrackerInputError, match=words):
         create_tracker(name, **options)
 

@@ -83,7 +83,7 @@ def test_a_lost_connection_is_resumed_without_a_gap(served):
     assert gaps == []
 
 
-def test_a_wrong_token_and_an_absent_monitor_are_told_apart(served):
+def test_a_wrong_token_and_an_absent_monitor_are_reported_apart(served):
     server, _ = served
     host = server.address.url.removeprefix("http://").strip("/")
     with pytest.raises(SinkAddressError, match="GROUNDSTREAM_TOKEN"):

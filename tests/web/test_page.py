@@ -140,7 +140,7 @@ def test_the_login_link_opens_the_page_and_leaves_no_secret_in_the_address():
         server.stop()
 
 
-def test_a_wrong_token_is_told_on_the_form():
+def test_a_wrong_token_is_reported_on_the_form():
     with served(["gate"]) as base, open_browser() as browser:
         watched = WatchedPage(browser, base)
         watched.open("login", "input[name=token]")

@@ -420,7 +420,7 @@ def frequencies(conv: nn.Conv2d, colour: float = 2.0) -> None:
 
 @torch.no_grad()
 def halves(reduction: nn.Linear) -> None:
-    """A patch merging: the mean of the four neighbours in half of the channels, in the others what it does not tell."""
+    """A patch merging: half of the channels hold the mean of the four neighbours, the others the differences."""
     width = reduction.in_features // 4
     mean = torch.eye(width).repeat(1, 4) / 2
     others = torch.randn(reduction.out_features - width, reduction.in_features)

@@ -128,7 +128,7 @@ class WorkerSource:
                 error, self._error = self._error, None
                 raise error or StopAsyncIteration
             if self._ring is not None and self._ring.leased >= self._ring.slots:
-                self._ring.detach_oldest()  # whoever holds them keeps them; the worker needs room
+                self._ring.detach_oldest()  # their holders keep them; the worker needs room
             self._waiter = self._loop.create_future()
             await self._waiter
 

@@ -59,7 +59,7 @@ def test_nothing_passes_for_a_number() -> None:
     assert check.relative_error(torch.zeros(2), torch.zeros(3)) == float("inf")
 
 
-def test_in_half_precision_the_drift_is_told_and_nothing_fails(shared: Path) -> None:
+def test_in_half_precision_the_drift_is_reported_and_nothing_fails(shared: Path) -> None:
     rows = check.check(shared / "goldens/glamm/noregion", dtype=torch.bfloat16)
     assert all(row.ok for row in rows)
     flipped = [row.error for row in rows if row.what.endswith("share of pixels")]

@@ -37,13 +37,13 @@ def run(hub: Path, command: str, *arguments: str, answer: str | None = None) -> 
     return CliRunner().invoke(app, [command, *arguments, *where], input=answer)
 
 
-def told(result: Result) -> Any:
+def reported(result: Result) -> Any:
     assert result.exit_code == 0, (result.output, result.exception)
     return json.loads(result.stdout)
 
 
 def test_segment_prints_a_mask_for_each_phrase(hub: Path, photo: Path, tmp_path: Path) -> None:
-    found = told(
+    found = reported(
         run(hub, "segment", str(photo), "-q", "red car", "-q", "a man", "--json", "--out", str(tmp_path / "o"))
     )
     assert (found["width"], found["height"], found["model"]) == (90, 60, "glamm")
@@ -57,7 +57,7 @@ def test_segment_prints_a_mask_for_each_phrase(hub: Path, photo: Path, tmp_path:
 
 
 def test_describe_writes_a_page_and_a_picture(hub: Path, photo: Path, tmp_path: Path) -> None:
-    found = told(run(hub, "describe", str(photo), "--json", "--out", str(tmp_path / "o")))
+    found = reported(run(hub, "describe", str(photo), "--json", "--out", str(tmp_path / "o")))
     assert found["text"] == "cat"
     assert found["spans"] == [{"start": 0, "end": 3, "phrase": "cat", "masks": [0]}]
     assert found["masks"][0]["size"] == [60, 90]
@@ -75,16 +75,16 @@ def test_describe_speaks_to_people_too(hub: Path, photo: Path, tmp_path: Path) -
     assert "GB that are free on cpu" in result.stderr
 
 
-def test_region_and_caption_tell_in_words(hub: Path, photo: Path) -> None:
-    found = told(run(hub, "region", str(photo), "--box", "10,10,50,40", "--box", "0,0,90,60", "--json"))
+def test_region_and_caption_report_in_words(hub: Path, photo: Path) -> None:
+    found = reported(run(hub, "region", str(photo), "--box", "10,10,50,40", "--box", "0,0,90,60", "--json"))
     assert [entry["text"] for entry in found["regions"]] == ["cat", "cat"]
-    assert told(run(hub, "caption", str(photo), "--json"))["text"] == "cat"
+    assert reported(run(hub, "caption", str(photo), "--json"))["text"] == "cat"
 
 
 def test_chat_remembers_what_was_said(hub: Path, photo: Path, tmp_path: Path) -> None:
     messages = ["-m", "What is it?", "-m", "And in <bbox>?"]
     arguments = [*messages, "--box", "0,0,40,40", "--json", "--out", str(tmp_path / "o")]
-    found = told(run(hub, "chat", str(photo), *arguments))
+    found = reported(run(hub, "chat", str(photo), *arguments))
     assert [turn["message"] for turn in found["turns"]] == ["What is it?", "And in <bbox>?"]
     assert [len(turn["masks"]) for turn in found["turns"]] == [1, 1]
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["street-1.png", "street-2.png"]
@@ -126,7 +126,7 @@ def test_missing_clip_is_one_sentence(hub: Path, photo: Path) -> None:
     assert "--clip" in str(error)
 
 
-def test_an_answer_without_a_mask_is_told(tiny: ModuleType, photo: Path, tmp_path: Path) -> None:
+def test_an_answer_without_a_mask_is_reported(tiny: ModuleType, photo: Path, tmp_path: Path) -> None:
     hub = tiny.save_hub(tiny.random_glamm(), tmp_path / "hub", answer="A man")
     result = run(hub, "segment", str(photo), "-q", "dog", "--generate", "--json")
     assert result.exit_code == 1

@@ -57,7 +57,7 @@ def test_the_forced_answer_equals_the_generated_one_when_the_model_says_it(obedi
     assert generated.metadata["answers"] == ["Sure, it is [SEG] ."]
 
 
-def test_a_forced_answer_that_the_model_would_not_give_is_told(glamm: Glamm) -> None:
+def test_a_forced_answer_that_the_model_would_not_give_is_reported(glamm: Glamm) -> None:
     assert not glamm.segment(picture(), ["red car"]).data["as_generated"].any()
 
 
@@ -140,9 +140,9 @@ def test_a_conversation_that_is_too_long_is_refused(glamm: Glamm) -> None:
 
 
 def test_a_model_says_what_it_takes_before_it_is_loaded(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    Glamm.load(str(hub / "glamm"), clip=hub / "clip", tell=told.append)
-    assert "GB that are free on cpu" in told[0]
+    reported: list[str] = []
+    Glamm.load(str(hub / "glamm"), clip=hub / "clip", report=reported.append)
+    assert "GB that are free on cpu" in reported[0]
     monkeypatch.setattr(weights, "free_memory", lambda device: 1000)
     with pytest.raises(DetectorError, match="--bits 8 or 4"):
         Glamm.load(str(hub / "glamm"), clip=hub / "clip")
@@ -222,7 +222,7 @@ def test_a_detectors_boxes_get_masks_for_the_queries_named(glamm: Glamm) -> None
     assert np.array_equal(found.mask[1], BoxMasks(glamm.model.sam).masks(picture(), found.xyxy[1:])[0][0])
 
 
-def test_enrichment_tells_of_a_thing_and_of_a_scene(glamm: Glamm) -> None:
+def test_enrichment_reports_of_a_thing_and_of_a_scene(glamm: Glamm) -> None:
     from streamer.enrichment.describers import GlammDescriber, MaskDescriber
 
     tell = GlammDescriber(glamm)

@@ -88,7 +88,7 @@ def test_an_unknown_tensor_and_a_wrong_shape_are_refused(hub: Path, tmp_path: Pa
         weights.load(weights.open_folder(tmp_path / "glamm", hub / "clip"))
 
 
-def test_too_little_memory_is_told_before_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_reported_before_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "free_memory", lambda device: 8_000_000_000)
     needed = weights.memory(GlammConfig(), torch.bfloat16)
     with pytest.raises(WeightsError, match=r"needs 19\.\d GB.*8\.0 GB are free.*--bits 8 or 4"):

@@ -1,4 +1,4 @@
-"""A GLaMM small enough for a test, saved the way the hub has it, that says what it is told to say."""
+"""A GLaMM small enough for a test, saved the way the hub has it, that answers what the test sets."""
 
 from __future__ import annotations
 

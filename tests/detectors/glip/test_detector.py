@@ -391,7 +391,7 @@ def test_marks_around_a_query_do_not_change_what_is_found(glip: Glip) -> None:
     assert set(marked.data["class_name"]) <= {'"a dog."', "man!"}
 
 
-def test_queries_that_only_parentheses_tell_apart_are_refused(glip: Glip, caplog: pytest.LogCaptureFixture) -> None:
+def test_queries_that_only_parentheses_report_apart_are_refused(glip: Glip, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(PromptError, match="read alike for this model, which leaves out parentheses"):
         glip.prepare(["car (parked)", "car (moving)"])
     glip.prepare(["car (parked)"])

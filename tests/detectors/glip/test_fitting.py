@@ -97,7 +97,7 @@ def test_full_tuning_leaves_the_first_stage_and_the_unused_branch_alone() -> Non
     assert all(name.startswith("rpn.") for name in learning(model))
 
 
-def test_an_unknown_mode_is_told() -> None:
+def test_an_unknown_mode_is_reported() -> None:
     with pytest.raises(PromptError, match="known are full, head, linear, prompt"):
         choose(tiny_model(), "everything")
 
@@ -112,9 +112,9 @@ def test_few_shots_hold_enough_of_each_category_and_depend_on_the_seed() -> None
 
 def test_a_description_stands_behind_its_name_and_speaks_for_nobody(tokenizer: BertTokenizer) -> None:
     plain = caption_of(NAMES, tokenizer, 24)
-    told = caption_of(NAMES, tokenizer, 24, {"red car": ", a light"})
-    assert len(told.ids) == len(plain.ids) + 3
-    assert [len(label) for label in told.labels] == [len(label) for label in plain.labels]
+    reported = caption_of(NAMES, tokenizer, 24, {"red car": ", a light"})
+    assert len(reported.ids) == len(plain.ids) + 3
+    assert [len(label) for label in reported.labels] == [len(label) for label in plain.labels]
     with pytest.raises(PromptError, match="no such category"):
         caption_of(NAMES, tokenizer, 24, {"cat": ", small"})
     with pytest.raises(PromptError, match="one caption of at most 4"):
@@ -139,11 +139,11 @@ def test_full_tuning_lowers_the_loss_and_keeps_the_best_epoch(
     truth: tuple[dict[str, Any], Path], tokenizer: BertTokenizer
 ) -> None:
     model, shown = tiny_model(), examples(truth, tokenizer)
-    told: list[tuple[int, float, float]] = []
-    best = fit(model, shown, shown, FittingCourse("full", epochs=12, rate=3e-3), lambda *row: told.append(row))
-    assert told[0][0] == 0
-    assert told[-1][1] < 0.7 * told[1][1], "the loss falls"
-    assert best.ap == max(ap for _, _, ap in told) == told[best.epoch][2]
+    reported: list[tuple[int, float, float]] = []
+    best = fit(model, shown, shown, FittingCourse("full", epochs=12, rate=3e-3), lambda *row: reported.append(row))
+    assert reported[0][0] == 0
+    assert reported[-1][1] < 0.7 * reported[1][1], "the loss falls"
+    assert best.ap == max(ap for _, _, ap in reported) == reported[best.epoch][2]
     assert scored(model, shown).ap == pytest.approx(best.ap, abs=1e-6), "the best epoch is what is kept"
 
 
@@ -165,7 +165,7 @@ def test_tuned_words_are_a_small_file_that_the_detector_reads(
         detector.prepare(["bus"])
 
 
-def test_a_missing_picture_and_no_picture_are_told(
+def test_a_missing_picture_and_no_picture_are_reported(
     truth: tuple[dict[str, Any], Path], tokenizer: BertTokenizer, tmp_path: Path
 ) -> None:
     lost = examples((truth[0], tmp_path), tokenizer)

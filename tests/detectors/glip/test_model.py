@@ -1,4 +1,4 @@
-"""The network's parts, where they can be told from their definition."""
+"""The network's parts, checked against their definitions."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def test_a_loss_that_is_no_number_stops_the_run() -> None:
         trainer().learn(broken)
 
 
-def test_a_checkpoint_of_something_else_is_told(tmp_path: Path) -> None:
+def test_a_checkpoint_of_something_else_is_reported(tmp_path: Path) -> None:
     torch.save({"model": {}}, tmp_path / "other.pt")
     with pytest.raises(TrainingError, match="holds no training state"):
         trainer().resume(tmp_path / "other.pt")

@@ -74,7 +74,7 @@ def test_groups_mean_several_names() -> None:
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
-        ("a red car", "does not tell apart kinds of 'car'; ask for 'car' alone, or use glip-tiny"),
+        ("a red car", "does not distinguish kinds of 'car'; ask for 'car' alone, or use glip-tiny"),
         ("excavator", "knows the 80 names of COCO"),
         ("persom", "did you mean 'person'"),
     ],
@@ -108,7 +108,7 @@ def test_wrong_options_are_refused(network: NanoDet) -> None:
             NanoDetector(network, **options)  # type: ignore[arg-type]
 
 
-def test_missing_and_wrong_weights_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_wrong_weights_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROUNDSTREAM_CACHE", str(tmp_path))
     with pytest.raises(NanoWeightsError, match="groundstream models pull coco-nano"):
         create_detector("coco-nano")
