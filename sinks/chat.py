@@ -48,6 +48,7 @@ def event_sentence(event: Event) -> str:
         EventType.LINE_CROSS: f"{subject} crossed {line} ({direction})",
         EventType.COUNT: f"{data.count.occupancy} in {data.count.id}" if data.count else "a count",
         EventType.ENRICH: f"{subject}: {data.description.text}" if data.description else f"{subject} described",
+        EventType.MEDIA: f"a picture of {subject}",
         EventType.STREAM_ONLINE: "the stream is seen",
         EventType.STREAM_OFFLINE: f"the stream is not seen{cause}",
         EventType.COVERAGE: f"the stream is {data.coverage.state}" if data.coverage else "coverage",

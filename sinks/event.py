@@ -42,6 +42,7 @@ class EventType(StrEnum):
     QUERY = "groundstream.query.v1"
     DETECTIONS = "groundstream.detections.v1"
     RULE = "groundstream.rule.v1"
+    MEDIA = "groundstream.media.v1"
 
 
 class _Model(BaseModel):
@@ -171,6 +172,9 @@ class Media(_Model):
     kind: Literal["snapshot", "crop", "clip"]
     uri: str
     sha256: str
+    boxed: bool | None = Field(None, description="present where the box of the track is drawn on the picture")
+    captured_ns: Nanoseconds | None = Field(None, description="capture time of the picture")
+    box: Box | None = Field(None, description="the track in the full frame at that time")
 
 
 class QueryInfo(_Model):

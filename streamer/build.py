@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,10 +20,13 @@ from streamer.config import Config, EnrichConfig
 from streamer.detector_choice import load_detector
 from streamer.enrichment.describers import Describer, GlammDescriber, MaskDescriber
 from streamer.enrichment.enricher import CallBudget, Enricher, EnrichPlan
+from streamer.errors import ConfigError
+from streamer.media.folder import MediaFolder
+from streamer.media.snapshots import SnapshotWriter
 from streamer.pipeline import NewEnricher, Pipeline
 from streamer.sources import Source
 from streamer.sources.workers.pool import DecodePool
-from streamer.spooling import open_spool
+from streamer.spooling import media_folder, open_spool
 from streamer.threads import limit_opencv, set_environment
 
 log = logging.getLogger("groundstream")
@@ -104,10 +108,30 @@ async def open_pipeline(
                 parts=assembly,
                 on_frame=on_frame,
                 new_enricher=None if config.enrich is None else enricher_of(config.enrich),
+                snapshots=open_snapshots(config),
             )
             opened.watch(pipeline)
             yield pipeline
             await opened.finish(pipeline, patience_s)
+
+
+def open_snapshots(config: Config) -> SnapshotWriter | None:
+    """The writer of pictures of events, None where the configuration stores none. Raises `ConfigError` for a folder
+    that cannot be used."""
+    settings = config.media
+    if settings is None or settings.snapshots == "none":
+        return None
+    path = media_folder(config)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"media.folder {path} cannot be made: {error.strerror}; give a folder that can be written"
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ConfigError(f"media.folder {path} cannot be written: give a folder that this user may write to")
+    folder = MediaFolder(path, max_age_s=settings.max_age_days * 86_400, max_bytes=settings.max_bytes)
+    return SnapshotWriter(folder, settings.snapshots)
 
 
 def enricher_of(config: EnrichConfig) -> NewEnricher:

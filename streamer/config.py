@@ -228,6 +228,28 @@ class EnrichConfig(_ConfigSection):
     per_stream_minute: int = Field(10, ge=1)
 
 
+class MediaConfig(_ConfigSection):
+    """Pictures of events: the best view so far of a track that matches a query, enters a zone or crosses a line."""
+
+    folder: Path | None = Field(
+        None, description="Folder of the pictures; `media` in the user's state folder if absent."
+    )
+    snapshots: Literal["full", "crop", "none"] = Field(
+        "full",
+        description="What is stored: the full frame and the part around the track, that part alone, or no picture. "
+        "true is full, false is none.",
+    )
+    max_age_days: float = Field(7.0, gt=0, le=3650, description="Days after which a picture is removed.")
+    max_bytes: int = Field(
+        5 << 30, ge=1 << 20, description="Bytes of all pictures in the folder; the oldest are removed first."
+    )
+
+    @field_validator("snapshots", mode="before")
+    @classmethod
+    def _snapshots_by_switch(cls, value: object) -> object:
+        return ("full" if value else "none") if isinstance(value, bool) else value
+
+
 class WebTokens(_ConfigSection):
     """Access tokens of the page and the HTTP API, best written as `${NAME}`."""
 
@@ -308,6 +330,9 @@ class Config(_ConfigSection):
         description="Seconds that closing may take altogether; undelivered events stay.",
     )
     enrich: EnrichConfig | None = None
+    media: MediaConfig | None = Field(
+        None, description="Pictures of events; true uses the defaults, absent or false stores none."
+    )
     metrics_port: int | None = Field(None, ge=1, le=65535, description="serve Prometheus metrics here")
     metrics_host: str = Field("127.0.0.1", description="0.0.0.0 lets other machines read them")
     web: WebConfig | None = Field(None, description="The page and the HTTP API; true uses the defaults, false is off.")
@@ -319,9 +344,9 @@ class Config(_ConfigSection):
     def _detector_by_name(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
 
-    @field_validator("web", mode="before")
+    @field_validator("web", "media", mode="before")
     @classmethod
-    def _web_by_switch(cls, value: object) -> object:
+    def _section_by_switch(cls, value: object) -> object:
         return ({} if value else None) if isinstance(value, bool) else value
 
     @model_validator(mode="after")

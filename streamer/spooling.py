@@ -31,6 +31,13 @@ def state_folder() -> Path:
     return Path(base) / "groundstream"
 
 
+def media_folder(config: Config) -> Path:
+    """The folder of the pictures of events: the configured one, else one in the state folder."""
+    if config.media is not None and config.media.folder is not None:
+        return config.media.folder
+    return state_folder() / "media"
+
+
 def spool_file(config: Config, config_file: Path | None) -> Path:
     """The spool's file: the configured one, else one in the state folder.
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from streamer.analysis.camera_motion import Affine
     from streamer.enrichment.enricher import Enrichment
     from streamer.frame import Frame
+    from streamer.media.snapshots import Snapshot
     from trackers import Tracker
 
 
@@ -218,6 +219,13 @@ class StreamAnalysis:
         known = number if record is not None and record.uid == result.subject.track_uid else None
         data = {"description": result.description, "cause": result.cause}
         return self._writer.write([RuleFinding(EventType.ENRICH, known, data)], result.moment)
+
+    def pictured(self, snapshot: Snapshot) -> list[Event]:
+        """Event for pictures that were written later than the event that they belong to."""
+        record = self.tracks.find(snapshot.track_number)
+        known = snapshot.track_number if record is not None and record.uid == snapshot.track_uid else None
+        data = {"media": list(snapshot.media), "cause": snapshot.cause}
+        return self._writer.write([RuleFinding(EventType.MEDIA, known, data)], snapshot.moment)
 
     def coverage(self, moment: EventTime, info: CoverageInfo) -> list[Event]:
         return self._writer.write([RuleFinding(EventType.COVERAGE, None, {"coverage": info})], moment)

@@ -17,6 +17,7 @@ from streamer.analysis.event_writer import EventTime
 from streamer.enrichment.enricher import Enricher, Enrichment
 from streamer.errors import StreamerError
 from streamer.frame import Frame
+from streamer.media.snapshots import SnapshotWriter
 from streamer.pipeline.detection import DetectedFrame
 from streamer.pipeline.stream import Recorder, Stream, StreamChange
 from streamer.sources.frame_counter import FrameTally
@@ -26,6 +27,10 @@ log = logging.getLogger("groundstream")
 
 _CHANGE_WAIT_S = 2.0
 """How long a change waits for a frame captured after it, before it is applied and reported without one."""
+_SNAPSHOT_WAIT_S = 2.0
+"""How long the end of a stream waits for its last pictures."""
+_RECORDING_WAIT_S = 30.0
+"""How long a recording waits for the pictures of one frame."""
 _BATCHES_AHEAD = 2
 """Batches that may wait for tracking: enough to keep the detector busy, few enough to stay fresh."""
 
@@ -109,6 +114,7 @@ class Following:
         *,
         on_frame: Callable[[str], None] | None = None,
         on_failed: Callable[[Stream], None] | None = None,
+        snapshots: SnapshotWriter | None = None,
         tick_s: float = 1.0,
     ) -> None:
         self.enricher: Enricher | None = None
@@ -117,6 +123,7 @@ class Following:
         self._spool = spool
         self._on_frame = on_frame
         self._on_failed = on_failed
+        self._snapshots = snapshots
         self._tick_s = tick_s
         self._written: dict[str, int] = {}  # events of streams that were removed
         self._items: asyncio.Queue[FollowItem | None] = asyncio.Queue()
@@ -264,10 +271,22 @@ class Following:
             stream.analysed += 1
             if self.enricher is not None:
                 self.enricher.offer(frame, happened)
+            if self._snapshots is not None and self._snapshots.offer(frame, tracked, happened) and not stream.is_live:
+                # A recording can wait: it gets every picture, and the same ones each time.
+                await asyncio.to_thread(self._snapshots.drain, stream.name, _RECORDING_WAIT_S)
+        events += self._report_snapshots(stream)
         events += self._note_frame(stream, frame)
         await self._record(stream, frame, tracked, analysed=found.detections is not None)
         if self._on_frame is not None:
             self._on_frame(frame.stream)
+
+    def _report_snapshots(self, stream: Stream) -> list[Event]:
+        """Events for the pictures of a stream that were written meanwhile."""
+        if self._snapshots is None:
+            return []
+        return [
+            event for shot in self._snapshots.take_finished(stream.name) for event in stream.analysis.pictured(shot)
+        ]
 
     def _note_frame(self, stream: Stream, frame: Frame) -> list[Event]:
         """Remember the frame as the last one; returns the coverage of a recording where it is due."""
@@ -309,6 +328,8 @@ class Following:
         now_ns = time.time_ns()
         await self._apply_overdue()
         for stream in list(self._streams.values()):
+            if not stream.is_closed:
+                await self._send(stream, self._report_snapshots(stream))
             if stream.is_live and not stream.is_closed and not stream.is_paused and stream.coverage_meter.due(now_ns):
                 await self._send(stream, self._cover(stream, stream.tally()))
 
@@ -335,6 +356,10 @@ class Following:
             stream.state = SourceState.CLOSED
             for recorder in stream.recorders.values():
                 await _close_recorder(stream, recorder)
+            if self._snapshots is not None:
+                await asyncio.to_thread(self._snapshots.drain, stream.name, _SNAPSHOT_WAIT_S)
+                await self._send(stream, self._report_snapshots(stream))
+                self._snapshots.forget(stream.name)
             if stream.is_begun or stream.is_live:
                 await self._send_last(stream, is_removed=is_removed)
         if is_removed:

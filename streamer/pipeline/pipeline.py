@@ -22,6 +22,7 @@ from streamer.analysis.stream_analysis import AnalysisChange, CoverageMeter
 from streamer.config import BatchConfig, Config
 from streamer.enrichment.enricher import Enricher, Enrichment, EnrichTally
 from streamer.errors import ConfigError, StreamerError
+from streamer.media.snapshots import SnapshotTally, SnapshotWriter
 from streamer.pipeline.changes import ChangePlan, PipelineParts, StreamPlan, place_sentences, plan_change
 from streamer.pipeline.detection import Detection, Image
 from streamer.pipeline.following import (
@@ -57,8 +58,8 @@ class Pipeline:
     """Runs streams through one detector until they end or `stop()` is called.
 
     An error of one stream ends that stream alone: it is in `errors` afterwards. With `config`, which the streams were
-    made from, and `parts`, everything can be changed while it runs: see `apply`. `coverage_every_s` is the length of
-    a coverage stretch.
+    made from, and `parts`, everything can be changed while it runs: see `apply`. `snapshots` writes pictures of
+    events and is closed at the end. `coverage_every_s` is the length of a coverage stretch.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Pipeline:
         batch: BatchConfig = _BATCH,
         on_frame: Callable[[str], None] | None = None,
         new_enricher: NewEnricher | None = None,
+        snapshots: SnapshotWriter | None = None,
         coverage_every_s: float = 10.0,
     ) -> None:
         self._streams = {stream.name: stream for stream in streams}
@@ -82,13 +84,19 @@ class Pipeline:
         self._spool = spool
         self._new_enricher = new_enricher
         self._enricher: Enricher | None = None
+        self._snapshots = snapshots
         self._coverage_every_s = coverage_every_s
         batch = batch if config is None else config.batch
         self._detection = Detection(detector, self._streams, batch_size=batch.size, max_wait_s=batch.wait_ms / 1000)
         self._threshold = detector.threshold
         self._producer = None if config is None or parts is None else parts.producer(config)
         self._following = Following(
-            self._streams, spool, on_frame=on_frame, on_failed=self._end_failed, tick_s=coverage_every_s / 10
+            self._streams,
+            spool,
+            on_frame=on_frame,
+            on_failed=self._end_failed,
+            snapshots=snapshots,
+            tick_s=coverage_every_s / 10,
         )
         self._ending: set[asyncio.Task[None]] = set()
         self.loop_lag = LoopLag()
@@ -379,6 +387,10 @@ class Pipeline:
         """Counts of the requests for descriptions; None without enrichment."""
         return None if self._enricher is None else self._enricher.tally()
 
+    def snapshots(self) -> SnapshotTally | None:
+        """Counts of the events for which pictures are wanted; None where none are stored."""
+        return None if self._snapshots is None else self._snapshots.tally()
+
     @property
     def _has_paused(self) -> bool:
         return any(stream.is_paused for stream in self._streams.values())
@@ -429,6 +441,8 @@ class Pipeline:
     async def _aclose(self) -> None:
         if self._enricher is not None:
             await asyncio.to_thread(self._enricher.close)
+        if self._snapshots is not None:
+            await asyncio.to_thread(self._snapshots.close)
         if self._merge is not None:
             await self._merge.aclose()
         for stream in self._streams.values():

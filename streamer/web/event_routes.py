@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from sinks.event import rfc3339
+from streamer.media.folder import SHA256, find_media
 from streamer.web.access import Role
 from streamer.web.event_store import (
     EventQuery,
@@ -22,7 +23,6 @@ from streamer.web.event_store import (
     encode_cursor,
     utc_offset_minutes,
 )
-from streamer.web.media_store import SHA256, find_media
 from streamer.web.models import BucketCount, BucketList, EventPage, TrackAnswer
 from streamer.web.parameters import parse_time
 from streamer.web.problems import Problem
@@ -176,10 +176,17 @@ def read_event(request: Request, event: EventId) -> dict[str, Any]:
 
 
 @router.get("/events/{event}/snapshot.jpg", response_class=FileResponse, **secured(Role.VIEWER, 404))
-def read_event_snapshot(request: Request, event: EventId, kind: Literal["snapshot", "crop"] = "snapshot") -> Response:
+def read_event_snapshot(
+    request: Request,
+    event: EventId,
+    kind: Literal["snapshot", "crop"] = "snapshot",
+    boxes: Annotated[
+        bool, Query(description="The full frame with the box of the track, where that is stored.")
+    ] = False,
+) -> Response:
     """Returns the picture of an event."""
     kinds = ("snapshot", "crop") if kind == "snapshot" else ("crop", "snapshot")
-    return _media_of_event(web_state(request), event, kinds)
+    return _media_of_event(web_state(request), event, kinds, is_boxed=boxes)
 
 
 @router.get("/events/{event}/clip.mp4", response_class=FileResponse, **secured(Role.VIEWER, 404))
@@ -257,15 +264,15 @@ def _load_event(state: WebState, event_id: str) -> dict[str, Any]:
     return event
 
 
-def _media_of_event(state: WebState, event_id: str, kinds: tuple[str, ...]) -> Response:
+def _media_of_event(state: WebState, event_id: str, kinds: tuple[str, ...], *, is_boxed: bool = False) -> Response:
     """The medium of an event: its own, else that of a later event which names it as its cause, else of its track."""
     event = _load_event(state, event_id)
     followers = state.store.find_page(EventQuery(subject=event["subject"]), limit=500, newest_first=False)
     others: list[Mapping[str, Any]] = [json.loads(stored.line) for stored in followers]
     caused = [other for other in others if other["data"].get("cause") == event_id]
-    sha256 = find_media([event, *map(dict, caused)], kinds)
+    sha256 = find_media([event, *map(dict, caused)], kinds, is_boxed=is_boxed)
     if sha256 is None and "clip" not in kinds:
-        sha256 = find_media(map(dict, others), kinds)
+        sha256 = find_media(map(dict, others), kinds, is_boxed=is_boxed)
     if sha256 is None:
         raise Problem(404, "this event has no such picture or clip")
     return _media_response(state, sha256)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
+from streamer.media.pictures import Image, encode_jpeg
 from streamer.web.track_history import TrackHistory
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from streamer.analysis.stream_analysis import StreamAnalysis
     from streamer.frame import Frame
-
-Image = npt.NDArray[np.uint8]
 
 JPEG_QUALITY = 75
 WIDTHS = (320, 480, 640, 960, 1280, 1920)
@@ -191,7 +189,7 @@ class LiveFrames:
         try:
             height, width = live.frame.height, live.frame.width
             scale = min(1.0, MEMORY_SIDE / max(height, width))
-            picture = encode_jpeg(resize(live.frame.image, round(width * scale)))
+            picture = encode_jpeg(resize(live.frame.image, round(width * scale)), JPEG_QUALITY)
             kept = RememberedFrame(live.index, live.frame.time_ns, picture, live.tracks)
             with self._lock:
                 slot.memory.append(kept)
@@ -226,31 +224,10 @@ def resize(image: Image, width: int) -> Image:
     return image
 
 
-def cut_around(image: Image, box: Sequence[float]) -> Image:
-    """Returns the part of the image around a box (x1, y1, x2, y2, fractions), with a margin, 5:3 where that fits."""
-    height, width = image.shape[:2]
-    x1, y1, x2, y2 = box
-    high = max(abs(y2 - y1) * height * 1.3, 24.0)
-    wide = max(abs(x2 - x1) * width * 1.3, high * 5 / 3)
-    high = max(high, wide * 3 / 5)
-    wide, high = min(wide, width), min(high, height)
-    left = min(max(0.0, (x1 + x2) / 2 * width - wide / 2), width - wide)
-    top = min(max(0.0, (y1 + y2) / 2 * height - high / 2), height - high)
-    return image[int(top) : int(top + high), int(left) : int(left + wide)]
-
-
-def encode_jpeg(image: Image, quality: int = JPEG_QUALITY) -> bytes:
-    """Returns the image as JPEG. Raises `ValueError` when OpenCV refuses it."""
-    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise ValueError("OpenCV could not encode the picture")
-    return data.tobytes()
-
-
 def encode_frame(live: LiveFrame, width: int, boxes: bool) -> bytes:
     """Returns a live frame as JPEG, with its tracks drawn on it where `boxes` is true."""
     image = resize(live.frame.image, width)
-    return encode_jpeg(draw_tracks(image, live.tracks) if boxes else image)
+    return encode_jpeg(draw_tracks(image, live.tracks) if boxes else image, JPEG_QUALITY)
 
 
 def draw_tracks(image: Image, tracks: Iterable[dict[str, Any]]) -> Image:

@@ -92,6 +92,12 @@ class PipelineMetrics(Collector):
         if (tally := self._pipeline.enrichment()) is not None:
             for outcome, count in {"answered": tally.answered, "cached": tally.cached, **tally.dropped}.items():
                 enriched.add_metric([outcome], count)
+        pictures = CounterMetricFamily(
+            "groundstream_snapshots", "Events for which pictures are wanted, by outcome.", labels=["outcome"]
+        )
+        if (shots := self._pipeline.snapshots()) is not None:
+            for outcome, count in {"written": shots.written, **shots.dropped}.items():
+                pictures.add_metric([outcome], count)
         lag = GaugeMetricFamily(
             "groundstream_loop_lag_seconds",
             "How late the event loop ran what was due, by quantile over the last minute.",
@@ -101,7 +107,7 @@ class PipelineMetrics(Collector):
             lag.add_metric([quantile], self._pipeline.loop_lag.quantile(float(quantile)))
         frames = [received, analysed, dropped, age, tracks, online, lag]
         spool = [stored, spooled, limit, forgotten]
-        return [*frames, events, lost, *spool, delivered, dead, failures, backlog, up, enriched]
+        return [*frames, events, lost, *spool, delivered, dead, failures, backlog, up, enriched, pictures]
 
 
 def serve_metrics(pipeline: Pipeline, port: int, host: str) -> tuple[WSGIServer, Thread]:

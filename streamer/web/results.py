@@ -14,10 +14,10 @@ from typing import Any
 from sinks.event import Event
 from streamer.config import WebConfig
 from streamer.errors import ConfigError
+from streamer.media.folder import MediaFolder
 from streamer.web.access import AccessControl, AccessTokens, Role, hash_secret
 from streamer.web.event_store import EventFeed, EventStore
 from streamer.web.live_frames import LiveFrames
-from streamer.web.media_store import MediaFolder
 from streamer.web.models import SinkState, StreamStatus
 from streamer.web.server import WebAddress, serve_state
 from streamer.web.state import WebState

@@ -19,15 +19,16 @@ from sinks.sink import Sink
 from streamer.analysis.stream_analysis import StreamAnalysis
 from streamer.config import Config, WebConfig
 from streamer.errors import StreamerError
+from streamer.media.folder import MediaFolder
 from streamer.pipeline.pipeline import Pipeline
 from streamer.sources.source import Source
+from streamer.spooling import media_folder
 from streamer.web.access import AccessControl, Role, load_tokens, store_tokens
 from streamer.web.app import create_app
 from streamer.web.config_document import ConfigDocument
 from streamer.web.control import ControlRoom
 from streamer.web.event_store import EventFeed, EventStore, StoreSink
 from streamer.web.live_frames import LiveFrames, LiveRecorder
-from streamer.web.media_store import MediaFolder
 from streamer.web.metrics import PipelineMetrics
 from streamer.web.state import WebState
 
@@ -90,7 +91,7 @@ class WebRoom:
             control,
             control=control,
             registry=registry,
-            media=[MediaFolder(self._folder / "media")],
+            media=[MediaFolder(media_folder(pipeline.config))],
             storage_error=lambda: pipeline.storage().error,
         )
         with serve_state(state) as address:

@@ -10,12 +10,12 @@ from fastapi import Request
 from prometheus_client import CollectorRegistry
 
 from streamer.config import WebConfig
+from streamer.media.folder import MediaStore
 from streamer.web.access import AccessControl
 from streamer.web.control import ControlRoom, unknown_stream
 from streamer.web.event_store import EventFeed, EventStore
 from streamer.web.live_frames import LiveFrames
 from streamer.web.live_socket import SocketGroup
-from streamer.web.media_store import MediaStore
 from streamer.web.models import SinkState, StreamStatus
 from streamer.web.preview import PreviewRuns
 from streamer.web.problems import Problem

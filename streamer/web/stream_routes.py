@@ -14,10 +14,11 @@ from fastapi.responses import FileResponse, StreamingResponse
 
 from sinks.address import redact
 from sinks.registry import open_sink
+from streamer.media.pictures import cut_around, encode_jpeg
 from streamer.rules.places import Line, Zone
 from streamer.web.access import Role
 from streamer.web.control import check_match, entity_tag, redacted_config
-from streamer.web.live_frames import cut_around, encode_jpeg, resize, round_width
+from streamer.web.live_frames import JPEG_QUALITY, resize, round_width
 from streamer.web.models import (
     ConfigAnswer,
     CountBody,
@@ -483,4 +484,4 @@ def _shrink(picture: bytes, width: int, box: Sequence[float] | None = None) -> b
     image = np.asarray(cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR), np.uint8)
     if box is not None:
         image = cut_around(image, box)
-    return encode_jpeg(resize(image, round_width(width)))
+    return encode_jpeg(resize(image, round_width(width)), JPEG_QUALITY)

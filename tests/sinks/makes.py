@@ -38,7 +38,7 @@ def event(
     """An event of a track, or of the stream where the type speaks of no track; `padding` makes it larger."""
     time_ns = START_NS + sequence * 40_000_000
     track = None
-    if kind.value.split(".")[1] in {"track", "match", "zone", "line", "enrich"}:
+    if kind.value.split(".")[1] in {"track", "match", "zone", "line", "enrich", "media"}:
         track = TrackInfo(
             uid=uid,
             number=3,

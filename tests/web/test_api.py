@@ -11,9 +11,9 @@ from starlette.websockets import WebSocketDisconnect
 
 from sinks.event import EventType
 from streamer.config import WebConfig
+from streamer.media.folder import MediaFolder
 from streamer.web.app import create_app, openapi_document
 from streamer.web.event_store import EventStore
-from streamer.web.media_store import MediaFolder
 from tests.web.rooms import HOST, OPERATOR, VIEWER, client, event, match, room, track
 
 JSON = {"Content-Type": "application/json"}
