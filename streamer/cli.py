@@ -33,6 +33,7 @@ from streamer.commands import (
 )
 from streamer.commands.groups import CommandGroup
 from streamer.tasks.console import report_line
+from streamer.tasks.json_log import is_json_log
 from streamer.threads import set_environment
 
 SECTIONS = {
@@ -167,6 +168,10 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         known = _known_error(error)
+        if is_json_log():
+            shown = error if known is None or _debug else None
+            logging.getLogger("groundstream").critical("%s", known or repr(error), exc_info=shown)
+            sys.exit(2 if isinstance(known, ValueError) else 1)
         if known is None or _debug:
             raise
         report_line(f"groundstream: {known}")

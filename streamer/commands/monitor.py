@@ -22,6 +22,7 @@ from streamer.commands.options import (
     Weights,
     Zones,
 )
+from streamer.tasks.json_log import LogFormat, use_json_log
 
 
 def monitor(
@@ -69,12 +70,18 @@ def monitor(
         typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Longest time for closing altogether (default: 10)."),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no live table.")] = False,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option("--log-format", metavar="FORMAT", help="Log as text, or as json: one object a line, no table."),
+    ] = LogFormat.TEXT,
 ) -> None:
     """Watch cameras for things named in plain words.
 
     Events go to the sinks, else to standard output, or beside the live table in a terminal. Ctrl-C ends it cleanly:
     open tracks get their end event; a second Ctrl-C ends it at once.
     """
+    if log_format is LogFormat.JSON:
+        use_json_log()
     from streamer.detector_choice import DetectorChoice
     from streamer.tasks.monitor import MonitorOptions, parse_bind, run_monitor
 

@@ -51,6 +51,12 @@ def process(
     sink: Sinks = None,
     video: Annotated[bool, typer.Option("--video/--no-video", help="Write an annotated MP4.")] = True,
     images: Annotated[bool, typer.Option("--images", help="Save the analysed frames beside the COCO file.")] = False,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--export", metavar="FORMAT", help="Write tracks for a tool too: cvat, label-studio or yolo; repeatable."
+        ),
+    ] = None,
     zone: Zones = None,
     line: Lines = None,
     every: EveryNth = None,
@@ -90,6 +96,7 @@ def process(
     Complete recordings are skipped when the command runs again.
     """
     from streamer.jobs.job import ProcessJob, parse_shard, read_addresses
+    from streamer.recorders.label_exports import check_exports
     from streamer.tasks.process import process_videos
 
     job = ProcessJob(
@@ -107,6 +114,7 @@ def process(
         sinks=sink or (),
         video=video,
         images=images,
+        exports=check_exports(export or ()),
         zones=zone or (),
         lines=line or (),
         every=every or 1,

@@ -40,6 +40,7 @@ class ProcessJob:
     sinks: Sequence[str] = ()
     video: bool = True
     images: bool = False
+    exports: Sequence[str] = ()
     zones: Sequence[str] = ()
     lines: Sequence[str] = ()
     every: int = 1

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from detectors import Detector
 from groundstream import GroundstreamError
+from sinks.address import redact
 from sinks.files import JsonlSink
 from sinks.registry import open_sinks
 from sinks.sink import Sink, SinkError
@@ -29,6 +30,7 @@ from streamer.jobs.shared_parts import SharedDetector, share_sinks
 from streamer.jobs.units import RecordingUnit, identify_recording, identify_settings, list_units
 from streamer.pipeline import Pipeline, Recorder
 from streamer.recorders.coco import CocoJson
+from streamer.recorders.label_exports import write_exports
 from streamer.recorders.text import MotText
 from streamer.sources import Source
 from streamer.sources.workers.pool import DecodePool
@@ -267,6 +269,7 @@ class JobRunner:
             self._pipelines[unit.name] = pipeline
             self._progress.begin_unit(unit, pipeline.streams[0].source)
             await pipeline.run()
+        await asyncio.to_thread(write_exports, folder.path, self._job.exports, redact(unit.address))
         return replace(self._sum_up(blank), interrupted=self._report.interrupted and unit.live)
 
     def _recorders(self, folder: Path, source: Source, analysis: StreamAnalysis) -> list[Recorder]:

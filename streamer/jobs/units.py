@@ -64,7 +64,10 @@ def identify_recording(address: str) -> str:
 
 def identify_settings(job: ProcessJob, config_hash: str) -> str:
     """Returns what results depend on besides the recording: the configuration and what is written."""
-    return digest([config_hash, json.dumps([job.start_time, job.video, job.images])])
+    written: list[object] = [job.start_time, job.video, job.images]
+    if job.exports:  # results of earlier versions, which had none, stay valid
+        written.append(sorted(job.exports))
+    return digest([config_hash, json.dumps(written)])
 
 
 def digest(parts: Iterable[str]) -> str:

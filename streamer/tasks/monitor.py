@@ -22,6 +22,7 @@ from streamer.pipeline import Pipeline
 from streamer.spooling import spool_file, state_folder
 from streamer.tasks.closing import ClosingGuard
 from streamer.tasks.console import UserConsole, make_folder, user_console
+from streamer.tasks.json_log import JsonConsole, JsonFormatter, is_json_log
 from streamer.tasks.live_table import LatestEvents, LiveTable
 from streamer.tasks.side_tasks import SideTasks
 
@@ -145,9 +146,10 @@ def run_monitor(options: MonitorOptions, *, spool: Path | None, duration_s: floa
     config = options.load_config()
     path = spool or spool_file(config, options.file)
     make_folder(path.parent)
-    console = user_console(stderr=True)
+    is_json = is_json_log()
+    console = JsonConsole(stderr=True) if is_json else user_console(stderr=True)
     with _log_to(console):
-        return asyncio.run(_monitor(options, config, path, duration_s, console, shows_table=not quiet))
+        return asyncio.run(_monitor(options, config, path, duration_s, console, shows_table=not (quiet or is_json)))
 
 
 async def _monitor(
@@ -290,9 +292,10 @@ def _metrics(pipeline: Pipeline, config: Config) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _log_to(console: UserConsole) -> Iterator[None]:
-    """Write the log with times and through the console, so that it does not tear the live table."""
+    """Write the log with times and through the console, so that it does not tear the live table; JSON as it is."""
     root = logging.getLogger()
-    replaced = [one for one in root.handlers if type(one) is logging.StreamHandler and one.stream is sys.stderr]
+    streams = [one for one in root.handlers if type(one) is logging.StreamHandler and one.stream is sys.stderr]
+    replaced = [one for one in streams if not isinstance(one.formatter, JsonFormatter)]
     handler = _ConsoleHandler(console)
     level = log.level
     log.setLevel(min(logging.INFO, root.level or logging.INFO))

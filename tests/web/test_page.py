@@ -9,10 +9,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sinks.event import EventType
 from streamer.config import WebConfig
+from streamer.media.folder import MediaFolder
+from streamer.media.pictures import encode_jpeg
 from streamer.web.event_store import EventStore
 from streamer.web.live_frames import LiveFrames
 from streamer.web.models import StreamStatus
@@ -122,6 +125,39 @@ def violations(page) -> list[str]:
 NAMELESS = """() => [...document.querySelectorAll('button, a[href], input, select')]
   .filter(item => item.checkVisibility() && !(item.getAttribute('aria-label') || item.textContent.trim()
     || item.labels?.length || item.title)).map(item => item.outerHTML)"""
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "crop"])
+def test_an_event_shows_the_picture_that_was_stored_for_it_with_the_box_of_that_picture(kind, tmp_path):
+    folder = MediaFolder(tmp_path)
+    stored = folder.store(encode_jpeg(np.full((90, 160, 3), 200, np.uint8), 90), ".jpg")
+    seen = {"subject": "TRACK", "track": track(4, "TRACK"), "frame": {"index": 5, "width": 640, "height": 360}}
+    box = {"x1": 0.1, "y1": 0.2, "x2": 0.3, "y2": 0.7}
+    medium = {"kind": kind, "uri": stored.path.as_uri(), "sha256": stored.sha256, "box": box}
+    store = EventStore(None)
+    store.add_events(
+        [
+            event(1, EventType.MATCH_BEGIN, matches=[match("a person")], **seen),
+            event(2, EventType.MEDIA, cause="1.gate.1", media=[medium], **seen),
+        ]
+    )
+    server = WebServerThread(room(store, WebConfig(port=0), media=[folder]))
+    server.start()
+    try:
+        with open_browser() as browser:
+            watched = WatchedPage(browser, server.address.url)
+            watched.log_in(VIEWER)
+            watched.open("events/1.gate.1", ".view img")
+            watched.page.wait_for_timeout(400)
+            shown = watched.page.evaluate("document.querySelector('.view img').naturalWidth")
+            boxes = watched.page.evaluate(
+                "[...document.querySelectorAll('.view rect')].map(box => Number(box.getAttribute('x')))"
+            )
+            assert shown == 160
+            assert boxes == ([64] if kind == "snapshot" else [])
+            assert watched.complaints == []
+    finally:
+        server.stop()
 
 
 def test_the_login_link_opens_the_page_and_leaves_no_secret_in_the_address():

@@ -121,7 +121,7 @@ export async function eventView(page, id) {
   const clip = data.media?.find((medium) => medium.kind === "clip") ?? track?.media.find((medium) => medium.kind === "clip");
   const picture = clip
     ? make("div", { class: "view" }, make("video", { src: address(`/media/${clip.sha256}`), controls: true, preload: "metadata" }))
-    : bigPicture(event, track, page);
+    : bigPicture(withStoredPicture(event, track), track, page);
   return {
     title: words.plain,
     element: make("div", { class: "stack" },
@@ -174,6 +174,13 @@ function whyPanel(event, kind) {
 }
 
 /** The frame of the event, or a drawing of its geometry, with box and path. */
+/** Returns the event with the pictures that a later event of its track has stored for it. */
+function withStoredPicture(event, track) {
+  if (event.data.media) return event;
+  const later = track?.events.find((other) => other.data.cause === event.id && other.data.media);
+  return later ? { ...event, data: { ...event.data, media: later.data.media } } : event;
+}
+
 function bigPicture(event, track, page) {
   const data = event.data;
   const frame = data.frame ?? { width: 1000, height: 600 };
@@ -186,8 +193,10 @@ function bigPicture(event, track, page) {
     picture.src = picture.src.replace("width=320", "width=960").replace(/&crop=[^&]*/, "").replace("kind=crop", "kind=snapshot");
     view.append(picture);
   } else view.append(make("div", { class: "empty" }, data.frame ? "" : "This event has no picture"));
-  const box = data.track?.box;
-  const path = track?.path.map(([x, y]) => `${x * frame.width},${y * frame.height}`).join(" ");
+  const full = data.media?.find((medium) => medium.kind === "snapshot");
+  const isCut = data.media && !full; // the part around the track: places of the full frame do not fit it
+  const box = isCut ? null : full?.box ?? data.track?.box;
+  const path = isCut ? null : track?.path.map(([x, y]) => `${x * frame.width},${y * frame.height}`).join(" ");
   view.append(make("svg", { class: "overlay", viewBox: `0 0 ${frame.width} ${frame.height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
     path ? make("polyline", { points: path, fill: "none", stroke: "#ffffff", "stroke-opacity": 0.85, "stroke-width": size / 260, "stroke-dasharray": `${size / 90} ${size / 130}`, "stroke-linecap": "round" }) : null,
     box ? make("rect", { x: box.x1 * frame.width, y: box.y1 * frame.height, width: (box.x2 - box.x1) * frame.width, height: (box.y2 - box.y1) * frame.height, rx: size / 250, fill: picture.tagName === "IMG" ? "none" : colour, "fill-opacity": 0.25, stroke: colour, "stroke-width": size / 260 }) : null));
