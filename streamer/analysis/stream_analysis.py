@@ -15,7 +15,7 @@ from streamer.analysis.frame_sizes import FrameSizes
 from streamer.analysis.label_scores import for_tracker
 from streamer.analysis.queries import Query, QueryBook, QueryChange, QuerySet
 from streamer.rules.matches import QueryMatches
-from streamer.rules.places import Count, Line, Mask, PlaceRules, Zone
+from streamer.rules.places import Count, IgnoredRegion, Line, PlaceRules, Zone
 from streamer.rules.rule import FrameObservation, Rule, RuleFinding
 from streamer.rules.tracks import EndReason, TrackLives
 from streamer.sources.frame_counter import FrameTally
@@ -56,7 +56,7 @@ class RuleSet:
     zones: tuple[Zone, ...] = ()
     lines: tuple[Line, ...] = ()
     counts: tuple[PlannedCount, ...] = ()
-    masks: tuple[Mask, ...] = ()
+    masks: tuple[IgnoredRegion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class StreamAnalysis:
         lines: Sequence[Line] = (),
         counts: Sequence[CountPlan] = (),
         rules: Sequence[Rule] = (),
-        masks: Sequence[Mask] = (),
+        masks: Sequence[IgnoredRegion] = (),
     ) -> None:
         self.queries = queries
         self.tracks = TrackLives(identity.new_uid)
@@ -240,7 +240,7 @@ class StreamAnalysis:
         self._writer.continue_after(written)
 
     def plan_rules(
-        self, zones: Sequence[Zone], lines: Sequence[Line], counts: Sequence[CountPlan], masks: Sequence[Mask]
+        self, zones: Sequence[Zone], lines: Sequence[Line], counts: Sequence[CountPlan], masks: Sequence[IgnoredRegion]
     ) -> RuleSet:
         """Rules for a later `change`. A count of the rules planned last that stays as it is keeps its state."""
         present = {(rule.plan, id(rule.place), rule.query_text): rule for rule in self.planned_rules.counts}

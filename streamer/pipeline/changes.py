@@ -14,7 +14,7 @@ from streamer.config import Config, StreamConfig
 from streamer.errors import ConfigError
 from streamer.pipeline.sections import CHANGEABLE, make_places, make_queries, make_sampling
 from streamer.pipeline.stream import Recorder, StateRelay, Stream
-from streamer.rules.places import Line, Mask, Zone
+from streamer.rules.places import IgnoredRegion, Line, Zone
 from streamer.sources.source import Source
 
 _VIDEO = "video:"
@@ -51,7 +51,7 @@ class StreamPlan:
     queries: Sequence[Query]
     zones: Sequence[Zone]
     lines: Sequence[Line]
-    masks: Sequence[Mask]
+    masks: Sequence[IgnoredRegion]
     changes_rules: bool
     source: Source | None = None
     relay: StateRelay = field(default_factory=StateRelay)

@@ -40,7 +40,7 @@ DeliverBatch = Callable[[list[DetectedFrame]], Awaitable[None]]
 """Takes the frames of a batch in order, waiting while too many batches are ahead."""
 
 
-class Detection:
+class DetectionLoop:
     """Takes the newest frames of all streams and runs the detector on them, in the one thread that owns it.
 
     Live frames wait nowhere after this: they are taken when the detector is free. Every frame that is taken is

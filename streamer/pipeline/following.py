@@ -100,7 +100,7 @@ FollowItem = (
 )
 
 
-class Following:
+class FollowingLoop:
     """Follows what was detected, one item after the other, and sends the events to the spool.
 
     One task alone handles everything that makes events, so that the events of a stream are numbered in order. A stream

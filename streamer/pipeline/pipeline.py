@@ -1,7 +1,7 @@
 """The pipeline from frames to events: `sources -> merge -> detector thread -> tracker, rules -> spool`.
 
-Two loops share the work, so that the detector never waits for tracking: `Detection` takes the newest frames and runs
-the detector on them, `Following` turns what was detected into events, in order.
+Two loops share the work, so that the detector never waits for tracking: `DetectionLoop` runs the detector on the newest
+frames, `FollowingLoop` turns its detections into events, in order.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from streamer.enrichment.enricher import Enricher, Enrichment, EnrichTally
 from streamer.errors import ConfigError, StreamerError
 from streamer.media.snapshots import SnapshotTally, SnapshotWriter
 from streamer.pipeline.changes import ChangePlan, PipelineParts, StreamPlan, place_sentences, plan_change
-from streamer.pipeline.detection import Detection, Image
+from streamer.pipeline.detection import DetectionLoop, Image
 from streamer.pipeline.following import (
-    Following,
+    FollowingLoop,
     FollowItem,
     SourceChanged,
     StreamAdded,
@@ -87,10 +87,10 @@ class Pipeline:
         self._snapshots = snapshots
         self._coverage_every_s = coverage_every_s
         batch = batch if config is None else config.batch
-        self._detection = Detection(detector, self._streams, batch_size=batch.size, max_wait_s=batch.wait_ms / 1000)
+        self._detection = DetectionLoop(detector, self._streams, batch_size=batch.size, max_wait_s=batch.wait_ms / 1000)
         self._threshold = detector.threshold
         self._producer = None if config is None or parts is None else parts.producer(config)
-        self._following = Following(
+        self._following = FollowingLoop(
             self._streams,
             spool,
             on_frame=on_frame,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from streamer.analysis.queries import Query, slug
 from streamer.analysis.stream_analysis import CountPlan
 from streamer.config import Config, StreamConfig
-from streamer.rules.places import Line, Mask, Zone
+from streamer.rules.places import IgnoredRegion, Line, Zone
 from streamer.sources.sampling import FrameSampling
 from trackers import Tracker, create_tracker
 
@@ -22,14 +22,18 @@ def make_queries(section: StreamConfig, config: Config) -> list[Query]:
     ]
 
 
-def make_places(section: StreamConfig) -> tuple[list[Zone], list[Line], list[Mask]]:
+def make_places(section: StreamConfig) -> tuple[list[Zone], list[Line], list[IgnoredRegion]]:
     """The zones, lines and masks of a stream, in the order of the configuration. Raises `ConfigError`."""
     zones = [
         Zone(zone.id, zone.polygon, zone.dwell_s, zone.settle_s, holes=zone.holes, anchor=zone.anchor)
         for zone in section.zones
     ]
     lines = [Line(line.id, line.points, line.settle_s, anchor=line.anchor) for line in section.lines]
-    return zones, lines, [Mask(mask.id, mask.polygon, mask.holes, anchor=mask.anchor) for mask in section.ignore]
+    return (
+        zones,
+        lines,
+        [IgnoredRegion(mask.id, mask.polygon, mask.holes, anchor=mask.anchor) for mask in section.ignore],
+    )
 
 
 def make_tracker(config: Config) -> Tracker:

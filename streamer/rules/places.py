@@ -11,10 +11,10 @@ from streamer.rules.lines import Line
 from streamer.rules.rule import Anchor, Bools, Floats, FrameObservation, RuleFinding, anchor_points
 from streamer.rules.zones import Zone, checked_anchor
 
-__all__ = ["Count", "Line", "Mask", "PlaceRules", "Zone"]
+__all__ = ["Count", "IgnoredRegion", "Line", "PlaceRules", "Zone"]
 
 
-class Mask:
+class IgnoredRegion:
     """Region of the frame to ignore: detections whose `anchor` lies in it are left out before tracking."""
 
     def __init__(self, name: str, points: Points, holes: Sequence[Points] = (), *, anchor: Anchor = "feet") -> None:

@@ -18,7 +18,7 @@ from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.handover import FrameQueue, Handover, joined
 from streamer.sources.source import OnState, SourceRecipe, SourceState, StateChange
 from streamer.sources.transport_stream import clock_gap_ns
-from streamer.sources.web import WebClient, WebError, WebFile
+from streamer.sources.web import HttpConnection, WebError, WebFile
 
 if TYPE_CHECKING:
     from streamer.sources.decode import DecodedPicture, VideoReader
@@ -141,7 +141,7 @@ class FileSource:
         from streamer.sources.web_camera import open_playlist
         from streamer.sources.web_kind import find_kind
 
-        client = WebClient(self._path, self._tls)
+        client = HttpConnection(self._path, self._tls)
         kind = find_kind(client)
         if kind.form == "playlist":
             return open_playlist(client, kind, track=self._track)

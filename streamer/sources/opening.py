@@ -25,7 +25,7 @@ from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource, image_names
 from streamer.sources.live import LiveSource
 from streamer.sources.source import OnState, Source
-from streamer.sources.web import WebClient, WebError
+from streamer.sources.web import HttpConnection, WebError
 from streamer.sources.web_kind import VIDEO_SUFFIXES, find_kind, likely_live
 
 _ASK_S = 5.0
@@ -135,7 +135,7 @@ def _check_url(address: str) -> None:
 def _asked_live(address: str, tls: TlsOptions) -> bool:
     """Whether a web address is a camera, by what the server says; where it says nothing, by the path's suffix."""
     try:
-        return find_kind(WebClient(address, tls, timeout_s=_ASK_S), _ASK_S).live
+        return find_kind(HttpConnection(address, tls, timeout_s=_ASK_S), _ASK_S).live
     except WebError:
         return likely_live(address)
 

@@ -101,7 +101,7 @@ class WebResponse:
             self._response.close()
 
 
-class WebClient:
+class HttpConnection:
     """Requests to one address, whose user and password are never sent to another host or before TLS is verified."""
 
     def __init__(self, address: str, tls: TlsOptions, *, timeout_s: float = 10.0) -> None:
@@ -189,7 +189,7 @@ class WebFile(io.RawIOBase):
     `broken` is what ended reading early; FFmpeg then gets the end of the file, so that all before is decoded.
     """
 
-    def __init__(self, client: WebClient, response: WebResponse, url: str | None = None) -> None:
+    def __init__(self, client: HttpConnection, response: WebResponse, url: str | None = None) -> None:
         self._client = client
         self._response: WebResponse | None = response
         self._url = url

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from sinks.address import redact
 from streamer.sources.camera_link import CameraLink, CameraTrouble
-from streamer.sources.web import EndOfAnswer, WebClient, WebError, WebFile, WebStream, multipart_images
+from streamer.sources.web import EndOfAnswer, HttpConnection, WebError, WebFile, WebStream, multipart_images
 from streamer.sources.web_kind import WebKind, find_kind
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def open_web_camera(link: CameraLink, limit_s: float, on_wait: Callable[[], None
     from streamer.sources.decode import DecodeError, JpegReader, NoVideo, reason
 
     try:
-        client = WebClient(link.address, link.tls, timeout_s=min(10.0, limit_s))
+        client = HttpConnection(link.address, link.tls, timeout_s=min(10.0, limit_s))
         kind = find_kind(client)
         if kind.form == "snapshot":
             return JpegReader(_poll(client, link.poll_s, on_wait))
@@ -46,7 +46,7 @@ def open_web_camera(link: CameraLink, limit_s: float, on_wait: Callable[[], None
 
 
 def open_playlist(
-    client: WebClient, kind: WebKind, on_wait: Callable[[], None] | None = None, *, track: int | None = None
+    client: HttpConnection, kind: WebKind, on_wait: Callable[[], None] | None = None, *, track: int | None = None
 ) -> VideoReader:
     """An HLS playlist in FFmpeg, which asks for its segments here. Raises `WebError`, `DecodeError`, `NoVideo`."""
     from streamer.sources.decode import VideoReader
@@ -67,7 +67,7 @@ def open_playlist(
     return VideoReader(kind.url, form="hls", options=options, io_open=open_part, track=track)
 
 
-def _open_stream(client: WebClient, on_wait: Callable[[], None], track: int | None) -> VideoReader:
+def _open_stream(client: HttpConnection, on_wait: Callable[[], None], track: int | None) -> VideoReader:
     from streamer.sources.decode import VideoReader
 
     stream = WebStream(client.open(), on_wait)
@@ -85,7 +85,7 @@ def _until_end(images: Iterator[bytes]) -> Iterator[bytes]:
         return
 
 
-def _poll(client: WebClient, poll_s: float | None, on_wait: Callable[[], None]) -> Iterator[bytes]:
+def _poll(client: HttpConnection, poll_s: float | None, on_wait: Callable[[], None]) -> Iterator[bytes]:
     """Snapshots, one after the other; one that repeats the last is given once a second and shows that the camera lives.
 
     Without `poll_s` the rate follows the camera: faster while each answer is new, slower while it repeats itself.

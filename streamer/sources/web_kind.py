@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import urljoin, urlsplit
 
-from streamer.sources.web import WebClient, WebError, WebResponse
+from streamer.sources.web import HttpConnection, WebError, WebResponse
 
 Form = Literal["jpegs", "snapshot", "playlist", "media"]
 
@@ -39,7 +39,7 @@ def likely_live(address: str) -> bool:
     return PurePosixPath(urlsplit(address).path).suffix.lower() not in VIDEO_SUFFIXES
 
 
-def find_kind(client: WebClient, timeout_s: float = 5.0) -> WebKind:
+def find_kind(client: HttpConnection, timeout_s: float = 5.0) -> WebKind:
     """Asks the server. Raises `WebError`."""
     response = client.open()
     try:
@@ -88,7 +88,7 @@ def _has_duration(head: bytes) -> bool:
     return False
 
 
-def _playlist_kind(client: WebClient, url: str, head: bytes) -> WebKind:
+def _playlist_kind(client: HttpConnection, url: str, head: bytes) -> WebKind:
     """HLS (RFC 8216): of several variants the one with the most pixels, then the most bits."""
     text = head.decode(errors="replace")
     for _ in range(3):

@@ -75,7 +75,7 @@ class ControlRoom:
         self._document = document
         self._frames = frames
         self._allowed_sources = allowed_sources
-        self._rates = _FrameRates()
+        self._rates = _StreamRates()
         self._lock = asyncio.Lock()
 
     @property
@@ -324,7 +324,7 @@ def _section_key(section: StreamConfig) -> str:
     return section.name or section.source
 
 
-class _FrameRates:
+class _StreamRates:
     """Frames per second of each stream between two readings."""
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ _BATCH = 2000
 _KEEP_DAYS = 3650.0
 
 
-class ResultFolder:
+class FinishedResults:
     """The recordings in the results of a job: a folder for each, with `summary.json` and maybe `video.mp4`."""
 
     def __init__(self, folder: Path) -> None:
@@ -104,7 +104,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def serve_results(folder: Path, host: str, port: int) -> Iterator[WebAddress]:
     """Serves the results in a folder until the context is left. Raises `ConfigError`, `StreamerError`."""
-    results = ResultFolder(folder)
+    results = FinishedResults(folder)
     with tempfile.TemporaryDirectory(prefix="groundstream-view-") as scratch:
         store = EventStore(Path(scratch) / "events.sqlite", keep_days=_KEEP_DAYS)
         for batch in _batches(results.read_events()):

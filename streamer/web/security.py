@@ -33,7 +33,7 @@ _HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class WebClient:
+class ApiClient:
     """The author of a request: its role, a name for rate limits, and whether a cookie vouches for it."""
 
     role: Role
@@ -146,7 +146,7 @@ def cookie_name(connection: HTTPConnection) -> str:
     return f"__Host-{_COOKIE}" if connection.url.scheme in {"https", "wss"} else _COOKIE
 
 
-def find_client(connection: HTTPConnection) -> WebClient | None:
+def find_client(connection: HTTPConnection) -> ApiClient | None:
     """Returns the client that a bearer token or the session cookie stands for, None without either.
 
     Raises `Problem` 401 for a bearer token that is wrong, 429 after too many wrong ones.
@@ -160,10 +160,10 @@ def find_client(connection: HTTPConnection) -> WebClient | None:
             role = check_login(connection, access, lambda: access.tokens.find_role(token.strip()))
         if role is None:
             raise Problem(401, "the token is not valid", headers={"WWW-Authenticate": "Bearer"})
-        return WebClient(role, f"token:{role.value}", by_cookie=False)
+        return ApiClient(role, f"token:{role.value}", by_cookie=False)
     session_id = connection.cookies.get(cookie_name(connection))
     session = None if session_id is None else access.sessions.find(session_id)
-    return None if session is None else WebClient(session.role, session.name, by_cookie=True)
+    return None if session is None else ApiClient(session.role, session.name, by_cookie=True)
 
 
 def check_login(connection: HTTPConnection, access: AccessControl, find: Callable[[], Role | None]) -> Role | None:
@@ -201,10 +201,10 @@ def check_cross_site(request: Request) -> None:
         raise Problem(403, "a change needs Content-Type: application/json or the header X-Groundstream: 1")
 
 
-def require_role(needed: Role) -> Callable[[Request], Awaitable[WebClient]]:
+def require_role(needed: Role) -> Callable[[Request], Awaitable[ApiClient]]:
     """Returns the dependency that lets only clients with a role through: the one place where rights are checked."""
 
-    async def check(request: Request) -> WebClient:
+    async def check(request: Request) -> ApiClient:
         client = find_client(request)
         if client is None:
             raise Problem(
@@ -230,7 +230,7 @@ def require_role(needed: Role) -> Callable[[Request], Awaitable[WebClient]]:
     return check
 
 
-def find_socket_client(websocket: WebSocket) -> WebClient | None:
+def find_socket_client(websocket: WebSocket) -> ApiClient | None:
     """Returns the client of a WebSocket that may be opened, None for one that must be refused.
 
     Browsers let every page open a WebSocket and send the cookie with it, so the origin is checked before.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from streamer.errors import ConfigError
 from streamer.rules.geometry import Inside, Region, polygon, signed_distance
-from streamer.rules.places import Count, Line, Mask, PlaceRules, Zone
+from streamer.rules.places import Count, IgnoredRegion, Line, PlaceRules, Zone
 from tests.streamer.scenes import reported, seen
 
 YARD = [(0.2, 0.2), (0.8, 0.2), (0.8, 0.8), (0.2, 0.8)]
@@ -254,9 +254,9 @@ def test_the_hole_of_a_zone_is_outside_and_its_edge_is_inside():
 
 
 def test_a_mask_hides_boxes_whose_feet_are_in_it():
-    mask = Mask("sky", [(0, 0), (1, 0), (1, 0.3), (0, 0.3)])
+    mask = IgnoredRegion("sky", [(0, 0), (1, 0), (1, 0.3), (0, 0.3)])
     assert mask.covers(np.array([[0.1, 0.0, 0.2, 0.25], [0.1, 0.0, 0.2, 0.5]])).tolist() == [True, False]
-    whole = Mask("sky", [(0, 0), (1, 0), (1, 0.3), (0, 0.3)], anchor="any_corner")
+    whole = IgnoredRegion("sky", [(0, 0), (1, 0), (1, 0.3), (0, 0.3)], anchor="any_corner")
     assert whole.covers(np.array([[0.1, 0.0, 0.2, 0.25], [0.1, 0.0, 0.2, 0.5]])).tolist() == [True, False]
 
 

@@ -10,7 +10,7 @@ from streamer.analysis.event_writer import EventTime, StreamIdentity
 from streamer.analysis.queries import QueryBook
 from streamer.analysis.stream_analysis import CountPlan, StreamAnalysis
 from streamer.frame import Frame, FrameClock
-from streamer.rules.places import Line, Mask, Zone
+from streamer.rules.places import IgnoredRegion, Line, Zone
 from streamer.rules.track_ids import derived_uids
 from tests.support.fakes import PRODUCER
 from trackers import create_tracker
@@ -139,7 +139,7 @@ def test_a_track_that_left_the_view_ends_soon() -> None:
 
 
 def test_detections_in_a_mask_are_ignored_and_counted() -> None:
-    watched = Watched(masks=[Mask("road", [(0, 0), (0.3, 0), (0.3, 1), (0, 1)])])
+    watched = Watched(masks=[IgnoredRegion("road", [(0, 0), (0.3, 0), (0.3, 1), (0, 1)])])
     watched.see_for(1, PARKED, OTHER)
     (begin,) = watched.of("track.begin")
     assert begin.data.track.box.x1 > 0.3

@@ -13,7 +13,7 @@ from streamer.config import WebConfig
 from streamer.errors import ConfigError
 from streamer.web.app import create_app
 from streamer.web.event_store import EventStore
-from streamer.web.results import ResultFolder, serve_results
+from streamer.web.results import FinishedResults, serve_results
 from tests.web.rooms import OPERATOR, access, event, match, room, track
 
 
@@ -39,7 +39,7 @@ def folder(tmp_path):
 
 
 def test_recordings_and_their_events_are_read_once(folder):
-    results = ResultFolder(folder)
+    results = FinishedResults(folder)
     (status,) = asyncio.run(results.list_streams())
     assert (status.name, status.received, status.tracks, status.seconds) == ("gate", 96, 3, 8.0)
     store = EventStore(None)
@@ -48,7 +48,7 @@ def test_recordings_and_their_events_are_read_once(folder):
 
 
 def test_the_video_is_served_in_ranges_and_nothing_can_be_changed(folder):
-    results = ResultFolder(folder)
+    results = FinishedResults(folder)
     state = room(settings=WebConfig(memory_s=0), directory=results, videos=results, access=access())
     browser = TestClient(create_app(state), headers={"Authorization": f"Bearer {OPERATOR}"})
     part = browser.get("/api/v1/streams/gate/video.mp4", headers={"Range": "bytes=2-4"})
@@ -72,4 +72,4 @@ def test_a_folder_without_results_is_named(tmp_path, what):
     elif what == "file":
         path.write_text("x")
     with pytest.raises(ConfigError, match="--out folder"):
-        ResultFolder(path)
+        FinishedResults(path)
