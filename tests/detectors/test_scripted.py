@@ -84,7 +84,7 @@ def test_a_file_may_ask_for_repetition_and_the_option_decides(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("answers", "told"),
+    ("answers", "reported"),
     [
         ([[{"query": "person", "box": [1, 2, 3]}]], "box"),
         ([[{"query": "person", "box": [3, 2, 1, 4]}]], "x1 <= x2"),

@@ -382,7 +382,7 @@ async def test_nothing_is_younger_than_the_end(proxy: KafkaProxy) -> None:
 def looked_at(address: str) -> str:
     from streamer.tasks.doctor import _check_sink
 
-    return _check_sink(address).reported
+    return _check_sink(address).detail
 
 
 def test_the_doctor_reports_what_would_stop_the_sink(proxy: KafkaProxy) -> None:

@@ -417,7 +417,7 @@ def test_monitor_needs_something_to_watch_and_to_look_for(groundstream, tmp_path
     assert groundstream("monitor").code == 2
     assert "no query is given" in groundstream("monitor", "webcam:0").err
     both = groundstream("monitor", "webcam:0", "-q", "x", "-c", tmp_path / "c.yaml")
-    assert (both.code, "not both" in both.err) == (2, True)
+    assert (both.code, "cannot stand beside a configuration file" in both.err) == (2, True)
 
 
 @pytest.mark.parametrize(
