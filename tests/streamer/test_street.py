@@ -186,7 +186,7 @@ def test_feet_are_the_bottom_centres_of_the_boxes():
 
 
 def test_places_that_are_none_are_refused():
-    with pytest.raises(ConfigError, match="yard.* has 2 different points"):
+    with pytest.raises(ConfigError, match=r"yard.* has 2 different points"):
         Street(1).events(1.0, zones={"yard": [(0, 0), (1, 1)]})
 
 
