@@ -29,7 +29,7 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/codespell
+	$(BIN)/codespell *.md groundstream.py streamer detectors trackers sinks benchmarks docker
 
 format: env
 	$(BIN)/ruff check --fix .
