@@ -285,7 +285,7 @@ async def test_a_password_that_changes_while_running_is_reported_and_nothing_is_
         guarded.cut()
         guarded.restore()
         await spool.send_batch(events(20, first=20))
-        assert "refuses the user or the password" in await down(spool)
+        await until(lambda: "refuses the user or the password" in spool.status()[0].error, seconds=15)
         guarded.users = {"me": "sesame"}
         assert await spool.drain(20)
     assert await read(guarded, user="me:sesame@") == ids(events(40))
