@@ -101,6 +101,7 @@ class JobRunner:
         self._report = JobReport()
         self._pipelines: dict[str, Pipeline] = {}
         self._running: dict[str, asyncio.Task[StreamSummary]] = {}
+        self._stopping: list[asyncio.Future[None]] = []  # kept, or a stop could be collected before it ran
         self._pool: DecodePool | None = None
         self._archive = EventArchive(job.out) if archive else None
         for address in self._config.sinks:
@@ -147,7 +148,7 @@ class JobRunner:
             if (task := self._running.get(unit.name)) is not None:
                 pipeline = self._pipelines.get(unit.name)
                 if unit.live and pipeline is not None:
-                    self._stopping = asyncio.ensure_future(pipeline.stop())
+                    self._stopping.append(asyncio.ensure_future(pipeline.stop()))
                 else:
                     # No closing events: a later run gives the same events the same ids.
                     task.cancel()
