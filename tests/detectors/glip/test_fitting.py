@@ -98,7 +98,7 @@ def test_full_tuning_leaves_the_first_stage_and_the_unused_branch_alone() -> Non
 
 
 def test_an_unknown_mode_is_reported() -> None:
-    with pytest.raises(PromptError, match="unknown tuning mode .*: use full, head, linear, prompt"):
+    with pytest.raises(PromptError, match=r"unknown tuning mode .*: use full, head, linear, prompt"):
         choose_parameters(tiny_model(), "everything")
 
 
