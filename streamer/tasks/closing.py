@@ -32,6 +32,7 @@ _GRACE_S = 1.0
 _REPEAT_S = 0.5
 """Some senders (`timeout`, a terminal's whole process group) deliver one order to stop twice in this time."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNAL_THREAD = "signals"
 _SHOW_CURSOR = b"\x1b[?25h\n"
 
 _process_deadline: float | None = None
@@ -56,7 +57,7 @@ class SignalWatch:
     def __enter__(self) -> Self:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        threading.Thread(target=self._await_signals, name="signals", daemon=True).start()
+        threading.Thread(target=self._await_signals, name=_SIGNAL_THREAD, daemon=True).start()
         self._before_descriptor = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, self._note_signal) for number in _SIGNALS}
         return self
@@ -194,12 +195,14 @@ class ClosingDeadline:
 def bound_exit(code: int) -> None:
     """Bounds the end of the interpreter, which waits for threads: the process ends with `code` where one is stuck.
 
-    It takes what is left of the command's closing time, and `CLOSE_TIMEOUT_S` where no command set one.
+    It takes what is left of the command's closing time, and `CLOSE_TIMEOUT_S` where no command began to close. The
+    time begins when the main thread ends.
     """
-    left_s = CLOSE_TIMEOUT_S if _process_deadline is None else max(_GRACE_S, _process_deadline - time.monotonic())
+    left_s = 0.0 if _process_deadline is None else _process_deadline - time.monotonic()
 
     def end_process() -> None:
-        time.sleep(left_s)
+        threading.main_thread().join()
+        time.sleep(max(_GRACE_S, left_s) if left_s > 0 else CLOSE_TIMEOUT_S)
         _end_process("the end of the program was held up and is forced", "", code)
 
     threading.Thread(target=end_process, name="exit", daemon=True).start()
@@ -207,7 +210,8 @@ def bound_exit(code: int) -> None:
 
 def _end_process(reason: str, kept: str, code: int) -> None:
     own = {threading.current_thread(), threading.main_thread()}
-    blocked = [thread.name for thread in threading.enumerate() if thread not in own]
+    names = [thread.name for thread in threading.enumerate() if thread not in own]
+    blocked = [name for name in names if name != _SIGNAL_THREAD and "_do_shutdown" not in name]
     at_work = f" (threads still at work: {', '.join(blocked)})" if blocked else ""
     with contextlib.suppress(OSError, ValueError):
         descriptor = sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
