@@ -79,7 +79,7 @@ def glows(image: Image, figure: SketchFigure, strength: float) -> None:
         x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + 2 * reach, width), min(top + 2 * reach, height)
         if x0 >= x1 or y0 >= y1:
             continue
-        disc = _disc(reach)[y0 - top : y1 - top, x0 - left : x1 - left].astype(np.uint16)
+        disc = _soft_disc(reach)[y0 - top : y1 - top, x0 - left : x1 - left].astype(np.uint16)
         power = int(strength * 256)
         light = np.stack([(disc * (part * power >> 8)) >> 8 for part in (blue, green, red)], axis=2).astype(np.uint8)
         region = image[y0:y1, x0:x1]
@@ -87,7 +87,7 @@ def glows(image: Image, figure: SketchFigure, strength: float) -> None:
 
 
 @lru_cache(maxsize=256)
-def _disc(radius: int) -> Image:
+def _soft_disc(radius: int) -> Image:
     """A soft round light of 2·radius pixels a side, brightest in the middle."""
     steps = np.arange(-radius, radius, dtype=np.int64) * 2 + 1
     square = steps[:, None] ** 2 + steps[None, :] ** 2  # in half pixels

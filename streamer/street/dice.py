@@ -18,11 +18,11 @@ def mix(*numbers: int) -> int:
     """One 64-bit number from several: SplitMix64 (Steele, Lea and Flood, 2014) over each in turn."""
     state = 0
     for number in numbers:
-        state = _scramble((state ^ (number & _WORD)) + 0x9E3779B97F4A7C15)
+        state = _scramble_word((state ^ (number & _WORD)) + 0x9E3779B97F4A7C15)
     return state
 
 
-def _scramble(word: int) -> int:
+def _scramble_word(word: int) -> int:
     word &= _WORD
     word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
     word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _WORD
@@ -40,7 +40,7 @@ class SeededDice:
     def word(self) -> int:
         """64 random bits."""
         self._state = (self._state + 0x9E3779B97F4A7C15) & _WORD
-        return _scramble(self._state)
+        return _scramble_word(self._state)
 
     def unit(self) -> float:
         """In [0, 1)."""

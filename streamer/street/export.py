@@ -44,12 +44,12 @@ def coco(
             }
         )
         for one in seen:
-            annotations.append(_annotation(one, truth, image_id, len(annotations) + 1))
+            annotations.append(_coco_annotation(one, truth, image_id, len(annotations) + 1))
     categories = [{"id": number, "name": kind} for kind, number in CATEGORIES.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _annotation(one: SeenObject, truth: StreetTruth, image_id: int, number: int) -> dict[str, Any]:
+def _coco_annotation(one: SeenObject, truth: StreetTruth, image_id: int, number: int) -> dict[str, Any]:
     x1, y1, x2, y2 = one.box
     return {
         "id": number,

@@ -40,29 +40,29 @@ class _NounEntry:
     meaning: PhraseMeaning
 
 
-def _noun(singular: str, plural: str, *kinds: str, **parts: object) -> _NounEntry:
+def _noun_entry(singular: str, plural: str, *kinds: str, **parts: object) -> _NounEntry:
     fields = {name: frozenset(value) if isinstance(value, tuple) else value for name, value in parts.items()}
     return _NounEntry(singular, plural, replace(PhraseMeaning(frozenset(kinds)), **fields))  # type: ignore[arg-type]
 
 
 NOUNS: tuple[_NounEntry, ...] = (
-    _noun("person", "people", "person"),
-    _noun("human", "humans", "person"),
-    _noun("pedestrian", "pedestrians", "person", excluded=("bicycle",)),
-    _noun("man", "men", "person", sex="man"),
-    _noun("woman", "women", "person", sex="woman"),
-    _noun("child", "children", "person", sex="child"),
-    _noun("kid", "kids", "person", sex="child"),
-    _noun("cyclist", "cyclists", "person", attributes=("bicycle",)),
-    _noun("car", "cars", "car"),
-    _noun("automobile", "automobiles", "car"),
-    _noun("bus", "buses", "bus"),
-    _noun("vehicle", "vehicles", "car", "bus"),
-    _noun("bicycle", "bicycles", "bicycle"),
-    _noun("bike", "bikes", "bicycle"),
-    _noun("dog", "dogs", "dog"),
-    _noun("delivery robot", "delivery robots", "robot"),
-    _noun("robot", "robots", "robot"),
+    _noun_entry("person", "people", "person"),
+    _noun_entry("human", "humans", "person"),
+    _noun_entry("pedestrian", "pedestrians", "person", excluded=("bicycle",)),
+    _noun_entry("man", "men", "person", sex="man"),
+    _noun_entry("woman", "women", "person", sex="woman"),
+    _noun_entry("child", "children", "person", sex="child"),
+    _noun_entry("kid", "kids", "person", sex="child"),
+    _noun_entry("cyclist", "cyclists", "person", attributes=("bicycle",)),
+    _noun_entry("car", "cars", "car"),
+    _noun_entry("automobile", "automobiles", "car"),
+    _noun_entry("bus", "buses", "bus"),
+    _noun_entry("vehicle", "vehicles", "car", "bus"),
+    _noun_entry("bicycle", "bicycles", "bicycle"),
+    _noun_entry("bike", "bikes", "bicycle"),
+    _noun_entry("dog", "dogs", "dog"),
+    _noun_entry("delivery robot", "delivery robots", "robot"),
+    _noun_entry("robot", "robots", "robot"),
 )
 """The first noun of a kind is its plain name."""
 
@@ -144,28 +144,28 @@ def parse(text: str) -> PhraseMeaning | None:
     words = [_SPELLINGS.get(word, word) for word in re.findall(r"[a-z\-]+", text.lower())]
     if words and words[0] in _ARTICLES:
         words = words[1:]
-    size, words = _take(words, {form: name for name, forms in _SIZES.items() for form in forms})
+    size, words = _take_known(words, {form: name for name, forms in _SIZES.items() for form in forms})
     every_colour = {colour: colour for colours in COLOURS.values() for colour in colours}
-    state, words = _take(words, {name: name for name in _BEFORE_COLOUR})
-    colour, words = _take(words, every_colour)
-    build, words = _take(words, {name: name for name in _AFTER_COLOUR})
+    state, words = _take_known(words, {name: name for name in _BEFORE_COLOUR})
+    colour, words = _take_known(words, every_colour)
+    build, words = _take_known(words, {name: name for name in _AFTER_COLOUR})
     for count in (2, 1):
         name = " ".join(words[:count])
         noun = next((noun for noun in NOUNS if name in (noun.singular, noun.plural)), None)
         if noun is not None:
             meaning = noun.meaning
             meaning = replace(meaning, attributes=meaning.attributes | ({state, build} - {""}))
-            return _clauses(replace(meaning, colour=colour, size=size), " ".join(words[count:]))
+            return _read_clauses(replace(meaning, colour=colour, size=size), " ".join(words[count:]))
     return None
 
 
-def _take(words: list[str], known: dict[str, str]) -> tuple[str, list[str]]:
+def _take_known(words: list[str], known: dict[str, str]) -> tuple[str, list[str]]:
     if words and words[0] in known:
         return known[words[0]], words[1:]
     return "", words
 
 
-def _clauses(meaning: PhraseMeaning, rest: str) -> PhraseMeaning | None:
+def _read_clauses(meaning: PhraseMeaning, rest: str) -> PhraseMeaning | None:
     """Read what follows the noun, clause by clause."""
     kind = next(iter(meaning.kinds)) if len(meaning.kinds) == 1 else ""
     while rest:
@@ -256,7 +256,7 @@ def variants(text: str) -> tuple[str, ...]:
 def true_meanings(thing: StreetObject) -> list[PhraseMeaning]:
     """What may be said of a thing wherever it is, from the plain to the particular."""
     plain = PhraseMeaning(frozenset({thing.kind}))
-    spoken = sorted(thing.attributes & _spoken(thing.kind))
+    spoken = sorted(thing.attributes & _spoken_forms(thing.kind))
     bases = [plain]
     if thing.kind == "person":
         bases.append(replace(plain, sex=thing.sex))
@@ -276,7 +276,7 @@ def true_meanings(thing: StreetObject) -> list[PhraseMeaning]:
     return meanings
 
 
-def _spoken(kind: str) -> frozenset[str]:
+def _spoken_forms(kind: str) -> frozenset[str]:
     before_noun = (_BEFORE_COLOUR | _AFTER_COLOUR).items()
     return frozenset(ATTRIBUTES.get(kind, {})) | {name for name, owner in before_noun if owner == kind}
 
@@ -348,8 +348,8 @@ def contrasts(seen: Sequence[SeenObject], dice: SeededDice, hidden: Sequence[See
     In random words, in the order of that word; none is unclear of anything in the picture.
     """
     one = dice.pick(seen)
-    families = [family for meaning in true_meanings(one.thing) for family in _families(meaning)]
-    return _grounded(dice.pick(families), seen, hidden, dice) if families else []
+    families = [family for meaning in true_meanings(one.thing) for family in _meaning_families(meaning)]
+    return _ground_meanings(dice.pick(families), seen, hidden, dice) if families else []
 
 
 def colours(
@@ -357,10 +357,10 @@ def colours(
 ) -> list[PhraseGrounding]:
     """Every kind in every colour that it comes in, in random words; none is unclear of anything in the picture."""
     meanings = [PhraseMeaning(frozenset({kind}), colour=colour) for kind in kinds for colour in COLOURS.get(kind, ())]
-    return _grounded(meanings, seen, hidden, dice)
+    return _ground_meanings(meanings, seen, hidden, dice)
 
 
-def _grounded(
+def _ground_meanings(
     meanings: Iterable[PhraseMeaning], seen: Sequence[SeenObject], hidden: Sequence[SeenObject], dice: SeededDice
 ) -> list[PhraseGrounding]:
     """Each meaning in random words with those of `seen` it is true of; without what is unclear or only `hidden`."""
@@ -373,7 +373,7 @@ def _grounded(
     return said
 
 
-def _families(meaning: PhraseMeaning) -> list[list[PhraseMeaning]]:
+def _meaning_families(meaning: PhraseMeaning) -> list[list[PhraseMeaning]]:
     """For each particular of a meaning about one kind: the meaning with every other value of it."""
     if len(meaning.kinds) != 1:
         return []
@@ -386,7 +386,7 @@ def _families(meaning: PhraseMeaning) -> list[list[PhraseMeaning]]:
     if meaning.size:
         found.append([replace(meaning, size=size) for size in _SIZES])
     if meaning.attributes:
-        found.append([replace(meaning, attributes=frozenset({one})) for one in sorted(_spoken(kind))])
+        found.append([replace(meaning, attributes=frozenset({one})) for one in sorted(_spoken_forms(kind))])
     return found
 
 
@@ -427,7 +427,7 @@ def _any_meaning(kind: str, dice: SeededDice) -> PhraseMeaning:
     meaning = PhraseMeaning(frozenset({kind}))
     if kind == "person" and dice.chance(0.35):
         meaning = replace(meaning, sex=dice.pick(("man", "woman", "child")))
-    colours, spoken = COLOURS.get(kind, ()), sorted(_spoken(kind))
+    colours, spoken = COLOURS.get(kind, ()), sorted(_spoken_forms(kind))
     what = dice.weigh({"kind": 0.2, "colour": 0.5, "attribute": 0.3})
     if what == "colour" and colours:
         meaning = replace(meaning, colour=dice.pick(colours))
