@@ -14,7 +14,7 @@ T = TypeVar("T")
 _WORD = (1 << 64) - 1
 
 
-def mix(*numbers: int) -> int:
+def mix_numbers(*numbers: int) -> int:
     """One 64-bit number from several: SplitMix64 (Steele, Lea and Flood, 2014) over each in turn."""
     state = 0
     for number in numbers:
@@ -35,7 +35,7 @@ class SeededDice:
     __slots__ = ("_state",)
 
     def __init__(self, *key: int) -> None:
-        self._state = mix(*key)
+        self._state = mix_numbers(*key)
 
     def word(self) -> int:
         """64 random bits."""
@@ -89,13 +89,13 @@ def cosine(turns: float) -> float:
 
 
 @lru_cache(maxsize=32)
-def circle(corners: int) -> tuple[tuple[float, float], ...]:
+def circle_points(corners: int) -> tuple[tuple[float, float], ...]:
     """Points of the unit circle, counter-clockwise from (1, 0)."""
     return tuple((cosine(k / corners), sine(k / corners)) for k in range(corners))
 
 
-def noise(seed: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+def noise_bytes(seed: int, height: int, width: int) -> npt.NDArray[np.uint8]:
     """Uniform bytes, (height, width). The raw stream of PCG64 is fixed by NumPy's promise."""
     count = (height * width + 7) // 8
-    words: npt.NDArray[np.uint64] = np.random.PCG64(mix(seed)).random_raw(count)
+    words: npt.NDArray[np.uint64] = np.random.PCG64(mix_numbers(seed)).random_raw(count)
     return words.astype("<u8").view(np.uint8)[: height * width].reshape(height, width)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from streamer.street.camera import StreetCamera
-from streamer.street.dice import SeededDice, circle, cosine, sine
+from streamer.street.dice import SeededDice, circle_points, cosine, sine
 from streamer.street.sketch import Colour, Point, Sketch, SketchFigure, blend, shade
 from streamer.street.world import ObjectState
 
@@ -40,7 +40,7 @@ HEADLIGHT: Colour = (226, 246, 252)
 TAILLIGHT: Colour = (40, 34, 210)
 
 
-def figure(state: ObjectState, camera: StreetCamera) -> SketchFigure:
+def draw_figure(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     """The thing as it is seen from the camera at this moment."""
     return _FIGURES[state.thing.kind](state, camera)
 
@@ -95,7 +95,7 @@ def _limb_outline(a: Point, b: Point, ra: float, rb: float) -> list[Point]:
 
 
 def _ellipse_points(centre: Point, rx: float, ry: float, corners: int = 14) -> list[Point]:
-    return [(centre[0] + rx * c, centre[1] + ry * s) for c, s in circle(corners)]
+    return [(centre[0] + rx * c, centre[1] + ry * s) for c, s in circle_points(corners)]
 
 
 def _bend_joint(root: Point, goal: Point, upper: float, lower: float, forward: float) -> Point:
@@ -240,7 +240,7 @@ class _PersonBody:
                     centre[0] + size(back + radius * 0.95 * c),
                     centre[1] + size(radius * (0.12 + 0.98 * max(s, -0.35 if view.towards < 0.5 else 0.15))),
                 )
-                for c, s in circle(16)
+                for c, s in circle_points(16)
             ]
             sketch.fill(cap, self.hair)
             face = centre[0] + size(view.across * radius * 0.38), centre[1] - size(radius * 0.22)
@@ -262,7 +262,7 @@ class _PersonBody:
         if self.is_child:  # a cap
             dome = [
                 (head[0] + size(radius * 1.08 * c), head[1] + size(radius * (0.3 + 0.92 * max(s, 0.0))))
-                for c, s in circle(16)
+                for c, s in circle_points(16)
             ]
             sketch.fill(dome, self.hat)
             peak = head[0] + size(across * radius * 1.5), head[1] + size(radius * 0.34)
@@ -423,13 +423,13 @@ def _draw_bicycle(state: ObjectState, camera: StreetCamera) -> SketchFigure:
 
     turn = -state.travelled / (_WHEEL * 6.2832)
     for hub in (-0.52, 0.54):
-        rim = [at((hub + _WHEEL * c, _WHEEL + _WHEEL * s)) for c, s in circle(20)]
+        rim = [at((hub + _WHEEL * c, _WHEEL + _WHEEL * s)) for c, s in circle_points(20)]
         sketch.stroke([*rim, rim[0]], TYRE, 0.055)
         for spoke in range(3):
             c, s = cosine(turn + spoke / 6), sine(turn + spoke / 6)
             ends = [at((hub - 0.3 * c, _WHEEL - 0.3 * s)), at((hub + 0.3 * c, _WHEEL + 0.3 * s))]
             sketch.stroke(ends, (150, 150, 150), 0.008)
-        guard = [at((hub + 0.40 * c, _WHEEL + 0.40 * s)) for c, s in circle(20)[2:9]]
+        guard = [at((hub + 0.40 * c, _WHEEL + 0.40 * s)) for c, s in circle_points(20)[2:9]]
         sketch.stroke(guard, paint, 0.04)
     rear, front, head, seat = (-0.52, _WHEEL), (0.54, _WHEEL), (0.36, 0.82), (-0.2, 0.86)
     for a, b in ((rear, _CRANK), (rear, seat), (_CRANK, seat), (_CRANK, head), (seat, head)):
@@ -437,7 +437,7 @@ def _draw_bicycle(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     sketch.fill(_limb_outline(at(head), at(front), 0.03, 0.024), shade(paint, 0.85))
     sketch.fill(_limb_outline(at((0.34, 0.9)), at(_GRIP), 0.02, 0.025), (60, 60, 62))
     sketch.fill(_limb_outline(at((-0.32, 0.93)), at((-0.1, 0.92)), 0.04, 0.025), (36, 34, 36))
-    crank = [(at((_CRANK[0] + 0.1 * c, _CRANK[1] + 0.1 * s))) for c, s in circle(10)]
+    crank = [(at((_CRANK[0] + 0.1 * c, _CRANK[1] + 0.1 * s))) for c, s in circle_points(10)]
     sketch.fill(crank, (96, 96, 98))
     sketch.fill([at(p) for p in ((0.56, 0.78), (0.62, 0.8), (0.62, 0.72), (0.56, 0.72))], HEADLIGHT, is_lamp=True)
     sketch.fill([at(p) for p in ((-0.9, 0.62), (-0.84, 0.62), (-0.84, 0.56), (-0.9, 0.56))], TAILLIGHT, is_lamp=True)
@@ -488,13 +488,14 @@ def _draw_rider(sketch: Sketch, state: ObjectState, view: _FigureView) -> None:
     sketch.fill(_ellipse_points(centre, radius * 0.88, radius), body.skin)
     cap = [
         (centre[0] + radius * (0.95 * c - 0.25 * sign), centre[1] + radius * (0.2 + 0.9 * max(s, -0.2)))
-        for c, s in circle(14)
+        for c, s in circle_points(14)
     ]
     sketch.fill(cap, body.hair)
     sketch.fill(_ellipse_points((centre[0] + sign * 0.05, centre[1] - 0.02), 0.07, 0.08, 8), body.skin, is_detail=True)
     if "helmet" in state.thing.attributes:
         dome = [
-            (centre[0] + radius * 1.12 * c, centre[1] + radius * (0.25 + 0.95 * max(s, 0.0))) for c, s in circle(14)
+            (centre[0] + radius * 1.12 * c, centre[1] + radius * (0.25 + 0.95 * max(s, 0.0)))
+            for c, s in circle_points(14)
         ]
         sketch.fill(dome, body.hat)
 
@@ -608,11 +609,11 @@ class _VehicleHull:
         sketch.fill([self.at(f, u, w) for f, u, w in profile], colour, is_detail=is_detail)
 
     def wheel(self, sketch: Sketch, forward: float, radius: float, near: float, travelled: float, rim: Colour) -> None:
-        tyre = [self.at(forward + radius * c, radius + radius * s, near) for c, s in circle(18)]
+        tyre = [self.at(forward + radius * c, radius + radius * s, near) for c, s in circle_points(18)]
         sketch.fill(tyre, TYRE)
         if self.camera.scale(self.x, self.z) * radius < 5.0:
             return  # no pixels for a rim
-        disc = [self.at(forward + radius * 0.62 * c, radius + radius * 0.62 * s, near) for c, s in circle(12)]
+        disc = [self.at(forward + radius * 0.62 * c, radius + radius * 0.62 * s, near) for c, s in circle_points(12)]
         sketch.fill(disc, rim, is_detail=True)
         turn = -travelled / (radius * 6.2832)
         for spoke in range(5):
@@ -735,7 +736,7 @@ def _draw_car(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     for wheel in (0.62, -0.62):
         arch = [
             hull.at(half * wheel + (radius + 0.07) * c, radius + (radius + 0.07) * max(s, -0.2), 0.875)
-            for c, s in circle(16)
+            for c, s in circle_points(16)
         ]
         sketch.fill(arch, (30, 28, 28), is_detail=True)
         hull.wheel(sketch, half * wheel, radius, 0.9, state.travelled, rim)
@@ -851,7 +852,7 @@ def _draw_bus(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     letters = [hull.at(half - 0.65, height - 0.25, wide), hull.at(half - 1.9, height - 0.25, wide)]
     sketch.stroke(letters, (60, 190, 250), 0.08, is_detail=True)
     for wheel in (half - 2.3, -half + 2.1):
-        arch = [hull.at(wheel + 0.58 * c, 0.47 + 0.58 * max(s, -0.2), wide + 0.005) for c, s in circle(16)]
+        arch = [hull.at(wheel + 0.58 * c, 0.47 + 0.58 * max(s, -0.2), wide + 0.005) for c, s in circle_points(16)]
         sketch.fill(arch, (30, 28, 28), is_detail=True)
         hull.wheel(sketch, wheel, 0.47, wide + 0.02, state.travelled, METAL)
     _draw_lamps(sketch, hull, half, 0.7, wide - 0.16, shines=True)
@@ -881,7 +882,7 @@ def _bus_windows(
         hull.near_side(sketch, glint, shade(GLASS, 1.35), is_detail=True)
         if dice.chance(0.5):
             middle = (f0 + f1) / 2 + dice.between(-0.15, 0.15)
-            head = [hull.at(middle + 0.13 * c, belt + 0.3 + 0.15 * s, wide) for c, s in circle(8)]
+            head = [hull.at(middle + 0.13 * c, belt + 0.3 + 0.15 * s, wide) for c, s in circle_points(8)]
             sketch.fill(head, (64, 66, 78), is_detail=True)
 
 

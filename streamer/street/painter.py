@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamer.street import brush, figures
-from streamer.street.dice import SeededDice, circle, mix, sine
+from streamer.street.dice import SeededDice, circle_points, mix_numbers, sine
 from streamer.street.scenery import StreetProp, StreetScenery
 from streamer.street.sketch import FRACTION_BITS, SketchFigure, fixed
 from streamer.street.world import ObjectState, StreetWorld
@@ -45,7 +45,7 @@ class StreetPainter:
         camera = self.world.camera
         drawn = []
         for state in self.world.at(time_s):
-            figure = figures.figure(state, camera)
+            figure = figures.draw_figure(state, camera)
             low, high = figure.points.min(axis=0), figure.points.max(axis=0)
             bits = FRACTION_BITS
             if high[0] >= 0 and high[1] >= 0 and low[0] >> bits <= camera.width and low[1] >> bits <= camera.height:
@@ -74,7 +74,7 @@ class StreetPainter:
         labels = np.zeros((camera.height, camera.width), np.uint8)
         shapes: list[FigureSilhouette | None] = []
         for item, figure in self._in_order(drawn):
-            found = brush.silhouette(figure)
+            found = brush.figure_silhouette(figure)
             label = 0
             if isinstance(item, ObjectState):
                 shapes.append(None if found is None else FigureSilhouette(*found))
@@ -121,7 +121,7 @@ class StreetPainter:
 
     def _light_figure(self, figure: SketchFigure, x: float, z: float) -> SketchFigure:
         lighting = self._lighting
-        return brush.toned(figure, lighting.gains(x, z), lighting.veil(z), lighting.haze, is_dark=self._is_dark)
+        return brush.tone_figure(figure, lighting.gains(x, z), lighting.veil(z), lighting.haze, is_dark=self._is_dark)
 
     @cached_property
     def _lit_props(self) -> list[StreetProp]:
@@ -133,9 +133,9 @@ class StreetPainter:
         return props
 
     def _put_figure(self, image: Image, figure: SketchFigure) -> None:
-        brush.solids(image, figure)
+        brush.draw_solids(image, figure)
         if self._is_dark and figure.glows:
-            brush.glows(image, figure, 0.55 if self.world.conditions.light == "night" else 0.3)
+            brush.add_glows(image, figure, 0.55 if self.world.conditions.light == "night" else 0.3)
 
     def _cast_shadows(self, image: Image, drawn: list[tuple[ObjectState, SketchFigure]]) -> None:
         """Everything rests in a soft shadow; under the sun a deep one falls to one side."""
@@ -150,7 +150,7 @@ class StreetPainter:
                 corners = [(half, wide), (half, -wide), (-half, -wide), (-half, wide)]
             else:
                 radius = 0.3 if thing.kind == "person" else half * 0.8
-                corners = [(radius * c, min(radius, 0.3) * s) for c, s in circle(12)]
+                corners = [(radius * c, min(radius, 0.3) * s) for c, s in circle_points(12)]
             if sunny:
                 self._ground_shape(deep, state, corners, thing.height * 0.9)
             else:
@@ -247,7 +247,7 @@ def _snow_tile(height: int, width: int, depth: int) -> Image:
     for _ in range((150, 90, 36)[depth]):
         x, y = dice.between(0, width), dice.between(0, height)
         radius = (0.8, 1.3, 2.1)[depth] * dice.between(0.7, 1.2) * height / 384
-        flake = np.array([(x + radius * c, y + radius * s) for c, s in circle(8)])
+        flake = np.array([(x + radius * c, y + radius * s) for c, s in circle_points(8)])
         cv2.fillPoly(layer, [fixed(flake)], (90, 120, 150)[depth], cv2.LINE_AA, FRACTION_BITS)
     return _wrap_layer(layer)
 
@@ -263,4 +263,4 @@ def _sensor_noise(height: int, width: int, strength: int) -> tuple[Image, Image]
 
 def moment_seed(seed: int, index: int) -> int:
     """The seed of the world that a training sample shows."""
-    return mix(seed, 60, index) >> 1
+    return mix_numbers(seed, 60, index) >> 1

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streamer.street.dice import SeededDice, circle
+from streamer.street.dice import SeededDice, circle_points
 from streamer.street.sketch import Colour, Point, Sketch, SketchFigure, blend, shade
 from streamer.street.world import SceneConditions, StreetLayout, StreetWorld
 
@@ -107,7 +107,7 @@ class StreetScenery:
         """The street without anything that stands or moves, (H, W, 3) BGR."""
         import cv2
 
-        from streamer.street.brush import lamps, solids
+        from streamer.street.brush import draw_lamps, draw_solids
 
         camera = self.camera
         image = self._paint_sky()
@@ -115,12 +115,12 @@ class StreetScenery:
         self._paint_houses(walls)
         self._paint_ground(ground)
         house_figure = walls.solid(camera, 0.0, self.layout.facade)
-        solids(image, house_figure)
+        draw_solids(image, house_figure)
         ground_figure = ground.solid(camera, 0.0, self.layout.near[0])
-        solids(image, ground_figure)
+        draw_solids(image, ground_figure)
         self._add_grain(image)
         image = self._lay_light(image)
-        lamps(image, house_figure, self.lighting)
+        draw_lamps(image, house_figure, self.lighting)
         return np.asarray(cv2.GaussianBlur(image, (3, 3), 0.45), np.uint8)
 
     def _paint_sky(self) -> npt.NDArray[np.uint8]:
@@ -200,8 +200,8 @@ class StreetScenery:
             z = dice.pick((*layout.lanes, layout.near[0] + 1.0))
             left, right = self.camera.reach(z)
             x = dice.between(left, right)
-            sketch.fill([(x + 0.32 * c, 0.0, z + 0.32 * s) for c, s in circle(16)], shade(asphalt, 0.72))
-            sketch.fill([(x + 0.24 * c, 0.0, z + 0.24 * s) for c, s in circle(16)], shade(asphalt, 0.85))
+            sketch.fill([(x + 0.32 * c, 0.0, z + 0.32 * s) for c, s in circle_points(16)], shade(asphalt, 0.72))
+            sketch.fill([(x + 0.24 * c, 0.0, z + 0.24 * s) for c, s in circle_points(16)], shade(asphalt, 0.85))
 
     def _wheel_tracks(self, sketch: Sketch, asphalt: Colour) -> None:
         """Worn wheel tracks and mended patches keep the road from looking like paper."""
@@ -338,7 +338,7 @@ class StreetScenery:
                     colour = (238, 236, 234)
                 crown = [
                     (bx + shift * 2 + size * c * (1.0 + 0.1 * ((k * 7) % 3 - 1)), tall + by + shift + size * 0.85 * s)
-                    for k, (c, s) in enumerate(circle(13))
+                    for k, (c, s) in enumerate(circle_points(13))
                 ]
                 sketch.fill(crown, colour)
         return StreetProp(x, z, sketch.card(self.camera, x, z))
@@ -357,7 +357,7 @@ class StreetScenery:
         for _ in range(7):
             bx, by, radius = dice.between(-0.35, 0.35), dice.between(0.5, 0.8), dice.between(0.12, 0.22)
             sketch.fill(
-                [(bx + radius * c, by + radius * s) for c, s in circle(9)], shade(leaf, dice.between(0.75, 1.15))
+                [(bx + radius * c, by + radius * s) for c, s in circle_points(9)], shade(leaf, dice.between(0.75, 1.15))
             )
         return StreetProp(x, z, sketch.card(self.camera, x, z))
 
@@ -378,7 +378,7 @@ class StreetScenery:
         sketch = Sketch()
         red, green = ((40, 36, 240), (38, 60, 40)) if stopped else ((36, 34, 70), (90, 220, 60))
         for height, colour in ((2.97, red), (2.55, green)):
-            disc = [(0.11 * c, height + 0.11 * s) for c, s in circle(10)]
+            disc = [(0.11 * c, height + 0.11 * s) for c, s in circle_points(10)]
             sketch.fill(disc, colour, is_lamp=max(colour) > 200)
         sketch.glow((0.0, 2.97 if stopped else 2.55), 0.5, red if stopped else green)
         return sketch.card(self.camera, x, z)

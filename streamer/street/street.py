@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamer.street.dice import SeededDice
-from streamer.street.truth import Place, SeenObject, StreetEvent, StreetTruth, TruthWatch, foot
+from streamer.street.truth import Place, SeenObject, StreetEvent, StreetTruth, TruthWatch, foot_point
 from streamer.street.world import ObjectState, Scenario, StreetWorld
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Street:
         full = shape.left, shape.top, shape.left + width, shape.top + height
         x0, y0 = max(full[0], 0), max(full[1], 0)
         x1, y1 = min(full[2], camera.width), min(full[3], camera.height)
-        point = foot(state, camera)
+        point = foot_point(state, camera)
         if x0 >= x1 or y0 >= y1:
             return None
         if point is None:  # the last pixels of something whose solid has left already
@@ -129,7 +129,7 @@ class Street:
         )
 
 
-def sample(
+def sample_picture(
     seed: int, index: int, size: tuple[int, int] = (640, 384), scenario: Scenario | None = None
 ) -> StreetPicture:
     """Picture `index` of an endless set for training: every one shows another street at another moment."""

@@ -80,7 +80,7 @@ class StreetEvent:
     visibility: float = 1.0
 
 
-def foot(state: ObjectState, camera: StreetCamera) -> tuple[float, float] | None:
+def foot_point(state: ObjectState, camera: StreetCamera) -> tuple[float, float] | None:
     """The bottom centre of the thing's box inside the picture, in fractions of it; None where it is outside.
 
     The box is that of the solid the thing fits in, so that swinging legs do not shake it.
@@ -146,7 +146,7 @@ class TruthWatch:
     def _foot_points(self, time_s: float) -> dict[int, tuple[Point, StreetObject]]:
         feet = {}
         for state in self.world.at(time_s):
-            point = foot(state, self.world.camera)
+            point = foot_point(state, self.world.camera)
             if point is not None:
                 feet[state.thing.identity] = point, state.thing
         return feet

@@ -187,11 +187,11 @@ class CameraBench:
             await asyncio.sleep(_SETTLE_S)
             ages.clear()
             seen.clear()
-            skipped, cpu, began = _overload(pipeline), cpu_seconds(), time.monotonic()
+            skipped, cpu, began = _overload_total(pipeline), cpu_seconds(), time.monotonic()
             await asyncio.sleep(self._seconds)
             lasted = time.monotonic() - began
             after, counts, taken = cpu_seconds(), dict(seen), list(ages)
-            skipped = _overload(pipeline) - skipped
+            skipped = _overload_total(pipeline) - skipped
             await pipeline.stop()
             await running
         shares = np.array([counts.get(name, 0) for name in streams], float)
@@ -207,5 +207,5 @@ class CameraBench:
         )
 
 
-def _overload(pipeline: Pipeline) -> int:
+def _overload_total(pipeline: Pipeline) -> int:
     return sum(report.tally.dropped.get("overload", 0) for report in pipeline.report())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamer.tasks.evaluate_events import LabelError, LabelledEvent, read_labelled_events, score_events, shifted
+from streamer.tasks.evaluate_events import LabelError, LabelledEvent, read_labelled_events, score_events, shift_events
 
 
 def cross(
@@ -55,7 +55,7 @@ def test_labels_and_events_are_read_side_by_side(tmp_path: Path) -> None:
     label = {"time_s": 2.5, "type": "zone.enter", "place": "yard"}
     (tmp_path / "truth.jsonl").write_text(json.dumps(label) + "\n")
     reported = read_labelled_events(tmp_path / "told.jsonl")
-    truth = shifted(read_labelled_events(tmp_path / "truth.jsonl"), 5.0, "cam")
+    truth = shift_events(read_labelled_events(tmp_path / "truth.jsonl"), 5.0, "cam")
     score = score_events(truth, reported)
     assert (score.right, score.false, score.offset_median_s) == (1, 0, 0.0)
     assert score.delay_median_s == pytest.approx(0.5)
