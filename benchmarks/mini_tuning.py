@@ -78,11 +78,11 @@ def attempt(trial: Trial, folder: Path, weights: Path | None, epochs: int) -> Ou
     import torch
 
     from detectors import coco_data
-    from detectors.glip.model_files import find
+    from detectors.glip.model_files import find_files
     from detectors.glip.training import fitting
 
     torch.set_num_threads(1)
-    model, tokenizer = find("glip-mini", weights).load()
+    model, tokenizer = find_files("glip-mini", weights).load()
     model.eval()
     words = BY_HAND if trial.mode == "by hand" else None
     tokens = fitting.caption_of(NAMES, tokenizer, model.config.text.max_length, words)
@@ -100,7 +100,7 @@ def attempt(trial: Trial, folder: Path, weights: Path | None, epochs: int) -> Ou
         chosen = everything["learn"] if full else fitting.few_shots(sets["learn"], trial.shots, trial.seed)
         course = fitting.FittingCourse(trial.mode, trial.shots, trial.seed, epochs)
         fitting.fit(model, examples("learn", chosen, 4), examples("stop", everything["stop"], 1), course)
-    score = fitting.scored(model, examples("mark", everything["mark"], 1))
+    score = fitting.score_model(model, examples("mark", everything["mark"], 1))
     aps = score.ap, *(score.categories[name] for name in NAMES)
     print(f"{trial}: AP {' '.join(f'{ap:.3f}' for ap in aps)}", flush=True)
     return Outcome(trial, len(chosen), aps)

@@ -41,9 +41,9 @@ def suppress(
     boxes (B, N, 4), labels (B, N), valid (B, N) bool -> (B, N) bool: the valid boxes that no kept, better box of the
     same label overlaps by more than `threshold`; and (B,) bool: whether this is settled.
 
-    Who is kept depends on who is kept before it. All are taken as kept, then everyone is decided anew until nothing
-    changes: after step k the first k boxes are certainly right, in practice a handful of steps settle all. With
-    `rounds` there are so many steps and no look at the result in between, which on a GPU would wait for it.
+    A box's fate depends on the boxes before it. All start as kept and are decided again until nothing changes: after
+    step k the first k boxes are final; in practice a handful of steps are enough. With `rounds` exactly that many steps
+    are taken and the result is not inspected in between, which on a GPU would wait for it.
     """
     rivals = (ious(boxes, boxes) > threshold) & (labels[:, :, None] == labels[:, None, :])
     rivals = rivals.triu(diagonal=1).float()  # [better, worse]

@@ -173,7 +173,7 @@ def run_chat(
         raise ConfigError("chat --json needs what to ask: give --message, once for each turn")
     _check_boxes(places, image)
     glamm = loading.load()
-    (look,) = glamm.look([image])
+    (look,) = glamm.encode_images([image])
     history: list[tuple[str, GroundedText]] = []
     marks = 0
     for message in messages or _typed_messages():

@@ -169,7 +169,7 @@ class GrandAnnotator:
         self, image: npt.NDArray[np.uint8], found: Mapping[str, sv.Detections], frame_index: int, time_s: float
     ) -> dict[str, Any]:
         """The record of one frame (BGR); `found` are the detections by the name of their detector, in pixels."""
-        (look,) = self._glamm.look([image])
+        (look,) = self._glamm.encode_images([image])
         described = self._glamm.describe(look)
         things = vote_objects(found, described)
         objects = [thing for thing in things if thing.is_object][:MOST_OBJECTS]

@@ -14,7 +14,7 @@ from typing import Any
 
 from detectors import coco_data
 from detectors.device import choose_device
-from detectors.glip.model_files import ModelFiles, find, write_folder
+from detectors.glip.model_files import ModelFiles, find_files, write_folder
 from detectors.glip.training import fitting
 from streamer.errors import ConfigError
 from streamer.tasks.console import make_folder, user_console
@@ -65,9 +65,9 @@ def run_tune(task: TuneTask, *, as_json: bool = False) -> int:
     folders = _picture_folders(task, data, other)
     as_stored = coco_data.check_pictures(data, folders[0], task.truth)
     val_stored = as_stored if other is data else coco_data.check_pictures(other, folders[1], task.val or task.truth)
-    source = find(task.model, task.weights)
+    source = find_files(task.model, task.weights)
     _check_output(task, source)
-    if small := sum(not fitting.teaches(row) for row in data["annotations"]):
+    if small := sum(not fitting.is_learned(row) for row in data["annotations"]):
         console.print(f"{task.truth}: {small} crowds and boxes no larger than a pixel are left out")
 
     network, tokenizer = source.load()
@@ -89,7 +89,7 @@ def run_tune(task: TuneTask, *, as_json: bool = False) -> int:
 
     result = fitting.FittingResult(0.0, 0, interrupted=False)
     if task.shots == 0:
-        result = result._replace(ap=fitting.scored(network, checking).ap)
+        result = result._replace(ap=fitting.score_model(network, checking).ap)
         report_epoch(0, 0.0, result.ap)
     else:
         course = fitting.FittingCourse(task.mode, task.shots, task.seed, task.epochs, task.batch, task.rate)
@@ -123,7 +123,7 @@ def _read_data(task: TuneTask) -> tuple[dict[str, Any], dict[str, Any]]:
     if task.val is not None:
         read = coco_data.read_data_set(task.val, for_training=True)
         other = coco_data.merge_categories(data, read, task.val)
-    if not any(map(fitting.teaches, other["annotations"])):
+    if not any(map(fitting.is_learned, other["annotations"])):
         raise coco_data.DataSetError(
             f"{task.val or task.truth} has no box to choose an epoch by: add annotations, or leave out --val"
         )

@@ -90,7 +90,7 @@ def test_a_result_does_not_depend_on_what_else_is_in_the_batch(glip: Glip) -> No
 
 
 def test_batches_larger_than_the_device_takes_are_split(glip: Glip, folder: Path) -> None:
-    small = Glip(*source.find("glip-mini", folder).load(), largest_batch=2)
+    small = Glip(*source.find_files("glip-mini", folder).load(), largest_batch=2)
     asked = [(picture(64, 96, seed), ["person", "dog"]) for seed in range(5)]
     for one, other in zip(run(glip, *asked), run(small, *asked), strict=True):
         assert same(one, other)
@@ -241,7 +241,7 @@ def test_tuned_words_replace_the_text_encoder(folder: Path, tmp_path: Path) -> N
     glip = create("glip-mini", weights=folder)
     image, queries = picture(64, 96), ["person", "dog"]
     plain = run(glip, (image, queries))[0]
-    model, tokenizer = source.find("glip-mini", folder).load()
+    model, tokenizer = source.find_files("glip-mini", folder).load()
     offsets = add_offsets(model)
     from detectors.glip.caption import category_caption
 
@@ -268,7 +268,7 @@ def test_running_out_of_memory_halves_the_batch_once_and_says_so(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     glip = create("glip-mini", weights=folder)
-    look, sizes = glip._look, []
+    look, sizes = glip._encode_images, []
 
     def cramped(images: torch.Tensor) -> list[torch.Tensor]:
         sizes.append(len(images))
@@ -276,7 +276,7 @@ def test_running_out_of_memory_halves_the_batch_once_and_says_so(
             raise torch.cuda.OutOfMemoryError("no room")
         return look(images)
 
-    monkeypatch.setattr(glip, "_look", cramped)
+    monkeypatch.setattr(glip, "_encode_images", cramped)
     asked = [(picture(64, 64, seed), ["dog"]) for seed in range(4)]
     with caplog.at_level(logging.WARNING):
         found = run(glip, *asked)
@@ -291,7 +291,7 @@ def test_memory_too_small_even_for_half_a_batch_is_an_error(folder: Path, monkey
     def full(images: torch.Tensor) -> list[torch.Tensor]:
         raise torch.cuda.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(glip, "_look", full)
+    monkeypatch.setattr(glip, "_encode_images", full)
     with pytest.raises(DetectorError, match="with 2 and with 1 pictures"):
         run(glip, *[(picture(64, 64), ["dog"])] * 2)
     with pytest.raises(DetectorError, match="too little memory for one picture"):
@@ -310,7 +310,7 @@ def test_cached_weights_are_found_by_name(folder: Path, tmp_path: Path, monkeypa
     monkeypatch.setenv("GROUNDSTREAM_CACHE", str(tmp_path))
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "glip-tiny").symlink_to(folder)
-    found = source.find("glip-tiny")
+    found = source.find_files("glip-tiny")
     assert found.weights == tmp_path / "models" / "glip-tiny" / "weights.safetensors"
 
 
