@@ -57,6 +57,22 @@ def test_a_box_seen_once_is_never_shown() -> None:
             assert ids(create_tracker(name), frames) == [[1]] * 4, name
 
 
+def test_default_follows_what_leaves_its_own_box_between_two_frames() -> None:
+    def rider(frame: int) -> tuple[float, float, float, float, float]:
+        return (20.0 + 18 * frame, 100, 48.0 + 18 * frame, 157, 0.8)
+
+    start = [boxes(walker(900))] * 3
+    frames = start + [boxes(walker(900), rider(frame)) for frame in range(12)]
+    assert ids(create_tracker("default"), frames, fps=10)[6:] == [[1, 2]] * 9
+    assert all(shown == [1] for shown in ids(create_tracker("default", newborn_reach=0.0), frames, fps=10))
+
+
+def test_detections_far_apart_that_move_on_no_common_way_are_no_track() -> None:
+    spots = (300, 320, 300, 330, 305, 335, 300)
+    frames = [boxes(walker(900))] * 3 + [boxes(walker(900), (x, 100, x + 18, 140, 0.8)) for x in spots]
+    assert all(shown == [1] for shown in ids(create_tracker("default"), frames, fps=10))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_input_gives_the_same_output(name: str) -> None:
     scene = crowd(1, 25, 60)
