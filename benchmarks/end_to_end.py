@@ -174,7 +174,7 @@ def recorded(options: argparse.Namespace, folder: Path) -> list[str]:
         visible += seen
     detection = coco_of(videos, folder)
     _, track = evaluation.evaluate(truths, tracks, infos)
-    reported = [replace(one, told_s=None) for one in read_labelled_events(folder / "events.jsonl")]
+    reported = [replace(one, published_s=None) for one in read_labelled_events(folder / "events.jsonl")]
     frames_in_all = options.streets * round(options.seconds * FPS)
     return [
         f"## {options.streets} recorded streets of {options.seconds:g} s, 640x384, {FPS} frames/s, every frame",

@@ -2,7 +2,7 @@
 
     python benchmarks/mini_student.py [--weights FOLDER] [--epochs 8]
 
-`groundstream annotate` labels frames of streets that nobody has labelled, `groundstream tune` fits a glip-mini that
+`groundstream annotate` labels frames of unlabelled streets, `groundstream tune` fits a glip-mini that
 sees pictures at 320x192, a quarter of the pixels. All three (teacher, the small one as it was, the student) are marked
 against the truth of other streets. Writes results/mini_student.md.
 """

@@ -66,7 +66,7 @@ def paint(folder: Path) -> None:
             picture = sample_picture(seed, index, scenario=SCENARIOS["courier"])
             images.append({"id": index + 1, "file_name": f"{index}.png", "width": 640, "height": 384})
             cv2.imwrite(str(folder / name / f"{index}.png"), picture.image)
-            # whoever labels for training labels small things, too, as the street's lessons do
+            # training labels include small things, as the street's lessons do
             is_known = is_evident if name == "learn" else is_clear
             boxes += [truth_row(one, index + 1, CATEGORIES[one.thing.kind], is_known) for one in picture.truth.seen]
         data = {"images": images, "annotations": boxes, "categories": categories}

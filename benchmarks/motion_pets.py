@@ -99,7 +99,7 @@ def main() -> None:
     sure = confidence >= detector.threshold
     precision, recall = hit[sure].mean(), hit[sure].sum() / total
     lines = [
-        "| frames | people's boxes | AP at IoU 0.5 | precision | recall | F1 | boxes on nobody | frames/s (CPU time) |",
+        "| frames | people's boxes | AP at IoU 0.5 | precision | recall | F1 | false boxes | frames/s (CPU time) |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         f"| {frames} | {total} | {average_precision(confidence, hit, total):.3f} | {precision:.3f} | {recall:.3f} "
         f"| {2 * precision * recall / (precision + recall):.3f} | {stray[sure].sum()} | {frames / spent:.0f} |",
@@ -108,7 +108,7 @@ def main() -> None:
     if arguments.write:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(
-            "# motion on PETS09-S2L1\n\nWritten by `benchmarks/motion_pets.py`; precision, recall and boxes on nobody "
+            "# motion on PETS09-S2L1\n\nWritten by `benchmarks/motion_pets.py`; precision, recall and false boxes "
             "at the detector's own threshold.\n\n" + "\n".join(lines) + "\n"
         )
 

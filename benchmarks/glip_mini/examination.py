@@ -217,7 +217,7 @@ class _Counts:
             self.alarmed.add(picture)
 
     def colours(self, seen: Sequence[SeenObject], kind: str, colour: str, sure: npt.NDArray[Any]) -> None:
-        """Whoever of the kind each box lies on: is it of the colour?"""
+        """Whether the object of the kind under each box has the colour."""
         same = [one for one in seen if one.thing.kind == kind and is_clear(one)]
         if not same:
             return

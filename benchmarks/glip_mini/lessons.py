@@ -44,7 +44,7 @@ class Lesson(NamedTuple):
 
 
 def is_evident(one: SeenObject) -> bool:
-    """Whether enough of a thing is seen to tell what it is."""
+    """Whether enough of a thing is visible to recognise it."""
     return one.visibility >= LEAST_VISIBILITY and one.area >= LEAST_AREA
 
 

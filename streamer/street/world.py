@@ -380,7 +380,7 @@ class StreetWorld:
 
     @cached_property
     def _idle_people(self) -> tuple[ObjectState, ...]:
-        """People who wait somewhere for as long as anybody looks."""
+        """People who wait in one place for the whole recording."""
         states = []
         for index in range(SeededDice(self.seed, 30).whole(0, 3)):
             dice = SeededDice(self.seed, 31, index)

@@ -32,7 +32,7 @@ class LabelledEvent:
     place: str
     direction: str | None = None
     stream: str = ""
-    told_s: float | None = None  # when it left the pipeline, on the same clock; unknown for files
+    published_s: float | None = None  # when it left the pipeline, on the same clock; unknown for files
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def score_events(
         rows, columns = linear_sum_assignment(np.where(apart <= tolerance_s, apart, never))
         pairs += [(real[r], found[c]) for r, c in zip(rows, columns, strict=True) if apart[r, c] <= tolerance_s]
     offsets = [abs(found.time_s - real.time_s) for real, found in pairs]
-    delays = [found.told_s - real.time_s for real, found in pairs if found.told_s is not None]
+    delays = [found.published_s - real.time_s for real, found in pairs if found.published_s is not None]
     return EventScore(
         len(pairs),
         len(truth) - len(pairs),

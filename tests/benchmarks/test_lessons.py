@@ -114,7 +114,7 @@ def test_tokens_point_at_the_phrases_of_each_box(lessons: Lessons, tokenizer: Be
 
 
 def true_boxes(picture: StreetPicture, queries: list[str], colour_blind: bool = False) -> sv.Detections:
-    """What somebody who knows the street answers; or somebody who cannot tell colours."""
+    """The answers of a perfect model of the street, or of one that does not distinguish colours."""
     boxes, labels = [], []
     for label, query in enumerate(queries):
         meaning = parse_phrase(query)

@@ -109,4 +109,4 @@ def test_what_cannot_be_done_is_reported(street: Path) -> None:
     with pytest.raises(DetectorError, match="no detector is called"):
         run_annotate(AnnotateTask([str(street)], ["man"], ["glop"], street.parent / "out"), quiet=True)
     with pytest.raises(TrackerError):
-        make(street, tracker="nobody")
+        make(street, tracker="unknown")

@@ -121,7 +121,7 @@ def test_things_keep_their_identity_and_move_smoothly():
             assert names.setdefault(state.thing.identity, state.thing) == state.thing
             paths.setdefault(state.thing.identity, []).append((state.x, state.z))
     steps = [abs(x1 - x0) + abs(z1 - z0) for path in paths.values() for (x0, z0), (x1, z1) in pairwise(path)]
-    assert max(steps) < 12.0 / 25 + 0.05  # nobody is faster than 12 m/s
+    assert max(steps) < 12.0 / 25 + 0.05  # nothing is faster than 12 m/s
     assert len(names) > 10
 
 
