@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from streamer.boxes import box_containment, box_ious
+from streamer.boxes import overlaps_among
 from streamer.rules.rule import Floats, Ints
 
 if TYPE_CHECKING:
@@ -70,7 +70,10 @@ def calibrated(label_scores: Floats, thresholds: Floats) -> Floats:
 
 def _merge_duplicates(boxes: Floats, scores: Floats, index: Ints, label_scores: Floats) -> Ints:
     """Rows to keep, in their order; the label scores of the others are added to the row of the same object."""
-    overlap, inside = box_ious(boxes, boxes), box_containment(boxes, boxes)
+    overlaps = overlaps_among(boxes)
+    if overlaps is None:
+        return np.arange(len(boxes))
+    overlap, inside = overlaps
     same_word = index[:, None] == index
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     similar = np.minimum(area[:, None], area) >= LEAST_PART * np.maximum(area[:, None], area)
