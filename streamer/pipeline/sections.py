@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from detectors import Detector
 from streamer.analysis.queries import Query, slug
 from streamer.analysis.stream_analysis import CountPlan
 from streamer.config import Config, StreamConfig
@@ -20,6 +21,12 @@ def make_queries(section: StreamConfig, config: Config) -> list[Query]:
         Query(query.text, query.id or slug(query.text), query.threshold, tuple(query.unless), is_paused=query.paused)
         for query in chosen
     ]
+
+
+def default_threshold(config: Config, detector: Detector) -> float:
+    """The score from which detections of queries without a threshold of their own count."""
+    threshold = config.detector.threshold
+    return detector.threshold if threshold is None else threshold
 
 
 def make_places(section: StreamConfig) -> tuple[list[Zone], list[Line], list[IgnoredRegion]]:
