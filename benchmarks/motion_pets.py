@@ -142,7 +142,7 @@ def main() -> None:
     frames, spent = sum(draw.frames for draw in draws), sum(draw.cpu_s for draw in draws)
     scores = np.array([[d.tracks.hota, d.tracks.idf1, d.tracks.mota, d.tracks.id_switches] for d in draws])
     lines = [
-        "| frames | people's boxes | AP at IoU 0.5 | precision | recall | F1 | boxes on nobody | frames/s (CPU time) |",
+        "| frames | people's boxes | AP at IoU 0.5 | precision | recall | F1 | false boxes | frames/s (CPU time) |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         f"| {draws[0].frames} | {total} | {ap:.3f} | {precision:.3f} | {recall:.3f} "
         f"| {f1:.3f} | {stray:.0f} | {frames / spent:.0f} |",
@@ -162,7 +162,7 @@ def main() -> None:
     if arguments.write:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(
-            "# motion on PETS09-S2L1\n\nWritten by `benchmarks/motion_pets.py`; precision, recall and boxes on nobody "
+            "# motion on PETS09-S2L1\n\nWritten by `benchmarks/motion_pets.py`; precision, recall and false boxes "
             "at the detector's own threshold.\n\n" + "\n".join(lines) + "\n"
         )
 

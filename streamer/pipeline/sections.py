@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from detectors import Detector
-from streamer.analysis.queries import Query, slug
+from streamer.analysis.queries import Query, query_slug
 from streamer.analysis.stream_analysis import CountPlan
 from streamer.config import Config, StreamConfig
 from streamer.rules.places import IgnoredRegion, Line, Zone
@@ -18,7 +18,9 @@ def make_queries(section: StreamConfig, config: Config) -> list[Query]:
     """The queries of a stream: its own or those for all."""
     chosen = config.queries if section.queries is None else section.queries
     return [
-        Query(query.text, query.id or slug(query.text), query.threshold, tuple(query.unless), is_paused=query.paused)
+        Query(
+            query.text, query.id or query_slug(query.text), query.threshold, tuple(query.unless), is_paused=query.paused
+        )
         for query in chosen
     ]
 

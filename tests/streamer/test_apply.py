@@ -103,7 +103,7 @@ def each_word_its_place(request):
 
 
 @in_loop
-async def test_words_change_while_it_runs_and_the_events_tell():
+async def test_words_change_while_it_runs_and_the_events_show_it():
     async with watching(detector=FakeDetector(each_word_its_place)) as watched:
         await watched.until("match.begin")
         assert await watched.apply(queries=["dog"]) == ["gate: query 'dog' added", "gate: query 'person' removed"]

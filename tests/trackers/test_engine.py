@@ -197,7 +197,7 @@ def test_predict_moves_the_shown_boxes_and_changes_nothing() -> None:
 
 
 def test_camera_motion_keeps_a_still_thing_under_one_id() -> None:
-    """The camera jumps sideways by a whole width every frame; only the matrices tell."""
+    """The camera jumps sideways by a whole width every frame; only the matrices show it."""
     jump = np.array([[1.0, 0, 60], [0, 1, 0]])
     frames = [boxes(walker(100 + 60 * frame)) for frame in range(12)]
     reported, untold = create_tracker("botsort"), create_tracker("botsort")
