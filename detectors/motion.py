@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from detectors.detector import DOUBTFUL_SHARE, OptionError, Prompt, PromptError, Request, clean_queries, detections
+from detectors.detector import OptionError, Prompt, PromptError, Request, clean_queries, detections
 from detectors.overlap import ious
 from detectors.registry import ANYTHING_THAT_MOVES
 
@@ -94,7 +94,7 @@ class MotionDetector:
         if scene is None or scene.shape != image.shape:
             scene = self._scenes[request.stream] = _SceneModel(image.shape, self._memory, self._seed)
         boxes, confidence = scene.find_blobs(image)
-        kept = confidence >= DOUBTFUL_SHARE * self.threshold
+        kept = confidence >= request.least_scores(self.threshold)[0]
         class_id = np.zeros(int(kept.sum()), np.int64)
         return detections(boxes[kept], confidence[kept], class_id, request.prompt.queries)
 

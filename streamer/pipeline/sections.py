@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from detectors import Detector
 from streamer.analysis.queries import Query, query_slug
 from streamer.analysis.stream_analysis import CountPlan
 from streamer.config import Config, StreamConfig
@@ -22,6 +23,12 @@ def make_queries(section: StreamConfig, config: Config) -> list[Query]:
         )
         for query in chosen
     ]
+
+
+def default_threshold(config: Config, detector: Detector) -> float:
+    """The score from which detections of queries without a threshold of their own count."""
+    threshold = config.detector.threshold
+    return detector.threshold if threshold is None else threshold
 
 
 def make_places(section: StreamConfig) -> tuple[list[Zone], list[Line], list[IgnoredRegion]]:

@@ -201,9 +201,9 @@ class ControlRoom:
             await self._apply([NodeEdit(("sinks",), addresses(list(present or [])))], "sinks")
         return await self.list_sinks()
 
-    async def run_detector(self, images: Sequence[Any], texts: tuple[str, ...]) -> list[Any]:
+    async def run_detector(self, images: Sequence[Any], texts: tuple[str, ...], threshold: float) -> list[Any]:
         """Detects `texts` in BGR images in the detector's own thread, between two batches of live frames."""
-        return await self._await(lambda: self._pipeline.detect_images(images, texts))
+        return await self._await(lambda: self._pipeline.detect_images(images, texts, threshold))
 
     def _describe_streams(self) -> list[StreamStatus]:
         reports = {report.stream: report for report in self._pipeline.report()}
