@@ -30,7 +30,7 @@ from sinks.kafka.client import (
     open_admin,
     parse_broker,
     parse_tls,
-    quieten,
+    quieten_library,
 )
 from sinks.sink import PoisonError, SinkError
 from sinks.stream_state import StreamStates
@@ -105,7 +105,7 @@ class KafkaSink:
         self._since = 0.0  # when the present attempt began, monotonic
         self._closing = False
         self._states = StreamStates()
-        quieten()
+        quieten_library()
 
     async def send_batch(self, events: Sequence[Event]) -> None:
         await self._worker.call(self._send_batch, events)

@@ -154,7 +154,7 @@ def jpeg(number: int) -> bytes:
 def multipart(
     numbers: Iterable[int], *, pause_s: float = 0.03, kind: str = "image/jpeg", first: bool = True, length: bool = True
 ) -> Answer:
-    """A camera's endless answer; without `first` the boundary follows each part, without `length` parts tell none."""
+    """A camera's endless answer; without `first` the boundary follows each part, without `length` parts have none."""
 
     def pieces() -> Iterator[bytes]:
         for number in numbers:
