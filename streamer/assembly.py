@@ -20,7 +20,14 @@ from streamer.analysis.stream_analysis import StreamAnalysis, config_hash
 from streamer.config import Config, StreamConfig
 from streamer.errors import ConfigError
 from streamer.pipeline import Recorder, StateRelay, Stream
-from streamer.pipeline.sections import count_plans, make_places, make_queries, make_sampling, make_tracker
+from streamer.pipeline.sections import (
+    count_plans,
+    default_threshold,
+    make_places,
+    make_queries,
+    make_sampling,
+    make_tracker,
+)
 from streamer.recorders.video import AnnotatedVideo
 from streamer.rules.rule import Rule
 from streamer.rules.track_ids import derived_run, derived_uids, fingerprint, random_uids
@@ -194,7 +201,7 @@ class StreamAssembly:
             StreamIdentity(source.name, f"/{kind}/{source.name}", run, producer, new_uid, written),
             make_tracker(config),
             QueryBook(make_queries(stream, config)),
-            self._detector.threshold,
+            default_threshold(config, self._detector),
             zones,
             lines,
             count_plans(stream),

@@ -50,7 +50,7 @@ def annotate(
     """
     from streamer.enrichment.loading import GlammLoading
     from streamer.tasks.annotate import AnnotateTask
-    from streamer.tasks.annotate import annotate as work
+    from streamer.tasks.annotate import run_annotate as work
 
     task = AnnotateTask(
         sources=sources,

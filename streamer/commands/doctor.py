@@ -21,8 +21,8 @@ def doctor(
 
     Ends with 1 when something that groundstream cannot do without is missing.
     """
-    from streamer.tasks.doctor import check, show
+    from streamer.tasks.doctor import run_checks, show_results
 
-    findings = check(sinks=sink or [], sources=source or [], send_test=send_test)
-    show(findings, as_json=as_json)
+    findings = run_checks(sinks=sink or [], sources=source or [], send_test=send_test)
+    show_results(findings, as_json=as_json)
     raise typer.Exit(1 if any(finding.state == "broken" for finding in findings) else 0)

@@ -112,7 +112,7 @@ class VideoWriter:
                 if last < 0:
                     first_ns = time_ns
                 if image.shape[:2] != self._size[::-1]:
-                    image = _fitted(image, self._size)
+                    image = _fit_picture(image, self._size)
                 picture = np.ascontiguousarray(image[: self._height, : self._width])
                 frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
                 # presentation times must rise even where capture times do not
@@ -132,7 +132,7 @@ class VideoWriter:
         )
 
 
-def _fitted(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def _fit_picture(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """The whole picture, as large as fits amid a black one of `size` (width, height)."""
     import cv2
 

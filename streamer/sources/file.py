@@ -22,6 +22,7 @@ from streamer.sources.web import HttpConnection, WebError, WebFile
 
 if TYPE_CHECKING:
     from streamer.sources.decode import DecodedPicture, VideoReader
+    from streamer.sources.playlist import Playlist
 
 _AHEAD = 8  # decoded frames that may wait for the reader
 _AHEAD_BYTES = 64 * 2**20  # what they may take together where frames are large
@@ -66,7 +67,7 @@ class FileSource:
         self._taken: Handover | None = None  # the same, where this object is iterated
         self._thread = threading.Thread(target=self._read_all, name=f"read {name}", daemon=True)
         self._closed = False
-        self._web_file: WebFile | None = None
+        self._web_parts: WebFile | Playlist | None = None
 
     def __repr__(self) -> str:
         return f"FileSource({self._shown!r})"
@@ -138,16 +139,17 @@ class FileSource:
 
     def _open_web(self) -> VideoReader:
         from streamer.sources.decode import VideoReader
-        from streamer.sources.web_camera import open_playlist
+        from streamer.sources.playlist import Playlist
         from streamer.sources.web_kind import find_kind
 
         client = HttpConnection(self._path, self._tls)
         kind = find_kind(client)
         if kind.form == "playlist":
-            return open_playlist(client, kind, track=self._track)
+            playlist = self._web_parts = Playlist(client, kind)
+            return playlist.open_video(self._track)
         with contextlib.ExitStack() as stack:
-            self._web_file = stack.enter_context(WebFile(client, client.open()))
-            video = VideoReader(self._web_file, track=self._track)
+            file = self._web_parts = stack.enter_context(WebFile(client, client.open()))
+            video = VideoReader(file, track=self._track)
             stack.pop_all()
         return video
 
@@ -183,8 +185,8 @@ class FileSource:
                 return
         if before is None:
             raise SourceError(f"{self._shown} holds no frame that is whole: it is damaged or was cut off")
-        if self._web_file is not None and self._web_file.broken is not None:
-            raise self._web_file.broken
+        if self._web_parts is not None and self._web_parts.broken is not None:
+            raise self._web_parts.broken
         self._check_end(video)
 
     def _gap_ns(self, before: DecodedPicture, after: DecodedPicture) -> int | None:

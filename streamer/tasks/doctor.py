@@ -52,7 +52,7 @@ class CheckResult:
     detail: str
 
 
-def check(sinks: Sequence[str] = (), sources: Sequence[str] = (), *, send_test: bool = False) -> list[CheckResult]:
+def run_checks(sinks: Sequence[str] = (), sources: Sequence[str] = (), *, send_test: bool = False) -> list[CheckResult]:
     """Runs all checks; changes nothing except a probe file in the state folder."""
     checks: list[Callable[[], Iterator[CheckResult]]] = [
         _check_python,
@@ -70,7 +70,7 @@ def check(sinks: Sequence[str] = (), sources: Sequence[str] = (), *, send_test: 
     return findings
 
 
-def show(findings: Sequence[CheckResult], *, as_json: bool) -> None:
+def show_results(findings: Sequence[CheckResult], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))  # noqa: T201
         return

@@ -60,12 +60,12 @@ def read_records(path: Path) -> dict[str, MaskRecord]:
         if record is None:
             continue
         earlier = records.get(record.image_id)
-        records[record.image_id] = record if earlier is None else _join(earlier, record)
+        records[record.image_id] = record if earlier is None else _join_records(earlier, record)
     flaws.raise_any()
     return records
 
 
-def _join(first: MaskRecord, second: MaskRecord) -> MaskRecord:
+def _join_records(first: MaskRecord, second: MaskRecord) -> MaskRecord:
     """Two records of one image as one: RefCOCO has a record for each phrase."""
     return MaskRecord(
         first.image_id,
@@ -135,13 +135,13 @@ def _read_mask(mask: Any, entry: Mapping[str, Any]) -> dict[str, Any]:
     size, counts = mask["size"], mask["counts"]
     if not isinstance(size, list) or len(size) != 2 or not all(_is_side(side) for side in size):
         raise ValueError(f"a mask's size is {size!r:.60}: expected [height, width] in pixels")
-    runs = counts if isinstance(counts, list) else _decompress(counts)
+    runs = counts if isinstance(counts, list) else _decompress_counts(counts)
     if not all(isinstance(run, int) and run >= 0 for run in runs) or sum(runs) != size[0] * size[1]:
         raise ValueError(f"a mask's counts do not add up to its {size[0]} x {size[1]} pixels")
     return {"size": size, "counts": counts}
 
 
-def _decompress(counts: Any) -> list[int]:
+def _decompress_counts(counts: Any) -> list[int]:
     """COCO's compressed run lengths: numbers in base 32, each from the third on as the difference to the run before
     the last. Raises `ValueError`."""
     if not isinstance(counts, str):

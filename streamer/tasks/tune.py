@@ -50,7 +50,7 @@ class TuneTask:
         return self.shots == 0 or self.mode == "prompt"
 
 
-def tune(task: TuneTask, *, as_json: bool = False) -> int:
+def run_tune(task: TuneTask, *, as_json: bool = False) -> int:
     """Runs the task, writes its result and prints the score; returns the exit code.
 
     Data, pictures and output are checked before the model is loaded. Ctrl-C ends training after the current step; the
@@ -73,7 +73,7 @@ def tune(task: TuneTask, *, as_json: bool = False) -> int:
     network, tokenizer = source.load()
     network.to(choose_device(task.device))
     names = [category["name"] for category in data["categories"]]
-    tokens = fitting.caption_of(names, tokenizer, network.config.text.max_length, _descriptions(task.describe))
+    tokens = fitting.caption_of(names, tokenizer, network.config.text.max_length, _read_descriptions(task.describe))
     size = network.config.image.resized(task.short_side)
     chosen = [image["id"] for image in data["images"]]
     if task.shots is not None:
@@ -176,7 +176,7 @@ def _stop_on_signals() -> Iterator[Any]:
             signal.signal(number, handler)
 
 
-def _descriptions(given: Sequence[str]) -> dict[str, str]:
+def _read_descriptions(given: Sequence[str]) -> dict[str, str]:
     found = {}
     for one in given:
         name, equals, words = one.partition("=")

@@ -103,7 +103,7 @@ def each_word_its_place(request):
 
 
 @in_loop
-async def test_words_change_while_it_runs_and_the_events_tell():
+async def test_words_change_while_it_runs_and_the_events_show_it():
     async with watching(detector=FakeDetector(each_word_its_place)) as watched:
         await watched.until("match.begin")
         assert await watched.apply(queries=["dog"]) == ["gate: query 'dog' added", "gate: query 'person' removed"]
@@ -419,6 +419,64 @@ async def test_thresholds_and_sampling_change():
         await watched.frames(5)
         assert watched.report().tally.dropped["not_sampled"] >= 5
     assert [event.data.matches[0].threshold for event in watched.of("match.begin")] == [0.5, 0.5]
+
+
+def faint(request):
+    """One box of every query at 0.15, as far as the request asks for so little."""
+    found = [number for number, least in enumerate(request.least_scores(0.5)) if least <= 0.15]
+    boxes = np.array([[5 + 30 * number, 10, 20 + 30 * number, 40] for number in found], np.float32).reshape(-1, 4)
+    return sv.Detections(
+        xyxy=boxes, confidence=np.full(len(found), 0.15, np.float32), class_id=np.array(found, np.int64)
+    )
+
+
+@in_loop
+async def test_thresholds_far_below_the_detector_s_own_reach_the_detector():
+    faint_dog = {"text": "dog", "threshold": 0.1}
+    async with watching({"queries": ["person", faint_dog]}, detector=FakeDetector(faint)) as watched:
+        matched = await watched.until("match.begin")
+        assert matched.data.matches[0].text == "dog"
+        await watched.frames(5)
+        assert len(watched.of("match.begin")) == 1
+        await watched.apply(queries=["person", {"text": "dog", "threshold": 0.9}])
+        await watched.until("match.end")
+        await watched.apply(queries=[{"text": "person", "threshold": 0.12}, {"text": "dog", "threshold": 0.9}])
+        assert (await watched.until("match.begin", 2)).data.matches[0].text == "person"
+        await watched.apply(queries=["person", faint_dog], detector={"name": "scripted:x", "threshold": 0.14})
+        assert (await watched.until("match.begin", 3)).data.matches[0].text in {"person", "dog"}
+        await watched.until("match.begin", 4)
+        [found] = await watched.pipeline.detect_images([np.zeros((48, 64, 3), np.uint8)], ("person",), 0.1)
+        assert len(found) == 1
+        [found] = await watched.pipeline.detect_images([np.zeros((48, 64, 3), np.uint8)], ("person",), 0.4)
+        assert len(found) == 0
+
+
+@in_loop
+async def test_a_stream_that_is_added_with_a_threshold_has_it():
+    async with watching(detector=FakeDetector(faint)) as watched:
+        await watched.frames(5)
+        await watched.apply(
+            streams=[stream_section("gate"), stream_section("yard")],
+            detector={"name": "scripted:x", "threshold": 0.1},
+        )
+        assert (await watched.until("match.begin", stream="yard")).data.matches[0].threshold == 0.1
+        await watched.until("match.begin", stream="gate")
+
+
+class FixedDetector(FakeDetector):
+    """A detector whose own threshold cannot be set, as with `motion` and with masks."""
+
+    @property
+    def threshold(self) -> float:
+        return 0.5
+
+
+@in_loop
+async def test_the_threshold_of_a_detector_that_fixes_its_own_changes():
+    async with watching(detector=FixedDetector(faint)) as watched:
+        await watched.frames(5)
+        await watched.apply(detector={"name": "scripted:x", "threshold": 0.1})
+        assert (await watched.until("match.begin")).data.matches[0].threshold == 0.1
 
 
 @in_loop
