@@ -285,9 +285,17 @@ def test_a_track_that_appears_elsewhere_gets_a_new_id() -> None:
 def test_two_new_tracks_on_the_way_of_a_lost_one_are_too_doubtful_to_continue_it() -> None:
     tracker = create_tracker("default", lost_s=0.5, relink_s=5.0)
     ids(tracker, [boxes(walker(100 + 3.0 * frame)) for frame in range(30)])
+    ids(tracker, [EMPTY] * 90, start_s=1.0)
+    found = boxes(walker(440), walker(480))
+    assert ids(tracker, [found] * 4, start_s=4.0)[-1] == [2, 3]
+
+
+def test_of_two_new_tracks_on_the_way_of_one_lost_lately_the_nearest_continues_it() -> None:
+    tracker = create_tracker("default", lost_s=0.5, relink_s=5.0)
+    ids(tracker, [boxes(walker(100 + 3.0 * frame)) for frame in range(30)])
     ids(tracker, [EMPTY] * 40, start_s=1.0)
-    found = boxes(walker(290), walker(330))
-    assert ids(tracker, [found] * 4, start_s=70 / 30)[-1] == [2, 3]
+    found = boxes(walker(290), walker(350))
+    assert ids(tracker, [found] * 4, start_s=70 / 30)[-1] == [1, 2]
 
 
 @pytest.mark.parametrize("away_s", [3.0, 60.0])
