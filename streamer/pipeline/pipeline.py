@@ -187,7 +187,9 @@ class Pipeline:
                 raise ConfigError(_ENDED)
             plan = ChangePlan(config, self._parts.producer(config))
             try:
-                plan_change(plan, self.config, self._streams.values(), self._parts)
+                await plan_change(plan, self.config, list(self._streams.values()), self._parts)
+                if self._merge is None or self._following.is_stopping:
+                    raise ConfigError(_ENDED)
                 await self._detection.prepare_queries(plan.query_sets)
                 exchanged = await self._exchange_sinks(plan, self._parts)
             except BaseException as error:
