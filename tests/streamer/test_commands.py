@@ -9,6 +9,7 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import jsonschema
@@ -143,6 +144,15 @@ def test_schema_prints_what_events_are_and_checks_files(groundstream, clip, scri
     bad = groundstream("schema", "--validate", events)
     assert bad.code == 1
     assert "events.jsonl:" in bad.err
+
+
+def test_the_annotated_video_keeps_the_shape_of_pixels(groundstream, tmp_path):
+    import av
+
+    clip = make_clip(tmp_path / "wide.mkv", 5, options={"x264-params": "sar=64/45"})
+    assert groundstream("process", clip, "-q", "anything that moves", "--out", tmp_path / "out").code == 0
+    with av.open(str(tmp_path / "out" / "wide" / "video.mp4")) as video:
+        assert video.streams.video[0].sample_aspect_ratio == Fraction(64, 45)
 
 
 def test_doctor_reports_what_works(groundstream, tmp_path, monkeypatch):
