@@ -88,7 +88,7 @@ def _hide_user_with_blanks(found: re.Match[str]) -> str:
         return found[0]  # left to the other rules
     if _OPEN_SCHEME.match(scheme) or not re.search(r"[/?#]", user):
         return _hide_user(found)
-    return f"{scheme}***/***#{_mark(user + rest)}"
+    return f"{scheme}***/***#{_mark_path(user + rest)}"
 
 
 def _hide_web_path(found: re.Match[str]) -> str:
@@ -105,10 +105,10 @@ def _hide_web_path(found: re.Match[str]) -> str:
         user, host, path = "", "***", rest
     if path in {"", "/"}:
         return f"{scheme}{user}{host}{path}{ending}"
-    return f"{scheme}{user}{host}/***#{_mark(path)}{ending}"
+    return f"{scheme}{user}{host}/***#{_mark_path(path)}{ending}"
 
 
-def _mark(path: str) -> str:
+def _mark_path(path: str) -> str:
     return hashlib.sha256(_WEB_SECRET.sub(r"\1=***", path).encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
@@ -244,7 +244,7 @@ def parse_address(text: str) -> SinkAddress:
         )
     scheme, rest = match[1].lower(), text[match.end() :]
     if rest.startswith("//"):
-        return _network(scheme, text)
+        return _network_address(scheme, text)
     path, mark, options = rest.rpartition("?")
     if not mark or not _OPTIONS.match(options):
         path, options = rest, ""
@@ -253,7 +253,7 @@ def parse_address(text: str) -> SinkAddress:
     )
 
 
-def _network(scheme: str, text: str) -> SinkAddress:
+def _network_address(scheme: str, text: str) -> SinkAddress:
     try:
         parts = urlsplit(text)
         # Several Kafka brokers stand side by side: host:port,host:port.

@@ -15,7 +15,7 @@ from detectors import Detector
 from groundstream import GroundstreamError
 from sinks.address import redact
 from sinks.files import JsonlSink
-from sinks.registry import open_sinks
+from sinks.registry import open_sinks, wants_detections
 from sinks.sink import Sink, SinkError
 from streamer.analysis.stream_analysis import StreamAnalysis
 from streamer.assembly import VIDEO, annotated_video, check_parts, settings_hash
@@ -243,7 +243,8 @@ class JobRunner:
         videos = [address for address in self._config.sinks if address.startswith(VIDEO)]
         if len(self._units) > 1:  # each recording gets a file of its own
             videos = [address if "{stream}" in address else _with_stream(address, unit.name) for address in videos]
-        return self._config.model_copy(update={"streams": [stream], "sinks": videos})
+        wants = self._config.detections or wants_detections(self._config.sinks)
+        return self._config.model_copy(update={"streams": [stream], "sinks": videos, "detections": wants})
 
     async def _run_unit(
         self,

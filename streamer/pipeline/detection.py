@@ -65,13 +65,12 @@ class DetectionLoop:
         if wanted:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._prepare_all, wanted)
 
-    async def detect_images(self, images: Sequence[Image], texts: tuple[str, ...]) -> list[sv.Detections]:
+    async def detect_images(
+        self, images: Sequence[Image], texts: tuple[str, ...], threshold: float
+    ) -> list[sv.Detections]:
         """Detect `texts` in BGR images of (height, width, 3), between two batches of frames. Raises `DetectorError`."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._detect_images, images, texts)
-
-    async def change_threshold(self, threshold: float) -> None:
-        """Set the detector's default threshold between two batches. Raises `AttributeError` where it is fixed."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, setattr, self._detector, "threshold", threshold)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._detect_images, images, texts, threshold)
 
     def call_after_batch(self, function: Callable[[], None]) -> None:
         """Call `function` in the event loop once the frames that were taken before have been delivered."""
@@ -143,10 +142,7 @@ class DetectionLoop:
 
     def _detect_batch(self, batch: Sequence[tuple[Stream, Frame, QuerySet]]) -> list[sv.Detections | Exception]:
         """Detections per frame. When a batch fails, each frame is tried alone: a fault of one camera stays there."""
-        requests = [
-            Request(lambda frame=frame: frame.image, self._prompt(_texts_of(queries)), frame.stream)  # type: ignore[misc]
-            for _, frame, queries in batch
-        ]
+        requests = [self._request(*each) for each in batch]
         try:
             return list(self._detector.detect(requests))
         except Exception as error:
@@ -154,16 +150,20 @@ class DetectionLoop:
                 return [error]
         return [self._detect_alone(request) for request in requests]
 
+    def _request(self, stream: Stream, frame: Frame, queries: QuerySet) -> Request:
+        thresholds = [query.least_score(stream.analysis.default_threshold) for query in queries]
+        return Request(lambda: frame.image, self._prompt(_texts_of(queries)), frame.stream, thresholds)
+
     def _detect_alone(self, request: Request) -> sv.Detections | Exception:
         try:
             return self._detector.detect([request])[0]
         except Exception as error:
             return error
 
-    def _detect_images(self, images: Sequence[Image], texts: tuple[str, ...]) -> list[sv.Detections]:
-        prompt = self._prompt(texts)
+    def _detect_images(self, images: Sequence[Image], texts: tuple[str, ...], threshold: float) -> list[sv.Detections]:
+        prompt, thresholds = self._prompt(texts), [threshold] * len(texts)
         # A name of its own: detectors that remember a stream's frames must not mix these in.
-        return self._detector.detect([Request(image, prompt, "trial") for image in images])
+        return self._detector.detect([Request(image, prompt, "trial", thresholds) for image in images])
 
     def _prepare_all(self, sets: Iterable[tuple[str, ...]]) -> None:
         for texts in sets:

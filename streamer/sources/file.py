@@ -23,6 +23,7 @@ from streamer.sources.web import HttpConnection, WebError, WebFile
 
 if TYPE_CHECKING:
     from streamer.sources.decode import DecodedPicture, VideoReader
+    from streamer.sources.playlist import Playlist
 
 _AHEAD = 8  # decoded frames that may wait for the reader
 _AHEAD_BYTES = 64 * 2**20  # what they may take together where frames are large
@@ -68,7 +69,7 @@ class FileSource:
         self._taken: Handover | None = None  # the same, where this object is iterated
         self._thread = threading.Thread(target=self._read_all, name=f"read {name}", daemon=True)
         self._closed = False
-        self._remote_file: WebFile | ObjectFile | None = None
+        self._remote_parts: WebFile | Playlist | ObjectFile | None = None
 
     def __repr__(self) -> str:
         return f"FileSource({self._shown!r})"
@@ -141,21 +142,21 @@ class FileSource:
         return VideoReader(f"file:{self._path}", track=self._track)
 
     def _open_web(self) -> VideoReader:
-        from streamer.sources.web_camera import open_playlist
+        from streamer.sources.playlist import Playlist
         from streamer.sources.web_kind import find_kind
 
         client = HttpConnection(self._path, self._tls)
         kind = find_kind(client)
         if kind.form == "playlist":
-            return open_playlist(client, kind, track=self._track)
+            playlist = self._remote_parts = Playlist(client, kind)
+            return playlist.open_video(self._track)
         return self._open_remote(WebFile(client, client.open()))
 
     def _open_remote(self, file: WebFile | ObjectFile) -> VideoReader:
         from streamer.sources.decode import VideoReader
 
         with contextlib.ExitStack() as stack:
-            self._remote_file = file
-            stack.enter_context(contextlib.closing(file))
+            self._remote_parts = stack.enter_context(contextlib.closing(file))
             video = VideoReader(file, track=self._track)
             stack.pop_all()
         return video
@@ -192,8 +193,8 @@ class FileSource:
                 return
         if before is None:
             raise SourceError(f"{self._shown} holds no frame that is whole: it is damaged or was cut off")
-        if self._remote_file is not None and self._remote_file.broken is not None:
-            raise self._remote_file.broken
+        if self._remote_parts is not None and self._remote_parts.broken is not None:
+            raise self._remote_parts.broken
         self._check_end(video)
 
     def _gap_ns(self, before: DecodedPicture, after: DecodedPicture) -> int | None:

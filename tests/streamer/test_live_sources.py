@@ -205,7 +205,7 @@ def test_a_frozen_camera_is_noticed_and_reported_once(clips: dict[str, Path], fa
     run(work)
 
 
-# Not here, because FFmpeg's decoders cannot tell: bytes that were overwritten (check sums keep those from us on real
+# Not here, since FFmpeg's decoders do not notice: bytes that were overwritten (check sums keep those from us on real
 # networks) and, in H.265, a picture whose last packets are missing.
 @pytest.mark.parametrize(
     ("codec", "fault"),

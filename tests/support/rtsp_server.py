@@ -127,7 +127,7 @@ class RtspServer:
         self.faults = Faults()
         self.sent: dict[tuple[str, int], float] = {}
         self.port = 0
-        self.sessions = 0  # how many times somebody pressed play
+        self.sessions = 0  # number of PLAY requests
         self.refusals: dict[str, int] = {}  # status of SETUP, by transport or by method
         self.transports: list[str] = []  # what was set up
         self.requests: list[str] = []  # methods
