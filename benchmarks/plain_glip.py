@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detectors.glip.modeling import deform, dyhead, fusion, linear, swin
-from detectors.glip.modeling.deform_grid import TAPS, JointGrid
+from detectors.glip.modeling.deform_grid import TAPS, JointGrid, Kernel
 
 
 def deform_conv(
-    regions: Tensor, grid: JointGrid, offsets: Tensor, mask: Tensor, kernels: Sequence[deform.Kernel]
+    regions: Tensor, grid: JointGrid, offsets: Tensor, mask: Tensor, kernels: Sequence[Kernel]
 ) -> list[Tensor]:
     """For each convolution four gathers of channels-first maps, weighted and added, then one product."""
     channels = regions.shape[-1]

@@ -16,21 +16,13 @@ precision of the computation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from detectors.glip.modeling.deform_grid import TAPS, JointGrid, by_channel, corners
+from detectors.glip.modeling.deform_grid import TAPS, JointGrid, Kernel, by_channel, corners
 from detectors.glip.modeling.linear import linear
-
-
-class Kernel(NamedTuple):
-    """Weight (O, 9 * C), all channels of the first tap first, and bias (O,) of one convolution."""
-
-    weight: Tensor
-    bias: Tensor
 
 
 def by_embedding_bag(

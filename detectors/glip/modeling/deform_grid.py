@@ -1,14 +1,22 @@
-"""Sampling grid of the modulated deformable convolution (DCNv2, arXiv:1811.11168), shared by its implementations."""
+"""Sampling grids and kernels of the modulated deformable convolution (DCNv2, arXiv:1811.11168), shared by its implementations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 TAPS = 9
+
+
+class Kernel(NamedTuple):
+    """Weight (O, 9 * C), all channels of the first tap first, and bias (O,) of one convolution."""
+
+    weight: Tensor
+    bias: Tensor
 
 
 @dataclass(frozen=True)

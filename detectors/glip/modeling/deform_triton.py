@@ -17,8 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detectors.glip.modeling.deform import Kernel
-from detectors.glip.modeling.deform_grid import TAPS, JointGrid
+from detectors.glip.modeling.deform_grid import TAPS, JointGrid, Kernel
 
 TILE = 64  # output positions of a program
 SLICE = 64  # input channels at a time

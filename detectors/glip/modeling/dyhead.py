@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detectors.glip.modeling.deform import Implementation, Kernel, by_embedding_bag, compute_precision
-from detectors.glip.modeling.deform_grid import TAPS, JointGrid, by_tap, join_grids, make_grid
+from detectors.glip.modeling.deform import Implementation, by_embedding_bag, compute_precision
+from detectors.glip.modeling.deform_grid import TAPS, JointGrid, Kernel, by_tap, join_grids, make_grid
 
 Shapes = tuple[tuple[int, int], ...]
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from detectors.glip import runtime
 from detectors.glip.config import CONFIGS, GlipConfig, GlipConfigError
 from detectors.glip.convert import build_from, build_released
-from detectors.glip.modeling.deform import Implementation, Kernel, by_embedding_bag, by_torchvision, by_triton
-from detectors.glip.modeling.deform_grid import SamplingGrid, by_channel, by_tap, join_grids, make_grid
+from detectors.glip.modeling.deform import Implementation, by_embedding_bag, by_torchvision, by_triton
+from detectors.glip.modeling.deform_grid import Kernel, SamplingGrid, by_channel, by_tap, join_grids, make_grid
 from detectors.glip.modeling.fusion import CrossAttention
 from detectors.glip.modeling.model import GlipModel
 
