@@ -1,4 +1,4 @@
-"""Sampling grids and kernels of the modulated deformable convolution (DCNv2, arXiv:1811.11168), shared by its implementations."""
+"""Grids and kernels of the modulated deformable convolution (DCNv2, arXiv:1811.11168) for all implementations."""
 
 from __future__ import annotations
 
