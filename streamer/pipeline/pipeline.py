@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import supervision as sv
 
 from detectors import Detector, DetectorError
+from sinks.event import Producer
 from sinks.sink import SinkError
 from sinks.spool.delivery import SinkStatus
 from sinks.spool.spool import Spool, StorageStatus
@@ -39,6 +40,7 @@ from streamer.pipeline.loop_lag import LoopLag
 from streamer.pipeline.merge import FrameMerge
 from streamer.pipeline.sections import count_plans, default_threshold, make_sampling
 from streamer.pipeline.stream import Stream, StreamChange, StreamReport
+from streamer.pipeline.timings import PipelineTimings
 from streamer.sources.source import SourceState
 from trackers import TrackerError
 
@@ -87,7 +89,14 @@ class Pipeline:
         self._snapshots = snapshots
         self._coverage_every_s = coverage_every_s
         batch = batch if config is None else config.batch
-        self._detection = DetectionLoop(detector, self._streams, batch_size=batch.size, max_wait_s=batch.wait_ms / 1000)
+        self.timings = PipelineTimings()
+        self._detection = DetectionLoop(
+            detector,
+            self._streams,
+            batch_size=batch.size,
+            max_wait_s=batch.wait_ms / 1000,
+            timings=self.timings,
+        )
         self._threshold = detector.threshold if config is None else default_threshold(config, detector)
         self._producer = None if config is None or parts is None else parts.producer(config)
         self._following = FollowingLoop(
@@ -97,6 +106,7 @@ class Pipeline:
             on_failed=self._end_failed,
             snapshots=snapshots,
             tick_s=coverage_every_s / 10,
+            timings=self.timings,
         )
         self._ending: set[asyncio.Task[None]] = set()
         self.loop_lag = LoopLag()
@@ -115,6 +125,11 @@ class Pipeline:
         if self._config is None:
             raise RuntimeError("this pipeline was built without a configuration")
         return self._config
+
+    @property
+    def producer(self) -> Producer | None:
+        """What its events say of this program; None for a pipeline that was built without a configuration."""
+        return self._producer
 
     @property
     def streams(self) -> Sequence[Stream]:

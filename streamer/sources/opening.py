@@ -148,7 +148,7 @@ def _rtsp(address: str, transport: str) -> CameraLink:
     options = {"rtsp_transport": "tcp+udp", "analyzeduration": "0", "probesize": "32", "allowed_media_types": "video"}
     if transport == "tcp":
         options["rtsp_flags"] = "prefer_tcp"
-    return CameraLink(address, kind="rtsp", options=options)
+    return CameraLink(address, kind="rtsp", over_udp=transport == "udp", options=options)
 
 
 def _webcam(address: str) -> CameraLink:
