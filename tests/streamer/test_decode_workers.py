@@ -212,7 +212,7 @@ class PausingSource(FakeSource):
         return SourceRecipe(PausingSource, {"pause": self._pause})
 
     async def __anext__(self) -> Frame:
-        while self.account.tally().received == 2 and self._pause.exists():
+        while self.account.tally().received == 2 and self._pause.exists():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         return await super().__anext__()
 
