@@ -60,6 +60,7 @@ class LiveSource:
         self.account = FrameCounter()
         self.expected_frames: int | None = None
         self.recording: Path | None = None
+        self.remote: str | None = None
         self.state = SourceState.CONNECTING
         self.cause = ""
         self._link = link
