@@ -39,6 +39,7 @@ from streamer.sources.images import image_names
 from streamer.sources.source import MovableSource
 from streamer.sources.workers.pool import DecodePool
 from streamer.sources.workers.proxy import WorkerSource
+from streamer.tracing import FrameTraces, trace_sinks
 
 VIDEO = "video:"
 _CONNECTION = {"source", "transport", "stall_s", "poll_s", "clock", "tls"}
@@ -85,6 +86,7 @@ class StreamAssembly:
         start_time_ns: int | None = None,
         make_rules: MakeRules | None = None,
         make_recorders: MakeRecorders | None = None,
+        traces: FrameTraces | None = None,
     ) -> None:
         self._detector = detector
         self._own_detector = own_detector
@@ -93,6 +95,7 @@ class StreamAssembly:
         self._written: Mapping[str, int] = {}
         self._make_rules = make_rules
         self._make_recorders = make_recorders
+        self._traces = traces
         self._open = open_sources
         self._opened: Counter[str] = Counter()
 
@@ -149,7 +152,8 @@ class StreamAssembly:
 
     def open_sinks(self, addresses: Iterable[str]) -> dict[str, Sink]:
         """The sinks for events among the addresses, by their public names."""
-        return open_sinks(address for address in addresses if not address.startswith(VIDEO))
+        sinks = open_sinks(address for address in addresses if not address.startswith(VIDEO))
+        return trace_sinks(sinks, self._traces)
 
     def sink_name(self, address: str) -> str:
         """The name of a sink, under which the spool knows it."""
