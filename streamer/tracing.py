@@ -25,7 +25,6 @@ from streamer.errors import ConfigError, StreamerError
 if TYPE_CHECKING:
     from sinks.event import Event
     from streamer.frame import Frame
-    from streamer.pipeline.detection import DetectedFrame
 
 DEFAULT_SHARE = 0.01
 _MAX_WAITING = 1_000  # frames between detector and spool; older ones are ended as they are
@@ -113,15 +112,14 @@ class FrameTraces:
         self._share = share
         self._open: dict[tuple[str, int], Any] = {}
 
-    def note_batch(self, batch: Sequence[DetectedFrame], began_ns: int, ended_ns: int) -> None:
-        """Chooses frames of a batch that the detector has had from `began_ns` to `ended_ns` (UTC)."""
-        chosen = [found.frame for found in batch if found.detections is not None and self._wants(found.frame)]
+    def note_batch(self, frames: Sequence[Frame], began_ns: int, ended_ns: int) -> None:
+        """Chooses some of the frames that the detector has had from `began_ns` to `ended_ns` (UTC)."""
+        chosen = [frame for frame in frames if self._wants(frame)]
         if not chosen:
             return
         spans = [self._begin(frame, began_ns, ended_ns) for frame in chosen]
         links = [self._api.Link(span.get_span_context()) for span in spans]
-        count = sum(found.detections is not None for found in batch)
-        self._span("batch", began_ns, ended_ns, links=links, attributes={"groundstream.batch.frames": count})
+        self._span("batch", began_ns, ended_ns, links=links, attributes={"groundstream.batch.frames": len(frames)})
 
     def is_traced(self, frame: Frame) -> bool:
         """Whether the frame was chosen and is not ended."""

@@ -110,7 +110,8 @@ class DetectionLoop:
                 found = await loop.run_in_executor(self._thread, self._detect_batch, wanted) if wanted else []
                 counted = self._count_batch(batch, found)
                 if self._traces is not None:
-                    self._traces.note_batch(counted, began_ns, time.time_ns())
+                    analysed = [each.frame for each in counted if each.detections is not None]
+                    self._traces.note_batch(analysed, began_ns, time.time_ns())
                 await deliver(counted)
                 self._is_busy = False
                 self._make_calls()
