@@ -13,7 +13,7 @@ from torch import nn
 from detectors.detector import OptionError
 from detectors.device import has_fast_bfloat16
 from detectors.glip.modeling.deform import IMPLEMENTATIONS
-from detectors.glip.modeling.dyhead import ConvAndNorm
+from detectors.glip.modeling.dyhead import DyConv
 from detectors.glip.modeling.model import GlipModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -82,7 +82,7 @@ def use_deform(model: GlipModel, name: str | None) -> GlipModel:
     if package and find_spec(package) is None:
         raise OptionError(f"the deformable convolution {name!r} needs the package {package}, which is not installed")
     for module in model.modules():
-        if isinstance(module, ConvAndNorm):
+        if isinstance(module, DyConv):
             module.implementation = IMPLEMENTATIONS[name]
     return model
 

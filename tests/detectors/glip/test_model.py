@@ -10,14 +10,14 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from detectors.glip import runtime
 from detectors.glip.config import CONFIGS, GlipConfig, GlipConfigError
 from detectors.glip.convert import build_from, build_released
-from detectors.glip.modeling.deform import by_embedding_bag as deform_conv
-from detectors.glip.modeling.deform import by_torchvision, by_triton
-from detectors.glip.modeling.deform_grid import make_grid
+from detectors.glip.modeling.deform import Implementation, by_embedding_bag, by_torchvision, by_triton
+from detectors.glip.modeling.deform_grid import Kernel, SamplingGrid, by_channel, by_tap, join_grids, make_grid
 from detectors.glip.modeling.fusion import CrossAttention
 from detectors.glip.modeling.model import GlipModel
 
@@ -49,6 +49,32 @@ def random_case(stride: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, 
     return x, offsets, mask, weight, torch.randn(6, generator=generator)
 
 
+def convolve(
+    how: Implementation,
+    regions: Tensor,
+    grid: SamplingGrid,
+    offsets: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+) -> Tensor:
+    """One convolution: regions (B, N, C), offsets (B, P, 18), mask (B, P, 9), weight (O, C, 3, 3) -> (B, P, O)."""
+    batch = len(regions)
+
+    def by_level(values: Tensor) -> Tensor:
+        return torch.cat([part.flatten(0, 1) for part in torch.split(values, grid.sizes, dim=1)])
+
+    kernel = Kernel(by_tap(weight), bias)
+    (rows,) = how(regions, join_grids([grid], batch), by_level(offsets), by_level(mask), [kernel])
+    levels = torch.split(rows, [batch * size for size in grid.sizes])
+    return torch.cat([level.unflatten(0, (batch, -1)) for level in levels], dim=1)
+
+
+def test_weights_by_tap_come_back_by_channel() -> None:
+    weight = torch.randn(6, 4, 3, 3)
+    assert torch.equal(by_channel(by_tap(weight)), weight)
+
+
 def by_definition(
     x: torch.Tensor, offsets: torch.Tensor, mask: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, stride: int
 ) -> torch.Tensor:
@@ -76,7 +102,7 @@ def test_deformable_convolution_is_what_its_formula_says(stride: int) -> None:
     x, offsets, mask, weight, bias = random_case(stride)
     shape = (-(-5 // stride), -(-7 // stride))
     grid = make_grid([(5, 7)], [0], [shape], stride)
-    mine = deform_conv(x.flatten(1, 2), grid, offsets, mask, weight, bias)
+    mine = convolve(by_embedding_bag, x.flatten(1, 2), grid, offsets, mask, weight, bias)
     torch.testing.assert_close(mine, by_definition(x, offsets, mask, weight, bias, stride), atol=1e-4, rtol=1e-4)
 
 
@@ -90,7 +116,8 @@ def test_without_offsets_it_is_an_ordinary_convolution_on_every_level(stride: in
     outputs = [(level.shape[2], level.shape[3]) for level in want]
     grid = make_grid(shapes, [0, 1], outputs, stride)
     positions = sum(height * width for height, width in outputs)
-    mine = deform_conv(regions, grid, torch.zeros(2, positions, 18), torch.ones(2, positions, 9), weight, bias)
+    offsets, mask = torch.zeros(2, positions, 18), torch.ones(2, positions, 9)
+    mine = convolve(by_embedding_bag, regions, grid, offsets, mask, weight, bias)
     torch.testing.assert_close(mine, torch.cat([level.flatten(2).mT for level in want], dim=1), atol=1e-5, rtol=1e-4)
 
 
@@ -126,7 +153,8 @@ def test_by_torchvision_each_level_reaches_the_operator_as_it_wants_it(
     weight, bias = torch.randn(5, 4, 3, 3), torch.randn(5)
     grid = make_grid(shapes, [0, 1], outputs, stride)
     inputs = (regions, grid, offsets, mask, weight, bias)
-    torch.testing.assert_close(by_torchvision(*inputs), deform_conv(*inputs), atol=1e-4, rtol=1e-4)
+    mine, want = convolve(by_torchvision, *inputs), convolve(by_embedding_bag, *inputs)
+    torch.testing.assert_close(mine, want, atol=1e-4, rtol=1e-4)
 
 
 def test_an_implementation_whose_package_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,22 +174,23 @@ def test_the_fused_kernel_equals_the_definition() -> None:
     with torch.device(device):
         x, offsets, mask, weight, bias = (part.to(device) for part in random_case(1))
         grid = make_grid([(5, 7)], [0], [(5, 7)], 1)
-        mine = by_triton(x.flatten(1, 2), grid, offsets, mask, weight, bias)
-        want = deform_conv(x.flatten(1, 2), grid, offsets, mask, weight, bias)
+        mine = convolve(by_triton, x.flatten(1, 2), grid, offsets, mask, weight, bias)
+        want = convolve(by_embedding_bag, x.flatten(1, 2), grid, offsets, mask, weight, bias)
     torch.testing.assert_close(mine, want, atol=1e-4, rtol=1e-4)
 
 
 def test_offsets_and_mask_learn_through_the_deformable_convolution() -> None:
     x, offsets, mask, weight, bias = (part.double().float().requires_grad_() for part in random_case(1))
     grid = make_grid([(5, 7)], [0], [(5, 7)], 1)
-    deform_conv(x.flatten(1, 2), grid, offsets, mask, weight, bias).square().sum().backward()
+    convolve(by_embedding_bag, x.flatten(1, 2), grid, offsets, mask, weight, bias).square().sum().backward()
     step = 1e-2
     with torch.no_grad():
         index = offsets.grad.abs().flatten().argmax() if offsets.grad is not None else torch.tensor(0)
         nudged = offsets.clone()
         nudged.view(-1)[index] += step
         before, after = (
-            deform_conv(x.flatten(1, 2), grid, value, mask, weight, bias).square().sum() for value in (offsets, nudged)
+            convolve(by_embedding_bag, x.flatten(1, 2), grid, value, mask, weight, bias).square().sum()
+            for value in (offsets, nudged)
         )
     assert offsets.grad is not None
     assert mask.grad is not None
