@@ -4,8 +4,8 @@ A program computes a tile of output positions for all output channels. For each 
 gathers the four corners of its positions, weighs and adds them in single precision, and multiplies by the weights in
 the precision of the features. What `by_embedding_bag` writes and reads back (nine times the map) never leaves the chip.
 
-Checked with Triton's interpreter on a CPU (TRITON_INTERPRET=1). It is the default on a GPU where it passes the self-test
-of `runtime.choose_deform`; sizes of tiles are chosen by timing them at the first call (`SETTINGS`).
+Checked with Triton's interpreter on a CPU (TRITON_INTERPRET=1). On a GPU it is the default where it passes the
+self-test of `runtime.choose_deform`; sizes of tiles are chosen by timing them at the first call (`SETTINGS`).
 """
 
 from __future__ import annotations
