@@ -34,7 +34,7 @@ def row(paces: Sequence[CamerasPace]) -> str:
     return (
         f"| {first.cameras} | {median([p.analysed_per_s for p in paces]):.0f} of {first.wanted_per_s:.0f} | "
         f"{median([p.age_p50_ms for p in paces]):.0f} | {median([p.age_p95_ms for p in paces]):.0f} | "
-        f"{median([p.fairness for p in paces]):.3f} | {median([p.skipped_per_s for p in paces]):.0f} | "
+        f"{median([p.fairness for p in paces]):.3f} | {median([p.lost_per_s for p in paces]):.0f} | "
         f"{median([p.cpu[0] for p in paces]):.2f} | {median([p.cpu[1] for p in paces]):.2f} |"
     )
 
@@ -64,7 +64,7 @@ def main() -> None:
         f"scripted detector; medians of {options.rounds} rounds of {options.seconds:g} s. CPU in cores. "
         "Fairness is Jain's index over the frames analysed of each camera.",
         "",
-        "| cameras | analysed a second | age p50, ms | age p95, ms | fairness | skipped/s | CPU here | CPU decoding |",
+        "| cameras | analysed a second | age p50, ms | age p95, ms | fairness | lost/s | CPU here | CPU decoding |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *(row(paces) for paces in zip(*rounds, strict=True)),
         "",

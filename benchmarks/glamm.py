@@ -85,7 +85,7 @@ class Bench:
         return self._embedding.expand(count, -1, -1, -1)
 
     def opening(self, count: int = 1) -> torch.Tensor:
-        patches = self.model.see(self.clip_pixels(count)).patches
+        patches = self.model.encode_images(self.clip_pixels(count)).patches
         return torch.cat([self.words[:OPENING].expand(count, -1, -1), patches], dim=1)
 
     def turn(self, memory: object, length: int) -> ChatTurn:
@@ -98,17 +98,17 @@ class Bench:
     @torch.inference_mode()
     def run(self, plain_tokens: int) -> None:
         model = self.model
-        self.time("CLIP and projector, one image", lambda: model.see(self.clip_pixels()))
+        self.time("CLIP and projector, one image", lambda: model.encode_images(self.clip_pixels()))
         sam = self.time("SAM image encoder, one image", lambda: model.sam.get_image_embeddings(self.sam_pixels()))
         sam = sam if model.device.type == "cuda" else 0.0
-        levels = model.see(self.clip_pixels()).levels
+        levels = model.encode_images(self.clip_pixels()).levels
         pyramid = model.region_encoder.pyramid(levels)
         self.time("region pyramid, one image", lambda: model.region_encoder.pyramid(levels))
         boxes = [torch.tensor([[0.1, 0.1, 0.5, 0.6]] * 8)]
         self.time("8 regions from the pyramid", lambda: model.regions(pyramid, boxes))
         opening = self.opening()
-        self.time(f"reading the image, {opening.shape[1]} positions", lambda: model.remember(opening))
-        (memory,) = model.remember(opening)
+        self.time(f"reading the image, {opening.shape[1]} positions", lambda: model.read_opening(opening))
+        (memory,) = model.read_opening(opening)
         embedding = self.embeddings()
 
         def forced(count: int = 1) -> torch.Tensor:
@@ -116,12 +116,12 @@ class Bench:
             return self.masks(embedding, torch.stack([row[-1] for row in model.read(turns)]))
 
         def everything() -> torch.Tensor:
-            (own,) = model.remember(self.opening())
+            (own,) = model.read_opening(self.opening())
             states = model.read([self.turn(own, REFERRING + ANSWER)])[0][-1:]
             return self.masks(self.embeddings(), states)
 
         def generated() -> torch.Tensor:
-            (own,) = model.remember(self.opening())
+            (own,) = model.read_opening(self.opening())
             (answer,) = model.generate([self.turn(own, REFERRING)], ANSWER + 1)
             return self.masks(self.embeddings(), answer.states[-1:])
 
@@ -143,7 +143,7 @@ class Bench:
         self.timings[-1] = replace(self.timings[-1], note=f"{8 / eight:.1f} masks/s; one by one {1 / another:.1f}/s")
 
         def batch(count: int) -> None:
-            memories = model.remember(self.opening(count))
+            memories = model.read_opening(self.opening(count))
             states = model.read([self.turn(each, REFERRING + ANSWER) for each in memories])
             embeddings = self.embeddings(count)
             for place in range(count):
@@ -155,7 +155,7 @@ class Bench:
         self.timings[-1] = replace(self.timings[-1], note=f"{8 / together:.2f} images/s; one by one {1 / one:.2f}/s")
 
         def describe(tokens: int = DESCRIPTION) -> None:
-            (own,) = model.remember(self.opening())
+            (own,) = model.read_opening(self.opening())
             model.generate([self.turn(own, QUESTION)], tokens)
             self.masks(self.embeddings(), self.words[:4])
 

@@ -47,15 +47,15 @@ def run_glip(width: int, height: int, dtype: str) -> dict[str, Any]:
     import numpy as np
 
     from detectors.detector import Request
-    from detectors.glip.bench import measure, queries, random_glip
+    from detectors.glip.bench import measure_speed, random_glip, sample_queries
 
     glip = random_glip(
         "glip-tiny", device="cpu", dtype=dtype, short_side=min(width, height), long_side=max(width, height)
     )
-    prompt = glip.prepare(queries(QUERIES))
+    prompt = glip.prepare(sample_queries(QUERIES))
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     seconds = best_of(lambda: glip.detect([Request(image, prompt)]))
-    found = measure(glip, width=width, height=height, batch=1, asked=QUERIES, rounds=1)
+    found = measure_speed(glip, width=width, height=height, batch=1, asked=QUERIES, rounds=1)
     return {
         "seconds": seconds,
         "flops": found.flops_per_frame,
@@ -118,7 +118,7 @@ def drift(folder: Path) -> list[str]:
 
     rows = []
     for dtype in ("bfloat16", "float16"):
-        found = check.drift(folder, dtype)
+        found = check.measure_drift(folder, dtype)
         boxes = f"{found.box_median:.2f} / {found.box_worst:.2f}"
         rows.append(
             f"| {folder.name} | {dtype} | {found.logit:.2f} | {boxes} | {found.score_worst:.3f} | {found.kept:.1%} |"

@@ -55,7 +55,7 @@ def speed(weights: Path | None, rounds: int = 20) -> list[str]:
     import torch
 
     from detectors import create_detector
-    from detectors.glip.bench import measure
+    from detectors.glip.bench import measure_speed
 
     rows = [
         f"{torch.get_num_threads()} threads, {rounds} pictures one by one, the detector alone.",
@@ -66,7 +66,7 @@ def speed(weights: Path | None, rounds: int = 20) -> list[str]:
     given = {} if weights is None else {"weights": weights}
     for (width, height), count in SPEEDS:
         detector = create_detector("glip-mini", short_side=height, long_side=width, **given)
-        found = measure(detector, width=width, height=height, batch=1, asked=count, rounds=rounds)
+        found = measure_speed(detector, width=width, height=height, batch=1, asked=count, rounds=rounds)
         p50, p99 = found.latency_p50_s * 1e3, found.latency_p99_s * 1e3
         rows.append(f"| {width}x{height} | {count} | {p50:.0f} | {p99:.0f} | {found.frames_per_s:.1f} |")
     return rows

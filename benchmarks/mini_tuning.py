@@ -54,7 +54,7 @@ def paint(folder: Path) -> None:
     from benchmarks.glip_mini.examination import is_clear, truth_row
     from benchmarks.glip_mini.lessons import is_evident
     from streamer.sources.street import SCENARIOS
-    from streamer.street import sample
+    from streamer.street import sample_picture
     from streamer.street.export import CATEGORIES
 
     categories = [{"id": number, "name": name} for number, name in enumerate(NAMES, 1)]
@@ -63,10 +63,10 @@ def paint(folder: Path) -> None:
         images: list[dict[str, Any]] = []
         boxes: list[dict[str, Any]] = []
         for index in range(count):
-            picture = sample(seed, index, scenario=SCENARIOS["courier"])
+            picture = sample_picture(seed, index, scenario=SCENARIOS["courier"])
             images.append({"id": index + 1, "file_name": f"{index}.png", "width": 640, "height": 384})
             cv2.imwrite(str(folder / name / f"{index}.png"), picture.image)
-            # whoever labels for training labels small things, too, as the street's lessons do
+            # training labels include small things, as the street's lessons do
             is_known = is_evident if name == "learn" else is_clear
             boxes += [truth_row(one, index + 1, CATEGORIES[one.thing.kind], is_known) for one in picture.truth.seen]
         data = {"images": images, "annotations": boxes, "categories": categories}
@@ -78,11 +78,11 @@ def attempt(trial: Trial, folder: Path, weights: Path | None, epochs: int) -> Ou
     import torch
 
     from detectors import coco_data
-    from detectors.glip.model_files import find
+    from detectors.glip.model_files import find_files
     from detectors.glip.training import fitting
 
     torch.set_num_threads(1)
-    model, tokenizer = find("glip-mini", weights).load()
+    model, tokenizer = find_files("glip-mini", weights).load()
     model.eval()
     words = BY_HAND if trial.mode == "by hand" else None
     tokens = fitting.caption_of(NAMES, tokenizer, model.config.text.max_length, words)
@@ -100,7 +100,7 @@ def attempt(trial: Trial, folder: Path, weights: Path | None, epochs: int) -> Ou
         chosen = everything["learn"] if full else fitting.few_shots(sets["learn"], trial.shots, trial.seed)
         course = fitting.FittingCourse(trial.mode, trial.shots, trial.seed, epochs)
         fitting.fit(model, examples("learn", chosen, 4), examples("stop", everything["stop"], 1), course)
-    score = fitting.scored(model, examples("mark", everything["mark"], 1))
+    score = fitting.score_model(model, examples("mark", everything["mark"], 1))
     aps = score.ap, *(score.categories[name] for name in NAMES)
     print(f"{trial}: AP {' '.join(f'{ap:.3f}' for ap in aps)}", flush=True)
     return Outcome(trial, len(chosen), aps)

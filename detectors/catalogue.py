@@ -145,11 +145,11 @@ def pull(name: str) -> Path:
 def convert_glip(name: str, checkpoint: Path, vocabulary: Path, folder: Path) -> Path:
     """A checkpoint of the released GLIP `name` as a model folder. Raises `DetectorError` when it does not fit."""
     from detectors.glip.config import CONFIGS
-    from detectors.glip.convert import build, fill, load_checkpoint
+    from detectors.glip.convert import build_released, fill_model, load_checkpoint
     from detectors.glip.model_files import write_folder
 
     tensors = load_checkpoint(checkpoint)
-    fill(build(name), tensors, str(checkpoint))
+    fill_model(build_released(name), tensors, str(checkpoint))
     write_folder(folder, CONFIGS[name], tensors, vocabulary)
     return folder
 

@@ -1,10 +1,10 @@
-"""Whatever moves before a still camera, without a model: background subtraction, one memory per stream.
+"""Motion detector: boxes of moving objects before a still camera by background subtraction, one memory per stream.
 
 Every pixel is compared with samples of its own past (k nearest neighbours: Zivkovic and van der Heijden, Pattern
 Recognition Letters 27, 2006; OpenCV's `BackgroundSubtractorKNN`), shadows are recognised by their colour and dropped.
-What differs is cleaned, joined into blobs, and blobs wider than the things usually seen at that place of the picture
-are cut at the dips of their outline: people side by side count one by one. A change of exposure is divided out; a
-change of most of the picture at once is light, not motion.
+The foreground is cleaned and joined into blobs; blobs wider than the objects usually seen at that place are cut at
+the dips of their outline, so that people side by side count one by one. A change of exposure is divided out; a change
+of most of the picture at once is a change of light, not motion.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from detectors.detector import DOUBTFUL_SHARE, OptionError, Prompt, PromptError, Request, clean_queries, detections
+from detectors.detector import OptionError, Prompt, PromptError, Request, clean_queries, detections
 from detectors.overlap import ious
 from detectors.registry import ANYTHING_THAT_MOVES
 
@@ -28,36 +28,38 @@ Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the working size
 
-_WORKING_SIDE = 448  # pixels of the longer side that is worked at: a person of 20 pixels there is still a person
+_WORKING_SIDE = 448  # pixels of the longer side of the working picture: a person of 20 pixels is still found
 _SHADOW = 127  # in OpenCV's mask; 255 is foreground
-_SQUARED_DISTANCE = 400.0  # in grey levels, from which on a pixel is not like a sample of its past
-_LEAST_SHARE = 4e-4  # of the picture: anything smaller is noise
+_SQUARED_DISTANCE = 400.0  # in grey levels, from which on a pixel differs from a sample of its past
+_LEAST_SHARE = 4e-4  # of the picture: smaller blobs are noise
 _FLASH_SHARE = 0.4  # of the picture: more than this at once is a change of light
-_PATIENCE = 15  # pictures of such a change until the scene is learnt anew
-_STIRRED = 14  # grey levels from one picture to the next: here something moved
-_COOLING = 3  # a place that stirred is remembered for 255 / 3 pictures
-_CLIPPED = 253  # grey levels from which on a pixel may have been brighter still
+_PATIENCE = 15  # pictures of such a change until the background is learned again
+_STIRRED = 14  # change in grey levels between two pictures that counts as movement
+_COOLING = 3  # a place with movement is remembered for 255 / 3 pictures
+_CLIPPED = 253  # grey level from which on a pixel may be overexposed
 _GRID = (64, 48)  # where exposure is measured
-_OPENING = np.ones((3, 2), np.uint8)  # takes away what is thinner: noise, wires, tape in the wind
+_OPENING = np.ones((3, 2), np.uint8)  # removes thinner structures: noise, wires, tape in the wind
 _CLOSING = np.ones((9, 3), np.uint8)  # upright, as gaps at belts and collars are; people side by side stay apart
 
 
 class MotionDetector:
-    """Finds "anything that moves", the one query that it takes, in the pictures of still cameras.
+    """Finds "anything that moves", its only query, in the pictures of still cameras.
 
-    Give every stream's pictures in their order; a stream's first pictures teach what stands there and find nothing.
-    What stops is background after a while. The confidence rises with how solid a blob is, how long it has been seen,
-    and whether it still stirs; what only shows where something used to be falls under `threshold`.
+    Pictures of a stream must come in order; the first ones teach the background and give no detections. An object that
+    stops becomes background after a while. The confidence rises with how solid a blob is, how long it has been seen,
+    and whether it still moves; the trace of an object that has left falls below `threshold`.
     """
 
-    def __init__(self, *, threshold: float = 0.5, memory: int = 500) -> None:
-        """`memory` is the number of pictures after which the past is forgotten: 50 s at ten a second."""
+    def __init__(self, *, threshold: float = 0.5, memory: int = 500, seed: int = 0) -> None:
+        """`memory` is the number of pictures after which the past is forgotten: 50 s at ten a second; `seed` is that of
+        the random draws of the background model."""
         if not 0 <= threshold <= 1:
             raise OptionError(f"threshold is {threshold}: it must lie in 0..1")
         if memory < 10:
             raise OptionError(f"memory is {memory}: at least 10 pictures are needed to know a background")
         self._threshold = threshold
         self._memory = memory
+        self._seed = seed
         self._scenes: dict[str, _SceneModel] = {}
 
     @property
@@ -69,54 +71,54 @@ class MotionDetector:
         other = [query for query in cleaned if query.lower() != ANYTHING_THAT_MOVES]
         if other:
             raise PromptError(
-                f"the motion detector cannot look for {other[0]!r}: it only knows {ANYTHING_THAT_MOVES!r}; "
+                f"the motion detector cannot detect {other[0]!r}: its only query is {ANYTHING_THAT_MOVES!r}; "
                 "choose a detector that reads words, such as glip-tiny"
             )
         return Prompt(cleaned)
 
     def detect(self, requests: Sequence[Request]) -> list[sv.Detections]:
-        return [self._look(request) for request in requests]
+        return [self._detect_motion(request) for request in requests]
 
     def anything_moves(self, stream: str) -> bool:
-        """Whether something was found, beyond doubt, in the last picture of `stream`."""
+        """Whether the last picture of `stream` held a detection at or above the threshold."""
         scene = self._scenes.get(stream)
         return scene is not None and scene.surest >= self.threshold
 
     def forget(self, stream: str) -> None:
-        """Let go of a stream's memory, when it has ended or its camera was turned."""
+        """Drop a stream's memory: call it when the stream has ended or its camera was turned."""
         self._scenes.pop(stream, None)
 
-    def _look(self, request: Request) -> sv.Detections:
+    def _detect_motion(self, request: Request) -> sv.Detections:
         image = request.image
         scene = self._scenes.get(request.stream)
         if scene is None or scene.shape != image.shape:
-            scene = self._scenes[request.stream] = _SceneModel(image.shape, self._memory)
-        boxes, confidence = scene.look(image)
-        kept = confidence >= DOUBTFUL_SHARE * self.threshold
+            scene = self._scenes[request.stream] = _SceneModel(image.shape, self._memory, self._seed)
+        boxes, confidence = scene.find_blobs(image)
+        kept = confidence >= request.least_scores(self.threshold)[0]
         class_id = np.zeros(int(kept.sum()), np.int64)
         return detections(boxes[kept], confidence[kept], class_id, request.prompt.queries)
 
 
 class _RegionSizes:
-    """How big things are where their feet stand: height = slope * y + offset, as over flat ground.
+    """Usual object size by the position of the feet: height = slope * y + offset, as over flat ground.
 
-    Fitted to the blobs that were seen whole and alone, the old ones forgotten by and by; pixels of the working size.
+    Fitted to blobs that were seen whole and alone, with exponential forgetting; pixels of the working size.
     """
 
     def __init__(self) -> None:
         self._sums = np.zeros(6)  # of 1, y, y², height, y * height, width / height
 
-    def learn(self, foot: float, width: float, height: float) -> None:
+    def learn_size(self, foot: float, width: float, height: float) -> None:
         self._sums = 0.998 * self._sums + (1, foot, foot * foot, height, foot * height, width / height)
 
-    def at(self, foot: float) -> tuple[float, float] | None:
-        """(width, height) of what usually stands at `foot`; None until enough was seen."""
+    def size_at(self, foot: float) -> tuple[float, float] | None:
+        """Usual (width, height) of an object whose feet are at `foot`; None until enough were seen."""
         weight, y, yy, h, yh, ratio = self._sums
         if weight < 20:
             return None
         mean_y, mean_h = y / weight, h / weight
         spread = yy / weight - mean_y**2
-        slope = (yh / weight - mean_y * mean_h) / (spread + 25)  # level ground as long as all stood at one place
+        slope = (yh / weight - mean_y * mean_h) / (spread + 25)  # flat where all feet were at one place
         height = max(mean_h + slope * (foot - mean_y), mean_h / 4)
         return height * ratio / weight, height
 
@@ -124,7 +126,7 @@ class _RegionSizes:
 class _SceneModel:
     """The memory of one stream."""
 
-    def __init__(self, shape: tuple[int, ...], memory: int) -> None:
+    def __init__(self, shape: tuple[int, ...], memory: int, seed: int) -> None:
         self.shape = shape
         self.surest = 0.0  # the highest confidence in the last picture
         height, width = shape[:2]
@@ -133,10 +135,10 @@ class _SceneModel:
         self._memory = memory
         self._least = max(_LEAST_SHARE * self._size[0] * self._size[1], 6.0)
         self._sizes = _RegionSizes()
-        self._seen = 0  # images so far
-        self._start()
+        self._draws = np.random.default_rng(seed)
+        self._reset_scene()
 
-    def _start(self) -> None:
+    def _reset_scene(self) -> None:
         self._past = cv2.createBackgroundSubtractorKNN(self._memory, _SQUARED_DISTANCE, True)
         self._exposure: Floats | None = None
         self._before: Bytes | None = None
@@ -144,29 +146,29 @@ class _SceneModel:
         self._stir = np.zeros(self._size[::-1], np.uint8)
         self._known = np.zeros((0, 5), np.float32)  # boxes of the picture before, and how often each was seen
 
-    def look(self, image: Bytes) -> tuple[Floats, Floats]:
+    def find_blobs(self, image: Bytes) -> tuple[Floats, Floats]:
         """Boxes (N, 4) in pixels of the image and confidences (N,)."""
         raw = cast(Bytes, cv2.resize(image, self._size, interpolation=cv2.INTER_AREA))
-        small = self._evened(raw)
-        # The subtractor draws from OpenCV's generator of the calling thread: seeded by the image's number, the result
-        # does not depend on other streams.
-        cv2.setRNGSeed(self._seen)
-        self._seen += 1
+        small = self._level_exposure(raw)
+        # The subtractor draws from OpenCV's generator of the calling thread: seeded for each picture, the result does
+        # not depend on other streams. The seeds are random, since small numbers in a row give draws that resemble one
+        # another, and the samples of the background are then replaced unevenly.
+        cv2.setRNGSeed(int(self._draws.integers(1, 2**31)))
         mask = cast(Bytes, cv2.threshold(self._past.apply(small), _SHADOW, 255, cv2.THRESH_BINARY)[1])
         if small is not raw:
-            mask[raw.max(2) >= _CLIPPED] = 0  # overexposed: what is there cannot be seen
+            mask[raw.max(2) >= _CLIPPED] = 0  # overexposed pixels carry no information
         first = self._before is None
-        self._feel(small)
+        self._mark_stirring(small)
         if first or self._is_flash(mask):
             self.surest = 0.0
             return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
-        boxes, confidence = self._judge(mask, self._blobs(mask))
+        boxes, confidence = self._rate_blobs(mask, self._find_solid(mask))
         self.surest = float(confidence.max(initial=0))
         height, width = self.shape[:2]
         limit = np.array([width, height, width, height], np.float32)
         return np.clip(boxes * (limit / np.array(self._size * 2, np.float32)), 0, limit), confidence
 
-    def _evened(self, small: Bytes) -> Bytes:
+    def _level_exposure(self, small: Bytes) -> Bytes:
         """The picture at its usual exposure: the median change of pixels against a slow average is divided out."""
         grid = np.asarray(cv2.resize(small, _GRID, interpolation=cv2.INTER_AREA), np.float32)
         if self._exposure is None:
@@ -176,8 +178,8 @@ class _SceneModel:
         self._exposure += 0.005 * (grid - self._exposure)
         return small if abs(gain - 1) < 0.02 else cast(Bytes, cv2.convertScaleAbs(small, alpha=1 / gain))
 
-    def _feel(self, small: Bytes) -> None:
-        """Remember where the picture stirred of late: what differs but never stirs is a ghost, or parked."""
+    def _mark_stirring(self, small: Bytes) -> None:
+        """Remember where the picture changed lately: foreground without change is a ghost or a parked object."""
         grey = cast(Bytes, cv2.cvtColor(small, cv2.COLOR_BGR2GRAY))
         if self._before is not None:
             _, fresh = cv2.threshold(cv2.absdiff(grey, self._before), _STIRRED, 255, cv2.THRESH_BINARY)
@@ -185,18 +187,18 @@ class _SceneModel:
         self._before = grey
 
     def _is_flash(self, mask: Bytes) -> bool:
-        """Most of the picture changed: no motion. When it stays so, the scene is another one and is learnt anew."""
-        # A picture of a few pixels shows one thing at most, which may well fill it.
+        """Whether most of the picture changed at once; if it stays so, the background is learned again."""
+        # In a picture of a few pixels one object may fill all of it.
         if mask.size < 1000 or cv2.countNonZero(mask) < _FLASH_SHARE * mask.size:
             self._flashes = 0
             return False
         self._flashes += 1
         if self._flashes >= _PATIENCE:
-            self._start()
+            self._reset_scene()
         return True
 
-    def _blobs(self, mask: Bytes) -> list[Box]:
-        """Solid things in the mask: specks removed, fragments joined, crowds cut."""
+    def _find_solid(self, mask: Bytes) -> list[Box]:
+        """Boxes of solid objects in the mask: specks removed, fragments joined, groups cut."""
         solid = cv2.morphologyEx(mask, cv2.MORPH_OPEN, _OPENING)
         joined = cv2.morphologyEx(solid, cv2.MORPH_CLOSE, _CLOSING)
         _, labels, stats, _ = cv2.connectedComponentsWithStats(joined)
@@ -206,27 +208,27 @@ class _SceneModel:
             if area < self._least / 2:
                 continue
             part = labels[y : y + height, x : x + width] == label
-            found.extend((x + x1, y + y1, x + x2, y + y2) for x1, y1, x2, y2 in self._cut(part, y + height))
-        return [box for box in _unite(found, self._sizes) if _area(box) >= self._least]
+            found.extend((x + x1, y + y1, x + x2, y + y2) for x1, y1, x2, y2 in self._cut_blob(part, y + height))
+        return [box for box in _join_pieces(found, self._sizes) if _box_area(box) >= self._least]
 
-    def _cut(self, part: npt.NDArray[np.bool_], foot: float) -> list[Box]:
-        """One blob, or the things side by side that it is made of: cut where its outline dips between two heads."""
+    def _cut_blob(self, part: npt.NDArray[np.bool_], foot: float) -> list[Box]:
+        """The blob's box, or one box for each of the objects side by side, cut where the outline dips between heads."""
         height, width = part.shape
-        usual = self._sizes.at(foot)
+        usual = self._sizes.size_at(foot)
         if usual is None or width < 1.4 * usual[0] or height > 2.2 * usual[1]:
             return [(0, 0, width, height)]
         reach = max(round(usual[0] / 3), 1) // 2 * 2 + 1
         columns = part.sum(0, dtype=np.float32)[None]
         outline = cv2.blur(columns, (reach, 1), borderType=cv2.BORDER_CONSTANT)[0]
         boxes = []
-        for left, right in pairwise([0, *_dips(outline, usual[0]), width]):
+        for left, right in pairwise([0, *_outline_dips(outline, usual[0]), width]):
             rows = np.flatnonzero(part[:, left:right].any(1))
             if len(rows):
                 boxes.append((left, int(rows[0]), right, int(rows[-1]) + 1))
         return boxes
 
-    def _judge(self, mask: Bytes, blobs: list[Box]) -> tuple[Floats, Floats]:
-        """Boxes (N, 4) of the blobs and how sure each is: solid, of usual size, seen before, stirring."""
+    def _rate_blobs(self, mask: Bytes, blobs: list[Box]) -> tuple[Floats, Floats]:
+        """Boxes (N, 4) of the blobs and confidences (N,): solid, of usual size, seen before, moving."""
         boxes = np.array(blobs, np.float32).reshape(-1, 4)
         overlap = ious(boxes, self._known[:, :4])
         confidence = np.zeros(len(boxes), np.float32)
@@ -239,18 +241,18 @@ class _SceneModel:
             area = max(cv2.countNonZero(inside), 1)
             stirring = cv2.countNonZero(cv2.bitwise_and(self._stir[y1:y2, x1:x2], inside)) / area
             solid = min(1.0, area / (0.4 * width * height))
-            usual = self._sizes.at(y2)
+            usual = self._sizes.size_at(y2)
             grown = 1.0 if usual is None else min(1.0, 1.6 * height / usual[1])
             steady = min(1.0, 0.4 + 0.2 * seen[index])
             confidence[index] = 0.98 * solid * grown**2 * min(1.0, stirring / 0.25) * steady
             whole = x1 > 0 and y1 > 0 and x2 < mask.shape[1] and y2 < mask.shape[0]
             if seen[index] > 5 and solid == 1.0 and whole and 0.15 < width / height < 6:
-                self._sizes.learn(y2, width, height)
+                self._sizes.learn_size(y2, width, height)
         self._known = np.column_stack([boxes, seen]).astype(np.float32)
         return boxes, confidence
 
 
-def _dips(outline: Floats, width: float) -> list[int]:
+def _outline_dips(outline: Floats, width: float) -> list[int]:
     """Columns at which to cut: lower than 0.7 of the peaks on both sides, and far enough from one another."""
     cuts: list[int] = []
     peak = low = 0
@@ -267,13 +269,13 @@ def _dips(outline: Floats, width: float) -> list[int]:
     return cuts
 
 
-def _unite(boxes: list[Box], sizes: _RegionSizes) -> list[Box]:
-    """Join pieces that stand over one another and together are no taller than one thing."""
+def _join_pieces(boxes: list[Box], sizes: _RegionSizes) -> list[Box]:
+    """Join pieces above one another that together are no taller than one object."""
     boxes = sorted(boxes, key=lambda box: -box[3])
     done: list[Box] = []
     while boxes:
         x1, y1, x2, y2 = boxes.pop(0)
-        usual = sizes.at(y2)
+        usual = sizes.size_at(y2)
         room = usual[1] if usual else 1.5 * (y2 - y1)
         for other in list(boxes):
             shared = min(x2, other[2]) - max(x1, other[0])
@@ -288,7 +290,7 @@ def _unite(boxes: list[Box], sizes: _RegionSizes) -> list[Box]:
     return done
 
 
-def _area(box: Box) -> int:
+def _box_area(box: Box) -> int:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 

@@ -19,11 +19,15 @@ def box_ious(first: Boxes, second: Boxes) -> Shares:
     return both
 
 
-def box_containment(first: Boxes, second: Boxes) -> Shares:
-    """Intersection over the smaller box of each (N, 4) with each (M, 4): (N, M); 1 where one lies inside the other."""
-    shared, area, other = _intersections(first, second)
-    part: Shares = shared / np.maximum(np.minimum(area[:, None], other), 1e-12)
-    return part
+def overlaps_among(boxes: Boxes) -> tuple[Shares, Shares] | None:
+    """IoU of the boxes (N, 4) with one another, and intersection over the smaller box, 1 where one lies inside the
+    other: (N, N) each, 0 for boxes without area; None where no two overlap."""
+    shared, area, _ = _intersections(boxes, boxes)
+    if np.count_nonzero(shared) == np.count_nonzero(shared.diagonal()):
+        return None
+    ious: Shares = shared / np.maximum(area[:, None] + area - shared, 1e-12)
+    parts: Shares = shared / np.maximum(np.minimum(area[:, None], area), 1e-12)
+    return ious, parts
 
 
 def _intersections(first: Boxes, second: Boxes) -> tuple[Shares, Shares, Shares]:

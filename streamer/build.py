@@ -75,7 +75,7 @@ async def open_pipeline(
     async with DecodePool() if decode_pool is None else nullcontext(decode_pool) as pool:
         own_sources = {} if sources is None else sources
         opener = source_opener(own_sources, pool, start_time_ns=start_time_ns, strict=strict)
-        sections = open_sections(opener, config.streams)
+        sections = await open_sections(opener, config.streams)
         check_parts(config)
         pool.start_workers()
         used_detector = load_detector(config.detector) if detector is None else detector

@@ -75,8 +75,8 @@ class BoxMasks:
 class WithMasks:
     """A `Detector` whose boxes get masks: those of the queries named in `only`, or all.
 
-    The masks travel with the boxes: trackers keep them with the rows, renderers draw them. It looks at every frame
-    that has boxes, so it costs an image encoder for each.
+    Masks stay with their boxes: trackers keep them with the rows, renderers draw them. Every frame with boxes costs one
+    pass of SAM's image encoder.
     """
 
     def __init__(self, detector: Detector, masks: BoxMasks, only: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""`python -m detectors.glamm.check FOLDER`: is this GLaMM the released one, number by number?
+"""`python -m detectors.glamm.check FOLDER`: comparison of this GLaMM with the released one, stage by stage.
 
 FOLDER holds reference tensors of a GLaMM of any size (`weights.safetensors`, `io.safetensors`, `config.json`), or
 prompts (`prompts.json` with a sentencepiece model), or metrics (`metrics.json`). Prints a line for each stage and
@@ -47,7 +47,7 @@ class UnusableFolder(DetectorError, ValueError):
 
 @dataclass(frozen=True)
 class CheckRow:
-    """How far one quantity of one stage is from the reference: the largest error and what is allowed."""
+    """Error of one quantity of one stage against the reference, and its tolerance."""
 
     stage: str
     what: str
@@ -103,67 +103,69 @@ class _ModelCheck:
         self.seen: dict[str, Tensor] = {}
 
     def rows(self) -> Iterator[CheckRow]:
-        yield from self._preprocessing()
-        yield from self._generated()
+        yield from self._check_preprocessing()
+        yield from self._check_generated()
         if "tf_input_ids" in self.io:
-            yield from self._forced()
+            yield from self._check_forced()
 
-    def _compare(self, stage: str, reference: str, ours: Tensor, tolerance: float = NETWORK) -> Iterator[CheckRow]:
+    def _compare_tensor(
+        self, stage: str, reference: str, ours: Tensor, tolerance: float = NETWORK
+    ) -> Iterator[CheckRow]:
         """One row, or none where the reference does not hold that tensor."""
         if reference in self.io:
             yield CheckRow(stage, reference, relative_error(ours, self.io[reference]), tolerance)
 
-    def _preprocessing(self) -> Iterator[CheckRow]:
+    def _check_preprocessing(self) -> Iterator[CheckRow]:
         if "raw_image" not in self.io:
             return
         image = self.io["raw_image"].numpy()
         side = self.config.sam.image_size
         ours = clip_pixels(image, self.config.clip_vision.image_size)[None]
-        yield from self._compare("preprocessing", "global_enc_image", ours, PIXELS)
-        yield from self._compare("preprocessing", "grounding_enc_image", sam_pixels(image, side)[None], EXACT)
+        yield from self._compare_tensor("preprocessing", "global_enc_image", ours, PIXELS)
+        yield from self._compare_tensor("preprocessing", "grounding_enc_image", sam_pixels(image, side)[None], EXACT)
         size = torch.tensor(inner_size(image.shape[0], image.shape[1], side))
-        yield from self._compare("preprocessing", "resize_hw", size, EXACT)
+        yield from self._compare_tensor("preprocessing", "resize_hw", size, EXACT)
 
-    def _given(self, values: Tensor) -> Tensor:
+    def _as_input(self, values: Tensor) -> Tensor:
         """An input as the model takes it."""
         return values.to(self.model.device, self.model.dtype)
 
-    def _boxes(self, prefix: str) -> list[Tensor]:
+    def _read_boxes(self, prefix: str) -> list[Tensor]:
         found: list[Tensor] = []
         while (name := f"{prefix}_bboxes_{len(found)}") in self.io:
             found.append(self.io[name])
         return found
 
-    def _look(self, prefix: str, pixels: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    def _encode_batch(self, prefix: str, pixels: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """Patches and regions of a batch of images; what lies between is kept in `seen`."""
-        model, boxes = self.model, self._boxes(prefix)
-        with _watching(model, self.seen):
-            features = model.see(self._given(pixels))
+        model, boxes = self.model, self._read_boxes(prefix)
+        with _WatchedModules(model, self.seen):
+            features = model.encode_images(self._as_input(pixels))
             if not boxes:
                 return features.patches, [None] * len(pixels)
             return features.patches, list(model.regions(model.region_encoder.pyramid(features.levels), boxes))
 
-    def _vision(
+    def _check_vision(
         self, prefix: str, pixels: Tensor, patches: Tensor, regions: Iterable[Tensor | None]
     ) -> Iterator[CheckRow]:
-        states = self.model.clip(self._given(pixels), output_hidden_states=True).hidden_states
+        states = self.model.clip(self._as_input(pixels), output_hidden_states=True).hidden_states
         for index, state in enumerate(states):
-            yield from self._compare("clip", f"{prefix}_clip_hidden_state_{index}", state)
+            yield from self._compare_tensor("clip", f"{prefix}_clip_hidden_state_{index}", state)
             if index == self.config.clip_vision.select_layer % (self.config.clip_vision.num_hidden_layers + 1):
-                yield from self._compare("clip", f"{prefix}_clip_selected", state[:, 1:])
-        yield from self._compare("projector", f"{prefix}_projector_output", patches)
+                yield from self._compare_tensor("clip", f"{prefix}_clip_selected", state[:, 1:])
+        yield from self._compare_tensor("projector", f"{prefix}_projector_output", patches)
         for index, rows in enumerate(regions):
             if rows is not None:
-                yield from self._compare("regions", f"{prefix}_region_features_{index}", rows)
+                yield from self._compare_tensor("regions", f"{prefix}_region_features_{index}", rows)
         for name, tensor in self.seen.items():
             if name.startswith("region_"):
-                yield from self._compare("regions", f"{prefix}_{name}", tensor)
-        if boxes := self._boxes(prefix):
+                yield from self._compare_tensor("regions", f"{prefix}_{name}", tensor)
+        if boxes := self._read_boxes(prefix):
             base = self.config.region_encoder.roi_base_size
             rois = [torch.cat([torch.full((len(rows), 1), i), rows * base], 1) for i, rows in enumerate(boxes)]
-            yield from self._compare("regions", f"{prefix}_region_rois", torch.cat(rois))
+            yield from self._compare_tensor("regions", f"{prefix}_region_rois", torch.cat(rois))
 
-    def _words(self, prefix: str, hidden: Tensor, kept: Tensor) -> Iterator[CheckRow]:
+    def _check_words(self, prefix: str, hidden: Tensor, kept: Tensor) -> Iterator[CheckRow]:
         """Hidden states and what follows from them; `kept` (B, L) is false where a row is padding."""
         for name, tensor in (
             ("llm_last_hidden", hidden),
@@ -174,42 +176,44 @@ class _ModelCheck:
                 error = relative_error(tensor[kept], self.io[reference][kept])
                 yield CheckRow("language model", reference, error, NETWORK)
 
-    def _generated(self) -> Iterator[CheckRow]:
+    def _check_generated(self) -> Iterator[CheckRow]:
         io, model = self.io, self.model
         prompt, output = io["gen_input_ids"][0], io["gen_output_ids"][0]
-        patches, regions = self._look("gen", io["global_enc_image"])
-        yield from self._vision("gen", io["global_enc_image"], patches, regions)
+        patches, regions = self._encode_batch("gen", io["global_enc_image"])
+        yield from self._check_vision("gen", io["global_enc_image"], patches, regions)
         row = model.embed(output[:-1], patches[0], regions[0])
-        yield from self._compare("language model", "gen_inputs_embeds", row[None])
+        yield from self._compare_tensor("language model", "gen_inputs_embeds", row[None])
         hidden = model(row[None])
-        yield from self._words("gen", hidden, torch.ones(hidden.shape[:2], dtype=torch.bool))
+        yield from self._check_words("gen", hidden, torch.ones(hidden.shape[:2], dtype=torch.bool))
 
         places = mask_places(output, self.config.tokens.seg, patches.shape[1])
-        yield from self._compare("mask vectors", "gen_seg_positions", places, EXACT)
+        yield from self._compare_tensor("mask vectors", "gen_seg_positions", places, EXACT)
         states = hidden[0, places]
         yield from self._mask_vectors("gen", states)
         yield from self._image_embedding("gen")
-        yield from self._masks("gen", 0, states)
-        yield from self._answers(prompt, output[len(prompt) :], patches[0], regions[0])
+        yield from self._check_masks("gen", 0, states)
+        yield from self._check_answers(prompt, output[len(prompt) :], patches[0], regions[0])
 
-    def _answers(self, prompt: Tensor, expected: Tensor, patches: Tensor, regions: Tensor | None) -> Iterator[CheckRow]:
+    def _check_answers(
+        self, prompt: Tensor, expected: Tensor, patches: Tensor, regions: Tensor | None
+    ) -> Iterator[CheckRow]:
         """The same answer without memory, with memory, and in a batch with a row of another length."""
         model, count = self.model, len(expected)
         yield CheckRow(
             "generation",
             "ids, no cache",
-            mismatches(self._plain_answer(prompt, patches, regions, count), expected),
+            count_mismatches(self._plain_answer(prompt, patches, regions, count), expected),
             EXACT,
         )
         row = model.embed(prompt, patches, regions)
         shared = len(row) - len(prompt) // 2
-        (memory,) = model.remember(row[None, :shared])
+        (memory,) = model.read_opening(row[None, :shared])
         (alone,) = model.generate([ChatTurn(memory, row[shared:])], count)
-        yield CheckRow("generation", "ids, cache, batch 1", mismatches(alone.ids, expected), EXACT)
-        yield from self._compare("generation", "gen_step_logits", model.llm.lm_head(alone.states))
+        yield CheckRow("generation", "ids, cache, batch 1", count_mismatches(alone.ids, expected), EXACT)
+        yield from self._compare_tensor("generation", "gen_step_logits", model.llm.lm_head(alone.states))
         longer = torch.cat([row[shared:], row[shared:]])
         rows = model.generate([ChatTurn(memory, row[shared:]), ChatTurn(memory, longer)], count)
-        yield CheckRow("generation", "ids, cache, batch 2", mismatches(rows[0].ids, expected), EXACT)
+        yield CheckRow("generation", "ids, cache, batch 2", count_mismatches(rows[0].ids, expected), EXACT)
         seen = alone.states[alone.ids == self.config.tokens.seg]
         # the reference begins with those of the prompt, which a conversation's earlier answers may hold
         reference = self.io["gen_seg_hidden"][len(self.io["gen_seg_hidden"]) - len(seen) :]
@@ -222,70 +226,70 @@ class _ModelCheck:
             new.append(self.model.llm.lm_head(self.model(row[None])[:, -1]).argmax(-1).cpu())
         return torch.cat(new)
 
-    def _forced(self) -> Iterator[CheckRow]:
+    def _check_forced(self) -> Iterator[CheckRow]:
         io, model = self.io, self.model
         ids, attention = io["tf_input_ids"], io["tf_attention_mask"]
         pixels = io.get("tf_global_enc_images", io["global_enc_image"].expand(len(ids), -1, -1, -1))
-        patches, regions = self._look("tf", pixels)
-        yield from self._vision("tf", pixels, patches, regions)
+        patches, regions = self._encode_batch("tf", pixels)
+        yield from self._check_vision("tf", pixels, patches, regions)
         rows = torch.stack([model.embed(*row) for row in zip(ids, patches, regions, strict=True)])
         front = attention.new_ones(len(ids), patches.shape[1] - 1)
         extended = torch.cat([front, attention], dim=1)
-        yield from self._compare("language model", "tf_inputs_embeds", rows)
-        yield from self._compare("language model", "tf_llm_attention_mask", extended, EXACT)
+        yield from self._compare_tensor("language model", "tf_inputs_embeds", rows)
+        yield from self._compare_tensor("language model", "tf_llm_attention_mask", extended, EXACT)
         hidden = model(rows, extended.to(model.device))
-        yield from self._words("tf", hidden, extended.bool())
+        yield from self._check_words("tf", hidden, extended.bool())
 
         places = [mask_places(row, self.config.tokens.seg, patches.shape[1]) for row in ids]
         marked = torch.zeros_like(extended, dtype=torch.bool)
         for row, where in zip(marked, places, strict=True):
             row[where] = True
-        yield from self._compare("mask vectors", "tf_seg_mask", marked, EXACT)
+        yield from self._compare_tensor("mask vectors", "tf_seg_mask", marked, EXACT)
         states = [row[where] for row, where in zip(hidden, places, strict=True)]
         yield from self._mask_vectors("tf", torch.cat(states))
         yield from self._image_embedding("tf")
         groups = states if "tf_low_res_masks_1" in io else [torch.cat(states)]
         masks = []
         for image, group in enumerate(groups):
-            yield from self._masks("tf", image, group)
-            masks.append(self._final_masks(self._embedding(), group))
-        yield from self._losses(hidden, ids, masks)
+            yield from self._check_masks("tf", image, group)
+            masks.append(self._final_masks(self._sam_embedding(), group))
+        yield from self._check_losses(hidden, ids, masks)
 
     def _mask_vectors(self, prefix: str, states: Tensor) -> Iterator[CheckRow]:
-        yield from self._compare("mask vectors", f"{prefix}_seg_hidden", states)
-        yield from self._compare("mask vectors", f"{prefix}_seg_projected", self.model.mask_projector(states))
+        yield from self._compare_tensor("mask vectors", f"{prefix}_seg_hidden", states)
+        yield from self._compare_tensor("mask vectors", f"{prefix}_seg_projected", self.model.mask_projector(states))
 
-    def _embedding(self) -> Tensor:
-        embedding: Tensor = self.model.sam.get_image_embeddings(self._given(self.io["grounding_enc_image"]))
+    def _sam_embedding(self) -> Tensor:
+        embedding: Tensor = self.model.sam.get_image_embeddings(self._as_input(self.io["grounding_enc_image"]))
         return embedding
 
     def _image_embedding(self, prefix: str) -> Iterator[CheckRow]:
-        with _watching(self.model, self.seen):
-            embedding = self._embedding()
+        with _WatchedModules(self.model, self.seen):
+            embedding = self._sam_embedding()
         for name, tensor in self.seen.items():
             if name.startswith("sam_"):
-                yield from self._compare("sam image", f"{prefix}_{name}", tensor)
-        yield from self._compare("sam image", f"{prefix}_sam_image_embedding", embedding)
+                yield from self._compare_tensor("sam image", f"{prefix}_{name}", tensor)
+        yield from self._compare_tensor("sam image", f"{prefix}_sam_image_embedding", embedding)
         positions = self.model.sam.get_image_wide_positional_embeddings()
-        yield from self._compare("sam image", f"{prefix}_sam_dense_pe", positions)
+        yield from self._compare_tensor("sam image", f"{prefix}_sam_dense_pe", positions)
 
     def _final_masks(self, embedding: Tensor, states: Tensor) -> Tensor:
         low, _ = self.model.mask_logits(embedding, states)
         inner, original = (tuple(self.io[name].tolist()) for name in ("resize_hw", "original_hw"))
         return resize_masks(low, self.config.sam.image_size, inner, original)
 
-    def _masks(self, prefix: str, image: int, states: Tensor) -> Iterator[CheckRow]:
-        sam, embedding = self.model.sam, self._embedding()
+    def _check_masks(self, prefix: str, image: int, states: Tensor) -> Iterator[CheckRow]:
+        sam, embedding = self.model.sam, self._sam_embedding()
         words = self.model.mask_projector(states)
         dense = sam.prompt_encoder.no_mask_embed.weight[..., None, None]
-        yield from self._compare("decoder", f"{prefix}_sparse_embeddings_{image}", words[:, None])
-        yield from self._compare("decoder", f"{prefix}_dense_embeddings_{image}", dense.expand_as(embedding))
-        with _watching(self.model, self.seen):
+        yield from self._compare_tensor("decoder", f"{prefix}_sparse_embeddings_{image}", words[:, None])
+        yield from self._compare_tensor("decoder", f"{prefix}_dense_embeddings_{image}", dense.expand_as(embedding))
+        with _WatchedModules(self.model, self.seen):
             first, iou = self.model.mask_logits(embedding, states)
         tokens = self.seen["decoder_tokens"][0]
-        yield from self._compare("decoder", f"{prefix}_decoder_tokens_{image}", tokens, MASKS)
-        yield from self._compare("decoder", f"{prefix}_low_res_masks_{image}", first[:, None], MASKS)
-        yield from self._compare("decoder", f"{prefix}_iou_pred_{image}", iou[:, None], MASKS)
+        yield from self._compare_tensor("decoder", f"{prefix}_decoder_tokens_{image}", tokens, MASKS)
+        yield from self._compare_tensor("decoder", f"{prefix}_low_res_masks_{image}", first[:, None], MASKS)
+        yield from self._compare_tensor("decoder", f"{prefix}_iou_pred_{image}", iou[:, None], MASKS)
         others, other_ious = sam.mask_decoder(
             image_embeddings=embedding,
             image_positional_embeddings=sam.get_image_wide_positional_embeddings(),
@@ -294,50 +298,50 @@ class _ModelCheck:
             multimask_output=True,
         )
         four, ious = torch.cat([first[:, None], others[0]], 1), torch.cat([iou[:, None], other_ious[0]], 1)
-        yield from self._compare("decoder", f"{prefix}_low_res_masks_all4_{image}", four, MASKS)
-        yield from self._compare("decoder", f"{prefix}_iou_pred_all4_{image}", ious, MASKS)
+        yield from self._compare_tensor("decoder", f"{prefix}_low_res_masks_all4_{image}", four, MASKS)
+        yield from self._compare_tensor("decoder", f"{prefix}_iou_pred_all4_{image}", ious, MASKS)
         masks = self._final_masks(embedding, states)
-        yield from self._compare("masks", f"{prefix}_pred_masks_{image}", masks, MASKS)
+        yield from self._compare_tensor("masks", f"{prefix}_pred_masks_{image}", masks, MASKS)
         if (reference := f"{prefix}_pred_masks_bool_{image}") in self.io:
             wrong = ((masks > 0).cpu() != self.io[reference]).float().mean()
             yield CheckRow("masks", f"{reference}, share of pixels", float(wrong), FLIPPED)
 
-    def _losses(self, hidden: Tensor, ids: Tensor, masks: list[Tensor]) -> Iterator[CheckRow]:
+    def _check_losses(self, hidden: Tensor, ids: Tensor, masks: list[Tensor]) -> Iterator[CheckRow]:
         if "tf_labels" not in self.io:
             return
         patches = self.config.clip_vision.num_patches
         labels = torch.stack([expand_labels(*row, patches) for row in zip(self.io["tf_labels"], ids, strict=True)])
         logits, masks = self.model.llm.lm_head(hidden).cpu(), [rows.cpu() for rows in masks]
-        yield from self._compare("losses", "tf_loss", word_loss(logits, labels))
+        yield from self._compare_tensor("losses", "tf_loss", word_loss(logits, labels))
         targets = [self.io[f"train_gt_masks_{i}"] for i in range(len(masks)) if f"train_gt_masks_{i}" in self.io]
         if len(targets) == len(masks):
             ours = losses(logits, labels, masks, targets)
-            yield from self._compare("losses", "train_ce_loss", ours.words)
-            yield from self._compare("losses", "train_mask_bce_loss", ours.bce)
-            yield from self._compare("losses", "train_mask_dice_loss", ours.dice)
-            yield from self._compare("losses", "train_mask_loss", ours.masks)
-            yield from self._compare("losses", "train_loss", ours.total)
+            yield from self._compare_tensor("losses", "train_ce_loss", ours.words)
+            yield from self._compare_tensor("losses", "train_mask_bce_loss", ours.bce)
+            yield from self._compare_tensor("losses", "train_mask_dice_loss", ours.dice)
+            yield from self._compare_tensor("losses", "train_mask_loss", ours.masks)
+            yield from self._compare_tensor("losses", "train_loss", ours.total)
 
 
-class _watching:
+class _WatchedModules:
     """While open, keeps what passes inside the networks under the names of the reference."""
 
     def __init__(self, model: GlammModel, seen: dict[str, Tensor]) -> None:
         self._seen = seen
         fuse, roi, sam = model.region_encoder.fuse, model.region_encoder.roi, model.sam
         self._handles = [
-            self._outputs(fuse.input_conv[level], f"region_level_{level}_input_conv")
+            self._watch_outputs(fuse.input_conv[level], f"region_level_{level}_input_conv")
             for level in range(len(fuse.input_conv))
         ]
         self._handles += [
             fuse.register_forward_hook(self._keep_levels),
-            *(self._inputs(conv, f"region_roi_feats_{level}") for level, conv in enumerate(roi.pconvs)),
-            self._inputs(roi.flatten_linear, "region_flat_after_relu"),
-            self._outputs(roi.flatten_linear, "region_flatten_linear"),
-            self._outputs(roi.pos_embedd, "region_pos_embed"),
-            self._outputs(sam.vision_encoder.patch_embed, "sam_patch_embed"),
-            *(self._outputs(layer, f"sam_block_{i}") for i, layer in enumerate(sam.vision_encoder.layers)),
-            self._outputs(sam.mask_decoder.transformer, "decoder_tokens"),
+            *(self._watch_inputs(conv, f"region_roi_feats_{level}") for level, conv in enumerate(roi.pconvs)),
+            self._watch_inputs(roi.flatten_linear, "region_flat_after_relu"),
+            self._watch_outputs(roi.flatten_linear, "region_flatten_linear"),
+            self._watch_outputs(roi.pos_embedd, "region_pos_embed"),
+            self._watch_outputs(sam.vision_encoder.patch_embed, "sam_patch_embed"),
+            *(self._watch_outputs(layer, f"sam_block_{i}") for i, layer in enumerate(sam.vision_encoder.layers)),
+            self._watch_outputs(sam.mask_decoder.transformer, "decoder_tokens"),
         ]
 
     def __enter__(self) -> None:
@@ -347,13 +351,13 @@ class _watching:
         for handle in self._handles:
             handle.remove()
 
-    def _outputs(self, module: nn.Module, name: str) -> Any:
+    def _watch_outputs(self, module: nn.Module, name: str) -> Any:
         def keep(_: nn.Module, inputs: object, output: Any) -> None:
             self._seen[name] = output[0] if isinstance(output, tuple) else output
 
         return module.register_forward_hook(keep)
 
-    def _inputs(self, module: nn.Module, name: str) -> Any:
+    def _watch_inputs(self, module: nn.Module, name: str) -> Any:
         def keep(_: nn.Module, inputs: Any, output: object) -> None:
             self._seen[name] = inputs[0]
 
@@ -375,7 +379,7 @@ def relative_error(ours: Tensor, reference: Tensor) -> float:
     return float(difference / reference.double().abs().max().clamp(min=torch.finfo(torch.float32).tiny))
 
 
-def mismatches(ours: Tensor, reference: Tensor) -> float:
+def count_mismatches(ours: Tensor, reference: Tensor) -> float:
     """How many ids differ; infinite where the lengths do."""
     return float((ours.cpu() != reference).sum()) if ours.shape == reference.shape else float("inf")
 

@@ -57,7 +57,7 @@ _CLIP_TEXT = ("text_model.", "text_projection.", "visual_projection.", "logit_sc
 
 
 def model_names(official: str) -> tuple[str, ...]:
-    """Where a released tensor belongs in `GlammModel`: usually one name, none for what is derived or unused.
+    """Names in `GlammModel` of a released tensor: usually one, none for derived or unused tensors.
 
     `inv_freq` and `position_ids` were written by old transformers and are computed here; the text half of CLIP is
     not part of GLaMM.

@@ -49,18 +49,20 @@ def word_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def losses(logits: Tensor, labels: Tensor, masks: Sequence[Tensor], targets: Sequence[Tensor]) -> GlammLosses:
     """`masks[i]` are mask logits (K_i, H_i, W_i) of image i, `targets[i]` 0 or 1 of the same shape."""
     count = sum(len(rows) for rows in masks) + _MASK_EPSILON
-    bce = sum((_bce(rows, target.float()).sum() for rows, target in zip(masks, targets, strict=True)), torch.zeros(()))
+    bce = sum(
+        (_bce_loss(rows, target.float()).sum() for rows, target in zip(masks, targets, strict=True)), torch.zeros(())
+    )
     dice = sum(
-        (_dice(rows, target.float()).sum() for rows, target in zip(masks, targets, strict=True)), torch.zeros(())
+        (_dice_loss(rows, target.float()).sum() for rows, target in zip(masks, targets, strict=True)), torch.zeros(())
     )
     return GlammLosses(CE_WEIGHT * word_loss(logits, labels), BCE_WEIGHT * bce / count, DICE_WEIGHT * dice / count)
 
 
-def _bce(logits: Tensor, target: Tensor) -> Tensor:
+def _bce_loss(logits: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).mean(1)
 
 
-def _dice(logits: Tensor, target: Tensor) -> Tensor:
+def _dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     mask, target = logits.sigmoid().flatten(1), target.flatten(1)
     overlap = 2 * (mask / _DICE_SCALE * target).sum(1)
     area = (mask / _DICE_SCALE).sum(1) + (target / _DICE_SCALE).sum(1)

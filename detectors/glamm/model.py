@@ -19,12 +19,12 @@ from detectors.glamm.region import RegionEncoder, layer_indices
 from detectors.glamm.sam import build_sam, decode_words
 
 KeysValues = list[tuple[Tensor, Tensor]]
-"""What one row of the language model remembers, for each layer: two tensors (1, heads, length, width)."""
+"""Keys and values of one row for each layer: two tensors (1, heads, length, width)."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
-    """What CLIP sees in a batch of images: `patches` (B, N, D) for the words, `levels` (B, C, g, g) for the regions."""
+    """CLIP features of a batch of images: `patches` (B, N, D) for the words, `levels` (B, C, g, g) for the regions."""
 
     patches: Tensor
     levels: list[Tensor]
@@ -40,7 +40,7 @@ class ModelAnswer:
 
 @dataclass(frozen=True, eq=False)
 class ChatTurn:
-    """One row for the language model: what it remembers already, and what it reads next, (L, D) embeddings."""
+    """One row for the language model: its keys and values so far, and the next (L, D) embeddings."""
 
     memory: KeysValues
     embeddings: Tensor
@@ -84,7 +84,7 @@ class GlammModel(nn.Module):
 
     # what the image says
 
-    def see(self, pixels: Tensor) -> ImageFeatures:
+    def encode_images(self, pixels: Tensor) -> ImageFeatures:
         """CLIP's view of (B, 3, S, S), without its last layer and final norm, which GLaMM never used."""
         states = self.clip(pixels.to(self.dtype), output_hidden_states=True).hidden_states
         patches = self.projector(states[self.config.clip_vision.select_layer][:, 1:])
@@ -128,8 +128,8 @@ class GlammModel(nn.Module):
         states: Tensor = self.llm.model(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False)[0]
         return states
 
-    def remember(self, embeddings: Tensor) -> list[KeysValues]:
-        """Read the beginning that several questions share: (B, L, D) -> one memory for each row."""
+    def read_opening(self, embeddings: Tensor) -> list[KeysValues]:
+        """Read the opening shared by several questions: (B, L, D) -> keys and values of each row."""
         cache = self.llm.model(inputs_embeds=embeddings, use_cache=True).past_key_values
         return [
             [(keys[row : row + 1], values[row : row + 1]) for keys, values, *_ in cache]
@@ -137,7 +137,7 @@ class GlammModel(nn.Module):
         ]
 
     def read(self, turns: Sequence[ChatTurn]) -> list[Tensor]:
-        """Final hidden states (L_i, D) of what each turn reads, all turns in one pass. Memories have one length."""
+        """Final hidden states (L_i, D) of each turn, all turns in one pass. Memories have one length."""
         reader = _LayerReader(self.llm.model, turns)
         states = reader.read(reader.padded)
         return [row[pad:] for row, pad in zip(states, reader.padding, strict=True)]
@@ -158,7 +158,7 @@ class GlammModel(nn.Module):
                 break
             state = reader.read(self.llm.model.embed_tokens(chosen)[:, None])[:, -1]
         return [
-            _until(eos, row, row_states)
+            _cut_answer(eos, row, row_states)
             for row, row_states in zip(torch.stack(ids, 1), torch.stack(states, 1), strict=True)
         ]
 
@@ -180,7 +180,9 @@ class _LayerReader:
         self._llama = llama
         self._past = past.pop()
         self.padding = [max(lengths) - length for length in lengths]
-        self.padded = torch.stack([_pad(turn.embeddings, pad) for turn, pad in zip(turns, self.padding, strict=True)])
+        self.padded = torch.stack(
+            [_pad_rows(turn.embeddings, pad) for turn, pad in zip(turns, self.padding, strict=True)]
+        )
         device = self.padded.device
         pads = torch.tensor(self.padding, device=device)[:, None]
         steps = torch.arange(max(lengths), device=device)
@@ -207,11 +209,11 @@ class _LayerReader:
         return states
 
 
-def _pad(rows: Tensor, count: int) -> Tensor:
+def _pad_rows(rows: Tensor, count: int) -> Tensor:
     return torch.cat([rows.new_zeros(count, rows.shape[1]), rows])
 
 
-def _until(eos: int, ids: Tensor, states: Tensor) -> ModelAnswer:
+def _cut_answer(eos: int, ids: Tensor, states: Tensor) -> ModelAnswer:
     ends = (ids == eos).nonzero()
     length = int(ends[0]) + 1 if len(ends) else len(ids)
     return ModelAnswer(ids[:length], states[:length])

@@ -57,7 +57,7 @@ def parse(answer: str, by_order: bool = False) -> ParsedAnswer:
         before = [k for k, match in enumerate(found) if match.end() <= place]
         owner = number if by_order and number < len(found) else None
         owners.append(owner if by_order else before[-1] if before else None)
-    text, origin = _plain(answer)
+    text, origin = _plain_text(answer)
     result = []
     for k, match in enumerate(found):
         inside = [i for i, place in enumerate(origin) if match.start() <= place < match.end() and text[i] != " "]
@@ -67,7 +67,7 @@ def parse(answer: str, by_order: bool = False) -> ParsedAnswer:
     return ParsedAnswer(text, tuple(result), len(places))
 
 
-def _plain(answer: str) -> tuple[str, list[int]]:
+def _plain_text(answer: str) -> tuple[str, list[int]]:
     """The caption, and for each of its characters the place in the answer that it came from."""
     kept = [True] * len(answer)
     for match in _MARK.finditer(answer):

@@ -20,17 +20,17 @@ SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
 
 
-def _pillow(rgb: Picture) -> Image:
+def _resize_pillow(rgb: Picture) -> Image:
     from PIL import Image
 
     return Image.fromarray(np.ascontiguousarray(rgb))
 
 
-def _tensor(image: Image) -> Tensor:
+def _to_tensor(image: Image) -> Tensor:
     return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)
 
 
-def _normalise(values: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def _normalise_pixels(values: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     return (values - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
@@ -46,9 +46,9 @@ def clip_pixels(rgb: Picture, side: int) -> Tensor:
     short, long = sorted((height, width))
     length = int(side * long / short)
     size = (side, length) if width <= height else (length, side)
-    image = _pillow(rgb).resize(size, Image.Resampling.BICUBIC)
+    image = _resize_pillow(rgb).resize(size, Image.Resampling.BICUBIC)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
-    return _normalise(_tensor(image.crop((left, top, left + side, top + side))) / 255, CLIP_MEAN, CLIP_STD)
+    return _normalise_pixels(_to_tensor(image.crop((left, top, left + side, top + side))) / 255, CLIP_MEAN, CLIP_STD)
 
 
 def inner_size(height: int, width: int, side: int) -> tuple[int, int]:
@@ -62,7 +62,7 @@ def sam_pixels(rgb: Picture, side: int) -> Tensor:
     from PIL import Image
 
     height, width = inner_size(rgb.shape[0], rgb.shape[1], side)
-    image = _pillow(rgb).resize((width, height), Image.Resampling.BILINEAR)
+    image = _resize_pillow(rgb).resize((width, height), Image.Resampling.BILINEAR)
     padded = torch.zeros(3, side, side)
-    padded[:, :height, :width] = _normalise(_tensor(image), SAM_MEAN, SAM_STD)
+    padded[:, :height, :width] = _normalise_pixels(_to_tensor(image), SAM_MEAN, SAM_STD)
     return padded

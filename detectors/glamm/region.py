@@ -75,11 +75,11 @@ class LevelFusion(nn.Module):
         """Each (B, C, h, w), largest first -> the same shapes."""
         maps = [conv(_with_coordinates(level)) for conv, level in zip(self.input_conv, levels, strict=True)]
         for conv in self.fuse_convs:
-            maps = [conv(self._exchange(maps, level)) for level in range(len(maps))]
+            maps = [conv(self._exchange_channels(maps, level)) for level in range(len(maps))]
         return maps
 
     @staticmethod
-    def _exchange(maps: Sequence[Tensor], level: int) -> Tensor:
+    def _exchange_channels(maps: Sequence[Tensor], level: int) -> Tensor:
         own, size = maps[level], maps[level].shape[-2:]
         above, below = maps[min(level + 1, len(maps) - 1)], maps[max(level - 1, 0)]
         half, quarter = own.shape[1] // 2, own.shape[1] // 4
@@ -125,13 +125,13 @@ class RegionPooling(nn.Module):
         # the product is rounded to the model's precision, as in the released run
         scaled = torch.split(together * self.base_size, [len(rows) for rows in boxes])
         pooled = sum(
-            conv(torch.cat([self._pool(level[i], rows, stride) for i, rows in enumerate(scaled)]).to(level.dtype))
+            conv(torch.cat([self._pool_boxes(level[i], rows, stride) for i, rows in enumerate(scaled)]).to(level.dtype))
             for conv, level, stride in zip(self.pconvs, maps, self.strides, strict=True)
         )
         region: Tensor = self.updims(self.flatten_linear(F.relu(pooled).flatten(1)) + self.pos_embedd(together))
         return region
 
-    def _pool(self, level: Tensor, boxes: Tensor, stride: float) -> Tensor:
+    def _pool_boxes(self, level: Tensor, boxes: Tensor, stride: float) -> Tensor:
         return roi_align(level, boxes, 1 / stride, self.bins, self.samples)
 
 

@@ -53,12 +53,12 @@ def decode_words(sam: transformers.SamModel, embedding: Tensor, words: Tensor) -
 
     Shapes: embedding (1, C, g, g), words (K, C) -> mask logits (K, 4g, 4g) and predicted IoU (K,), float32.
     """
-    return _decode(sam, embedding, words[None, :, None])
+    return _decode_prompts(sam, embedding, words[None, :, None])
 
 
 def decode_boxes(sam: transformers.SamModel, embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """One mask for each box (K, 4), xyxy in pixels of the model's own input; shapes as in `decode_words`."""
-    return _decode(sam, embedding, _embed_boxes(sam, boxes)[None].to(embedding.dtype))
+    return _decode_prompts(sam, embedding, _embed_boxes(sam, boxes)[None].to(embedding.dtype))
 
 
 def _embed_boxes(sam: transformers.SamModel, boxes: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def _embed_boxes(sam: transformers.SamModel, boxes: Tensor) -> Tensor:
     return torch.cat([phases.sin(), phases.cos()], dim=-1) + kinds
 
 
-def _decode(sam: transformers.SamModel, embedding: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
+def _decode_prompts(sam: transformers.SamModel, embedding: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
     """`sparse` is (1, K, tokens, C). Of the four masks it takes token 0, the one for an unambiguous prompt."""
     if sparse.shape[1] == 0:
         side = 4 * embedding.shape[-1]

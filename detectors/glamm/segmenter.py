@@ -1,4 +1,4 @@
-"""GLaMM for use: pictures and words in, masks and words out."""
+"""GLaMM segmenter: pictures and words in, masks and words out."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class ImageError(DetectorError, ValueError):
 
 
 class EncodedImage:
-    """One picture as GLaMM has seen it, so that several questions about it pay for seeing it once.
+    """One encoded picture, shared by several questions about it.
 
-    What only some questions need, SAM's view and the pyramid for regions, is computed when first asked for.
+    Parts that only some questions need, SAM's embedding and the region pyramid, are computed on first use.
     """
 
     def __init__(self, rgb: Pixels, patches: Tensor, levels: list[Tensor], memory: KeysValues) -> None:
@@ -98,7 +98,7 @@ class Glamm:
         that takes before it is taken. Raises `WeightsError` when the weights are missing, wrong or too large.
         """
         place = choose_device(device)
-        torch_dtype = _dtype(dtype, place)
+        torch_dtype = _choose_dtype(dtype, place)
         if bits not in (None, 8, 4):
             raise PromptError(f"the language model can be stored in 8 or 4 bits, not {bits}")
         folder = weights.find(model, clip)
@@ -111,13 +111,13 @@ class Glamm:
         return cls(weights.load(folder, place, torch_dtype, bits), tokenizer, name=Path(model).name)
 
     @torch.inference_mode()
-    def look(self, images: Sequence[Image]) -> list[EncodedImage]:
-        """See several pictures together; pictures already seen are passed on."""
+    def encode_images(self, images: Sequence[Image]) -> list[EncodedImage]:
+        """Encode several pictures together; encoded ones are passed on."""
         looks = {place: image for place, image in enumerate(images) if isinstance(image, EncodedImage)}
-        new = [(place, _rgb(image)) for place, image in enumerate(images) if not isinstance(image, EncodedImage)]
+        new = [(place, _to_rgb(image)) for place, image in enumerate(images) if not isinstance(image, EncodedImage)]
         for start in range(0, len(new), self.batch_size):
             batch = new[start : start + self.batch_size]
-            seen = self._see([rgb for _, rgb in batch])
+            seen = self._encode_new([rgb for _, rgb in batch])
             looks |= {place: look for (place, _), look in zip(batch, seen, strict=True)}
         return [looks[place] for place in range(len(images))]
 
@@ -131,8 +131,8 @@ class Glamm:
     ) -> list[sv.Detections]:
         """One `sv.Detections` with masks for each (image, phrases); `class_id` is an index into the phrases.
 
-        The answer to a referring question is known up to its mask, so it is put into the model's mouth and all
-        questions are read in one pass; the mask is then what the model would have made of exactly that answer.
+        The answer to a referring question is known up to its mask, so it is given to the model and all
+        questions are read in one pass; the mask is then the model's own for exactly that answer.
         `data["as_generated"]` says whether greedy generation would have said the same. `generate` lets the model
         answer itself: many times slower, and some phrases may get several masks or none.
         `confidence` is SAM's own estimate of each mask's IoU; phrases whose mask is empty have no row.
@@ -140,13 +140,13 @@ class Glamm:
         """
         questions = [[prompts.segment_question(phrase) for phrase in phrases] for _, phrases in requests]
         if not all(questions):
-            raise PromptError("no phrase given: name at least one thing to segment, such as 'the red car'")
-        looks = self.look([image for image, _ in requests])
+            raise PromptError("no phrase given: name at least one object to segment, such as 'the red car'")
+        looks = self.encode_images([image for image, _ in requests])
         asked = [(look, question) for look, own in zip(looks, questions, strict=True) for question in own]
         answers = iter(self._generate_answers(asked) if generate else self._force_answers(asked))
-        self._ground(looks)
+        self._embed_images(looks)
         return [
-            self._segments(look, phrases, [next(answers) for _ in phrases])
+            self._make_detections(look, phrases, [next(answers) for _ in phrases])
             for look, (_, phrases) in zip(looks, requests, strict=True)
         ]
 
@@ -156,29 +156,29 @@ class Glamm:
 
     @torch.inference_mode()
     def describe_all(self, images: Sequence[Image], question: str = prompts.DESCRIBE) -> list[GroundedText]:
-        looks = self.look(images)
-        answers = self._ask([(look, [(question, "")], None) for look in looks])
-        self._ground(look for look, answer in zip(looks, answers, strict=True) if len(self._mask_states(answer)))
-        return [self._grounded(look, answer) for look, answer in zip(looks, answers, strict=True)]
+        looks = self.encode_images(images)
+        answers = self._answer_turns([(look, [(question, "")], None) for look in looks])
+        self._embed_images(look for look, answer in zip(looks, answers, strict=True) if len(self._mask_states(answer)))
+        return [self._make_grounded(look, answer) for look, answer in zip(looks, answers, strict=True)]
 
     @torch.inference_mode()
     def caption(self, image: Image) -> str:
         """A text about the whole picture, without masks."""
-        (look,) = self.look([image])
-        return parse(self._text(self._ask([(look, [(prompts.CAPTION, "")], None)])[0])).caption
+        (look,) = self.encode_images([image])
+        return parse(self._answer_text(self._answer_turns([(look, [(prompts.CAPTION, "")], None)])[0])).caption
 
     def caption_region(self, image: Image, xyxy: Sequence[float]) -> str:
-        """What stands in the box (x1, y1, x2, y2), in pixels. Raises `ImageError` when it is not in the picture."""
+        """Caption of the box (x1, y1, x2, y2), in pixels. Raises `ImageError` when it is not in the picture."""
         return self.caption_regions(image, [xyxy])[0]
 
     @torch.inference_mode()
     def caption_regions(self, image: Image, boxes: Sequence[Sequence[float]]) -> list[str]:
-        """A caption for each box, asked one by one, answered together."""
-        (look,) = self.look([image])
+        """A caption for each box, asked separately, answered in one batch."""
+        (look,) = self.encode_images([image])
         fractions = torch.tensor([box_fractions(box, look.size) for box in boxes]).reshape(-1, 4)
-        regions = self._regions(look, fractions)
-        answers = self._ask([(look, [(prompts.REGION, "")], region[None]) for region in regions])
-        return [parse(self._text(answer)).caption for answer in answers]
+        regions = self._region_vectors(look, fractions)
+        answers = self._answer_turns([(look, [(prompts.REGION, "")], region[None]) for region in regions])
+        return [parse(self._answer_text(answer)).caption for answer in answers]
 
     @torch.inference_mode()
     def chat(
@@ -193,32 +193,34 @@ class Glamm:
         The k-th `<bbox>` of the conversation stands for `boxes[k]`, (x1, y1, x2, y2) in pixels. Earlier answers
         enter the conversation closed by one `</s>`, as in training; the released demo writes two.
         """
-        (look,) = self.look([image])
+        (look,) = self.encode_images([image])
         texts = [text for text, _ in history] + [prompts.clean(message, allowed=("<bbox>",))]
         marks = sum(text.count("<bbox>") for text in texts)
         if marks != len(boxes):
             raise PromptError(f"the conversation has {marks} <bbox> and {len(boxes)} boxes: give one box for each mark")
         turns = [(text, answer.answer) for text, answer in history]
-        regions = self._regions(look, torch.tensor([box_fractions(b, look.size) for b in boxes])) if boxes else None
-        (answer,) = self._ask([(look, [*turns, (texts[-1], "")], regions)])
-        return self._grounded(look, answer)
+        regions = (
+            self._region_vectors(look, torch.tensor([box_fractions(b, look.size) for b in boxes])) if boxes else None
+        )
+        (answer,) = self._answer_turns([(look, [*turns, (texts[-1], "")], regions)])
+        return self._make_grounded(look, answer)
 
     # seeing
 
-    def _see(self, pictures: Sequence[Pixels]) -> list[EncodedImage]:
+    def _encode_new(self, pictures: Sequence[Pixels]) -> list[EncodedImage]:
         model = self.model
         side = model.config.clip_vision.image_size
         pixels = torch.stack([clip_pixels(rgb, side) for rgb in pictures]).to(model.device)
-        features = model.see(pixels)
+        features = model.encode_images(pixels)
         opening = self._opening.to(model.device)
-        memories = model.remember(torch.stack([model.embed(opening, patches) for patches in features.patches]))
+        memories = model.read_opening(torch.stack([model.embed(opening, patches) for patches in features.patches]))
         return [
             EncodedImage(rgb, features.patches[i], [level[i : i + 1] for level in features.levels], memories[i])
             for i, rgb in enumerate(pictures)
         ]
 
-    def _ground(self, looks: Iterable[EncodedImage]) -> None:
-        """Have SAM look at the pictures that it has not seen."""
+    def _embed_images(self, looks: Iterable[EncodedImage]) -> None:
+        """Compute SAM's embedding of the pictures that lack it."""
         new = list({id(look): look for look in looks if look.embedding is None}.values())
         side = self.model.config.sam.image_size
         for start in range(0, len(new), _SAM_BATCH):
@@ -228,23 +230,27 @@ class Glamm:
             for place, look in enumerate(batch):
                 look.embedding = embeddings[place : place + 1]
 
-    def _regions(self, look: EncodedImage, boxes: Tensor) -> Tensor:
+    def _region_vectors(self, look: EncodedImage, boxes: Tensor) -> Tensor:
         if look.pyramid is None:
             look.pyramid = self.model.region_encoder.pyramid(look.levels)
         return self.model.regions(look.pyramid, [boxes])[0]
 
     # asking
 
-    def _rest(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+    def _conversation_ids(self, turns: Sequence[tuple[str, str]]) -> list[int]:
         """Ids of a conversation behind the image."""
         return self.tokenizer.encode(prompts.prompt(turns).split(IMAGE_MARK)[1])
 
-    def _turn(self, look: EncodedImage, ids: Sequence[int], regions: Tensor | None = None) -> ChatTurn:
+    def _make_turn(self, look: EncodedImage, ids: Sequence[int], regions: Tensor | None = None) -> ChatTurn:
         return ChatTurn(look.memory, self.model.embed_words(torch.tensor(ids), regions))
 
-    def _ask(self, rows: Sequence[tuple[EncodedImage, Sequence[tuple[str, str]], Tensor | None]]) -> list[ModelAnswer]:
+    def _answer_turns(
+        self, rows: Sequence[tuple[EncodedImage, Sequence[tuple[str, str]], Tensor | None]]
+    ) -> list[ModelAnswer]:
         """Greedy answers to (look, conversation, regions), `batch_size` at a time."""
-        turns = [self._turn(look, self._rest(conversation), regions) for look, conversation, regions in rows]
+        turns = [
+            self._make_turn(look, self._conversation_ids(conversation), regions) for look, conversation, regions in rows
+        ]
         limit = self.model.config.llm.max_position_embeddings
         longest = max((turn.length for turn in turns), default=0)
         if longest + _LEAST_ANSWER > limit:
@@ -258,23 +264,23 @@ class Glamm:
             answers += self.model.generate(batch, min(MAX_NEW_TOKENS, limit - longest))
         return answers
 
-    def _text(self, answer: ModelAnswer) -> str:
-        """What the model wrote, without its end mark and the doubled spaces that decoding leaves."""
+    def _answer_text(self, answer: ModelAnswer) -> str:
+        """The answer's text without its end mark and the doubled spaces of decoding."""
         return self.tokenizer.decode(answer.ids.tolist()).removesuffix("</s>").replace("  ", " ").strip()
 
     def _force_answers(self, asked: Sequence[tuple[EncodedImage, str]]) -> list[_Segment]:
         """The states that choose `[SEG]` in the one fixed answer, and whether each word was the model's own choice."""
         turns, lengths = [], []
         for look, question in asked:
-            before = len(self._rest([(question, "")]))
-            ids = self._rest([(question, prompts.SEGMENT_ANSWER)])
+            before = len(self._conversation_ids([(question, "")]))
+            ids = self._conversation_ids([(question, prompts.SEGMENT_ANSWER)])
             ids = ids[: ids.index(self.model.config.tokens.seg)]
             turns.append((look, ids))
             lengths.append(before)
         answers: list[_Segment] = []
         for start in range(0, len(turns), self.batch_size):
             chunk = slice(start, start + self.batch_size)
-            states = self.model.read([self._turn(*turn) for turn in turns[chunk]])
+            states = self.model.read([self._make_turn(*turn) for turn in turns[chunk]])
             for (_, ids), before, row in zip(turns[chunk], lengths[chunk], states, strict=True):
                 chosen = self.model.llm.lm_head(row[before - 1 :]).argmax(-1).tolist()
                 own = chosen == [*ids[before:], self.model.config.tokens.seg]
@@ -282,15 +288,15 @@ class Glamm:
         return answers
 
     def _generate_answers(self, asked: Sequence[tuple[EncodedImage, str]]) -> list[_Segment]:
-        answers = self._ask([(look, [(question, "")], None) for look, question in asked])
-        return [_Segment(self._mask_states(answer), self._text(answer), True) for answer in answers]
+        answers = self._answer_turns([(look, [(question, "")], None) for look, question in asked])
+        return [_Segment(self._mask_states(answer), self._answer_text(answer), True) for answer in answers]
 
     def _mask_states(self, answer: ModelAnswer) -> Tensor:
         return answer.states[answer.ids == self.model.config.tokens.seg]
 
     # masks
 
-    def _masks(self, look: EncodedImage, logits: Tensor, iou: Tensor) -> tuple[Masks, npt.NDArray[np.float32]]:
+    def _resize_masks(self, look: EncodedImage, logits: Tensor, iou: Tensor) -> tuple[Masks, npt.NDArray[np.float32]]:
         """Masks at the picture's own size, a few at a time: logits of a large picture are large."""
         side = self.model.config.sam.image_size
         inner = inner_size(*look.size, side)
@@ -300,16 +306,18 @@ class Glamm:
         ]
         return np.concatenate(masks or [np.zeros((0, *look.size), dtype=bool)]), iou.clamp(0, 1).cpu().numpy()
 
-    def _decode(self, look: EncodedImage, states: Tensor) -> tuple[Masks, npt.NDArray[np.float32]]:
+    def _decode_masks(self, look: EncodedImage, states: Tensor) -> tuple[Masks, npt.NDArray[np.float32]]:
         if not len(states):
             return np.zeros((0, *look.size), dtype=bool), np.zeros(0, dtype=np.float32)
-        self._ground([look])
+        self._embed_images([look])
         assert look.embedding is not None
-        return self._masks(look, *self.model.mask_logits(look.embedding, states))
+        return self._resize_masks(look, *self.model.mask_logits(look.embedding, states))
 
-    def _segments(self, look: EncodedImage, phrases: Sequence[str], answers: Sequence[_Segment]) -> sv.Detections:
+    def _make_detections(
+        self, look: EncodedImage, phrases: Sequence[str], answers: Sequence[_Segment]
+    ) -> sv.Detections:
         ids = np.repeat(np.arange(len(answers)), [len(answer.states) for answer in answers])
-        masks, iou = self._decode(look, torch.cat([answer.states for answer in answers]))
+        masks, iou = self._decode_masks(look, torch.cat([answer.states for answer in answers]))
         kept = masks.any(axis=(1, 2))
         masks, iou, ids = masks[kept], iou[kept], ids[kept]
         found = detections(mask_boxes(masks), iou, ids, phrases, masks)
@@ -317,10 +325,10 @@ class Glamm:
         found.metadata["answers"] = [answer.text for answer in answers]
         return found
 
-    def _grounded(self, look: EncodedImage, answer: ModelAnswer) -> GroundedText:
-        text = self._text(answer).replace("\n", " ")
+    def _make_grounded(self, look: EncodedImage, answer: ModelAnswer) -> GroundedText:
+        text = self._answer_text(answer).replace("\n", " ")
         parsed = parse(text)
-        masks, _ = self._decode(look, self._mask_states(answer))
+        masks, _ = self._decode_masks(look, self._mask_states(answer))
         spans = tuple(
             GroundedSpan(phrase.start, phrase.end, phrase.text, tuple(m for m in phrase.masks if m < len(masks)))
             for phrase in parsed.phrases
@@ -338,7 +346,7 @@ class _Segment:
     as_generated: bool
 
 
-def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+def _choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
     if name is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     known = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -347,8 +355,8 @@ def _dtype(name: str | None, device: torch.device) -> torch.dtype:
     return known[name]
 
 
-def _rgb(image: Any) -> Pixels:
-    """RGB from BGR. Raises `ImageError` for what is no picture."""
+def _to_rgb(image: Any) -> Pixels:
+    """RGB from BGR. Raises `ImageError` for anything but a picture."""
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         what = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ImageError(f"a picture is a uint8 array of shape (height, width, 3), this is {what}")

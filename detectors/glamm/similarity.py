@@ -40,9 +40,9 @@ class TextSimilarity:
         """Cosines of every pair: (len(first), len(second))."""
         if not first or not second:
             return np.zeros((len(first), len(second)))
-        return (self._means(first) @ self._means(second).T).double().numpy()
+        return (self._token_means(first) @ self._token_means(second).T).double().numpy()
 
-    def _means(self, texts: Sequence[str]) -> Tensor:
+    def _token_means(self, texts: Sequence[str]) -> Tensor:
         words = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         states = self._model(**words).last_hidden_state
         real = words["attention_mask"][..., None].to(states.dtype)

@@ -67,9 +67,9 @@ class LlamaTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; the image's placeholder is left out. Two spaces may stand where an added token ended."""
-        return " ".join(self._runs([number for number in ids if number != IMAGE_PLACEHOLDER]))
+        return " ".join(self._special_runs([number for number in ids if number != IMAGE_PLACEHOLDER]))
 
-    def _runs(self, ids: Sequence[int]) -> Iterator[str]:
+    def _special_runs(self, ids: Sequence[int]) -> Iterator[str]:
         added = set(self._added.values())
         for is_added, run in groupby(ids, added.__contains__):
             if is_added:
@@ -85,9 +85,9 @@ class LlamaTokenizer:
                 continue
             if place and ids[place - 1] not in _CONTROL.values():
                 text += " "  # before the words that it follows, not after them: kept from the original
-            text += self._words(buffer) + self._texts[number]
+            text += self._join_pieces(buffer) + self._texts[number]
             buffer = []
-        return text + self._words(buffer)
+        return text + self._join_pieces(buffer)
 
-    def _words(self, ids: list[int]) -> str:
+    def _join_pieces(self, ids: list[int]) -> str:
         return str(self._pieces.DecodeIds(ids))

@@ -58,17 +58,17 @@ class GlammFolder:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Names of `GlammModel` with their tensors, in the order of the files."""
         if self.clip is None:
-            yield from _tensors(self.glamm)
+            yield from _read_tensors(self.glamm)
             return
         for folder in (self.glamm, self.clip):
-            for official, tensor in _tensors(folder):
+            for official, tensor in _read_tensors(folder):
                 for name in model_names(official):
                     yield name, tensor
 
 
 def open_folder(folder: Path, clip: Path | None = None) -> GlammFolder:
-    """Look at a folder without loading weights. Raises `WeightsError` where something is missing."""
-    table = _json(folder / "config.json")
+    """Inspect a folder without loading weights. Raises `WeightsError` where something is missing."""
+    table = _read_json(folder / "config.json")
     if table.get("format") == FORMAT:
         return GlammFolder(folder, None, GlammConfig.from_plain(table))
     if "mm_hidden_size" not in table and "mm_vision_tower" not in table:
@@ -81,7 +81,7 @@ def open_folder(folder: Path, clip: Path | None = None) -> GlammFolder:
             f"{folder} holds no CLIP weights, as GLaMM is released without them: "
             f"give the folder of {CLIP_NAME} as well (--clip DIR)"
         )
-    return GlammFolder(folder, clip, GlammConfig.from_hub(table, _json(clip / "config.json")))
+    return GlammFolder(folder, clip, GlammConfig.from_hub(table, _read_json(clip / "config.json")))
 
 
 def find(model: str, clip: Path | None = None) -> GlammFolder:
@@ -93,11 +93,11 @@ def find(model: str, clip: Path | None = None) -> GlammFolder:
         raise UnknownCheckpoint(f"{model!r} is neither a folder nor one of {', '.join(RELEASED)}")
     converted = model_folder(model)
     if not converted.is_dir():
-        convert(open_folder(_download(RELEASED[model], model), _download(CLIP_NAME, model)), converted)
+        convert(open_folder(_download_folder(RELEASED[model], model), _download_folder(CLIP_NAME, model)), converted)
     return open_folder(converted)
 
 
-def _download(repository: str, model: str) -> Path:
+def _download_folder(repository: str, model: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -133,14 +133,14 @@ def load(
                 f"{tuple(expected[name])}"
             )
         seen.add(name)
-        _place(model, name, tensor.to(device, dtype), bits)
+        _place_tensor(model, name, tensor.to(device, dtype), bits)
     if missing := sorted(expected.keys() - seen):
         raise WeightsError(f"{folder.glamm} lacks {len(missing)} tensors of GLaMM, the first is {missing[0]!r}")
     model.fill_buffers(device)
     return model.eval().requires_grad_(False)
 
 
-def _place(model: GlammModel, name: str, tensor: Tensor, bits: int | None) -> None:
+def _place_tensor(model: GlammModel, name: str, tensor: Tensor, bits: int | None) -> None:
     path, _, leaf = name.rpartition(".")
     if bits and name.startswith(_LANGUAGE_LAYER) and tensor.ndim == 2:
         parent, _, child = path.rpartition(".")
@@ -177,7 +177,7 @@ def _write_shards(folder: GlammFolder, work: Path, dtype: torch.dtype) -> None:
         save_file(shard, work / f"model-{count:05d}.safetensors")
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise WeightsError(f"{folder} holds no weights: neither *.safetensors nor pytorch_model*.bin")
@@ -194,7 +194,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             raise WeightsError(f"cannot read the weights {file} ({reason}): download it again") from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         table = json.loads(path.read_text())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""How fast a detector is on this machine, and where the time goes."""
+"""Speed measurement of a detector on this machine, with the time by stage."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WORDS = ("person", "bicycle", "car", "bus", "truck", "dog", "backpack", "umbrell
 
 @dataclass(frozen=True)
 class DetectorSpeed:
-    """What one measurement found; rates are per second, memory in bytes, shares 0..1."""
+    """Result of one measurement; rates are per second, memory in bytes, shares 0..1."""
 
     device: str
     dtype: str
@@ -54,7 +54,7 @@ class DetectorSpeed:
     peak_memory: int
     shares: dict[str, float]  # of the time of a batch, by stage; empty where the stages are not known
     flops_per_frame: float | None  # multiplications and additions of matrix products and convolutions
-    matrix_peak: float | None  # the same per second, of one large matrix product on this device
+    matrix_peak: float | None  # per second, of one large matrix product on this device
 
     @property
     def share_of_peak(self) -> float | None:
@@ -64,9 +64,9 @@ class DetectorSpeed:
 
 
 def random_glip(name: str, *, seed: int = 0, **options: Any) -> Glip:
-    """A GLIP of a released size with random weights: right for speed, blind otherwise.
+    """A GLIP of a released size with random weights, for speed measurements only.
 
-    Its scores are raised, so that candidates come by, and suppression has something to do.
+    Its scores are raised so that there are candidates for suppression.
     Raises `OptionError` for a name that is not of a released size.
     """
     if name not in CONFIGS:
@@ -78,35 +78,35 @@ def random_glip(name: str, *, seed: int = 0, **options: Any) -> Glip:
     model.rpn.head.bias0.fill_(-2.0)
     with TemporaryDirectory() as folder:
         vocabulary = Path(folder) / "vocab.txt"
-        vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *WORDS, *_numbers()]))
+        vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *WORDS, *_number_pieces()]))
         return Glip(model, BertTokenizer(vocabulary), **options)
 
 
-def _numbers() -> list[str]:
+def _number_pieces() -> list[str]:
     return [*"0123456789", *(f"##{digit}" for digit in range(10))]
 
 
-def queries(count: int) -> list[str]:
-    """So many different things to look for."""
+def sample_queries(count: int) -> list[str]:
+    """`count` different queries."""
     return [word if not turn else f"{word} {turn}" for turn in range(count // len(WORDS) + 1) for word in WORDS][:count]
 
 
-def measure(
+def measure_speed(
     detector: Detector, *, width: int, height: int, batch: int, asked: int, rounds: int, seed: int = 0
 ) -> DetectorSpeed:
     """Run `rounds` batches of random pictures after two for warming up. Latency is that of a whole batch."""
     pictures = np.random.default_rng(seed).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
-    prompt = detector.prepare(queries(asked))
+    prompt = detector.prepare(sample_queries(asked))
 
-    def once() -> None:
+    def detect_once() -> None:
         detector.detect([Request(picture, prompt, f"camera {number}") for number, picture in enumerate(pictures)])
 
     for _ in range(2):
-        once()
+        detect_once()
     device = detector.device if isinstance(detector, Glip) else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    times = [_seconds(once, device) for _ in range(rounds)]
+    times = [_time_once(detect_once, device) for _ in range(rounds)]
     cuda = device.type == "cuda"
     peak = (
         torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -119,13 +119,13 @@ def measure(
         latency_p50_s=statistics.median(times),
         latency_p99_s=float(np.quantile(times, 0.99)),
         peak_memory=peak,
-        shares=_shares(glip, once) if glip else {},
-        flops_per_frame=_flops(once) / batch if glip else None,
+        shares=_stage_shares(glip, detect_once) if glip else {},
+        flops_per_frame=_count_flops(detect_once) / batch if glip else None,
         matrix_peak=matrix_peak(device, glip.precision.dtype) if glip else None,
     )
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
+def _time_once(work: Callable[[], object], device: torch.device) -> float:
     start = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -134,23 +134,23 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 @contextmanager
-def _watched(glip: Glip, spent: dict[str, float]) -> Iterator[None]:
-    """Add up the seconds of each stage; on a GPU each stage is waited for."""
+def _watch_stages(glip: Glip, spent: dict[str, float]) -> Iterator[None]:
+    """Add up the seconds of each stage; on a GPU every stage is synchronised."""
     started: list[float] = []
 
-    def now() -> float:
+    def read_clock() -> float:
         if glip.device.type == "cuda":
             torch.cuda.synchronize(glip.device)
         return time.perf_counter()
 
-    def leave(module: nn.Module, _inputs: object, _outputs: object) -> None:
-        spent[STAGES[type(module)]] += now() - started.pop()
+    def end_stage(module: nn.Module, _inputs: object, _outputs: object) -> None:
+        spent[STAGES[type(module)]] += read_clock() - started.pop()
 
     hooks = []
     for module in glip.model.modules():
         if type(module) in STAGES:
-            hooks.append(module.register_forward_pre_hook(lambda _module, _inputs: started.append(now())))
-            hooks.append(module.register_forward_hook(leave))
+            hooks.append(module.register_forward_pre_hook(lambda _module, _inputs: started.append(read_clock())))
+            hooks.append(module.register_forward_hook(end_stage))
     try:
         yield
     finally:
@@ -158,17 +158,17 @@ def _watched(glip: Glip, spent: dict[str, float]) -> Iterator[None]:
             hook.remove()
 
 
-def _shares(glip: Glip, once: Callable[[], object]) -> dict[str, float]:
+def _stage_shares(glip: Glip, detect_once: Callable[[], object]) -> dict[str, float]:
     spent: dict[str, float] = defaultdict(float)
-    with _watched(glip, spent):
-        whole = _seconds(once, glip.device)
+    with _watch_stages(glip, spent):
+        whole = _time_once(detect_once, glip.device)
     shares = {stage: spent[stage] / whole for stage in STAGES.values()}
     return {**shares, REST: max(1 - sum(shares.values()), 0.0)}
 
 
-def _flops(once: Callable[[], object]) -> float:
+def _count_flops(detect_once: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
-        once()
+        detect_once()
     return float(counter.get_total_flops())
 
 
@@ -177,4 +177,4 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, size: int | None = Non
     size = size or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     linear(a, b)
-    return 2 * size**3 / min(_seconds(lambda: linear(a, b), device) for _ in range(5))
+    return 2 * size**3 / min(_time_once(lambda: linear(a, b), device) for _ in range(5))

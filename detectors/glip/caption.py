@@ -57,16 +57,16 @@ def category_caption(names: Sequence[str], prompts: Sequence[tuple[str, str]] | 
     """
     texts = [clean_name(name) for name in names] if prompts is None else list(names)
     around = [("", "")] * len(texts) if prompts is None else prompts
-    return _join([(prefix, text, suffix) for text, (prefix, suffix) in zip(texts, around, strict=True)], ". ")
+    return _join_names([(prefix, text, suffix) for text, (prefix, suffix) in zip(texts, around, strict=True)], ". ")
 
 
 def interactive_caption(names: Sequence[str]) -> Caption:
     """`person . dog . `: the form of GLIP's demo, where the last name has its dot, too."""
-    joined = _join([("", name, "") for name in names], " . ")
+    joined = _join_names([("", name, "") for name in names], " . ")
     return Caption(joined.text + " . ", joined.spans)
 
 
-def _join(pieces: Iterable[tuple[str, str, str]], separator: str) -> Caption:
+def _join_names(pieces: Iterable[tuple[str, str, str]], separator: str) -> Caption:
     text = ""
     spans: list[tuple[Span, ...]] = []
     for prefix, name, suffix in pieces:
@@ -79,8 +79,8 @@ def _join(pieces: Iterable[tuple[str, str, str]], separator: str) -> Caption:
 def phrase_caption(text: str, phrases: Sequence[str]) -> tuple[Caption, list[int]]:
     """Free text and the phrases in it to look for: each place where a phrase stands is a label of its own.
 
-    A phrase is searched for as a regular expression in the lower-cased text, as GLIP's demo does; what is no
-    expression is passed over. Returns the caption and for each label the phrase's index.
+    A phrase is searched for as a regular expression in the lower-cased text, as GLIP's demo does; an invalid
+    expression is skipped. Returns the caption and for each label the phrase's index.
     """
     spans, owners = [], []
     for index, phrase in enumerate(phrases):

@@ -1,4 +1,4 @@
-"""The sizes of a GLIP, as plain values: the five released ones, and any other from a JSON file."""
+"""Sizes of a GLIP as plain values: the five released ones, and any other from a JSON file."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class AnchorConfig:
 
 @dataclass(frozen=True)
 class PostprocessConfig:
-    """From scores to detections, as the released models were evaluated."""
+    """Rule from scores to detections of the released models."""
 
     threshold: float = 0.5  # default score threshold
     score_threshold: float = 0.05
@@ -106,7 +106,7 @@ class PostprocessConfig:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How large the network sees a picture: short side `min_side`, unless the long one passes `max_side`."""
+    """Size of the network's input: short side `min_side`, unless the long one passes `max_side`."""
 
     min_side: int = 800
     max_side: int = 1333
@@ -139,9 +139,9 @@ class GlipConfig:
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> GlipConfig:
-        """From the sections and names of this module, as JSON has them; what is left out keeps GLIP-T's value.
+        """From the sections and names of this module, as JSON has them; missing ones keep GLIP-T's value.
 
-        Other names are passed over, so that a file may carry more (captions, measurements).
+        Other names are ignored, so that a file may carry more (captions, measurements).
         Raises `GlipConfigError` on a value of the wrong kind.
         """
         parts: dict[str, Any] = {}
@@ -150,7 +150,7 @@ class GlipConfig:
             if not isinstance(given, Mapping):
                 raise GlipConfigError(f"section {section.name!r} of a GLIP's description is not a table: {given!r}")
             default = getattr(GLIP_T, section.name)
-            parts[section.name] = dataclasses.replace(default, **_known(section.name, given, default))
+            parts[section.name] = dataclasses.replace(default, **_checked_fields(section.name, given, default))
         return cls(**parts)
 
     def to_plain(self) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
 
 
-def _known(section: str, given: Mapping[str, Any], default: Any) -> dict[str, Any]:
+def _checked_fields(section: str, given: Mapping[str, Any], default: Any) -> dict[str, Any]:
     """The fields of `default`'s class found in `given`, lists made tuples, numbers checked."""
     known: dict[str, Any] = {}
     for item in dataclasses.fields(default):

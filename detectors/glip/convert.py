@@ -1,4 +1,4 @@
-"""Checkpoints: where the released ones are, how their keys become ours, and strict loading."""
+"""Checkpoints: addresses of the released ones, conversion of their keys, strict loading."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ KNOWN = {
     "glip-large": ReleasedCheckpoint(_REPOSITORY, "glip_large_model.pth"),
 }
 
-# Keys of older transformers, of other experiments, and of training: nothing of them reaches a detection.
+# Keys of older transformers, of other experiments, and of training: none of them affects a detection.
 _IGNORED = re.compile(
     r"""language_backbone\.body\.model\.(embeddings\.(position_ids|token_type_ids)|pooler\..*)
     | rpn\.head\.mlm_head\..* | rpn\.resizer\..* | rpn\.loss_evaluator\..*shallow.* | rpn\.head\..*contrastive.*""",
@@ -61,18 +61,18 @@ _SHOWN = 3  # keys that an error names
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The weights in a released `.pth` file or in safetensors, under our names, without what nothing reads.
+    """The weights in a released `.pth` file or in safetensors, under our names, without unused tensors.
 
     Raises `CheckpointError` when the file is missing or corrupt, or holds no weights.
     """
-    tensors = _strip(_read(Path(path)))
+    tensors = _strip_prefixes(_read_file(Path(path)))
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors: a checkpoint of GLIP is expected (.pth or .safetensors)")
     return {key: tensor for key, tensor in tensors.items() if not _IGNORED.fullmatch(key)}
 
 
-def build(name: str) -> GlipModel:
-    """The network of a released model on the meta device, without weights; `fill` gives it some."""
+def build_released(name: str) -> GlipModel:
+    """The network of a released model on the meta device, without weights; `fill_model` gives it some."""
     return build_from(CONFIGS[name])
 
 
@@ -82,8 +82,8 @@ def build_from(config: GlipConfig) -> GlipModel:
         return GlipModel(config).eval()
 
 
-def fill(model: GlipModel, tensors: Mapping[str, Tensor], source: str = "the checkpoint") -> GlipModel:
-    """Give the model its weights; every name and shape must match.
+def fill_model(model: GlipModel, tensors: Mapping[str, Tensor], source: str = "the checkpoint") -> GlipModel:
+    """Load weights into the model; every name and shape must match.
 
     Learned text offsets (`rpn.tunable_linear.weight`) are taken on where there are some.
     Raises `CheckpointError` that says what differs, and which of the known models would fit.
@@ -95,7 +95,7 @@ def fill(model: GlipModel, tensors: Mapping[str, Tensor], source: str = "the che
     for key, value in wanted.items():
         if _OPTIONAL.fullmatch(key) and (key not in tensors or tensors[key].shape != value.shape):
             tensors[key] = torch.zeros(value.shape) if value.is_meta else value
-    _compare(wanted, tensors, source)
+    _compare_keys(wanted, tensors, source)
     for key, value in wanted.items():
         if not value.is_meta and not tensors[key].is_floating_point() and not torch.equal(tensors[key], value):
             raise CheckpointError(f"{source}: {key} is not the constant that this network's window size gives")
@@ -103,7 +103,7 @@ def fill(model: GlipModel, tensors: Mapping[str, Tensor], source: str = "the che
     return model.requires_grad_(False).eval()
 
 
-def _read(path: Path) -> Mapping[str, object]:
+def _read_file(path: Path) -> Mapping[str, object]:
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}")
     try:
@@ -143,7 +143,7 @@ def _safetensors_error() -> type[Exception]:
     return error
 
 
-def _strip(entries: Mapping[str, object]) -> dict[str, Tensor]:
+def _strip_prefixes(entries: Mapping[str, object]) -> dict[str, Tensor]:
     """Tensors only, without the prefix that distributed training puts before every key."""
     tensors = {str(key): value for key, value in entries.items() if isinstance(value, Tensor)}
     while tensors and all(key.startswith("module.") for key in tensors):
@@ -151,7 +151,7 @@ def _strip(entries: Mapping[str, object]) -> dict[str, Tensor]:
     return tensors
 
 
-def _compare(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
+def _compare_keys(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
     missing = [key for key in wanted if key not in given]
     extra = [key for key in given if key not in wanted]
     other = [
@@ -165,12 +165,14 @@ def _compare(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: 
         if found
     ]
     if problems:
-        fitting = [name for name in CONFIGS if _fits(given, name)]
+        fitting = [name for name in CONFIGS if _fits_model(given, name)]
         hint = f": these are weights of {' or '.join(fitting)}" if fitting else ""
         raise CheckpointError(f"{source} does not fit this model{hint}: {'; '.join(problems)}")
 
 
-def _fits(given: Mapping[str, Tensor], name: str) -> bool:
-    ours = {key: value.shape for key, value in build(name).state_dict().items() if not _OPTIONAL.fullmatch(key)}
+def _fits_model(given: Mapping[str, Tensor], name: str) -> bool:
+    ours = {
+        key: value.shape for key, value in build_released(name).state_dict().items() if not _OPTIONAL.fullmatch(key)
+    }
     theirs = {key: value.shape for key, value in given.items() if not _OPTIONAL.fullmatch(key) and key != _OFFSETS}
     return ours == theirs

@@ -1,11 +1,12 @@
-"""GLIP behind the detector contract: words and pictures in, `sv.Detections` out."""
+"""GLIP detector: words and pictures in, `sv.Detections` out."""
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -15,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detectors.detector import (
-    DOUBTFUL_SHARE,
     DetectorError,
     Prompt,
     PromptError,
@@ -27,12 +27,19 @@ from detectors.detector import (
 from detectors.device import choose_device
 from detectors.glip.caption import BertTokenizer, clean_name
 from detectors.glip.config import PostprocessConfig
-from detectors.glip.model_files import find
+from detectors.glip.model_files import find_files
 from detectors.glip.modeling.model import GlipModel
 from detectors.glip.modeling.text import TextFeatures
-from detectors.glip.postprocess import FIRST_LOOK, BoxCandidates, candidates, select, token_map
-from detectors.glip.processor import CaptionedBatch, PreparedImage, caption_queries, caption_text, load, measure
-from detectors.glip.runtime import accelerate, choose_precision, fast_precision, use_deform, use_huge_pages
+from detectors.glip.postprocess import FIRST_LOOK, BoxCandidates, find_candidates, select_boxes, token_map
+from detectors.glip.processor import (
+    CaptionedBatch,
+    PreparedImage,
+    caption_queries,
+    caption_text,
+    load_images,
+    measure_image,
+)
+from detectors.glip.runtime import choose_precision, compile_model, fast_precision, use_deform, use_huge_pages
 from detectors.glip.training.tuned_prompt import TunedPrompt
 
 if TYPE_CHECKING:
@@ -43,22 +50,25 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 CACHED_PROMPTS = 256
-ROUNDS = 12  # of suppression on a GPU before anyone looks whether it is settled
+CACHED_SHAPES = 64  # of maps
+CACHED_TEXTS = 16  # combinations of captions in a batch
+CACHED_NUMBERS = 512  # combinations of sizes, rows or thresholds in a batch
+SECOND_LOOK = 2000  # best candidates given to suppression where the first look was not enough
+ROUNDS = 12  # of suppression on a GPU before the result is inspected
 
 
 @dataclass(frozen=True, eq=False)
 class PromptChunk:
-    """A caption as the tower takes it, on the device."""
+    """An encoded caption on the device."""
 
     text: TextFeatures  # B = 1
-    tokens: Tensor  # (L, K): which tokens speak for which label
-    least: Tensor  # (K,): the least score of each label that is returned
+    tokens: Tensor  # (L, K): which tokens belong to which label
     queries: tuple[int, ...]  # the query of each label
 
 
 @dataclass(frozen=True, eq=False)
 class GlipPrompt(Prompt):
-    """Queries and their encoded captions: one, or several where one was too short."""
+    """Queries and their encoded captions: several where one caption cannot hold them."""
 
     chunks: tuple[PromptChunk, ...]
     owner: Glip
@@ -79,18 +89,19 @@ def _refuse_alike(queries: Sequence[str], words: Sequence[str]) -> None:
 
 
 class ImageView(NamedTuple):
-    """One picture seen with one caption."""
+    """One picture paired with one caption."""
 
     picture: PreparedImage
     row: int  # of the batch of pictures
     chunk: PromptChunk
+    least: tuple[float, ...]  # the lowest score to return for each query of the prompt
 
 
 class Glip:
-    """The detector. `Glip` keeps what it has encoded: the same words cost nothing the second time.
+    """The GLIP detector. Encoded words are cached.
 
-    Pictures whose padded sizes are equal share a batch, whatever their prompts; the others get their own, so that a
-    result never depends on its batch mates.
+    Pictures of equal padded size share a batch, whatever their prompts; others get batches of their own, so that a
+    result never depends on the rest of the batch.
     """
 
     def __init__(
@@ -101,7 +112,6 @@ class Glip:
         device: str = "auto",
         dtype: str | None = None,
         threshold: float = 0.5,
-        thresholds: Mapping[str, float] | None = None,
         tuned: TunedPrompt | None = None,
         chunking: bool = True,
         per_caption: int | None = None,
@@ -111,28 +121,28 @@ class Glip:
         deform: str | None = None,
         largest_batch: int = 16,
     ) -> None:
-        """`threshold`, `thresholds` by query: from which score (0..1) on a detection is meant.
+        """`threshold`: score (0..1) from which on a detection counts where a request gives none.
 
         `short_side`, `long_side`: the size in pixels at which the network sees pictures (see `ImageConfig`); the
         model's own when absent, the long one in proportion when only the short one is given.
         `tuned` replaces the text encoder for the words that it was tuned for.
         """
-        for query, value in {"": threshold, **(thresholds or {})}.items():
-            if not 0 <= value <= 1:
-                of = f" of {query!r}" if query else ""
-                raise PromptError(f"threshold{of} is {value}: it must lie between 0 and 1")
+        if not 0 <= threshold <= 1:
+            raise PromptError(f"threshold is {threshold}: it must lie between 0 and 1")
         self.device = choose_device(device)
         self.precision = choose_precision(dtype, self.device)
         self.threshold = threshold
-        self.model = accelerate(use_deform(self.precision.lower(model.to(self.device)), deform), backend)
+        self.model = compile_model(use_deform(self.precision.lower(model.to(self.device)), deform), backend)
         self._tokenizer = tokenizer
-        self._thresholds = dict(thresholds or {})
         self._tuned = tuned
         self._chunking, self._per_caption = chunking, per_caption
         self._size = model.config.image.resized(short_side, long_side)
         self._largest_batch = largest_batch
         self._prompts: OrderedDict[tuple[str | None, tuple[str, ...]], GlipPrompt] = OrderedDict()
-        self._anchors: dict[object, Tensor] = {}
+        # Kept on the device: an upload for every batch would make the host wait for the device.
+        self._anchors = lru_cache(CACHED_SHAPES)(self.model.anchors)
+        self._stack_text = lru_cache(CACHED_TEXTS)(_stack_text)
+        self._upload_numbers = lru_cache(CACHED_NUMBERS)(self._make_numbers)
         if tokenizer.size > model.config.text.vocab_size:
             raise DetectorError(
                 f"the vocabulary has {tokenizer.size} pieces, this GLIP knows {model.config.text.vocab_size}: "
@@ -141,25 +151,25 @@ class Glip:
 
     def prepare(self, queries: Sequence[str]) -> GlipPrompt:
         """The queries as a caption of GLIP's detection benchmarks, or several where they exceed its 256 tokens."""
-        return self._prepare(None, clean_queries(queries, free_words=self._tuned is None))
+        return self._cached_prompt(None, clean_queries(queries, free_words=self._tuned is None))
 
     def prepare_text(self, text: str, phrases: Sequence[str]) -> GlipPrompt:
         """Free text as the caption, and phrases of it as queries; `class_id` is an index into the phrases."""
-        return self._prepare(text, clean_queries(phrases, free_words=False))
+        return self._cached_prompt(text, clean_queries(phrases, free_words=False))
 
-    def _prepare(self, text: str | None, queries: tuple[str, ...]) -> GlipPrompt:
+    def _cached_prompt(self, text: str | None, queries: tuple[str, ...]) -> GlipPrompt:
         key = (text, queries)
         if key not in self._prompts:
-            self._prompts[key] = GlipPrompt(queries, tuple(self._encode(text, queries)), self)
+            self._prompts[key] = GlipPrompt(queries, tuple(self._encode_chunks(text, queries)), self)
             if len(self._prompts) > CACHED_PROMPTS:
                 self._prompts.popitem(last=False)
         self._prompts.move_to_end(key)
         return self._prompts[key]
 
-    def _encode(self, text: str | None, queries: tuple[str, ...]) -> Iterable[PromptChunk]:
+    def _encode_chunks(self, text: str | None, queries: tuple[str, ...]) -> Iterable[PromptChunk]:
         if self._tuned is not None and text is None:
             features, labels = self._tuned.select(queries)
-            yield self._chunk(features, labels, tuple(range(len(queries))), queries)
+            yield self._make_chunk(features, labels, tuple(range(len(queries))))
             return
         self._report_words(queries)
         limit = self.model.config.text.max_length
@@ -172,7 +182,7 @@ class Glip:
         else:
             captions = [caption_text(text, queries, self._tokenizer, limit)]
         for caption in captions:
-            yield self._chunk(self._features(caption), caption.tokens.labels, caption.queries, queries)
+            yield self._make_chunk(self._encode_caption(caption), caption.tokens.labels, caption.queries)
 
     def _report_words(self, queries: Sequence[str]) -> None:
         """Warns of words outside the vocabulary. Raises `PromptError` for a query that has no other."""
@@ -188,17 +198,14 @@ class Glip:
             log.warning("%r is not in the model's vocabulary: results for it are unreliable", word)
 
     @torch.inference_mode()
-    def _features(self, caption: CaptionedBatch) -> TextFeatures:
+    def _encode_caption(self, caption: CaptionedBatch) -> TextFeatures:
         ids = torch.tensor([caption.tokens.ids], device=self.device)
         return self.model.encode_text(ids, torch.ones_like(ids))
 
-    def _chunk(
-        self, text: TextFeatures, labels: Sequence[Sequence[int]], owners: tuple[int, ...], queries: tuple[str, ...]
-    ) -> PromptChunk:
-        least = [DOUBTFUL_SHARE * self._thresholds.get(queries[owner], self.threshold) for owner in owners]
+    def _make_chunk(self, text: TextFeatures, labels: Sequence[Sequence[int]], owners: tuple[int, ...]) -> PromptChunk:
         text = TextFeatures(*(part.to(self.device) for part in text))
         tokens = token_map(labels, text.hidden.shape[1]).to(self.device)
-        return PromptChunk(text, tokens, torch.tensor(least, device=self.device), owners)
+        return PromptChunk(text, tokens, owners)
 
     def detect(self, requests: Sequence[Request]) -> list[sv.Detections]:
         """One result per request, in order. Raises `DetectorError` when the device's memory does not hold one picture.
@@ -206,7 +213,7 @@ class Glip:
         A batch that does not fit is halved once, for good.
         """
         try:
-            return self._detect(requests)
+            return self._detect_batch(requests)
         except torch.cuda.OutOfMemoryError:
             if self._largest_batch == 1:
                 raise DetectorError(
@@ -219,7 +226,7 @@ class Glip:
             "%s ran out of memory with %d pictures at once: going on with %d", self.device, before, self._largest_batch
         )
         try:
-            return self._detect(requests)
+            return self._detect_batch(requests)
         except torch.cuda.OutOfMemoryError:
             raise DetectorError(
                 f"{self.device} ran out of memory with {before} and with {self._largest_batch} pictures at once: "
@@ -227,77 +234,100 @@ class Glip:
             ) from None
 
     @torch.inference_mode()
-    def _detect(self, requests: Sequence[Request]) -> list[sv.Detections]:
-        images, prompts = [request.image for request in requests], [self._own(request.prompt) for request in requests]
+    def _detect_batch(self, requests: Sequence[Request]) -> list[sv.Detections]:
+        images, prompts = (
+            [request.image for request in requests],
+            [self._check_prompt(request.prompt) for request in requests],
+        )
         groups: dict[tuple[int, int], list[PreparedImage]] = defaultdict(list)
         for index, image in enumerate(images):
-            picture = measure(index, image, self._size.min_side, self._size.max_side)
+            picture = measure_image(index, image, self._size.min_side, self._size.max_side)
             groups[picture.padded].append(picture)
         found: list[FoundBoxes] = []
         for pictures in groups.values():
-            for some in _portions(pictures, self._largest_batch):
-                maps = self._look(load(images, some, self.device))
-                views = [ImageView(p, row, c) for row, p in enumerate(some) for c in prompts[p.index].chunks]
-                found += [self._find(maps, together) for together in _portions(views, self._largest_batch)]
-        return _deliver(prompts, found)
+            for some in _split_batches(pictures, self._largest_batch):
+                maps = self._encode_images(load_images(images, some, self.device))
+                views = [
+                    ImageView(p, row, c, requests[p.index].least_scores(self.threshold))
+                    for row, p in enumerate(some)
+                    for c in prompts[p.index].chunks
+                ]
+                found += [self._find_boxes(maps, together) for together in _split_batches(views, self._largest_batch)]
+        return _download_results(prompts, found)
 
-    def _own(self, prompt: Prompt) -> GlipPrompt:
+    def _check_prompt(self, prompt: Prompt) -> GlipPrompt:
         if not isinstance(prompt, GlipPrompt) or prompt.owner is not self:
             raise PromptError("the prompt comes from another detector: prepare the queries with this one")
         return prompt
 
-    def _look(self, images: Tensor) -> list[Tensor]:
+    def _encode_images(self, images: Tensor) -> list[Tensor]:
         with self.precision.autocast():
             maps: list[Tensor] = self.model.backbone(images)
         return maps
 
-    def _find(self, maps: list[Tensor], views: Sequence[ImageView]) -> FoundBoxes:
-        rows = [view.row for view in views]
-        if rows != list(range(len(maps[0]))):
-            maps = [level[rows] for level in maps]
-        text, tokens, least = _stack([view.chunk for view in views])
+    def _find_boxes(self, maps: list[Tensor], views: Sequence[ImageView]) -> FoundBoxes:
+        rows = tuple(view.row for view in views)
+        if rows != tuple(range(len(maps[0]))):
+            chosen = self._upload_numbers(rows)
+            maps = [level.index_select(0, chosen) for level in maps]
+        text, tokens = self._stack_text(tuple(view.chunk for view in views))
         with self.precision.autocast():
             predictions = self.model.rpn.head(maps, text)
-        if predictions.shapes not in self._anchors:
-            self._anchors[predictions.shapes] = self.model.anchors(predictions.shapes)
-        sizes = torch.tensor([view.picture.resized for view in views], device=self.device)
+        sizes = self._upload_numbers(tuple(view.picture.resized for view in views))
+        least = self._upload_numbers(_least_by_label(views, tokens.shape[2]), torch.float32)
         rule = self.model.config.postprocess
-        found = candidates(predictions, self._anchors[predictions.shapes], tokens, sizes, rule, least)
+        found = find_candidates(predictions, self._anchors(predictions.shapes), tokens, sizes, rule, least)
         numbers = torch.isfinite(predictions.logits).all() & torch.isfinite(predictions.deltas).all()
         return FoundBoxes(views, found, rule, numbers)
 
+    def _make_numbers(
+        self, values: tuple[float, ...] | tuple[tuple[float, ...], ...], dtype: torch.dtype = torch.int64
+    ) -> Tensor:
+        return torch.tensor(values, device=self.device, dtype=dtype)
+
 
 class FoundBoxes:
-    """The boxes of some views, still on the device.
+    """Boxes of some views, still on the device.
 
-    `rows` is (B, M, 7): box, score, label, whether it is a box; `numbers`, (), whether all predictions are finite.
+    `rows` is (B, M, 7): box, score, label, whether it is a box; `sure` (B,), whether a view's rows are complete;
+    `numbers`, (), whether all predictions are finite.
     """
 
     def __init__(
         self, views: Sequence[ImageView], everything: BoxCandidates, rule: PostprocessConfig, numbers: Tensor
     ) -> None:
         self.views, self._everything, self._rule, self.numbers = views, everything, rule, numbers
-        if everything.scores.device.type == "cpu":  # asking how many there are waits for nothing here
+        look_at = FIRST_LOOK
+        rounds: int | None = ROUNDS
+        if _is_readable(everything.valid):
             look_at, rounds = min(FIRST_LOOK, max(int(everything.valid.sum(1).max()), 1)), None
-        else:
-            look_at, rounds = FIRST_LOOK, ROUNDS
-        kept, self.sure = select(everything, rule.nms_iou, rule.detections_per_image, look_at, rounds)
-        self.rows = _packed(kept)
+        kept, self.sure = select_boxes(everything, rule.nms_iou, rule.detections_per_image, look_at, rounds)
+        self.rows = _pack_rows(kept)
 
-    def again(self) -> Tensor:
-        """The rows, with every candidate looked at and every suppression followed to its end."""
-        everything = self._everything
-        whole = everything.scores.shape[1]
-        return _packed(select(everything, self._rule.nms_iou, self._rule.detections_per_image, whole)[0])
+    def complete_rows(self, view: int) -> Tensor:
+        """(M, 7): one view's rows with suppression followed to its end, from as many candidates as that needs.
+
+        One view at a time: suppression among N candidates needs memory for N * N numbers.
+        """
+        rule, one = self._rule, BoxCandidates(*(part[view : view + 1] for part in self._everything))
+        kept, sure = select_boxes(one, rule.nms_iou, rule.detections_per_image, SECOND_LOOK)
+        if not sure.all():
+            kept, _ = select_boxes(one, rule.nms_iou, rule.detections_per_image, one.scores.shape[1])
+        return _pack_rows(kept)[0]
 
 
-def _packed(found: BoxCandidates) -> Tensor:
+def _is_readable(values: Tensor) -> bool:
+    """Whether reading values waits for nothing: they lie in the host's memory."""
+    return values.device.type == "cpu"
+
+
+def _pack_rows(found: BoxCandidates) -> Tensor:
     columns = (found.scores, found.labels.float(), found.valid.float())
     return torch.cat([found.boxes, torch.stack(columns, dim=-1)], dim=-1)
 
 
-def _deliver(prompts: Sequence[GlipPrompt], found: Sequence[FoundBoxes]) -> list[sv.Detections]:
-    """The one download, and the boxes back in the cameras' pixels, the best first."""
+def _download_results(prompts: Sequence[GlipPrompt], found: Sequence[FoundBoxes]) -> list[sv.Detections]:
+    """One download for all; boxes in the cameras' pixels, in order of descending score."""
     parts = [part for some in found for part in (some.rows.flatten(), some.sure.float(), some.numbers.float()[None])]
     flat = torch.cat(parts).cpu() if parts else torch.empty(0)
     results: list[list[npt.NDArray[np.float32]]] = [[] for _ in prompts]
@@ -307,13 +337,13 @@ def _deliver(prompts: Sequence[GlipPrompt], found: Sequence[FoundBoxes]) -> list
             raise DetectorError(
                 "the model's predictions are not numbers: use the option dtype=float32, or other weights"
             )
-        rows = rows.view(some.rows.shape) if sure.all() else some.again().cpu()
-        for view, row in zip(some.views, rows.numpy(), strict=True):
-            results[view.picture.index].append(_rescaled(row[row[:, 6] > 0, :6], view))
-    return [_detections(parts, prompt) for parts, prompt in zip(results, prompts, strict=True)]
+        for number, (view, row) in enumerate(zip(some.views, rows.view(some.rows.shape), strict=True)):
+            whole = (row if sure[number] else some.complete_rows(number).cpu()).numpy()
+            results[view.picture.index].append(_rescale_rows(whole[whole[:, 6] > 0, :6], view))
+    return [_join_detections(parts, prompt) for parts, prompt in zip(results, prompts, strict=True)]
 
 
-def _rescaled(rows: npt.NDArray[np.float32], view: ImageView) -> npt.NDArray[np.float32]:
+def _rescale_rows(rows: npt.NDArray[np.float32], view: ImageView) -> npt.NDArray[np.float32]:
     """(n, 6) box, score, label -> box in the picture's own pixels, score, query."""
     (height, width), (tall, wide) = view.picture.original, view.picture.resized
     scale = np.array([width / wide, height / tall] * 2, np.float32)
@@ -321,19 +351,29 @@ def _rescaled(rows: npt.NDArray[np.float32], view: ImageView) -> npt.NDArray[np.
     return np.column_stack([rows[:, :4] * scale, rows[:, 4], queries])
 
 
-def _detections(parts: Sequence[npt.NDArray[np.float32]], prompt: GlipPrompt) -> sv.Detections:
+def _join_detections(parts: Sequence[npt.NDArray[np.float32]], prompt: GlipPrompt) -> sv.Detections:
     rows = np.concatenate(parts)
-    if len(parts) > 1:  # several captions: the best first again
+    if len(parts) > 1:  # several captions: in order of score again
         rows = rows[np.argsort(-rows[:, 4], kind="stable")]
     return detections(rows[:, :4], rows[:, 4], rows[:, 5], prompt.queries)
 
 
-def _portions(things: Sequence[T], most: int) -> Iterable[Sequence[T]]:
+def _split_batches(things: Sequence[T], most: int) -> Iterable[Sequence[T]]:
     return (things[start : start + most] for start in range(0, len(things), most))
 
 
-def _stack(chunks: Sequence[PromptChunk]) -> tuple[TextFeatures, Tensor, Tensor]:
-    """Captions side by side, padded to the longest: features (B, L, D), token maps (B, L, K), least scores (B, K)."""
+def _least_by_label(views: Sequence[ImageView], labels: int) -> tuple[tuple[float, ...], ...]:
+    """(B, K) the lowest score to return for each label of each caption; 1 for labels that a caption does not have."""
+    least = [tuple(view.least[query] for query in view.chunk.queries) for view in views]
+    return tuple(row + (1.0,) * (labels - len(row)) for row in least)
+
+
+def _stack_text(chunks: Sequence[PromptChunk]) -> tuple[TextFeatures, Tensor]:
+    """Captions side by side, padded to the longest: features (B, L, D) and token maps (B, L, K)."""
+    if len(set(chunks)) == 1:  # no copies
+        same = chunks[0]
+        text = TextFeatures(*(part.expand(len(chunks), *part.shape[1:]) for part in same.text))
+        return text, same.tokens.expand(len(chunks), -1, -1)
     length = max(chunk.tokens.shape[0] for chunk in chunks)
     labels = max(chunk.tokens.shape[1] for chunk in chunks)
 
@@ -343,8 +383,7 @@ def _stack(chunks: Sequence[PromptChunk]) -> tuple[TextFeatures, Tensor, Tensor]
 
     text = TextFeatures(stacked("hidden"), stacked("embedded"), stacked("mask"))
     tokens = [F.pad(c.tokens, (0, labels - c.tokens.shape[1], 0, length - c.tokens.shape[0])) for c in chunks]
-    least = [F.pad(chunk.least, (0, labels - len(chunk.least)), value=1.0) for chunk in chunks]
-    return text, torch.stack(tokens), torch.stack(least)
+    return text, torch.stack(tokens)
 
 
 def create(
@@ -355,7 +394,6 @@ def create(
     device: str = "auto",
     dtype: str | None = None,
     threshold: float | None = None,
-    thresholds: Mapping[str, float] | None = None,
     tuned: str | Path | None = None,
     chunking: bool = True,
     per_caption: int | None = None,
@@ -373,14 +411,13 @@ def create(
     Raises `DetectorError` that names the ways out when there are no weights.
     """
     use_huge_pages()
-    model, tokenizer = find(name, weights, vocabulary).load()
+    model, tokenizer = find_files(name, weights, vocabulary).load()
     return Glip(
         model,
         tokenizer,
         device=device,
         dtype=fast_precision(choose_device(device)) if dtype is None else dtype,
         threshold=model.config.postprocess.threshold if threshold is None else threshold,
-        thresholds=thresholds,
         tuned=None if tuned is None else TunedPrompt.load(Path(tuned)),
         chunking=chunking,
         per_caption=per_caption,

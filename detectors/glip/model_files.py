@@ -19,7 +19,7 @@ from detectors.cache import missing, model_folder
 from detectors.detector import DetectorError
 from detectors.glip.caption import BertTokenizer
 from detectors.glip.config import CONFIGS, GlipConfig
-from detectors.glip.convert import build_from, fill, load_checkpoint
+from detectors.glip.convert import build_from, fill_model, load_checkpoint
 from detectors.glip.modeling.model import GlipModel
 
 MINI = "glip-mini"
@@ -47,7 +47,9 @@ class ModelFiles:
     def load(self) -> tuple[GlipModel, BertTokenizer]:
         """Raises `DetectorError` when a file is unreadable or the weights are those of another model."""
         tokenizer = BertTokenizer(self.vocabulary)
-        return fill(build_from(self.config), load_checkpoint(self.weights), f"{self.name}: {self.weights}"), tokenizer
+        return fill_model(
+            build_from(self.config), load_checkpoint(self.weights), f"{self.name}: {self.weights}"
+        ), tokenizer
 
 
 def write_folder(folder: Path, config: GlipConfig, tensors: Mapping[str, Tensor], vocabulary: Path) -> None:
@@ -64,7 +66,7 @@ def write_folder(folder: Path, config: GlipConfig, tensors: Mapping[str, Tensor]
     unfinished.replace(folder / WEIGHTS)
 
 
-def find(name: str, weights: str | Path | None = None, vocabulary: str | Path | None = None) -> ModelFiles:
+def find_files(name: str, weights: str | Path | None = None, vocabulary: str | Path | None = None) -> ModelFiles:
     """The files of the model `name`: those given, or those cached or packaged.
 
     `weights` is a checkpoint of that model, or a model folder of any size.

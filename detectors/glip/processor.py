@@ -1,4 +1,4 @@
-"""From queries to captions that fit, and from pictures to batches."""
+"""Preprocessing: queries to captions that fit, pictures to batches."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def caption_queries(
             )
         if length + 2 > limit:
             raise PromptError(
-                f"query {query!r} has {length} tokens, GLIP reads at most {limit - 2}: say it in fewer words"
+                f"query {query!r} has {length} tokens, GLIP reads at most {limit - 2}: write it in fewer words"
             )
         lengths.append(length)
     captions, start = [], 0
     while start < len(queries):
-        end = _fitting(lengths, start, limit, per_caption)
+        end = _last_fitting(lengths, start, limit, per_caption)
         if end < len(queries) and not chunking:
             total = sum(lengths) + len(lengths) + 1  # a dot between two names, [CLS] and [SEP]
             raise PromptError(
@@ -63,7 +63,7 @@ def caption_queries(
     return captions
 
 
-def _fitting(lengths: Sequence[int], start: int, limit: int, per_caption: int | None) -> int:
+def _last_fitting(lengths: Sequence[int], start: int, limit: int, per_caption: int | None) -> int:
     """One past the last query that fits a caption beginning with query `start`."""
     used, end = 2 + lengths[start], start + 1
     while (
@@ -97,7 +97,7 @@ def caption_text(text: str, phrases: Sequence[str], tokenizer: BertTokenizer, li
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """A request's picture on its way: which request, its size in the camera, its size in the network."""
+    """Index and sizes of a request's picture: in the camera and in the network."""
 
     index: int
     original: tuple[int, int]  # height, width
@@ -108,8 +108,10 @@ class PreparedImage:
         return padded_size(*self.resized)
 
 
-def measure(index: int, image: np.ndarray[Any, np.dtype[np.uint8]], min_side: int, max_side: int) -> PreparedImage:
-    """What becomes of a picture. Raises `ValueError` when it is none: (H, W, 3) uint8 is expected, or one channel."""
+def measure_image(
+    index: int, image: np.ndarray[Any, np.dtype[np.uint8]], min_side: int, max_side: int
+) -> PreparedImage:
+    """Sizes of a picture. Raises `ValueError` unless it is (H, W, 3) uint8, or one channel."""
     shape = image.shape
     if (
         image.dtype != np.uint8
@@ -125,17 +127,17 @@ def measure(index: int, image: np.ndarray[Any, np.dtype[np.uint8]], min_side: in
     return PreparedImage(index, original, target_size(*original, min_side, max_side))
 
 
-def load(
+def load_images(
     images: Sequence[np.ndarray[Any, np.dtype[np.uint8]]], pictures: Sequence[PreparedImage], device: torch.device
 ) -> Tensor:
     """Pictures of one padded size as the network's input (B, 3, H, W), zeros where a picture ends.
 
     One upload of bytes for each picture; resizing, normalising and padding happen on the device.
     """
-    return collate([normalise(resize(_upload(images[p.index], device), p.resized)) for p in pictures])
+    return collate([normalise(resize(_upload_image(images[p.index], device), p.resized)) for p in pictures])
 
 
-def _upload(image: np.ndarray[Any, np.dtype[np.uint8]], device: torch.device) -> Tensor:
+def _upload_image(image: np.ndarray[Any, np.dtype[np.uint8]], device: torch.device) -> Tensor:
     """(H, W, 3) uint8 on the device; one channel becomes three equal ones."""
     pixels = image[:, :, None] if image.ndim == 2 else image
     usable = pixels.flags.writeable and pixels.flags.c_contiguous  # what torch shares memory with

@@ -22,7 +22,7 @@ BACKENDS = ("eager", "compile")
 
 @dataclass(frozen=True)
 class ComputePrecision:
-    """What the network computes in. In a half precision the sensitive parts (norms, sampling positions, attention's
+    """Precision of the network. In a half precision the sensitive parts (norms, sampling positions, attention's
     softmax, scores and boxes) stay in single precision."""
 
     dtype: torch.dtype
@@ -60,7 +60,7 @@ def fast_precision(device: torch.device) -> str:
     return "float16" if device.type == "cuda" else "bfloat16" if has_fast_bfloat16() else "float32"
 
 
-def accelerate(model: GlipModel, backend: str | None) -> GlipModel:
+def compile_model(model: GlipModel, backend: str | None) -> GlipModel:
     """`eager` (the default) as it stands, or `compile`: torch.compile, minutes at first for each size of picture."""
     if backend not in (None, *BACKENDS):
         raise OptionError(f"unknown backend {backend!r}: use {' or '.join(BACKENDS)}")

@@ -43,21 +43,21 @@ def detector(
         raise ConfigError("--random-weights and --weights exclude each other: give one of them")
 
     from detectors import create_detector
-    from detectors.glip.bench import measure, random_glip
+    from detectors.glip.bench import measure_speed, random_glip
 
     options: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend, "weights": weights}
     if name.startswith("glip-"):  # the network sees the pictures as large as they are
         options |= {"short_side": min(width, height), "long_side": max(width, height)}
     options = {key: value for key, value in options.items() if value is not None}
     subject = random_glip(name, **options) if random_weights else create_detector(name, **options)
-    found = measure(subject, width=width, height=height, batch=batch, asked=queries, rounds=rounds)
+    found = measure_speed(subject, width=width, height=height, batch=batch, asked=queries, rounds=rounds)
     if as_json:
         print(json.dumps({**asdict(found), "share_of_peak": found.share_of_peak}, indent=2))  # noqa: T201
         return
-    _show(found, f"{name}, {size}, batch {batch}, {queries} queries, {found.dtype}, {found.device}")
+    _show_result(found, f"{name}, {size}, batch {batch}, {queries} queries, {found.dtype}, {found.device}")
 
 
-def _show(found: DetectorSpeed, title: str) -> None:
+def _show_result(found: DetectorSpeed, title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 

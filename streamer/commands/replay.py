@@ -28,14 +28,14 @@ def replay(
     from streamer.tasks.console import report_line
 
     events = subscribe(source, types=type or (), streams=stream or (), queries=query or (), since=since)
-    count = asyncio.run(_replay(events, open_sinks(to)))
+    count = asyncio.run(_replay_events(events, open_sinks(to)))
     missing = f", {events.missing} missing in their sequences" if events.missing else ""
     report_line(f"{count} events replayed{missing}")
     for reason in events.unreadable[-3:]:
         report_line(reason)
 
 
-async def _replay(events: Subscription, sinks: dict[str, Sink]) -> int:
+async def _replay_events(events: Subscription, sinks: dict[str, Sink]) -> int:
     from sinks.event import Event
     from sinks.sink import SinkError
     from sinks.spool.spool import Spool

@@ -20,6 +20,7 @@ from streamer.frame import Frame
 from streamer.media.snapshots import SnapshotWriter
 from streamer.pipeline.detection import DetectedFrame
 from streamer.pipeline.stream import Recorder, Stream, StreamChange
+from streamer.pipeline.timings import PipelineTimings
 from streamer.sources.frame_counter import FrameTally
 from streamer.sources.source import Source, SourceState, StateChange
 
@@ -116,6 +117,7 @@ class FollowingLoop:
         on_failed: Callable[[Stream], None] | None = None,
         snapshots: SnapshotWriter | None = None,
         tick_s: float = 1.0,
+        timings: PipelineTimings | None = None,
     ) -> None:
         self.enricher: Enricher | None = None
         self.is_stopping = False
@@ -125,6 +127,7 @@ class FollowingLoop:
         self._on_failed = on_failed
         self._snapshots = snapshots
         self._tick_s = tick_s
+        self._timings = timings or PipelineTimings()
         self._written: dict[str, int] = {}  # events of streams that were removed
         self._items: asyncio.Queue[FollowItem | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(_BATCHES_AHEAD)
@@ -295,6 +298,7 @@ class FollowingLoop:
             stream.first_ns = frame.time_ns
         if stream.is_live:
             stream.age_s = (time.time_ns() - frame.time_ns) / 1e9
+            self._timings.note_frame(stream.name, stream.age_s)
         elif stream.coverage_meter.due(frame.time_ns):
             return self._cover(stream, stream.followed_tally(frame.index + 1))
         return []

@@ -82,9 +82,7 @@ class Line:
         points = anchor_points(seen.boxes, self.anchor)
         distances = signed_distance(points, self.ends)  # (N, K)
         margins = np.maximum(self._margin, (seen.boxes[:, 2:] - seen.boxes[:, :2]) @ self._box_weight)
-        rows = zip(seen.ids.tolist(), points, distances, margins.tolist(), strict=True)
-        for track, corners, distance, margin in rows:
-            findings += self._follow_track(track, corners, distance, margin, (seen.time_ns, seen.frame_index))
+        findings += self._follow_tracks(seen, points, distances, margins)
         if len(self._sides) > len(seen.ids):
             gone = self._sides.keys() - set(seen.alive.tolist())
             findings += [finding for track in sorted(gone) for finding in self._end_track(track)]
@@ -93,40 +91,60 @@ class Line:
     def close(self, time_ns: int, keep: AbstractSet[int] = frozenset()) -> list[RuleFinding]:
         return [finding for track in sorted(self._sides.keys() - keep) for finding in self._end_track(track)]
 
-    def _follow_track(
-        self, track: int, points: Floats, distance: Floats, margin: float, moment: tuple[int, int]
+    def _follow_tracks(
+        self, seen: FrameObservation, points: Floats, distances: Floats, margins: Floats
     ) -> list[RuleFinding]:
-        """Takes one sighting into account: its points (K, 2) and their signed distances (K,) from the line."""
-        left_margin, right_margin = (min(margin, room / 2) for room in self._room)
-        state = self._sides.get(track)
-        if state is None:
-            middle = float(distance.mean())
-            if not -left_margin <= middle <= right_margin:
-                self._sides[track] = _new_side(middle > 0, points, distance)
+        """Takes the sightings of one frame into account: their points (N, K, 2), the signed distances of these (N, K),
+        and the margins (N,)."""
+        findings: list[RuleFinding] = []
+        left_room, right_room = (room / 2 for room in self._room)
+        moment = (seen.time_ns, seen.frame_index)
+        rows = zip(
+            seen.ids.tolist(),
+            distances.min(axis=1).tolist(),
+            distances.max(axis=1).tolist(),
+            np.minimum(margins, left_room).tolist(),
+            np.minimum(margins, right_room).tolist(),
+            strict=True,
+        )
+        for row, (track, least, most, left_margin, right_margin) in enumerate(rows):
+            state = self._sides.get(track)
+            if state is None:
+                middle = float(distances[row].mean())
+                if not -left_margin <= middle <= right_margin:
+                    self._sides[track] = _new_side(middle > 0, points[row], (least, most))
+                continue
+            own_margin, new_margin = (right_margin, left_margin) if state.is_right else (left_margin, right_margin)
+            reach = _reach_across(state, least, most)
+            if reach <= 0:
+                state.left_at = None
+            elif state.left_at is None:
+                state.left_at = moment
+            if reach < -own_margin:
+                state.before, state.pending = points[row], None
+                state.sightings += 1
+                state.is_whole = state.is_whole or _are_all_beyond(least, most, state.is_right)
+            elif reach > new_margin:
+                findings += self._follow_across(track, state, points[row], distances[row], moment)
+            elif state.pending is not None:
+                state.pending.frames += 1
+        return findings
+
+    def _follow_across(
+        self, track: int, state: _SideState, points: Floats, distance: Floats, moment: tuple[int, int]
+    ) -> list[RuleFinding]:
+        """Takes one sighting beyond the line into account: its points (K, 2) and their signed distances (K,)."""
+        span = (float(distance.min()), float(distance.max()))
+        if state.sightings < LEAST_SIGHTINGS:
+            self._sides[track] = _new_side(not state.is_right, points, span)
             return []
-        own_margin, new_margin = (right_margin, left_margin) if state.is_right else (left_margin, right_margin)
-        reach = _reach_across(state, distance)
-        if reach <= 0:
-            state.left_at = None
-        elif state.left_at is None:
-            state.left_at = moment
-        if reach < -own_margin:
-            state.before, state.pending = points, None
-            state.sightings += 1
-            state.is_whole |= _are_all_beyond(distance, state.is_right)
-        elif reach > new_margin:
-            if state.sightings < LEAST_SIGHTINGS:
-                self._sides[track] = _new_side(not state.is_right, points, distance)
-                return []
-            pending = state.pending or self._begin_crossing(state, points, distance, moment)
-            pending.frames += 1
-            pending.sightings += 1
-            if moment[0] - pending.held_from_ns >= self._settle_ns and 2 * pending.sightings >= pending.frames:
-                self._sides[track] = _new_side(not state.is_right, points, distance)
-                self._sides[track].sightings = pending.sightings + LEAST_SIGHTINGS
-                return self._finding(track, state, pending)
-        elif state.pending is not None:
-            state.pending.frames += 1
+        pending = state.pending or self._begin_crossing(state, points, distance, moment)
+        pending.frames += 1
+        pending.sightings += 1
+        if moment[0] - pending.held_from_ns >= self._settle_ns and 2 * pending.sightings >= pending.frames:
+            self._sides[track] = _new_side(not state.is_right, points, span)
+            self._sides[track].sightings = pending.sightings + LEAST_SIGHTINGS
+            return self._finding(track, state, pending)
         return []
 
     def _begin_crossing(
@@ -163,16 +181,18 @@ class Line:
             self._sides[into] = state
 
 
-def _new_side(is_right: bool, points: Floats, distance: Floats) -> _SideState:
-    return _SideState(is_right, points, _are_all_beyond(distance, is_right), 1)
+def _new_side(is_right: bool, points: Floats, span: tuple[float, float]) -> _SideState:
+    """`span` holds the least and the greatest signed distance of the points."""
+    return _SideState(is_right, points, _are_all_beyond(*span, is_right), 1)
 
 
-def _are_all_beyond(distance: Floats, is_right: bool) -> bool:
-    return bool((distance > 0).all() if is_right else (distance < 0).all())
+def _are_all_beyond(least: float, most: float, is_right: bool) -> bool:
+    return least > 0 if is_right else most < 0
 
 
-def _reach_across(state: _SideState, distance: Floats) -> float:
+def _reach_across(state: _SideState, least: float, most: float) -> float:
     """How far the track reaches to the other side: its first point does, or its last one while the box has not been
     wholly on its own side."""
-    across = -distance if state.is_right else distance
-    return float(across.max() if state.is_whole else across.min())
+    if state.is_right:
+        return -least if state.is_whole else -most
+    return most if state.is_whole else least

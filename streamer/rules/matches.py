@@ -87,20 +87,29 @@ class QueryMatches:
         self._ended.clear()
         self._stopped.clear()
         findings = [finding for ended, into in seen.merges for finding in self._merge_ballots(ended, into)]
-        labels = seen.labels.tolist()
+        labels, now = seen.labels.tolist(), seen.time_ns
+        deciding = [query for query in labels if query not in self.denials]
+        fade, faded_from_ns = 1.0, now  # most tracks were last seen in the same frame
         for track, scores in zip(seen.ids.tolist(), seen.label_scores.tolist(), strict=True):
             ballot = self._ballots.get(track)
             if ballot is None:
-                ballot = self._ballots[track] = _VoteBallot(seen.time_ns)
-            fade = 0.5 ** ((seen.time_ns - ballot.last_ns) / self._half_life_ns)
-            ballot.last_ns = seen.time_ns
+                ballot = self._ballots[track] = _VoteBallot(now)
+            if ballot.last_ns != faded_from_ns:
+                faded_from_ns = ballot.last_ns
+                fade = 0.5 ** ((now - faded_from_ns) / self._half_life_ns)
+            ballot.last_ns = now
             ballot.weight = ballot.weight * fade + 1
-            self._cast_votes(ballot, zip(labels, scores, strict=True), fade, seen.time_ns)
-            for query in labels:
+            self._cast_votes(ballot, zip(labels, scores, strict=True), fade, now)
+            for query in deciding:
                 vote = ballot.votes.get(query)
-                if vote is not None and query not in self.denials:
-                    share = 0.0 if self._is_denied(query, ballot) else vote.support / ballot.weight
-                    findings += self._decide_match(track, query, vote, share, seen.time_ns)
+                if vote is None:
+                    continue
+                is_denied = query in self.denied_by and self._is_denied(query, ballot)
+                share = 0.0 if is_denied else vote.support / ballot.weight
+                if vote.matched and share >= self._end_share:  # nearly all sightings
+                    vote.doubted_ns = None
+                else:
+                    findings += self._decide_match(track, query, vote, share, now)
         if len(self._ballots) > len(seen.ids):
             alive = set(seen.alive.tolist())
             for track in [track for track in self._ballots if track not in alive]:
@@ -161,6 +170,7 @@ class QueryMatches:
         return any(vote.strength > ballot.votes[query].strength for vote in denying)
 
     def _decide_match(self, track: int, query: int, vote: _WordVote, share: float, now: int) -> list[RuleFinding]:
+        """Begin a match, or end one whose `share` is below `end_share`, once that has lasted."""
         if not vote.matched:
             if share < self._begin_share or vote.score < self.thresholds.get(query, 0.0):
                 vote.since_ns = now
@@ -168,9 +178,6 @@ class QueryMatches:
                 vote.matched = True
                 self._matched[track] = self._matched.get(track, frozenset()) | {query}
                 return [RuleFinding(EventType.MATCH_BEGIN, track, {"query_number": query})]
-            return []
-        if share >= self._end_share:
-            vote.doubted_ns = None
             return []
         if vote.doubted_ns is None:
             vote.doubted_ns = now

@@ -74,6 +74,7 @@ class FrameObservation:
         """From a tracker's output for a frame, `tracked` in pixels with `data["label_scores"]` (N, K)."""
         size = (frame.width, frame.height, frame.width, frame.height)
         ids = np.zeros(0, np.int64) if tracked.tracker_id is None else np.asarray(tracked.tracker_id, np.int64)
+        still = tracker.stationary_ids()
         scores = np.zeros(0) if tracked.confidence is None else np.asarray(tracked.confidence, np.float64)
         return cls(
             frame.time_ns,
@@ -82,7 +83,7 @@ class FrameObservation:
             np.clip(scores, 0.0, 1.0),
             labels,
             np.asarray(tracked.data.get("label_scores", np.zeros((0, len(labels)))), np.float64),
-            np.isin(ids, tracker.stationary_ids(), assume_unique=True),
+            np.isin(ids, still, assume_unique=True) if len(still) else np.zeros(len(ids), np.bool_),
             tracker.alive_ids,
             [(merge.ended_id, merge.into_id) for merge in tracker.merges],
             None if tracked.mask is None else np.asarray(tracked.mask, np.bool_),

@@ -72,19 +72,20 @@ class Zone:
         points = anchor_points(seen.boxes, self.anchor)
         inside: Bools = self.region(points.reshape(-1, 2)).reshape(points.shape[:2]).max(axis=1, initial=False)
         for track, is_inside in zip(seen.ids.tolist(), inside.tolist(), strict=True):
-            findings += self._follow_track(track, is_inside, moment)
-        alive = set(seen.alive.tolist())
-        findings += [end for track in sorted(self._visits.keys() - alive) for end in self._end_visit(track)]
+            if is_inside or track in self._visits:
+                findings += self._follow_track(track, is_inside, moment)
+        if self._visits:
+            gone = self._visits.keys() - set(seen.alive.tolist())
+            findings += [end for track in sorted(gone) for end in self._end_visit(track)]
         return findings
 
     def close(self, time_ns: int, keep: AbstractSet[int] = frozenset()) -> list[RuleFinding]:
         return [end for track in sorted(self._visits.keys() - keep) for end in self._end_visit(track)]
 
     def _follow_track(self, track: int, is_inside: bool, moment: tuple[int, int]) -> list[RuleFinding]:
+        """Takes one sighting of a track that is inside or has been into account."""
         visit = self._visits.get(track)
         if visit is None:
-            if not is_inside:
-                return []
             visit = self._visits[track] = _ZoneVisit(moment, moment)
         if not visit.is_outside:
             visit.until = moment

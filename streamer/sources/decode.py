@@ -333,6 +333,11 @@ class VideoReader:
         self._container.close()
 
     @property
+    def codec(self) -> str:
+        """FFmpeg's name of the codec."""
+        return self._codec
+
+    @property
     def format_name(self) -> str:
         """FFmpeg's name of the container."""
         return self._container.format.name

@@ -61,6 +61,7 @@ class LiveSource:
         self.account = FrameCounter()
         self.expected_frames: int | None = None
         self.recording: Path | None = None
+        self.remote: str | None = None
         self.state = SourceState.CONNECTING
         self.cause = ""
         self._link = link
@@ -70,7 +71,7 @@ class LiveSource:
         self._pause_s = _FIRST_RETRY_S
         self._pace_offset_s = 0.0
         self._watchdog: StallWatchdog | None = None
-        self._is_relayed = False  # FFmpeg cannot authenticate itself
+        self._is_relayed = False  # FFmpeg cannot authenticate itself, or would not notice losses
         self._clock = LiveClock(link.clock)
         self._pace = CameraPace(link.stall_s)
         self._connection = -1
@@ -215,18 +216,25 @@ class LiveSource:
         if not needs_relay(link.address) and not self._is_relayed:
             _reach(link.address, answer_s)
             try:
-                return self._open_ffmpeg(link.address, limit_s)
+                video = self._open_ffmpeg(link.address, limit_s)
             except _Refused as refused:
                 trouble, algorithm = find_refusal(link.address, link.tls)
                 self._is_relayed = trouble is None and algorithm not in ("", "basic", "MD5")
                 if not self._is_relayed:
                     raise trouble or refused.trouble from None
+            else:
+                if not (link.over_udp and video.codec == "hevc"):
+                    return video
+                video.close()
+                self._is_relayed = True  # so that lost packets are noticed
         return self._open_relayed(limit_s, answer_s)
 
     def _open_relayed(self, limit_s: float, answer_s: float) -> PictureReader:
         relay = RtspRelay(self._link.address, self._link.tls, answer_s)
+        # Over UDP the pictures would pass TLS by.
+        transport = None if self._link.over_udp and not needs_relay(self._link.address) else "tcp"
         try:
-            return RelayedReader(self._open_ffmpeg(relay.address, limit_s, transport="tcp"), relay)
+            return RelayedReader(self._open_ffmpeg(relay.address, limit_s, transport), relay)
         except BaseException as failure:
             relay.close()
             if isinstance(failure, CameraTrouble | _Refused) and relay.trouble is not None:

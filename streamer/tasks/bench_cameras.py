@@ -11,7 +11,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,8 +22,7 @@ from streamer.build import open_pipeline
 from streamer.config import parse_config
 from streamer.errors import ConfigError
 from streamer.frame import Frame
-from streamer.pipeline import Pipeline
-from streamer.pipeline.stream import Stream
+from streamer.pipeline.stream import Stream, StreamReport
 from streamer.tasks.bench import cpu_seconds
 from streamer.tasks.console import user_console
 
@@ -38,7 +37,8 @@ _OLDEST_MS = 500.0
 @dataclass(frozen=True, slots=True)
 class CamerasPace:
     """One measurement. Ages are from capture to the end of analysis, milliseconds; `fairness` is Jain's index over
-    the analysed frames of each camera, 1 where all have the same share; `cpu` is in cores: this process, workers."""
+    the analysed frames of each camera, 1 where all have the same share; `lost_per_s` counts the frames dropped for any
+    reason but sampling; `cpu` is in cores: this process, workers."""
 
     cameras: int
     wanted_per_s: float
@@ -46,7 +46,7 @@ class CamerasPace:
     age_p50_ms: float
     age_p95_ms: float
     fairness: float
-    skipped_per_s: float
+    lost_per_s: float
     cpu: tuple[float, float]
 
     @property
@@ -100,7 +100,7 @@ def capacity_table(paces: Sequence[CamerasPace], title: str) -> Table:
         "age p50, ms",
         "age p95, ms",
         "fairness",
-        "skipped/s",
+        "lost/s",
         "CPU here",
         "CPU decoding",
         title=title,
@@ -114,7 +114,7 @@ def capacity_table(paces: Sequence[CamerasPace], title: str) -> Table:
             f"{pace.age_p50_ms:.0f}",
             f"{pace.age_p95_ms:.0f}",
             f"{pace.fairness:.3f}",
-            f"{pace.skipped_per_s:.0f}",
+            f"{pace.lost_per_s:.0f}",
             f"{here:.2f}",
             f"{decoding:.2f}",
         )
@@ -187,11 +187,11 @@ class CameraBench:
             await asyncio.sleep(_SETTLE_S)
             ages.clear()
             seen.clear()
-            skipped, cpu, began = _overload(pipeline), cpu_seconds(), time.monotonic()
+            lost, cpu, began = count_lost(pipeline.report()), cpu_seconds(), time.monotonic()
             await asyncio.sleep(self._seconds)
             lasted = time.monotonic() - began
             after, counts, taken = cpu_seconds(), dict(seen), list(ages)
-            skipped = _overload(pipeline) - skipped
+            lost = count_lost(pipeline.report()) - lost
             await pipeline.stop()
             await running
         shares = np.array([counts.get(name, 0) for name in streams], float)
@@ -202,10 +202,13 @@ class CameraBench:
             age_p50_ms=float(np.percentile(taken, 50)) if taken else float("inf"),
             age_p95_ms=float(np.percentile(taken, 95)) if taken else float("inf"),
             fairness=float(shares.sum() ** 2 / (len(shares) * (shares**2).sum())) if shares.any() else 0.0,
-            skipped_per_s=skipped / lasted,
+            lost_per_s=lost / lasted,
             cpu=((after[0] - cpu[0]) / lasted, (after[1] - cpu[1]) / lasted),
         )
 
 
-def _overload(pipeline: Pipeline) -> int:
-    return sum(report.tally.dropped.get("overload", 0) for report in pipeline.report())
+def count_lost(reports: Iterable[StreamReport]) -> int:
+    """Frames of the streams that were dropped against their sampling: skipped before decoding (`overload`), replaced by
+    a newer one before they were analysed (`stale`), or lost for any other reason."""
+    drops = [report.tally.dropped for report in reports]
+    return sum(count for dropped in drops for reason, count in dropped.items() if reason != "not_sampled")

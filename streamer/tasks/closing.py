@@ -84,7 +84,7 @@ class ClosingGuard:
 
     async def run(self, pipeline: Pipeline) -> None:
         """Runs the pipeline to its end. Raises what it raises."""
-        self._signals.enter_context(on_signals(lambda: self._stop(pipeline)))
+        self._signals.enter_context(on_signals(lambda: self._stop_pipeline(pipeline)))
         running = asyncio.ensure_future(pipeline.run())
         stopped = asyncio.ensure_future(pipeline.stopping.wait())
         try:
@@ -109,7 +109,7 @@ class ClosingGuard:
             running.cancel()
             await asyncio.wait({running}, timeout=self._timeout_s * _CANCEL_SHARE)
 
-    def _stop(self, pipeline: Pipeline) -> None:
+    def _stop_pipeline(self, pipeline: Pipeline) -> None:
         self._stops.append(asyncio.get_running_loop().create_task(pipeline.stop()))
 
     def _begin_deadline(self) -> None:

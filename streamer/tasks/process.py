@@ -59,8 +59,8 @@ def process_videos(
     shown = console.is_terminal and not (quiet or as_json or json_lines)
     display: ProgressDisplay | JsonLines | SilentProgress
     display = JsonLines() if json_lines else ProgressDisplay(console) if shown else SilentProgress()
-    with contextlib.nullcontext() if as_json else _report_failures_once(), _entered(display) as progress:
-        report = asyncio.run(_run(job, progress)) if cluster is None else _run_on_cluster(job, cluster, progress)
+    with contextlib.nullcontext() if as_json else _report_failures_once(), _entered_display(display) as progress:
+        report = asyncio.run(_run_job(job, progress)) if cluster is None else _run_on_cluster(job, cluster, progress)
     if as_json or json_lines:
         _print_json(job_as_json(report), whole=True)
     else:
@@ -88,7 +88,7 @@ def _run_on_cluster(job: ProcessJob, address: str, progress: ProgressListener) -
     return process_on_cluster(job, check_address(address), progress)
 
 
-async def _run(job: ProcessJob, progress: ProgressListener) -> JobReport:
+async def _run_job(job: ProcessJob, progress: ProgressListener) -> JobReport:
     with contextlib.ExitStack() as stack:
 
         def ready(runner: JobRunner) -> None:
@@ -145,7 +145,7 @@ class JsonLines(SilentProgress):
 
 
 @contextlib.contextmanager
-def _entered(display: ProgressDisplay | JsonLines | SilentProgress) -> Iterator[ProgressListener]:
+def _entered_display(display: ProgressDisplay | JsonLines | SilentProgress) -> Iterator[ProgressListener]:
     if isinstance(display, ProgressDisplay):
         with display:
             yield display

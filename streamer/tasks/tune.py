@@ -12,9 +12,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from detectors import coco_data
+from detectors import coco_data, data_files
 from detectors.device import choose_device
-from detectors.glip.model_files import ModelFiles, find, write_folder
+from detectors.glip.model_files import ModelFiles, find_files, write_folder
 from detectors.glip.training import fitting
 from streamer.errors import ConfigError
 from streamer.tasks.console import make_folder, user_console
@@ -50,7 +50,7 @@ class TuneTask:
         return self.shots == 0 or self.mode == "prompt"
 
 
-def tune(task: TuneTask, *, as_json: bool = False) -> int:
+def run_tune(task: TuneTask, *, as_json: bool = False) -> int:
     """Runs the task, writes its result and prints the score; returns the exit code.
 
     Data, pictures and output are checked before the model is loaded. Ctrl-C ends training after the current step; the
@@ -65,15 +65,15 @@ def tune(task: TuneTask, *, as_json: bool = False) -> int:
     folders = _picture_folders(task, data, other)
     as_stored = coco_data.check_pictures(data, folders[0], task.truth)
     val_stored = as_stored if other is data else coco_data.check_pictures(other, folders[1], task.val or task.truth)
-    source = find(task.model, task.weights)
+    source = find_files(task.model, task.weights)
     _check_output(task, source)
-    if small := sum(not fitting.teaches(row) for row in data["annotations"]):
+    if small := sum(not fitting.is_learned(row) for row in data["annotations"]):
         console.print(f"{task.truth}: {small} crowds and boxes no larger than a pixel are left out")
 
     network, tokenizer = source.load()
     network.to(choose_device(task.device))
     names = [category["name"] for category in data["categories"]]
-    tokens = fitting.caption_of(names, tokenizer, network.config.text.max_length, _descriptions(task.describe))
+    tokens = fitting.caption_of(names, tokenizer, network.config.text.max_length, _read_descriptions(task.describe))
     size = network.config.image.resized(task.short_side)
     chosen = [image["id"] for image in data["images"]]
     if task.shots is not None:
@@ -89,7 +89,7 @@ def tune(task: TuneTask, *, as_json: bool = False) -> int:
 
     result = fitting.FittingResult(0.0, 0, interrupted=False)
     if task.shots == 0:
-        result = result._replace(ap=fitting.scored(network, checking).ap)
+        result = result._replace(ap=fitting.score_model(network, checking).ap)
         report_epoch(0, 0.0, result.ap)
     else:
         course = fitting.FittingCourse(task.mode, task.shots, task.seed, task.epochs, task.batch, task.rate)
@@ -123,8 +123,8 @@ def _read_data(task: TuneTask) -> tuple[dict[str, Any], dict[str, Any]]:
     if task.val is not None:
         read = coco_data.read_data_set(task.val, for_training=True)
         other = coco_data.merge_categories(data, read, task.val)
-    if not any(map(fitting.teaches, other["annotations"])):
-        raise coco_data.DataSetError(
+    if not any(map(fitting.is_learned, other["annotations"])):
+        raise data_files.DataSetError(
             f"{task.val or task.truth} has no box to choose an epoch by: add annotations, or leave out --val"
         )
     return data, other
@@ -176,7 +176,7 @@ def _stop_on_signals() -> Iterator[Any]:
             signal.signal(number, handler)
 
 
-def _descriptions(given: Sequence[str]) -> dict[str, str]:
+def _read_descriptions(given: Sequence[str]) -> dict[str, str]:
     found = {}
     for one in given:
         name, equals, words = one.partition("=")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from detectors.detector import detections
 from streamer.analysis.label_scores import for_tracker
+from streamer.boxes import box_ious, overlaps_among
 
 PERSON, MAN = 0, 1
 BOX = [300, 200, 340, 300]
@@ -52,3 +55,23 @@ def test_neighbours_in_a_crowd_stay():
 
 def test_doubtful_answers_do_not_lower_the_score_of_a_sure_one():
     assert merged((BOX, PERSON, 0.9), (BOX, PERSON, 0.2), (BOX, MAN, 0.3)) == [pytest.approx([0.9, 0.3])]
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 40)] * 4), max_size=12))
+def test_overlaps_among_boxes_are_those_of_each_pair(corners: list[tuple[int, int, int, int]]) -> None:
+    boxes = np.array([(x, y, x + width, y + height) for x, y, width, height in corners], float).reshape(-1, 4)
+    overlaps = overlaps_among(boxes)
+    ious = box_ious(boxes, boxes)
+    apart = ious[~np.eye(len(boxes), dtype=bool)]
+    if overlaps is None:
+        assert not apart.any()
+    else:
+        assert apart.any()
+        assert np.array_equal(overlaps[0], ious)
+        inside = [[_is_within(one, other) for other in boxes] for one in boxes]
+        assert (overlaps[1][np.array(inside)] == 1).all()
+
+
+def _is_within(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether the first box has an area and lies in the second one."""
+    return bool((one[2:] > one[:2]).all() and (one[:2] >= other[:2]).all() and (one[2:] <= other[2:]).all())

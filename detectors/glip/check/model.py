@@ -1,6 +1,6 @@
 """Compare this GLIP with reference tensors, stage by stage: `python -m detectors.glip.check FOLDER`.
 
-A folder holds what there is of: `config.json`, `weights.safetensors`, `io.safetensors` (the stages of two or more
+A folder may hold: `config.json`, `weights.safetensors`, `io.safetensors` (the stages of two or more
 pictures), `grads.safetensors`, `prompt_tuning.safetensors`; or `captions.json` and `vocab.txt`; or a `config.json` and
 `io.safetensors` of pictures before and after preprocessing.
 """
@@ -23,12 +23,21 @@ from detectors.device import choose_device
 from detectors.glip.check.captions import check_captions
 from detectors.glip.check.report import EXACT, FEATURES, GRADIENT, LOGITS, LOSS, PIXELS, SCORES, CheckReport
 from detectors.glip.config import GlipConfig
-from detectors.glip.convert import build_from, fill, load_checkpoint
+from detectors.glip.convert import build_from, fill_model, load_checkpoint
 from detectors.glip.modeling.anchors import decode
 from detectors.glip.modeling.dyhead import DyConv, Shapes, as_map
 from detectors.glip.modeling.model import Predictions
 from detectors.glip.modeling.text import TextFeatures, TextLayer
-from detectors.glip.postprocess import BoxCandidates, aggregate, best_first, candidates, root, select, token_map, weigh
+from detectors.glip.postprocess import (
+    BoxCandidates,
+    aggregate_tokens,
+    best_first,
+    find_candidates,
+    root_scores,
+    select_boxes,
+    token_map,
+    weigh_scores,
+)
 from detectors.glip.runtime import DTYPES, ComputePrecision, use_deform
 from detectors.glip.training import tuned_prompt as tuning
 from detectors.glip.training.loss import GlipLosses, TrainingTruth, losses, make_targets, token_targets
@@ -90,7 +99,7 @@ class ModelCheck:
         self.values: dict[str, Any] = json.loads((folder / "config.json").read_text())
         self.config = GlipConfig.from_plain(self.values)
         tensors = load_checkpoint(folder / "weights.safetensors")
-        model = fill(build_from(self.config), tensors, str(folder / "weights.safetensors")).to(device)
+        model = fill_model(build_from(self.config), tensors, str(folder / "weights.safetensors")).to(device)
         self.model = self.precision.lower(model)
         self.golden = {key: value.to(device) for key, value in load_file(folder / "io.safetensors").items()}
         self.shapes: Shapes = ()
@@ -103,7 +112,7 @@ class ModelCheck:
     def text(self) -> TextFeatures:
         return self.model.encode_text(self.golden["in.input_ids"], self.golden["in.attention_mask"])
 
-    def stages(self) -> Predictions:
+    def check_stages(self) -> Predictions:
         """Every stage of the forward pass."""
         model, images = self.model, self.golden["in.images"]
         text = self.text()
@@ -117,17 +126,17 @@ class ModelCheck:
         for level, found in enumerate(pyramid):
             self.compare(f"fpn.p{level + 3}", found, FEATURES)
         self.shapes = tuple((level.shape[-2], level.shape[-1]) for level in pyramid)
-        hooks = [self._watch(number, entry) for number, entry in enumerate(model.rpn.head.dyhead_tower)]
+        hooks = [self._hook_entry(number, entry) for number, entry in enumerate(model.rpn.head.dyhead_tower)]
         predictions: Predictions = model.rpn.head(pyramid, text)
         for hook in hooks:
             hook.remove()
         self.predictions(predictions)
         return predictions
 
-    def _watch(self, number: int, entry: torch.nn.Module) -> Any:
+    def _hook_entry(self, number: int, entry: torch.nn.Module) -> Any:
         if isinstance(entry, DyConv):
             return entry.register_forward_hook(
-                lambda _module, _inputs, regions: self._regions(f"tower.{number}.dyconv.visual", regions)
+                lambda _module, _inputs, regions: self._compare_regions(f"tower.{number}.dyconv.visual", regions)
             )
         if isinstance(entry, TextLayer):
             return entry.register_forward_hook(
@@ -135,19 +144,19 @@ class ModelCheck:
             )
 
         def fused(_module: object, _inputs: object, outputs: tuple[Tensor, Tensor]) -> None:
-            self._regions(f"tower.{number}.fuse.visual", outputs[0])
+            self._compare_regions(f"tower.{number}.fuse.visual", outputs[0])
             self.compare(f"tower.{number}.fuse.hidden", outputs[1], FEATURES)
 
         return entry.get_submodule("b_attn").register_forward_hook(fused)
 
-    def _split(self, regions: Tensor) -> Sequence[Tensor]:
+    def _split_levels(self, regions: Tensor) -> Sequence[Tensor]:
         return torch.split(regions, [height * width for height, width in self.shapes], dim=1)
 
-    def _regions(self, name: str, regions: Tensor) -> None:
-        for level, part in enumerate(self._split(regions)):
+    def _compare_regions(self, name: str, regions: Tensor) -> None:
+        for level, part in enumerate(self._split_levels(regions)):
             self.compare(f"{name}.{level}", as_map(part, self.shapes[level]), FEATURES)
         if name.endswith("dyconv.visual"):
-            self._unused_branch(self._split(regions), name)
+            self._unused_branch(self._split_levels(regions), name)
 
     def _unused_branch(self, levels: Sequence[Tensor], name: str) -> None:
         if name == f"tower.{len(self.model.rpn.head.dyhead_tower) - 1}.dyconv.visual":
@@ -158,9 +167,9 @@ class ModelCheck:
     def predictions(self, predictions: Predictions) -> None:
         self.shapes = predictions.shapes
         per_level = zip(
-            self._split(predictions.logits),
-            self._split(predictions.deltas),
-            self._split(predictions.centerness[..., None]),
+            self._split_levels(predictions.logits),
+            self._split_levels(predictions.deltas),
+            self._split_levels(predictions.centerness[..., None]),
             self.model.rpn.anchor_generator(self.shapes),
             strict=True,
         )
@@ -177,13 +186,13 @@ class ModelCheck:
         maps = [token_map([table.get(str(label + 1), []) for label in range(labels)], length) for table in tables]
         return torch.stack(maps).to(self.device)
 
-    def aggregation(self) -> None:
+    def check_aggregation(self) -> None:
         for how in ("MEAN", "MAX", "ONEHOT", "POWER"):
             key = f"agg.{how}"
             if key not in self.golden:
                 continue
             tokens = self.token_maps(self.golden[key].shape[-1])[:1]
-            scores = aggregate(self.golden["agg.in.probs"], tokens, how)
+            scores = aggregate_tokens(self.golden["agg.in.probs"], tokens, how)
             if how == "POWER":  # the reference values leave out labels of one token
                 scores = scores * (tokens.sum(1, keepdim=True) > 1)
             self.compare(key, scores, SCORES)
@@ -193,9 +202,9 @@ class ModelCheck:
         """The largest label of any picture."""
         return max(int(label) for table in self.values["label_to_tokens"] for label in table)
 
-    def postprocessing(self, predictions: Predictions) -> None:
+    def check_postprocessing(self, predictions: Predictions) -> None:
         rule = self.config.postprocess
-        found = candidates(
+        found = find_candidates(
             predictions,
             self.model.anchors(predictions.shapes),
             self.token_maps(self.labels),
@@ -203,12 +212,12 @@ class ModelCheck:
             rule,
         )
         everything = found.scores.shape[1]
-        survivors, _ = select(found, rule.nms_iou, rule.detections_per_image, look_at=everything)
+        survivors, _ = select_boxes(found, rule.nms_iou, rule.detections_per_image, look_at=everything)
         for picture in range(len(found.scores)):
-            self._found(f"post.{picture}.pre_nms", best_first(found, everything), picture)
-            self._found(f"post.{picture}.final", survivors, picture)
+            self._compare_found(f"post.{picture}.pre_nms", best_first(found, everything), picture)
+            self._compare_found(f"post.{picture}.final", survivors, picture)
 
-    def _found(self, name: str, found: BoxCandidates, picture: int) -> None:
+    def _compare_found(self, name: str, found: BoxCandidates, picture: int) -> None:
         if f"{name}.labels" not in self.golden:
             return
         valid = found.valid[picture]
@@ -226,7 +235,7 @@ class ModelCheck:
         self.report.compare(f"{name}.scores", scores, want[1], SCORES)
         self.report.compare(f"{name}.labels", labels, want[2], EXACT)
 
-    def truths(self) -> list[TrainingTruth]:
+    def training_truths(self) -> list[TrainingTruth]:
         positive, truths, start = self.golden["loss.in.positive_map"] > 0, [], 0
         for picture in range(len(self.golden["in.images"])):
             boxes = self.golden[f"loss.in.{picture}.gt_boxes"]
@@ -234,10 +243,10 @@ class ModelCheck:
             start += len(boxes)
         return truths
 
-    def targets(self, shapes: Shapes) -> None:
+    def check_targets(self, shapes: Shapes) -> None:
         anchors = self.model.rpn.anchor_generator(shapes)
         positives = 0
-        for picture, truth in enumerate(self.truths()):
+        for picture, truth in enumerate(self.training_truths()):
             name, target = f"loss.atss.{picture}", make_targets(anchors, truth)
             positive = target.matched > 0
             positives += int(positive.sum())
@@ -249,7 +258,7 @@ class ModelCheck:
 
     def loss(self, predictions: Predictions, golden: dict[str, Tensor], prefix: str = "") -> GlipLosses:
         anchors = self.model.rpn.anchor_generator(predictions.shapes)
-        found = losses(predictions, anchors, self.golden["in.attention_mask"], self.truths())
+        found = losses(predictions, anchors, self.golden["in.attention_mask"], self.training_truths())
         names = {
             "dot_product_token": found.token,
             "reg": found.box,
@@ -261,7 +270,7 @@ class ModelCheck:
                 self.report.compare(f"{prefix}loss.{name}", value, golden[f"loss.{name}"], LOSS)
         return found
 
-    def gradients(self, golden: dict[str, Tensor]) -> None:
+    def check_gradients(self, golden: dict[str, Tensor]) -> None:
         parameters = {name: value for name, value in self.model.named_parameters() if name in golden}
         for value in parameters.values():
             value.requires_grad_(True)
@@ -270,10 +279,10 @@ class ModelCheck:
             self.loss(predictions, {}).total.backward()  # type: ignore[no-untyped-call]
         for name in golden:
             if name in parameters:
-                self._gradient(f"grad {name}", parameters[name].grad, golden[name])
+                self._compare_gradient(f"grad {name}", parameters[name].grad, golden[name])
         self.model.requires_grad_(False)
 
-    def _gradient(self, stage: str, mine: Tensor | None, golden: Tensor) -> None:
+    def _compare_gradient(self, stage: str, mine: Tensor | None, golden: Tensor) -> None:
         largest = golden.abs().max().clamp(min=1e-12)
         mine = torch.zeros_like(golden) if mine is None else mine
         self.report.compare(stage, mine / largest, golden / largest, GRADIENT)
@@ -294,7 +303,7 @@ class ModelCheck:
         self.predictions(predictions)
         self.golden = stages
         assert offsets.weight.grad is not None
-        self._gradient("prompt tuning grad", offsets.weight.grad[: len(rows)], golden["tunable_linear.grad"])
+        self._compare_gradient("prompt tuning grad", offsets.weight.grad[: len(rows)], golden["tunable_linear.grad"])
         self.model.rpn.tunable_linear = None
 
 
@@ -309,16 +318,16 @@ def check_model(
         return {key: value.to(device) for key, value in load_file(path).items()} if path.is_file() else {}
 
     with torch.no_grad(), subject.precision.autocast():
-        predictions = subject.stages()
-    subject.aggregation()
+        predictions = subject.check_stages()
+    subject.check_aggregation()
     if "label_to_tokens" in subject.values:
-        subject.postprocessing(predictions)
+        subject.check_postprocessing(predictions)
     if "loss.in.positive_map" in subject.golden:
-        subject.targets(predictions.shapes)
+        subject.check_targets(predictions.shapes)
         subject.loss(predictions, subject.golden)
         use_deform(subject.model, "embedding-bag")  # the one that learns
         if gradients := more("grads"):
-            subject.gradients(gradients)
+            subject.check_gradients(gradients)
         if offsets := more("prompt_tuning"):
             subject.prompt_tuning(offsets)
 
@@ -343,9 +352,9 @@ class PrecisionDrift:
     kept: float  # share of the pairs that pass the threshold in the other precision, too
 
 
-def drift(folder: Path, dtype: str, device: str = "cpu") -> PrecisionDrift:
+def measure_drift(folder: Path, dtype: str, device: str = "cpu") -> PrecisionDrift:
     """Run the network of `folder` in float32 and in `dtype` on the folder's pictures."""
-    exact, rough = (_measured(folder, precision, device) for precision in ("float32", dtype))
+    exact, rough = (_run_precision(folder, precision, device) for precision in ("float32", dtype))
     threshold = exact.subject.config.postprocess.score_threshold
     passed = exact.scores > threshold
     far = (exact.boxes - rough.boxes).abs().amax(-1)[passed.any(-1)]
@@ -367,13 +376,13 @@ class _MeasuredRun:
     final: Tensor  # (B, N, K)
 
 
-def _measured(folder: Path, dtype: str, device: str) -> _MeasuredRun:
+def _run_precision(folder: Path, dtype: str, device: str) -> _MeasuredRun:
     subject = ModelCheck(CheckReport(), folder, torch.device(device), DTYPES[dtype])
     with torch.no_grad(), subject.precision.autocast():
-        found = subject.stages()
+        found = subject.check_stages()
     tokens = subject.token_maps(subject.labels)
     rule = subject.config.postprocess
-    scores = aggregate(found.logits.float().sigmoid(), tokens, rule.aggregate)
-    final = root(weigh(scores, found.centerness, rule), rule)
+    scores = aggregate_tokens(found.logits.float().sigmoid(), tokens, rule.aggregate)
+    final = root_scores(weigh_scores(scores, found.centerness, rule), rule)
     boxes = decode(found.deltas.float(), subject.model.anchors(found.shapes))
     return _MeasuredRun(subject, found.logits.float(), boxes, scores, final)

@@ -1,4 +1,4 @@
-"""Anchors and the code in which boxes are learned relative to them: as in Faster R-CNN, arXiv:1506.01497."""
+"""Anchors and the box coder relative to them, as in Faster R-CNN, arXiv:1506.01497."""
 
 from __future__ import annotations
 

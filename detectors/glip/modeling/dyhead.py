@@ -19,7 +19,9 @@ Shapes = tuple[tuple[int, int], ...]
 
 
 @lru_cache(maxsize=64)
-def grids(shapes: Shapes, device: torch.device, learning: bool) -> tuple[SamplingGrid, SamplingGrid, SamplingGrid]:
+def sampling_grids(
+    shapes: Shapes, device: torch.device, learning: bool
+) -> tuple[SamplingGrid, SamplingGrid, SamplingGrid]:
     """Sampling grids for: every level from the coarser one, from itself, from the finer one.
 
     `learning` only keeps apart in the cache what autograd may use and what was made in inference mode.
@@ -84,11 +86,11 @@ class DyConv(nn.Module):
         sizes = [height * width for height, width in shapes]
         levels = torch.split(regions, sizes, dim=1)
         motions = [self.offset(as_map(level, shape)) for level, shape in zip(levels, shapes, strict=True)]
-        coarser_grid, same_grid, finer_grid = grids(shapes, regions.device, torch.is_grad_enabled())
+        coarser_grid, same_grid, finer_grid = sampling_grids(shapes, regions.device, torch.is_grad_enabled())
 
         motion = torch.cat([m.flatten(2).mT for m in motions], dim=1)  # (B, N, 27)
         offsets, mask = motion[..., : 2 * TAPS], motion[..., 2 * TAPS :].sigmoid()
-        reread = torch.cat([reinterpret(m, size) for m, size in zip(motions, sizes[1:], strict=False)], dim=1)
+        reread = torch.cat([reread_motion(m, size) for m, size in zip(motions, sizes[1:], strict=False)], dim=1)
         from_coarser, from_same, from_finer = self.DyConv
 
         same = from_same(regions, same_grid, offsets, mask, sizes)
@@ -102,11 +104,11 @@ class DyConv(nn.Module):
             if i > 0:
                 found.append(finer[i - 1])
             if i < len(shapes) - 1:
-                found.append(enlarge(coarser[i], shapes[i + 1], shape))
-            outputs.append(self._combine(found))
+                found.append(enlarge_map(coarser[i], shapes[i + 1], shape))
+            outputs.append(self._merge_candidates(found))
         return torch.cat(outputs, dim=1)
 
-    def _combine(self, found: Sequence[Tensor]) -> Tensor:
+    def _merge_candidates(self, found: Sequence[Tensor]) -> Tensor:
         """The candidates of one level, each (B, P, C), weighed by scale attention, averaged, rectified."""
         conv = self.AttnConv.get_parameter("1.weight").flatten(1), self.AttnConv.get_parameter("1.bias")
         total = torch.zeros_like(found[0])
@@ -132,12 +134,12 @@ def norm_regions(x: Tensor, norm: nn.Module) -> Tensor:
     return as_regions(norm(as_map(x, (x.shape[1], 1))))
 
 
-def enlarge(x: Tensor, shape: tuple[int, int], to: tuple[int, int]) -> Tensor:
+def enlarge_map(x: Tensor, shape: tuple[int, int], to: tuple[int, int]) -> Tensor:
     """Bilinear with aligned corners: (B, h * w, C) -> (B, H * W, C)."""
     return as_regions(F.interpolate(as_map(x, shape), size=to, mode="bilinear", align_corners=True))
 
 
-def reinterpret(motion: Tensor, size: int) -> Tensor:
+def reread_motion(motion: Tensor, size: int) -> Tensor:
     """A level's offsets and mask logits read through the next level's smaller shape.
 
     (B, 27, H, W) -> (B, size, 27): of the 18 offset channels, flattened row by row, the first 18 * size values, and of

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def drop_block(x: Tensor, probability: float = 0.3, block: int = 3) -> Tensor:
-    """DropBlock, arXiv:1810.12890: squares of `block` positions go dark, the rest is scaled up. (B, C, H, W)."""
+    """DropBlock, arXiv:1810.12890: squares of `block` positions become zero, the rest is scaled up. (B, C, H, W)."""
     gamma = probability / block**2
     seeds = (torch.rand(x.shape[0], *x.shape[2:], device=x.device) < gamma).to(x.dtype)
     kept = 1 - F.max_pool2d(seeds[:, None], block, stride=1, padding=block // 2)
@@ -33,7 +33,7 @@ class CoarseLevels(nn.Module):
 class Fpn(nn.Module):
     """Maps of strides 8, 16, 32 -> maps of strides 8, 16, 32, 64, 128 with equal channels.
 
-    In training DropBlock darkens what the two finer levels' last convolutions see, as in the reference.
+    In training DropBlock is applied before the last convolutions of the two finer levels, as in the reference.
     Shapes: 3 x (B, c_i, h_i, w_i) -> 5 x (B, C, h_i, w_i).
     """
 

@@ -1,4 +1,4 @@
-"""Deep fusion: picture and text look at each other. GLIP, arXiv:2112.03857, section 3.2.
+"""Deep fusion: cross-attention between picture and text. GLIP, arXiv:2112.03857, section 3.2.
 
 Regions are (B, N, C): the five levels one after the other, row by row. Text is (B, L, D).
 """
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detectors.glip.modeling.linear import bmm
-from detectors.glip.modeling.text import bounded
+from detectors.glip.modeling.text import bound_values
 
 
 class CrossAttention(nn.Module):
@@ -35,7 +35,7 @@ class CrossAttention(nn.Module):
     def forward(self, v: Tensor, l: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # noqa: E741
         """v (B, N, C), l (B, L, D), mask (B, L) -> what to add to each."""
         heads, length = self.heads, l.shape[1]
-        scores = bounded(self._scores(v, l))  # (B, N, heads * L)
+        scores = bound_values(self._word_scores(v, l))  # (B, N, heads * L)
 
         # Regions read words; padding is hidden from them.
         hidden = (mask == 0)[:, None, None, :]
@@ -48,7 +48,7 @@ class CrossAttention(nn.Module):
         to_regions = F.dropout(rows.softmax(-1), self.dropout, self.training)  # (B, heads * L, N)
         return dv, self._region_values(to_regions, v)
 
-    def _scores(self, v: Tensor, l: Tensor) -> Tensor:  # noqa: E741
+    def _word_scores(self, v: Tensor, l: Tensor) -> Tensor:  # noqa: E741
         keys = torch.unflatten(self.l_proj(l), -1, (self.heads, -1)) * self.scale  # (B, L, heads, d)
         weight = torch.unflatten(self.v_proj.weight, 0, (self.heads, -1))  # (heads, d, C)
         bias = torch.unflatten(self.v_proj.bias, 0, (self.heads, -1))  # (heads, d)

@@ -1,4 +1,4 @@
-"""The whole network: GLIP, arXiv:2112.03857. Its parameters carry the names of the released checkpoints."""
+"""The GLIP network, arXiv:2112.03857. Its parameters carry the names of the released checkpoints."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Head(nn.Module):
                 self.dyhead_tower.append(nn.ModuleDict({"b_attn": fusion}))
                 self.dyhead_tower.append(TextLayer(width, text.num_heads, text.intermediate_size, text.dropout))
             self.dyhead_tower.append(DyConv(channels, head.gn_groups))
-        # A class branch that the checkpoints carry and nothing reads.
+        # Unused class branch of the checkpoints.
         self.cls_logits = nn.Conv2d(channels, head.num_classes_minus_bg, 1).requires_grad_(False)
         self.bbox_pred = nn.Conv2d(channels, 4, 1)
         self.centerness = nn.Conv2d(channels, 1, 1)
@@ -83,9 +83,9 @@ class Head(nn.Module):
     def predict(self, regions: Tensor, words: Tensor, shapes: Shapes) -> Predictions:
         """Regions (B, N, C) off the tower and words (B, L, D) -> predictions, always in single precision."""
         with torch.autocast(regions.device.type, enabled=False):
-            return self._predict(regions.float(), words.float(), shapes)
+            return self._predict_regions(regions.float(), words.float(), shapes)
 
-    def _predict(self, regions: Tensor, words: Tensor, shapes: Shapes) -> Predictions:
+    def _predict_regions(self, regions: Tensor, words: Tensor, shapes: Shapes) -> Predictions:
         logits = word_region_logits(
             regions, words, self.dot_product_projection_text, self.bias_lang, self.bias0, self.log_scale
         )

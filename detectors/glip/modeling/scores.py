@@ -1,4 +1,4 @@
-"""What is read off the tower: word-region scores, boxes, centerness. GLIP, arXiv:2112.03857, section 3.1."""
+"""Word-region scores. GLIP, arXiv:2112.03857, section 3.1."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detectors.glip.modeling.text import bounded
+from detectors.glip.modeling.text import bound_values
 
-PRIOR = 0.01  # the probability that a region and a word match, before anything is learned
+PRIOR = 0.01  # the probability that a region and a word match, before training
 
 
 class Scale(nn.Module):
@@ -27,14 +27,14 @@ class Scale(nn.Module):
 def word_region_logits(
     regions: Tensor, words: Tensor, projection: nn.Linear, bias_lang: Tensor, bias0: Tensor, log_scale: Tensor
 ) -> Tensor:
-    """How well each region fits each word: regions (B, N, C), words (B, L, D) -> logits (B, N, L).
+    """Match of each region with each word: regions (B, N, C), words (B, L, D) -> logits (B, N, L).
 
     Words are brought to length one; half of each is projected, the whole decides the word's own bias.
     """
     words = F.normalize(words, dim=-1, eps=1e-12)
     projected = projection(words / 2)  # (B, L, C)
     bias = words @ bias_lang + bias0  # (B, L)
-    return bounded(regions @ projected.mT / log_scale.exp() + bias[:, None])
+    return bound_values(regions @ projected.mT / log_scale.exp() + bias[:, None])
 
 
 def initial_bias() -> float:

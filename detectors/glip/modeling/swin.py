@@ -1,6 +1,6 @@
-"""The picture's encoder: Swin Transformer, arXiv:2103.14030, as GLIP's checkpoints have it.
+"""Picture encoder: Swin Transformer, arXiv:2103.14030, as in GLIP's checkpoints.
 
-Maps are (B, H, W, C) inside; what leaves is (B, C, H, W), channels last in memory.
+Maps are (B, H, W, C) inside; outputs are (B, C, H, W), channels last in memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from detectors.glip.modeling.linear import Linear
 
-MASKED = -100.0  # what the reference adds to the score of two tokens that only met by the cyclic shift
+MASKED = -100.0  # added to the score of two tokens that are neighbours only by the cyclic shift
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
@@ -38,7 +38,7 @@ def relative_position_index(window: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def shift_mask(height: int, width: int, window: int, device: torch.device, learning: bool) -> Tensor:
-    """What a shifted block adds to its scores: (windows, window^2, window^2); 0, or `MASKED` across the seam.
+    """Mask added to a shifted block's scores: (windows, window^2, window^2); 0, or `MASKED` across the seam.
 
     `height` and `width` are those of the padded map. `learning` only keeps apart in the cache what autograd may use
     and what was made in inference mode.
@@ -48,19 +48,19 @@ def shift_mask(height: int, width: int, window: int, device: torch.device, learn
     for row, rows in enumerate(bands):
         for column, columns in enumerate(bands):
             region[rows, columns] = 3 * row + column
-    region = partition(region[None, :, :, None], window).squeeze(-1)  # (windows, window^2)
+    region = partition_windows(region[None, :, :, None], window).squeeze(-1)  # (windows, window^2)
     return (region[:, None, :] != region[:, :, None]) * MASKED
 
 
-def partition(x: Tensor, window: int) -> Tensor:
+def partition_windows(x: Tensor, window: int) -> Tensor:
     """(B, H, W, C) -> (B * windows, window^2, C); H and W are multiples of the window."""
     batch, height, width, channels = x.shape
     x = x.view(batch, height // window, window, width // window, window, channels)
     return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, window * window, channels)
 
 
-def unpartition(windows: Tensor, window: int, height: int, width: int) -> Tensor:
-    """The inverse of `partition`."""
+def join_windows(windows: Tensor, window: int, height: int, width: int) -> Tensor:
+    """The inverse of `partition_windows`."""
     channels = windows.shape[-1]
     x = windows.view(-1, height // window, width // window, window, window, channels)
     return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, channels)
@@ -130,10 +130,10 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        x = x + drop_path(self._attend(self.norm1(x)), self.drop, self.training)
+        x = x + drop_path(self._attend_windows(self.norm1(x)), self.drop, self.training)
         return x + drop_path(self.mlp(self.norm2(x)), self.drop, self.training)
 
-    def _attend(self, x: Tensor) -> Tensor:
+    def _attend_windows(self, x: Tensor) -> Tensor:
         _, height, width, _ = x.shape
         x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
         _, tall, wide, _ = x.shape
@@ -141,7 +141,7 @@ class SwinBlock(nn.Module):
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
             mask = shift_mask(tall, wide, self.window, x.device, torch.is_grad_enabled())
-        x = unpartition(self.attn(partition(x, self.window), mask), self.window, tall, wide)
+        x = join_windows(self.attn(partition_windows(x, self.window), mask), self.window, tall, wide)
         if self.shift:
             x = x.roll((self.shift, self.shift), dims=(1, 2))
         return x[:, :height, :width]

@@ -1,4 +1,4 @@
-"""The caption's encoder, BERT (arXiv:1810.04805), and the BERT layer that works on the fused text in the tower."""
+"""Text encoder, BERT (arXiv:1810.04805), and its layer as used on the fused text in the tower."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch.nn import functional as F
 
 from detectors.glip.modeling.linear import Linear
 
-CLAMP = 50000.0  # bounds that GLIP puts on scores and activations, so that fp16 training does not overflow
+CLAMP = 50000.0  # GLIP's bound of scores and activations against overflow in float16
 
 
-def bounded(x: Tensor) -> Tensor:
-    """Clamped to what GLIP allows."""
+def bound_values(x: Tensor) -> Tensor:
+    """`x` clamped to +-`CLAMP`."""
     return x.clamp(-CLAMP, CLAMP)
 
 
 class TextFeatures(NamedTuple):
-    """A caption as the tower sees it."""
+    """An encoded caption, the tower's input."""
 
     hidden: Tensor  # (B, L, D): BERT's last layer at every position, padding too; what the fusion reads
     embedded: Tensor  # (B, L, D): the same with padding zeroed; what the scores read where there is no fusion
@@ -59,7 +59,7 @@ class TextEncoder(nn.Module):
                 "encoder": nn.ModuleDict({"layer": layers}),
             }
         )
-        bert.apply(_initialise)
+        bert.apply(_init_weights)
         self.body = nn.ModuleDict({"model": bert})
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> TextFeatures:
@@ -87,7 +87,7 @@ class TextEmbeddings(nn.Module):
         return F.dropout(self.LayerNorm(summed), self.dropout, self.training)
 
 
-def _initialise(module: nn.Module) -> None:
+def _init_weights(module: nn.Module) -> None:
     """BERT's initial weights: a normal distribution of deviation 0.02, biases 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
@@ -114,7 +114,7 @@ class TextSelfAttention(nn.Module):
             for layer in (self.query, self.key, self.value)
         )
         scores = q @ k.mT / math.sqrt(q.shape[-1])
-        scores = bounded(scores) if self.clamp else scores
+        scores = bound_values(scores) if self.clamp else scores
         scores = scores.masked_fill(mask[:, None, None, :] == 0, torch.finfo(scores.dtype).min)
         weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
         attended: Tensor = weights @ v  # (B, heads, L, d)
@@ -132,9 +132,9 @@ class AddAndNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         x = self.dense(x)
-        x = F.dropout(bounded(x) if self.clamp else x, self.dropout, self.training)
+        x = F.dropout(bound_values(x) if self.clamp else x, self.dropout, self.training)
         x = self.LayerNorm(x + residual)
-        return bounded(x) if self.clamp else x
+        return bound_values(x) if self.clamp else x
 
 
 class TextLayer(nn.Module):
@@ -158,6 +158,6 @@ class TextLayer(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         attended = self.attention["output"](self.attention["self"](hidden, mask), hidden)
         inner = self.intermediate["dense"](attended)
-        inner = bounded(F.gelu(bounded(inner))) if self.clamp else F.gelu(inner)
+        inner = bound_values(F.gelu(bound_values(inner))) if self.clamp else F.gelu(inner)
         out: Tensor = self.output(inner, attended)
         return out

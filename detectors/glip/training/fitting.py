@@ -1,4 +1,4 @@
-"""Fitting a GLIP to a domain from a few labelled pictures: full, head only, linear probing, or only its words.
+"""Tuning of a GLIP to a domain from a few labelled pictures: full, head only, linear probing, or prompt only.
 
 After GLIP, arXiv:2112.03857, section 4.3, and the recipe of its released code for "object detection in the wild": small
 batches, no warm-up, the rate cut when the validation AP stands still, the best epoch kept. Different here: with linear
@@ -27,7 +27,7 @@ from detectors.evaluation import DetectionScore, coco_score
 from detectors.glip.caption import BertTokenizer, CaptionTokens, category_caption, clean_name
 from detectors.glip.config import ImageConfig
 from detectors.glip.modeling.model import GlipModel
-from detectors.glip.postprocess import candidates, select, token_map
+from detectors.glip.postprocess import find_candidates, select_boxes, token_map
 from detectors.glip.training.loss import TrainingTruth
 from detectors.glip.training.trainer import GlipTrainer, TrainingBatch, TrainingError, TrainingRecipe
 from detectors.glip.training.tuned_prompt import TunedPrompt, add_offsets
@@ -40,14 +40,14 @@ _REPEATS = {1: 8, 3: 4, 5: 2}  # how often an epoch walks through so few picture
 log = logging.getLogger(__name__)
 
 
-def choose(model: GlipModel, mode: str) -> None:
-    """Let learn what the mode says, and freeze the rest.
+def choose_parameters(model: GlipModel, mode: str) -> None:
+    """Make the parameters of the mode trainable and freeze the rest.
 
     `full`: all but the picture encoder's patches and first stage; `head`: the fusion tower and what reads it; `linear`:
     only what reads it; `prompt`: offsets to the text features, which are added here.
     """
     if mode not in MODES:
-        raise PromptError(f"there is no way to tune called {mode!r}: known are {', '.join(MODES)}")
+        raise PromptError(f"unknown tuning mode {mode!r}: use {', '.join(MODES)}")
     model.requires_grad_(False)
     if mode == "prompt":
         add_offsets(model, rows=model.config.text.max_length)
@@ -85,10 +85,10 @@ def few_shots(truth: Mapping[str, Any], shots: int, seed: int) -> list[int]:
 def caption_of(
     names: Sequence[str], tokenizer: BertTokenizer, limit: int, descriptions: Mapping[str, str] | None = None
 ) -> CaptionTokens:
-    """The one caption of a domain: all names in their order, each with what `descriptions` say of it behind it.
+    """The one caption of a domain: all names in order, each followed by its description.
 
-    `{"stingray": ", flat and round"}` makes "stingray, flat and round"; only the name's own tokens speak for it.
-    Raises `PromptError` when it is too long, or a description is of no name.
+    `{"stingray": ", flat and round"}` makes "stingray, flat and round"; only the name's own tokens are its label.
+    Raises `PromptError` when it is too long, or a description has no category.
     """
     for name in descriptions or {}:
         if name not in names:
@@ -115,7 +115,7 @@ def folder_of(truth: Path, data: Mapping[str, Any]) -> Path:
     return inside if names and not (truth.parent / names[0]).is_file() and inside.is_dir() else truth.parent
 
 
-def teaches(row: Mapping[str, Any]) -> bool:
+def is_learned(row: Mapping[str, Any]) -> bool:
     """Whether an annotation is learned from: crowds and boxes no larger than a pixel are not."""
     return not row.get("iscrowd") and min(row["bbox"][2:]) > 1
 
@@ -146,12 +146,12 @@ class TrainingExamples:
         random.Random(f"{self.seed} {epoch}").shuffle(order)
         dice = random.Random(f"{self.seed} {number} pictures")
         chosen = order[place * self.batch : (place + 1) * self.batch]
-        pictures, boxes = zip(*(self._seen(image, dice) for image in chosen), strict=True)
+        pictures, boxes = zip(*(self._augment_picture(image, dice) for image in chosen), strict=True)
         ids = torch.tensor([self.tokens.ids]).expand(len(chosen), -1)
-        truths = [TrainingTruth(own, self._words(image)) for own, image in zip(boxes, chosen, strict=True)]
+        truths = [TrainingTruth(own, self._row_words(image)) for own, image in zip(boxes, chosen, strict=True)]
         return TrainingBatch(collate([normalise(picture) for picture in pictures]), ids, torch.ones_like(ids), truths)
 
-    def _seen(self, image: int, dice: random.Random) -> tuple[Tensor, Tensor]:
+    def _augment_picture(self, image: int, dice: random.Random) -> tuple[Tensor, Tensor]:
         """A picture at a random size, mirrored half of the time, and its boxes there."""
         pixels = self.pixels(image)
         short = round(self.size.min_side * dice.choice(_SCALES))
@@ -170,7 +170,7 @@ class TrainingExamples:
         """(H, W, 3) BGR. Raises `TrainingError` for a file that is no picture."""
         import cv2
 
-        path = self.folder / self._files[image]
+        path = self.folder / self._file_names[image]
         turning = cv2.IMREAD_IGNORE_ORIENTATION if self.as_stored.get(image) else 0
         read = cv2.imread(str(path), cv2.IMREAD_COLOR | turning)
         if read is None:
@@ -178,22 +178,22 @@ class TrainingExamples:
         return torch.from_numpy(read)
 
     def rows(self, image: int) -> Sequence[Mapping[str, Any]]:
-        return self._rows.get(image, [])
+        return self._rows_by_image.get(image, [])
 
     @cached_property
-    def _files(self) -> dict[int, str]:
+    def _file_names(self) -> dict[int, str]:
         return {image["id"]: image["file_name"] for image in self.truth["images"]}
 
     @cached_property
-    def _rows(self) -> dict[int, list[Mapping[str, Any]]]:
+    def _rows_by_image(self) -> dict[int, list[Mapping[str, Any]]]:
         """The annotations that teach, by picture."""
         found: dict[int, list[Mapping[str, Any]]] = {}
         for row in self.truth["annotations"]:
-            if teaches(row):
+            if is_learned(row):
                 found.setdefault(row["image_id"], []).append(row)
         return found
 
-    def _words(self, image: int) -> Tensor:
+    def _row_words(self, image: int) -> Tensor:
         """(boxes, L) bool."""
         order = [category["id"] for category in self.truth["categories"]]
         rows = self.rows(image)
@@ -204,7 +204,7 @@ class TrainingExamples:
 
 
 @torch.inference_mode()
-def scored(model: GlipModel, examples: TrainingExamples) -> DetectionScore:
+def score_model(model: GlipModel, examples: TrainingExamples) -> DetectionScore:
     """COCO's average precision of the model over the examples' pictures, at the size in use."""
     model.eval()
     device = model.rpn.head.bias0.device
@@ -219,8 +219,8 @@ def scored(model: GlipModel, examples: TrainingExamples) -> DetectionScore:
         size = target_size(height, width, examples.size.min_side, examples.size.max_side)
         predictions = model(collate([normalise(resize(pixels, size))]).to(device), text)
         sizes = torch.tensor([size], device=device)
-        found = candidates(predictions, model.anchors(predictions.shapes), tokens, sizes, rule)
-        kept, _ = select(found, rule.nms_iou, rule.detections_per_image, found.scores.shape[1])
+        found = find_candidates(predictions, model.anchors(predictions.shapes), tokens, sizes, rule)
+        kept, _ = select_boxes(found, rule.nms_iou, rule.detections_per_image, found.scores.shape[1])
         valid = kept.valid[0]
         scale = torch.tensor([width / size[1], height / size[0]] * 2)
         boxes = (kept.boxes[0][valid].cpu() * scale).numpy()
@@ -242,7 +242,7 @@ def scored(model: GlipModel, examples: TrainingExamples) -> DetectionScore:
 
 @dataclass(frozen=True)
 class FittingCourse:
-    """How long and how fast; what is None is the reference's for the mode and the number of shots."""
+    """Length and rates of tuning; None stands for the reference's value for the mode and the number of shots."""
 
     mode: str = "prompt"
     shots: int | None = None  # examples of each category; None: all there are
@@ -287,13 +287,13 @@ def fit(
         raise TrainingError("no labelled picture to learn from: expected annotations with boxes larger than a pixel")
     if not any(validation.rows(image) for image in validation.images):
         raise TrainingError("the validation set has no box, so that no epoch can be chosen by it: add annotations")
-    choose(model, course.mode)
+    choose_parameters(model, course.mode)
     few = course.shots is not None
     training = replace(training, repeats=_REPEATS.get(course.shots or 0, 1))
     trainer = GlipTrainer(model, course.recipe, model.rpn.head.bias0.device, course.seed)
     patience, end = (3, 8) if few else (2, 4)
     plateau = _PlateauRule(trainer, course.patience or patience, end)
-    best_ap, best, best_epoch = scored(model, validation).ap, _learned(model), 0
+    best_ap, best, best_epoch = score_model(model, validation).ap, _learned_weights(model), 0
     after(0, float("nan"), best_ap)
     number = 0
     for epoch in range(1, course.epochs + 1):
@@ -306,18 +306,18 @@ def fit(
                 break
         if stopped():
             break
-        ap = scored(model, validation).ap
+        ap = score_model(model, validation).ap
         after(epoch, total / training.steps, ap)
         if ap > best_ap:
-            best_ap, best, best_epoch = ap, _learned(model), epoch
-        if plateau.ends(ap) or stopped():
+            best_ap, best, best_epoch = ap, _learned_weights(model), epoch
+        if plateau.epoch_ended(ap) or stopped():
             break
     model.load_state_dict(best, strict=False)
     model.requires_grad_(False).eval()
     return FittingResult(best_ap, best_epoch, interrupted=stopped())
 
 
-def _learned(model: GlipModel) -> dict[str, Tensor]:
+def _learned_weights(model: GlipModel) -> dict[str, Tensor]:
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {name: copy.deepcopy(value) for name, value in model.state_dict().items() if name in learning}
 
@@ -329,7 +329,7 @@ class _PlateauRule:
         self._trainer, self._patience, self._end, self._least = trainer, patience, end, least
         self._best, self._waited, self._still = -1.0, 0, 0
 
-    def ends(self, ap: float) -> bool:
+    def epoch_ended(self, ap: float) -> bool:
         if ap > self._best:
             self._best, self._waited, self._still = ap, 0, 0
             return False

@@ -1,4 +1,4 @@
-"""What GLIP learns from: ATSS targets and three losses. GLIP, arXiv:2112.03857; ATSS, arXiv:1912.02424."""
+"""Training losses: ATSS targets and the three losses of GLIP. GLIP, arXiv:2112.03857; ATSS, arXiv:1912.02424."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_OBJECT = 255  # the token that stands for "nothing" where a caption is long e
 
 
 class TrainingTruth(NamedTuple):
-    """What is in one picture: boxes (G, 4) in pixels of the padded batch, tokens (G, L) bool: the words for each."""
+    """Ground truth of one picture: boxes (G, 4) in pixels of the padded batch, tokens (G, L) bool: each box's words."""
 
     boxes: Tensor
     tokens: Tensor
@@ -38,7 +38,7 @@ class GlipLosses(NamedTuple):
 
 
 class AnchorTargets(NamedTuple):
-    """What each of N anchors should say."""
+    """Training targets of N anchors."""
 
     matched: Tensor  # (N,) int64: 0 for background, else 1 + the box's index
     boxes: Tensor  # (N, 4): the matched box (the first one for background)
@@ -50,7 +50,7 @@ class AnchorTargets(NamedTuple):
 
 
 def assign(anchors: Sequence[Tensor], boxes: Tensor, nearest: int = 9) -> Tensor:
-    """ATSS: which box each anchor answers for, (N,) int64: 0 for none, else 1 + the box's index.
+    """ATSS assignment of anchors to boxes, (N,) int64: 0 for none, else 1 + the box's index.
 
     Each level proposes for each box the anchors with the `nearest` centres; of these, those are positive whose IoU is
     at least the candidates' mean plus standard deviation and whose centre lies inside. Contested ones go to the box

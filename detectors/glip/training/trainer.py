@@ -32,7 +32,7 @@ class TrainingError(DetectorError):
 
 
 class TrainingBatch(NamedTuple):
-    """Normalised pictures (B, 3, H, W), their captions' ids and mask (B, L) int64, and what is in each picture."""
+    """Normalised pictures (B, 3, H, W), their captions' ids and mask (B, L) int64, and their ground truth."""
 
     images: Tensor
     input_ids: Tensor
@@ -109,7 +109,7 @@ class TrainingProgress(NamedTuple):
 def parameter_groups(
     named: Iterable[tuple[str, Tensor]], rate: float, text_rate: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """What learns, by rate and decay: the text encoder slower, whatever is called a bias at double rate, undecayed."""
+    """Parameter groups by rate and decay: the text encoder slower, biases at double rate without decay."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, parameter in named:
         if parameter.requires_grad:
@@ -131,7 +131,7 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
 
 
 class WeightAverage:
-    """A moving average of the weights, arXiv:1503.01780's use: what is evaluated and kept. Young ones move faster."""
+    """Moving average of the weights, as in arXiv:1503.01780, for evaluation and saving; faster in its first steps."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -161,7 +161,7 @@ class GlipTrainer:
         named = dict(model.named_parameters())
         rate, text_rate, decay = recipe.matrix_rate, recipe.text_rate, recipe.weight_decay
         hidden = [name for name, p in named.items() if rate and p.requires_grad and is_matrix(name, p)]
-        # Muon takes what is two-dimensional: the same memory, with the kernels of convolutions laid out in rows.
+        # Muon takes two-dimensional parameters: the same memory, with convolution kernels laid out in rows.
         rows = {name: nn.Parameter(named[name].detach().view(len(named[name]), -1)) for name in hidden}
         self._matrices = [(named.pop(name), matrix) for name, matrix in rows.items()]
         adam = torch.optim.AdamW(parameter_groups(named.items(), recipe.rate, text_rate, decay), lr=0.0)
@@ -350,11 +350,11 @@ def _one_thread(worker: int) -> None:
 
 
 def start(model: GlipModel) -> GlipModel:
-    """Initial weights for training from nothing: what a picture shows at a place arrives, unlearned, at the scores.
+    """Initial weights for training from scratch, which pass a picture's local content on to the scores.
 
     The papers start from encoders that were trained before. From random ones the colour of a small thing can be read
-    off the first maps (by a linear probe, for 0.68 of the street's persons), but no more off the tower's last (0.19, of
-    0.16 by chance), and what does not arrive is not learned. Here it is 0.44: patches begin as their lowest
+    off the first maps (by a linear probe, for 0.68 of the street's persons), but hardly from the tower's last
+    (0.19; chance is 0.16), and what is lost there cannot be learned. Here it is 0.44: patches begin as their lowest
     frequencies, convolutions as near-identities (DiracNets, arXiv:1706.00388), and coarse levels add little to finer
     ones. Words are of length one and scores begin near zero, as do boxes: a tenfold scale lets them move as fast as the
     rest.

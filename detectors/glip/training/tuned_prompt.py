@@ -1,4 +1,4 @@
-"""Prompt tuning: the network stays as it is, its text features learn. GLIP, arXiv:2112.03857, section 4.3 (v2)."""
+"""Prompt tuning: learned text features for a frozen network. GLIP, arXiv:2112.03857, section 4.3 (v2)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from detectors.glip.caption import CaptionTokens
 from detectors.glip.modeling.model import GlipModel
 from detectors.glip.modeling.text import TextFeatures
 
-ROWS = 1000  # what the checkpoints carry; a caption reaches 256 of them
+ROWS = 1000  # as in the checkpoints; a caption uses up to 256 of them
 
 
 class TextOffsets(nn.Module):
@@ -36,7 +36,7 @@ class TextOffsets(nn.Module):
 
 
 def add_offsets(model: GlipModel, rows: int = ROWS) -> TextOffsets:
-    """Give the model offsets that are zero, and return them; everything else is frozen and in evaluation mode."""
+    """Add zero offsets to the model and return them; everything else is frozen and in evaluation mode."""
     model.eval().requires_grad_(False)
     offsets = TextOffsets(model.config.text.hidden_size, rows).to(model.rpn.head.bias0.device)
     model.rpn.tunable_linear = offsets
@@ -48,13 +48,13 @@ class TunedPrompt:
     """The features of one caption after tuning, so that the text encoder is not needed for it any more."""
 
     queries: tuple[str, ...]
-    labels: tuple[tuple[int, ...], ...]  # for each query the token positions that speak for it
+    labels: tuple[tuple[int, ...], ...]  # token positions of each query
     text: TextFeatures  # B = 1
 
     @classmethod
     @torch.no_grad()
     def of(cls, model: GlipModel, queries: Sequence[str], tokens: CaptionTokens) -> TunedPrompt:
-        """What `model`, offsets included, makes of the caption `tokens` with the label i for `queries[i]`."""
+        """Features of the caption `tokens` by `model`, offsets included; label i belongs to `queries[i]`."""
         ids = torch.tensor([tokens.ids], device=model.rpn.head.bias0.device)
         return cls(tuple(queries), tokens.labels, model.encode_text(ids, torch.ones_like(ids)))
 
@@ -66,7 +66,7 @@ class TunedPrompt:
 
     @classmethod
     def load(cls, path: Path) -> TunedPrompt:
-        """Raises `DetectorError` when the file is none that `save` has written."""
+        """Read a file written by `save`. Raises `DetectorError` for any other file."""
         try:
             with safe_open(path, "pt") as file:
                 header = file.metadata() or {}

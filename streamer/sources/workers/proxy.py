@@ -72,7 +72,7 @@ class WorkerSource:
         self.live = source.live
         self.account = FrameCounter()
         self.expected_frames = source.expected_frames
-        self.recording = source.recording
+        self.recording, self.remote = source.recording, source.remote
         self.number = 0  # under which the pool knows it, while it is open
         self.deaths: list[float] = []  # when workers died under it, by the monotonic clock
         self._shown = repr(source)

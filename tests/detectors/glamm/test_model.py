@@ -69,7 +69,7 @@ def rows(*lengths: int) -> list[torch.Tensor]:
 
 def test_rows_of_any_length_share_a_pass(model: GlammModel) -> None:
     prefix, *texts = rows(10, 3, 7, 5)
-    (memory,) = model.remember(prefix[None])
+    (memory,) = model.read_opening(prefix[None])
     together = model.read([ChatTurn(memory, text) for text in texts])
     for text, states in zip(texts, together, strict=True):
         alone = model(torch.cat([prefix, text])[None])[0, 10:]
@@ -78,7 +78,7 @@ def test_rows_of_any_length_share_a_pass(model: GlammModel) -> None:
 
 def test_answers_do_not_depend_on_the_batch(model: GlammModel) -> None:
     prefix, other, *texts = rows(10, 10, 3, 7)
-    memories = model.remember(torch.stack([prefix, other]))
+    memories = model.read_opening(torch.stack([prefix, other]))
     turns = [ChatTurn(memory, text) for memory, text in zip(memories, texts, strict=True)]
     together = model.generate(turns, 6)
     for turn, answer in zip(turns, together, strict=True):
@@ -89,7 +89,7 @@ def test_answers_do_not_depend_on_the_batch(model: GlammModel) -> None:
 
 def test_memories_are_not_changed_by_reading(model: GlammModel) -> None:
     prefix, text = rows(10, 4)
-    (memory,) = model.remember(prefix[None])
+    (memory,) = model.read_opening(prefix[None])
     first = model.generate([ChatTurn(memory, text)], 5)[0].ids
     assert torch.equal(model.generate([ChatTurn(memory, text)], 5)[0].ids, first)
 

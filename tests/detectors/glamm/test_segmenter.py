@@ -74,9 +74,9 @@ def test_several_pictures_share_a_batch(glamm: Glamm) -> None:
 
 def test_a_picture_is_seen_once_for_several_questions(glamm: Glamm, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    see = glamm.model.see
-    monkeypatch.setattr(glamm.model, "see", lambda pixels: (seen.append(len(pixels)), see(pixels))[1])
-    (look,) = glamm.look([picture()])
+    see = glamm.model.encode_images
+    monkeypatch.setattr(glamm.model, "encode_images", lambda pixels: (seen.append(len(pixels)), see(pixels))[1])
+    (look,) = glamm.encode_images([picture()])
     answers = [glamm.describe(look).text, glamm.caption(look), glamm.caption_region(look, (1, 2, 30, 40))]
     glamm.segment(look, ["cat"])
     assert seen == [1]
@@ -88,7 +88,7 @@ def test_regions_are_read_from_their_place(hub: Path, tiny: ModuleType) -> None:
     model = tiny.random_glamm(seed=4)
     glamm = Glamm(model.requires_grad_(False), Glamm.load(str(hub / "glamm"), clip=hub / "clip").tokenizer)
     boxes = [(0, 0, 20, 20), (30, 10, 60, 50), (5, 5, 85, 55)]
-    (look,) = glamm.look([picture()])
+    (look,) = glamm.encode_images([picture()])
     together = glamm.caption_regions(look, boxes)
     assert together == [glamm.caption_region(look, box) for box in boxes]
     assert len(set(together)) > 1
@@ -163,7 +163,7 @@ def test_a_released_model_is_fetched_and_converted_once(
         return hub / ("clip" if repository == CLIP_NAME else "glamm")
 
     monkeypatch.setenv("GROUNDSTREAM_CACHE", str(tmp_path))
-    monkeypatch.setattr(weights, "_download", download)
+    monkeypatch.setattr(weights, "_download_folder", download)
     for _ in range(2):
         assert Glamm.load("glamm-gcg").describe(picture()).text == "cat"
     assert fetched == ["MBZUAI/GLaMM-GCG", CLIP_NAME]
@@ -225,11 +225,11 @@ def test_a_detectors_boxes_get_masks_for_the_queries_named(glamm: Glamm) -> None
 def test_enrichment_reports_of_a_thing_and_of_a_scene(glamm: Glamm) -> None:
     from streamer.enrichment.describers import GlammDescriber, MaskDescriber
 
-    tell = GlammDescriber(glamm)
-    thing = tell(picture(), (0.1, 0.1, 0.5, 0.6), "person")
+    describer = GlammDescriber(glamm)
+    thing = describer(picture(), (0.1, 0.1, 0.5, 0.6), "person")
     assert (thing.text, thing.model, thing.spans[0].phrase, thing.spans[0].end) == ("cat", "glamm", "person", 3)
     assert thing.spans[0].mask.size == (60, 90)
-    assert [span.phrase for span in tell(picture(), None, "").spans] == ["cat"]
+    assert [span.phrase for span in describer(picture(), None, "").spans] == ["cat"]
     masks_only = MaskDescriber(BoxMasks(glamm.model.sam))
     alone = masks_only(picture(), (0.999, 0.1, 1.0, 0.6), "person")
     assert masks_only(picture(), None, "") is None

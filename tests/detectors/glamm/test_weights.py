@@ -51,7 +51,7 @@ def test_a_converted_folder_needs_no_clip_and_says_the_same(hub: Path, tmp_path:
     weights.convert(folder, tmp_path / "one", torch.float32)
     before, after = weights.load(folder), weights.load(weights.open_folder(tmp_path / "one"))
     pixels, row = torch.rand(1, 3, 84, 84), torch.rand(1, 5, 64)
-    assert torch.equal(before.see(pixels).patches, after.see(pixels).patches)
+    assert torch.equal(before.encode_images(pixels).patches, after.encode_images(pixels).patches)
     assert torch.equal(before(row), after(row))
 
 

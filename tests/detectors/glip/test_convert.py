@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from detectors.glip.config import GLIP_T, GLIP_T_A
-from detectors.glip.convert import KNOWN, CheckpointError, build, build_from, fill, load_checkpoint
+from detectors.glip.convert import KNOWN, CheckpointError, build_from, build_released, fill_model, load_checkpoint
 from detectors.glip.modeling.model import GlipModel
 from tests.detectors.glip.conftest import CONFIG, tiny_model
 
@@ -21,7 +21,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 def load(path: Path) -> GlipModel:
-    return fill(build_from(CONFIG), load_checkpoint(path), str(path))
+    return fill_model(build_from(CONFIG), load_checkpoint(path), str(path))
 
 
 def test_a_training_checkpoint_is_read_through_its_wrapper_and_prefix(
@@ -53,7 +53,7 @@ def test_learned_text_offsets_are_taken_on(weights: dict[str, torch.Tensor], tmp
     torch.save({**weights, "rpn.tunable_linear.weight": offsets}, tmp_path / "glip.pth")
     model = load(tmp_path / "glip.pth")
     ids = torch.tensor([[2, 5, 3]])
-    plain = fill(build_from(CONFIG), weights).encode_text(ids, torch.ones_like(ids))
+    plain = fill_model(build_from(CONFIG), weights).encode_text(ids, torch.ones_like(ids))
     torch.testing.assert_close(model.encode_text(ids, torch.ones_like(ids)).hidden, plain.hidden + offsets[:3])
 
 
@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_named(weights: dict[str, torch.Tensor]) -> None:
     wrong["rpn.head.extra"] = torch.zeros(1)
     wrong["rpn.head.bias0"] = torch.zeros(2)
     with pytest.raises(CheckpointError) as error:
-        fill(build_from(CONFIG), wrong, "my.pth")
+        fill_model(build_from(CONFIG), wrong, "my.pth")
     for part in ("my.pth", "1 missing (rpn.head.bias_lang)", "1 unexpected (rpn.head.extra)", "rpn.head.bias0 is (2,)"):
         assert part in str(error.value)
 
@@ -71,13 +71,13 @@ def test_a_checkpoint_of_another_variant_is_named() -> None:
     with torch.device("meta"):
         other = GlipModel(GLIP_T_A).state_dict()
     with pytest.raises(CheckpointError, match="these are weights of glip-tiny-a:"):
-        fill(build_from(GLIP_T), other)
+        fill_model(build_from(GLIP_T), other)
 
 
 def test_a_constant_that_contradicts_the_window_is_refused(weights: dict[str, torch.Tensor]) -> None:
     key = next(key for key in weights if key.endswith("relative_position_index"))
     with pytest.raises(CheckpointError, match="is not the constant"):
-        fill(build_from(CONFIG), {**weights, key: torch.zeros_like(weights[key])})
+        fill_model(build_from(CONFIG), {**weights, key: torch.zeros_like(weights[key])})
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -118,4 +118,4 @@ def test_every_released_model_has_a_place_on_the_hub() -> None:
     for name, checkpoint in KNOWN.items():
         assert checkpoint.filename.endswith(".pth")
         assert checkpoint.repository == "GLIPModel/GLIP"
-        assert build(name).rpn.head.bias0.is_meta
+        assert build_released(name).rpn.head.bias0.is_meta

@@ -90,7 +90,7 @@ def test_a_result_does_not_depend_on_what_else_is_in_the_batch(glip: Glip) -> No
 
 
 def test_batches_larger_than_the_device_takes_are_split(glip: Glip, folder: Path) -> None:
-    small = Glip(*source.find("glip-mini", folder).load(), largest_batch=2)
+    small = Glip(*source.find_files("glip-mini", folder).load(), largest_batch=2)
     asked = [(picture(64, 96, seed), ["person", "dog"]) for seed in range(5)]
     for one, other in zip(run(glip, *asked), run(small, *asked), strict=True):
         assert same(one, other)
@@ -213,22 +213,23 @@ def test_free_text_with_phrases_labels_by_phrase(glip: Glip) -> None:
         glip.prepare_text(" ".join(["dog"] * 30) + " bus", ["bus"])
 
 
-def test_thresholds_by_query_let_doubtful_ones_through_down_to_a_fifth(folder: Path) -> None:
-    def scores(query: str, **options: Any) -> npt.NDArray[np.float32]:
+def test_thresholds_by_query_let_doubtful_ones_through_down_to_a_half(folder: Path) -> None:
+    def scores(query: str, thresholds: list[float] | None = None, **options: Any) -> npt.NDArray[np.float32]:
         glip = create("glip-mini", weights=folder, **options)
         glip.model.rpn.head.bias0.fill_(-2.8)
-        (found,) = run(glip, (picture(64, 96), ["person", "dog"]))
+        prompt = glip.prepare(["person", "dog"])
+        (found,) = glip.detect([Request(picture(64, 96), prompt, thresholds=thresholds)])
         assert found.confidence is not None
         return np.asarray(found.confidence[found.data["class_name"] == query])
 
     for query in ("person", "dog"):
         assert scores(query, threshold=0.0).min() < 0.2
-        assert (scores(query, threshold=1.0) >= 0.2).all()
-    mixed = {"threshold": 1.0, "thresholds": {"dog": 0.1}}
-    assert (scores("person", **mixed) >= 0.2).all()
-    assert scores("dog", **mixed).min() < 0.2
+        assert (scores(query, threshold=1.0) >= 0.5).all()
+        assert (scores(query, [1.0, 1.0], threshold=0.0) >= 0.5).all()
+    assert (scores("person", [1.0, 0.1], threshold=1.0) >= 0.5).all()
+    assert scores("dog", [1.0, 0.1], threshold=1.0).min() < 0.2
     with pytest.raises(PromptError, match="must lie between 0 and 1"):
-        create("glip-mini", weights=folder, thresholds={"dog": 2.0})
+        create("glip-mini", weights=folder, threshold=2.0)
 
 
 def test_a_prompt_of_another_detector_is_refused(glip: Glip, folder: Path) -> None:
@@ -241,7 +242,7 @@ def test_tuned_words_replace_the_text_encoder(folder: Path, tmp_path: Path) -> N
     glip = create("glip-mini", weights=folder)
     image, queries = picture(64, 96), ["person", "dog"]
     plain = run(glip, (image, queries))[0]
-    model, tokenizer = source.find("glip-mini", folder).load()
+    model, tokenizer = source.find_files("glip-mini", folder).load()
     offsets = add_offsets(model)
     from detectors.glip.caption import category_caption
 
@@ -268,7 +269,7 @@ def test_running_out_of_memory_halves_the_batch_once_and_says_so(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     glip = create("glip-mini", weights=folder)
-    look, sizes = glip._look, []
+    look, sizes = glip._encode_images, []
 
     def cramped(images: torch.Tensor) -> list[torch.Tensor]:
         sizes.append(len(images))
@@ -276,7 +277,7 @@ def test_running_out_of_memory_halves_the_batch_once_and_says_so(
             raise torch.cuda.OutOfMemoryError("no room")
         return look(images)
 
-    monkeypatch.setattr(glip, "_look", cramped)
+    monkeypatch.setattr(glip, "_encode_images", cramped)
     asked = [(picture(64, 64, seed), ["dog"]) for seed in range(4)]
     with caplog.at_level(logging.WARNING):
         found = run(glip, *asked)
@@ -291,7 +292,7 @@ def test_memory_too_small_even_for_half_a_batch_is_an_error(folder: Path, monkey
     def full(images: torch.Tensor) -> list[torch.Tensor]:
         raise torch.cuda.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(glip, "_look", full)
+    monkeypatch.setattr(glip, "_encode_images", full)
     with pytest.raises(DetectorError, match="with 2 and with 1 pictures"):
         run(glip, *[(picture(64, 64), ["dog"])] * 2)
     with pytest.raises(DetectorError, match="too little memory for one picture"):
@@ -310,7 +311,7 @@ def test_cached_weights_are_found_by_name(folder: Path, tmp_path: Path, monkeypa
     monkeypatch.setenv("GROUNDSTREAM_CACHE", str(tmp_path))
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "glip-tiny").symlink_to(folder)
-    found = source.find("glip-tiny")
+    found = source.find_files("glip-tiny")
     assert found.weights == tmp_path / "models" / "glip-tiny" / "weights.safetensors"
 
 

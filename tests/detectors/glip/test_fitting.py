@@ -13,16 +13,16 @@ import torch
 from detectors.detector import PromptError, Request
 from detectors.glip.caption import BertTokenizer
 from detectors.glip.detector import create
-from detectors.glip.model_files import VOCABULARY, find
+from detectors.glip.model_files import VOCABULARY, find_files
 from detectors.glip.modeling.model import GlipModel
 from detectors.glip.training.fitting import (
     FittingCourse,
     TrainingExamples,
     caption_of,
-    choose,
+    choose_parameters,
     few_shots,
     fit,
-    scored,
+    score_model,
     tuned_prompt,
 )
 from detectors.glip.training.trainer import TrainingError
@@ -67,13 +67,13 @@ def learning(model: GlipModel) -> set[str]:
 
 def test_prompt_tuning_teaches_the_offsets_alone() -> None:
     model = tiny_model()
-    choose(model, "prompt")
+    choose_parameters(model, "prompt")
     assert learning(model) == {"rpn.tunable_linear.weight"}
 
 
 def test_linear_probing_teaches_what_reads_the_tower() -> None:
     model = tiny_model()
-    choose(model, "linear")
+    choose_parameters(model, "linear")
     assert {name.split(".")[2] for name in learning(model)} == {
         "bbox_pred",
         "centerness",
@@ -86,20 +86,20 @@ def test_linear_probing_teaches_what_reads_the_tower() -> None:
 
 def test_full_tuning_leaves_the_first_stage_and_the_unused_branch_alone() -> None:
     model = tiny_model()
-    choose(model, "full")
+    choose_parameters(model, "full")
     frozen = {name for name, _ in model.named_parameters()} - learning(model)
     assert all(
         name.startswith(("backbone.body.patch_embed", "backbone.body.layers.0.")) or "cls_logits" in name
         for name in frozen
     )
     assert any(name.startswith("language_backbone") for name in learning(model))
-    choose(model, "head")
+    choose_parameters(model, "head")
     assert all(name.startswith("rpn.") for name in learning(model))
 
 
 def test_an_unknown_mode_is_reported() -> None:
-    with pytest.raises(PromptError, match="known are full, head, linear, prompt"):
-        choose(tiny_model(), "everything")
+    with pytest.raises(PromptError, match=r"unknown tuning mode .*: use full, head, linear, prompt"):
+        choose_parameters(tiny_model(), "everything")
 
 
 def test_few_shots_hold_enough_of_each_category_and_depend_on_the_seed() -> None:
@@ -144,13 +144,13 @@ def test_full_tuning_lowers_the_loss_and_keeps_the_best_epoch(
     assert reported[0][0] == 0
     assert reported[-1][1] < 0.7 * reported[1][1], "the loss falls"
     assert best.ap == max(ap for _, _, ap in reported) == reported[best.epoch][2]
-    assert scored(model, shown).ap == pytest.approx(best.ap, abs=1e-6), "the best epoch is what is kept"
+    assert score_model(model, shown).ap == pytest.approx(best.ap, abs=1e-6), "the best epoch is what is kept"
 
 
 def test_tuned_words_are_a_small_file_that_the_detector_reads(
     truth: tuple[dict[str, Any], Path], tokenizer: BertTokenizer, folder: Path, tmp_path: Path
 ) -> None:
-    model, _ = find("glip-mini", folder).load()
+    model, _ = find_files("glip-mini", folder).load()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     shown = examples(truth, tokenizer)
     fit(model, shown, shown, FittingCourse("prompt", shots=1, epochs=2))
@@ -190,4 +190,4 @@ def test_a_stopped_course_keeps_its_best_epoch(truth: tuple[dict[str, Any], Path
     )
     assert result.interrupted
     assert epochs == [0, 1, 2, 3]
-    assert scored(model, shown).ap == pytest.approx(result.ap, abs=1e-6)
+    assert score_model(model, shown).ap == pytest.approx(result.ap, abs=1e-6)

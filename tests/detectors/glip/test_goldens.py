@@ -39,7 +39,7 @@ def test_cropping_the_offsets_instead_of_reading_them_again_is_noticed(
         return motion[..., : shape[0], : shape[1]].flatten(2).mT
 
     sizes = {12 * 14: (12, 14), 6 * 7: (6, 7), 3 * 4: (3, 4), 2 * 2: (2, 2)}
-    monkeypatch.setattr(dyhead, "reinterpret", lambda motion, size: cropped(motion, sizes[size]))
+    monkeypatch.setattr(dyhead, "reread_motion", lambda motion, size: cropped(motion, sizes[size]))
     report = check.check(golden)
     worst = max(row.worst for row in report.rows if row.stage.startswith("head.dot_product_logits"))
     assert worst > 1, "the reference text measured 4.5"
@@ -50,7 +50,7 @@ def test_offsets_are_read_again_as_if_the_buffer_had_the_smaller_shape() -> None
     height, width, smaller = 4, 6, (2, 3)
     size = smaller[0] * smaller[1]
     motion = torch.arange(3 * TAPS * height * width, dtype=torch.float32).view(1, 3 * TAPS, height, width)
-    again = dyhead.reinterpret(motion, size)[0].mT  # (27, 6)
+    again = dyhead.reread_motion(motion, size)[0].mT  # (27, 6)
     offsets = motion[0, :18].reshape(-1)[: 18 * size].view(18, size)
     mask = motion[0, 18:].reshape(-1)[: 9 * size].view(9, size)
     assert torch.equal(again, torch.cat([offsets, mask]))
@@ -82,7 +82,7 @@ def test_a_folder_with_nothing_to_compare_says_what_was_expected(
 @pytest.mark.parametrize("golden", ["fused", "unfused"], indirect=True)
 @pytest.mark.parametrize(("dtype", "pixels", "score"), [("float16", 2.0, 0.02), ("bfloat16", 8.0, 0.1)])
 def test_half_precision_stays_near_single_precision(golden: Path, dtype: str, pixels: float, score: float) -> None:
-    drift = check.drift(golden, dtype)
+    drift = check.measure_drift(golden, dtype)
     assert drift.box_worst < pixels
     assert drift.score_worst < score
     assert drift.kept > 0.9

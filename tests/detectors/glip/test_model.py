@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from detectors.glip import runtime
 from detectors.glip.config import CONFIGS, GlipConfig, GlipConfigError
-from detectors.glip.convert import build, build_from
+from detectors.glip.convert import build_from, build_released
 from detectors.glip.modeling.deform import by_embedding_bag as deform_conv
 from detectors.glip.modeling.deform import by_torchvision, by_triton
 from detectors.glip.modeling.deform_grid import make_grid
@@ -36,7 +36,7 @@ def test_a_released_model_has_exactly_the_keys_and_shapes_of_its_checkpoint(
     shared: Path, name: str, manifest: str
 ) -> None:
     wanted = json.loads((shared / "specs" / f"{manifest}_state_dict.json").read_text())
-    assert {key: list(value.shape) for key, value in build(name).state_dict().items()} == wanted
+    assert {key: list(value.shape) for key, value in build_released(name).state_dict().items()} == wanted
 
 
 def random_case(stride: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ import torch
 from detectors.boxes import suppress
 from detectors.glip.config import PostprocessConfig
 from detectors.glip.modeling.model import Predictions
-from detectors.glip.postprocess import BoxCandidates, aggregate, candidates, select, token_map
+from detectors.glip.postprocess import BoxCandidates, aggregate_tokens, find_candidates, select_boxes, token_map
 
 
 def crowd(count: int, seed: int = 0) -> BoxCandidates:
@@ -42,18 +42,18 @@ def greedy(found: BoxCandidates, threshold: float) -> list[int]:
 @pytest.mark.parametrize("seed", range(5))
 def test_suppression_is_the_greedy_one(seed: int) -> None:
     found = crowd(300, seed)
-    kept, sure = select(found, 0.6, limit=0)
+    kept, sure = select_boxes(found, 0.6, limit=0)
     assert sure.all()
     assert torch.equal(kept.scores[kept.valid], found.scores[0][greedy(found, 0.6)])
 
 
 def test_looking_at_the_best_only_gives_the_same_first_survivors_or_says_it_may_not() -> None:
     found = crowd(300)
-    whole = select(found, 0.6, limit=10)[0]
-    kept, sure = select(found, 0.6, limit=10, look_at=60)
+    whole = select_boxes(found, 0.6, limit=10)[0]
+    kept, sure = select_boxes(found, 0.6, limit=10, look_at=60)
     assert sure.all()
     assert torch.equal(kept.boxes[kept.valid], whole.boxes[whole.valid])
-    _, sure = select(found, 0.6, limit=200, look_at=60)
+    _, sure = select_boxes(found, 0.6, limit=200, look_at=60)
     assert not sure.any()
 
 
@@ -71,16 +71,16 @@ def test_all_that_tie_with_the_last_one_within_the_limit_stay() -> None:
     boxes = torch.arange(5.0)[:, None] * 100 + torch.tensor([0.0, 0.0, 10.0, 10.0])
     scores = torch.tensor([[0.9, 0.5, 0.5, 0.5, 0.4]])
     found = BoxCandidates(boxes[None], scores, torch.zeros(1, 5, dtype=torch.int64), torch.ones(1, 5, dtype=torch.bool))
-    kept, _ = select(found, 0.6, limit=2)
+    kept, _ = select_boxes(found, 0.6, limit=2)
     assert int(kept.valid.sum()) == 4
 
 
 def test_a_label_without_tokens_scores_nothing() -> None:
     tokens = token_map([[0], []], length=2)[None]
     for how in ("MEAN", "MAX", "POWER"):
-        assert aggregate(torch.full((1, 3, 2), 0.5), tokens, how)[..., 1].max() == 0
+        assert aggregate_tokens(torch.full((1, 3, 2), 0.5), tokens, how)[..., 1].max() == 0
     with pytest.raises(ValueError, match="not by 'SUM'"):
-        aggregate(torch.zeros(1, 1, 2), tokens, "SUM")
+        aggregate_tokens(torch.zeros(1, 1, 2), tokens, "SUM")
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
@@ -95,8 +95,8 @@ def test_the_score_is_the_weighed_geometric_mean_of_probability_and_centerness(w
     anchors = torch.tensor([[0.0, 0.0, 9.0, 9.0]]).repeat(4, 1)
     rule = PostprocessConfig(centerness_weight=weight)
     least = torch.full((1, 1), 0.5)
-    every = candidates(predictions, anchors, torch.ones(1, 1, 1), torch.tensor([[32, 32]]), rule)
-    wanted = candidates(predictions, anchors, torch.ones(1, 1, 1), torch.tensor([[32, 32]]), rule, least)
+    every = find_candidates(predictions, anchors, torch.ones(1, 1, 1), torch.tensor([[32, 32]]), rule)
+    wanted = find_candidates(predictions, anchors, torch.ones(1, 1, 1), torch.tensor([[32, 32]]), rule, least)
     scores = (probability.log() + weight * centerness.log()).div(1 + weight).exp()[[0, 1, 3]]  # 0.04: below 0.05
     assert every.scores[every.valid].numpy() == pytest.approx(scores.sort(descending=True).values.numpy(), rel=1e-5)
     assert wanted.valid.sum() == (scores >= 0.5).sum()

@@ -13,7 +13,7 @@ import torch
 
 from detectors.glip.config import CONFIGS, GLIP_L, GLIP_T, GLIP_T_A, GlipConfig, GlipConfigError
 from detectors.glip.modeling.anchors import AnchorGenerator, cell_anchor, decode, encode
-from detectors.glip.processor import load, measure
+from detectors.glip.processor import load_images, measure_image
 from detectors.images import MEAN_BGR, STD_BGR
 
 
@@ -56,8 +56,8 @@ def test_a_box_grows_to_at_most_the_released_bound() -> None:
 def test_the_network_gets_blue_green_red_normalised_and_padded() -> None:
     image = np.zeros((40, 80, 3), np.uint8)
     image[:] = (200, 100, 50)
-    picture = measure(0, image, 40, 80)
-    batch = load([image], [picture], torch.device("cpu"))
+    picture = measure_image(0, image, 40, 80)
+    batch = load_images([image], [picture], torch.device("cpu"))
     assert batch.shape == (1, 3, 64, 96)
     wanted = [(value - mean) / std for value, mean, std in zip((200, 100, 50), MEAN_BGR, STD_BGR, strict=True)]
     assert batch[0, :, 20, 40].tolist() == pytest.approx(wanted, abs=1e-5)
@@ -74,7 +74,7 @@ def test_cameras_are_seen_at_the_size_asked_for(
     camera: tuple[int, int], short: int | None, seen: tuple[int, int]
 ) -> None:
     size = GLIP_T.image.resized(short)
-    picture = measure(0, np.zeros((*camera, 3), np.uint8), size.min_side, size.max_side)
+    picture = measure_image(0, np.zeros((*camera, 3), np.uint8), size.min_side, size.max_side)
     assert picture.resized == seen
 
 

@@ -14,7 +14,7 @@ from streamer.commands import bench_detector
 
 
 def test_a_measurement_accounts_for_the_time_of_every_stage(folder: Path) -> None:
-    found = speed.measure(create("glip-mini", weights=folder), width=96, height=64, batch=2, asked=3, rounds=3)
+    found = speed.measure_speed(create("glip-mini", weights=folder), width=96, height=64, batch=2, asked=3, rounds=3)
     assert found.frames_per_s == pytest.approx(2 / found.latency_p50_s)
     assert found.latency_p99_s >= found.latency_p50_s
     assert set(found.shares) == {*speed.STAGES.values(), speed.REST}
@@ -26,7 +26,7 @@ def test_a_measurement_accounts_for_the_time_of_every_stage(folder: Path) -> Non
 
 
 def test_queries_to_measure_with_are_all_different() -> None:
-    assert len(set(speed.queries(37))) == 37
+    assert len(set(speed.sample_queries(37))) == 37
 
 
 def test_random_weights_are_of_released_sizes_only() -> None:
