@@ -11,7 +11,7 @@ import io
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,6 +30,10 @@ CODECS = frozenset({"h264", "hevc", "av1", "libdav1d", "vp9"})
 """Codecs that browsers play from MP4, by FFmpeg's names of their decoders."""
 _LEAST_PICTURES = 512
 """Pictures that are kept whatever their age: the reader of a recording is ahead of its analysis by up to some 100."""
+_MOST_UNTIMED = 16
+_USUAL_STEP_S = Fraction(1, 25)
+_REORDERED_NS = 2_000_000_000
+"""By how much a picture may be shown before one that was decoded earlier: 16 pictures at most, at 8 a second."""
 _MOVE_FLAGS = "frag_keyframe+empty_moov+default_base_moof+global_sidx"
 """Fragments at key pictures, and an index at the front by which a browser knows length and places."""
 
@@ -90,7 +94,6 @@ class _KeptPacket(NamedTuple):
 
     data: bytes
     pts: int
-    dts: int
     duration: int
     is_key: bool
     pts_ns: int
@@ -106,7 +109,8 @@ class _Connection:
     tick: Fraction
     groups: deque[list[_KeptPacket]] = field(default_factory=deque)
     offset_ns: int | None = None
-    last_dts: int | None = None
+    newest_pts_ns: int | None = None
+    untimed: list[Packet[VideoStream]] = field(default_factory=list)  # the first ones of RTSP
 
     def capture_ns(self, packet: _KeptPacket) -> int:
         offset_ns = packet.offset_ns if packet.offset_ns is not None else self.offset_ns
@@ -143,31 +147,43 @@ class PacketRing:
             self._on_kept(self._is_keeping)
 
     def add(self, packet: Packet[VideoStream], pts_ns: int | None) -> None:
-        """Keeps a packet that was read; one without a time, and those before the first key picture, are left out."""
-        if not self._is_keeping or packet.pts is None or pts_ns is None or not packet.size:
+        """Keeps a packet that was read; those before the first key picture are left out.
+
+        The first packets of RTSP have no time yet: they are dated back from the first one that has.
+        """
+        if not self._is_keeping or not packet.size:
             return
         with self._lock:
             if not self._connections:
                 return
             connection = self._connections[-1]
-            dts = packet.pts if packet.dts is None else packet.dts
-            if connection.last_dts is not None and dts < connection.last_dts:  # the camera has set its clock back
+            if packet.pts is None or pts_ns is None:
+                if not connection.groups and len(connection.untimed) < _MOST_UNTIMED:
+                    connection.untimed.append(packet)
+                return
+            if connection.newest_pts_ns is not None and pts_ns < connection.newest_pts_ns - _REORDERED_NS:
+                # The camera has set its clock back.
                 connection = _Connection(connection.template, connection.holder, connection.tick)
                 self._connections.append(connection)
-            connection.last_dts = dts
-            if packet.is_keyframe:
-                connection.groups.append([])
-            elif not connection.groups:
-                return
-            data = bytes(packet)
-            connection.groups[-1].append(
-                _KeptPacket(
-                    data, packet.pts, dts, packet.duration or 0, packet.is_keyframe, pts_ns, connection.offset_ns
-                )
-            )
-            self._bytes += len(data)
-            self._pictures += 1
-            self._trim(connection.capture_ns(connection.groups[-1][-1]))
+            connection.newest_pts_ns = max(pts_ns, connection.newest_pts_ns or pts_ns)
+            untimed, connection.untimed = connection.untimed, []
+            step = packet.duration or round(_USUAL_STEP_S / connection.tick)
+            step_ns = int(step * connection.tick * 1_000_000_000)
+            for back, early in zip(range(len(untimed), 0, -1), untimed, strict=True):
+                self._append(connection, early, packet.pts - back * step, pts_ns - back * step_ns)
+            self._append(connection, packet, packet.pts, pts_ns)
+
+    def _append(self, connection: _Connection, packet: Packet[VideoStream], pts: int, pts_ns: int) -> None:
+        if packet.is_keyframe:
+            connection.groups.append([])
+        elif not connection.groups:
+            return
+        data = bytes(packet)
+        kept = _KeptPacket(data, pts, packet.duration or 0, packet.is_keyframe, pts_ns, connection.offset_ns)
+        connection.groups[-1].append(kept)
+        self._bytes += len(data)
+        self._pictures += 1
+        self._trim(connection.capture_ns(kept))
 
     def note_time(self, pts_ns: int | None, time_ns: int) -> None:
         """The picture with that presentation time was captured at `time_ns` (UTC)."""
@@ -239,17 +255,21 @@ class PacketRing:
 
 
 def _between(connection: _Connection, from_ns: int, until_ns: int) -> Iterator[_KeptPacket]:
-    """The packets of whole pictures from the key picture up to `from_ns` to the last one up to `until_ns`."""
-    if connection.offset_ns is None:
+    """The packets, in decoding order, from the key picture up to `from_ns` to the last one before a picture after
+    `until_ns`: whatever a picture refers to is decoded, and so chosen, before it.
+
+    Pictures that are shown before the first key picture are left out: they refer to the group before it.
+    """
+    if connection.offset_ns is None or not connection.groups:
         return
     starts = [connection.capture_ns(group[0]) for group in connection.groups]
     first = max((at for at, start_ns in enumerate(starts) if start_ns <= from_ns), default=0)
+    first_pts = connection.groups[first][0].pts
     for group in list(connection.groups)[first:]:
         for packet in group:
-            time_ns = connection.capture_ns(packet)
-            if packet.is_key and time_ns > until_ns:
+            if connection.capture_ns(packet) > until_ns:
                 return
-            if time_ns <= until_ns:
+            if packet.pts >= first_pts:
                 yield packet
 
 
@@ -288,15 +308,30 @@ def _write_clip(connection: _Connection, packets: list[_KeptPacket], path: Path)
     with av.open(str(path), "w", format="mp4", container_options={"movflags": _MOVE_FLAGS}) as container:
         container.metadata["creation_time"] = datetime.fromtimestamp(begin_ns / 1e9, UTC).isoformat()
         stream = container.add_stream_from_template(connection.template, opaque=True)
-        base, last_dts = packets[0].dts, -1
-        for kept in packets:
+        for kept, (pts, dts) in zip(packets, _file_times([kept.pts for kept in packets]), strict=True):
             packet = cast("Packet[VideoStream]", av.Packet(kept.data))
             packet.stream = stream
             packet.time_base = connection.tick
-            last_dts = packet.dts = max(kept.dts - base, last_dts + 1)  # decoding times rise, whatever the camera says
-            packet.pts = max(kept.pts - base, last_dts)
+            packet.pts, packet.dts = pts, dts
             packet.duration = kept.duration
             packet.is_keyframe = kept.is_key
             container.mux(packet)
     step_ns = (max(times) - begin_ns) // max(1, len(times) - 1)
     return CutResult(begin_ns, max(times) + step_ns)
+
+
+def _file_times(shown: Sequence[int]) -> list[tuple[int, int]]:
+    """Presentation and decoding times of a file whose pictures have the presentation times `shown`, in decoding order.
+
+    Cameras leave decoding times out, or send wrong ones. Here they rise from 0, and none is after its presentation.
+    """
+    rising: list[int] = []
+    for time in sorted(shown):
+        rising.append(max(time, rising[-1] + 1) if rising else time)
+    ranks = sorted(range(len(shown)), key=lambda at: shown[at])
+    pts = [0] * len(shown)
+    for rank, at in enumerate(ranks):
+        pts[at] = rising[rank]
+    delay = max(decoded - presented for decoded, presented in zip(rising, pts, strict=True))
+    first = rising[0] - delay
+    return [(presented - first, decoded - delay - first) for presented, decoded in zip(pts, rising, strict=True)]
