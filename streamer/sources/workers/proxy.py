@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -134,7 +133,6 @@ class WorkerSource:
     def __aiter__(self) -> Self:
         if self._link is None and not self._is_closing and not self._is_over.is_set():
             self._loop = asyncio.get_running_loop()
-            self._loop_thread = threading.get_ident()
             self._open(self._open_link)
         return self
 
@@ -348,10 +346,9 @@ class WorkerSource:
             return
         self._is_freeing = True
         with contextlib.suppress(RuntimeError):  # the loop is closed, and the worker with it
-            if threading.get_ident() == self._loop_thread:
-                self._loop.call_soon(self._send_freed)
-            else:
-                self._loop.call_soon_threadsafe(self._send_freed)
+            # In the loop's own thread, too: the garbage collector may come here while the loop is about to wait, and
+            # `call_soon` would not wake it.
+            self._loop.call_soon_threadsafe(self._send_freed)
 
     def _send_freed(self) -> None:
         self._is_freeing = False

@@ -63,6 +63,8 @@ _FILE_BYTES = 128 * 2**20  # what the pictures of a recording may take together,
 _LEAST_SLOTS = 4
 _BATCH = 4  # frames of a recording in one message
 _BATCH_S = 0.01
+_IDLE_CHECK_S = 0.05
+"""How often batches of recordings are checked that no further frame completes, because reading has paused."""
 
 
 class _Outlet:
@@ -179,6 +181,12 @@ class RingHandover:
                 self._flush()
             self._changed.notify_all()
 
+    def flush_overdue(self) -> None:
+        """Send a batch that has waited for its next frame for too long: reading has paused, as in the network."""
+        with self._changed:
+            if self._batch and time.monotonic() - self._batch_began > _BATCH_S:
+                self._flush()
+
     def report_counts(self) -> None:
         with self._changed:
             if not self._ended:
@@ -246,6 +254,7 @@ class _ServedSource:
     """One source that this worker reads."""
 
     def __init__(self, order: OpenSource, outlet: _Outlet) -> None:
+        self.is_live = order.live
         self._number = order.source
         self._outlet = outlet
         self.handover = RingHandover(order.source, outlet, order)
@@ -315,12 +324,17 @@ class DecodeWorker:
         due = time.monotonic() + BEAT_S
         while True:
             wait_s = max(0.0, due - time.monotonic())
+            batching = [served.handover for served in self._sources.values() if not served.is_live]
+            if batching:
+                wait_s = min(wait_s, _IDLE_CHECK_S)
             if select.select([self._connection], [], [], wait_s)[0]:
                 data = self._connection.recv(65536)
                 if not data:
                     return
                 for item in self._decoder.feed(data):
                     self._obey(item)
+            for handover in batching:
+                handover.flush_overdue()
             if time.monotonic() >= due:
                 due = time.monotonic() + BEAT_S
                 self._outlet.send([])
