@@ -38,6 +38,7 @@ from streamer.sources.identity import identify_recording
 from streamer.sources.source import MovableSource
 from streamer.sources.workers.pool import DecodePool
 from streamer.sources.workers.proxy import WorkerSource
+from streamer.tracing import FrameTraces, trace_sinks
 
 VIDEO = "video:"
 _CONNECTION = {"source", "transport", "stall_s", "poll_s", "clock", "tls"}
@@ -84,6 +85,7 @@ class StreamAssembly:
         start_time_ns: int | None = None,
         make_rules: MakeRules | None = None,
         make_recorders: MakeRecorders | None = None,
+        traces: FrameTraces | None = None,
     ) -> None:
         self._detector = detector
         self._own_detector = own_detector
@@ -92,6 +94,7 @@ class StreamAssembly:
         self._written: Mapping[str, int] = {}
         self._make_rules = make_rules
         self._make_recorders = make_recorders
+        self._traces = traces
         self._open = open_sources
         self._opened: Counter[str] = Counter()
         self._identities: dict[str, str] = {}
@@ -149,7 +152,8 @@ class StreamAssembly:
 
     def open_sinks(self, addresses: Iterable[str]) -> dict[str, Sink]:
         """The sinks for events among the addresses, by their public names."""
-        return open_sinks(address for address in addresses if not address.startswith(VIDEO))
+        sinks = open_sinks(address for address in addresses if not address.startswith(VIDEO))
+        return trace_sinks(sinks, self._traces)
 
     def sink_name(self, address: str) -> str:
         """The name of a sink, under which the spool knows it."""
