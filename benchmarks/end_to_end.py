@@ -30,7 +30,7 @@ from streamer.config import parse_config
 from streamer.jobs import ProcessJob
 from streamer.street import Street
 from streamer.street.words import KINDS
-from streamer.tasks.evaluate_events import EventScore, LabelledEvent, read_labelled_events, score_events, shifted
+from streamer.tasks.evaluate_events import EventScore, LabelledEvent, read_labelled_events, score_events, shift_events
 from streamer.tasks.process import process_videos
 from trackers import evaluation, mot
 
@@ -174,7 +174,7 @@ def recorded(options: argparse.Namespace, folder: Path) -> list[str]:
         visible += seen
     detection = coco_of(videos, folder)
     _, track = evaluation.evaluate(truths, tracks, infos)
-    reported = [replace(one, told_s=None) for one in read_labelled_events(folder / "events.jsonl")]
+    reported = [replace(one, published_s=None) for one in read_labelled_events(folder / "events.jsonl")]
     frames_in_all = options.streets * round(options.seconds * FPS)
     return [
         f"## {options.streets} recorded streets of {options.seconds:g} s, 640x384, {FPS} frames/s, every frame",
@@ -216,7 +216,7 @@ def live(options: argparse.Namespace, folder: Path) -> list[str]:
     report = asyncio.run(run())
     start_s = began(reported)
     everything, visible = happenings(Street(seed, SIZE, FPS).events(options.live, LINES, ZONES), "live")
-    everything, visible = (shifted(some, start_s, "live") for some in (everything, visible))
+    everything, visible = (shift_events(some, start_s, "live") for some in (everything, visible))
     tally = report.tally
     return [
         f"## A live street of {options.live:g} s at {FPS} frames/s",

@@ -130,7 +130,7 @@ async def send_latency(
 
 
 class Counter:
-    """The sink next door: takes everything at once, and tells when it has `expected` events."""
+    """The sink next door: takes everything at once, and reports when it has `expected` events."""
 
     def __init__(self, expected: int) -> None:
         self.missing = expected

@@ -2,7 +2,7 @@
 
     python benchmarks/mini_student.py [--weights FOLDER] [--epochs 8]
 
-`groundstream annotate` labels frames of streets that nobody has labelled, `groundstream tune` fits a glip-mini that
+`groundstream annotate` labels frames of unlabelled streets, `groundstream tune` fits a glip-mini that
 sees pictures at 320x192, a quarter of the pixels. All three (teacher, the small one as it was, the student) are marked
 against the truth of other streets. Writes results/mini_student.md.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.glip_mini.examination import truth_row
-from streamer.street import sample
+from streamer.street import sample_picture
 from streamer.street.words import KINDS
 
 RESULTS = Path(__file__).parent / "results" / "mini_student.md"
@@ -77,7 +77,7 @@ def main() -> None:
         written = json.loads(labels.read_text())
         learning = ("--mode", "full", "--short-side", 192, "--epochs", options.epochs, "--rate", 3e-4)
         reported = groundstream("tune", labels, "--model", "glip-mini", *weights, *learning, "--out", student, "--json")
-        pictures = [sample(MARKED, index) for index in range(PICTURES)]
+        pictures = [sample_picture(MARKED, index) for index in range(PICTURES)]
         rows = {
             "teacher, 640x384": marks(options.weights, None, pictures),
             "the same at 320x192": marks(options.weights, 192, pictures),

@@ -54,7 +54,7 @@ def paint(folder: Path) -> None:
     from benchmarks.glip_mini.examination import is_clear, truth_row
     from benchmarks.glip_mini.lessons import is_evident
     from streamer.sources.street import SCENARIOS
-    from streamer.street import sample
+    from streamer.street import sample_picture
     from streamer.street.export import CATEGORIES
 
     categories = [{"id": number, "name": name} for number, name in enumerate(NAMES, 1)]
@@ -63,10 +63,10 @@ def paint(folder: Path) -> None:
         images: list[dict[str, Any]] = []
         boxes: list[dict[str, Any]] = []
         for index in range(count):
-            picture = sample(seed, index, scenario=SCENARIOS["courier"])
+            picture = sample_picture(seed, index, scenario=SCENARIOS["courier"])
             images.append({"id": index + 1, "file_name": f"{index}.png", "width": 640, "height": 384})
             cv2.imwrite(str(folder / name / f"{index}.png"), picture.image)
-            # whoever labels for training labels small things, too, as the street's lessons do
+            # training labels include small things, as the street's lessons do
             is_known = is_evident if name == "learn" else is_clear
             boxes += [truth_row(one, index + 1, CATEGORIES[one.thing.kind], is_known) for one in picture.truth.seen]
         data = {"images": images, "annotations": boxes, "categories": categories}

@@ -27,7 +27,7 @@ from streamer.config import parse_config
 from streamer.jobs import ProcessJob
 from streamer.recorders.video_writer import VideoWriter
 from streamer.sources import open_sources
-from streamer.tasks.bench import PaceComparison, measure
+from streamer.tasks.bench import PaceComparison, measure_path
 from streamer.tasks.process import process_videos
 from streamer.threads import set_environment
 
@@ -109,7 +109,7 @@ def row(comparison: PaceComparison, size: str) -> str:
 
 def rows(video: Path, size: str, rounds: int, folder: Path) -> list[str]:
     return [
-        row(measure(video, boxes=20, rounds=rounds, folder=folder, reads_pixels=reads_pixels), size)
+        row(measure_path(video, boxes=20, rounds=rounds, folder=folder, reads_pixels=reads_pixels), size)
         for reads_pixels in (False, True)
     ]
 

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from streamer.sources.street import SCENARIOS
-from streamer.street import Scenario, Street, StreetPicture, sample, words
+from streamer.street import Scenario, Street, StreetPicture, sample_picture, words
 
 _INK = (255, 255, 255)
 
@@ -31,7 +31,7 @@ def annotated(picture: StreetPicture) -> np.ndarray:
         image[one.mask] = image[one.mask] * 0.6 + np.array(colour) * 0.4
         x1, y1, x2, y2 = one.box
         cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), colour, 1)
-        text = max(words.phrases(one, picture.truth.seen), key=len)
+        text = max(words.true_phrases(one, picture.truth.seen), key=len)
         place = max(x1, 0), max(y1 - 3, 8)
         cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.33, _INK, 1, cv2.LINE_AA)
     return image
@@ -66,7 +66,11 @@ def table() -> str:
         scenes = {name: [milliseconds(getattr(s, name), 25) for s in streets] for name in ("image", "truth", "picture")}
         for name, spent in scenes.items():
             add(f"`Street.{name}`, mean of 6 streets", size, float(np.mean(spent)))
-        add("`sample`, a new street each", size, milliseconds(lambda index, size=size: sample(1, index, size), 40))
+        add(
+            "`sample`, a new street each",
+            size,
+            milliseconds(lambda index, size=size: sample_picture(1, index, size), 40),
+        )
     return "\n".join(lines) + "\n"
 
 

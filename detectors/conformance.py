@@ -150,6 +150,32 @@ class DetectorConformance:
             [alone] = detector.detect([Request(image, words, f"alone-{n}")])
             same(found, alone)
 
+    def test_thresholds_of_a_request_replace_the_detector_s_own(self, detector: Detector) -> None:
+        """A lower threshold of one query shows more of that query, and one of 1 leaves hardly anything."""
+        count = len(self.queries)
+        wanted = {"own": None, "same": [detector.threshold] * count, "low": [0.0] * count, "high": [1.0] * count}
+        wanted["mixed"] = [0.0] + [1.0] * (count - 1)
+        prompt = detector.prepare(self.queries)
+        found = {}
+        for name, thresholds in wanted.items():
+            for seed in range(3):
+                image = picture(120, 160, seed)
+                [found[name, seed]] = detector.detect([Request(image, prompt, name, thresholds)])
+                check(found[name, seed], image, self.queries)
+        for seed in range(3):
+            same(found["own", seed], found["same", seed])
+            assert len(found["low", seed]) >= len(found["own", seed]) >= len(found["high", seed])
+            mixed, high = found["mixed", seed], found["high", seed]
+            assert np.count_nonzero(mixed.class_id != 0) <= np.count_nonzero(high.class_id != 0)
+            assert np.count_nonzero(mixed.class_id == 0) >= np.count_nonzero(high.class_id == 0)
+
+    def test_thresholds_that_do_not_fit_the_queries_are_refused(self, detector: Detector) -> None:
+        prompt = detector.prepare(self.queries)
+        with pytest.raises(PromptError, match="give one for each"):
+            Request(picture(40, 40), prompt, "", [0.5] * (len(self.queries) + 1))
+        with pytest.raises(PromptError, match="between 0 and 1"):
+            Request(picture(40, 40), prompt, "", [1.5] * len(self.queries))
+
     def test_a_second_detector_finds_the_same(self, detector: Detector) -> None:
         images = [picture(120, 160, seed) for seed in range(3)]
         results = []

@@ -40,20 +40,39 @@ class Prompt:
 
 
 class Request:
-    """One picture to look at: `image` is BGR, (height, width, 3), uint8; `prompt` comes from the same detector.
+    """One picture to analyse: `image` is BGR, (height, width, 3), uint8; `prompt` comes from the same detector.
 
     `stream` names the camera for detectors that remember what they saw (motion); the others ignore it.
-    A function may stand in for the pixels: it is called only by a detector that looks at them.
+    `thresholds` are the scores (0..1) from which the prompt's queries count, one for each; the detector's own for all
+    where they are left out.
+    A function may stand in for the pixels: it is called only by a detector that reads them.
     """
 
-    __slots__ = ("_pixels", "prompt", "stream")
+    __slots__ = ("_pixels", "prompt", "stream", "thresholds")
 
     def __init__(
-        self, image: npt.NDArray[np.uint8] | Callable[[], npt.NDArray[np.uint8]], prompt: Prompt, stream: str = ""
+        self,
+        image: npt.NDArray[np.uint8] | Callable[[], npt.NDArray[np.uint8]],
+        prompt: Prompt,
+        stream: str = "",
+        thresholds: Sequence[float] | None = None,
     ) -> None:
+        """Raises `PromptError` for thresholds that do not fit the queries."""
+        if thresholds is not None:
+            if len(thresholds) != len(prompt.queries):
+                raise PromptError(f"{len(thresholds)} thresholds for {len(prompt.queries)} queries: give one for each")
+            if not all(0 <= threshold <= 1 for threshold in thresholds):
+                raise PromptError(f"thresholds are {list(thresholds)}: they must lie between 0 and 1")
         self._pixels = image
         self.prompt = prompt
         self.stream = stream
+        self.thresholds = None if thresholds is None else tuple(thresholds)
+
+    def least_scores(self, default: float) -> tuple[float, ...]:
+        """The lowest score to return for each query: `DOUBTFUL_SHARE` of its threshold, which is `default` for all
+        where none is given."""
+        thresholds = self.thresholds or (default,) * len(self.prompt.queries)
+        return tuple(DOUBTFUL_SHARE * threshold for threshold in thresholds)
 
     @property
     def image(self) -> npt.NDArray[np.uint8]:
@@ -68,10 +87,10 @@ class Detector(Protocol):
 
     @property
     def threshold(self) -> float:
-        """Default score threshold (0..1) for queries that set none.
+        """Default score threshold (0..1) for requests that set none.
 
-        `detect` also returns doubtful detections, down to `DOUBTFUL_SHARE` of it: trackers continue tracks with them
-        but begin none.
+        `detect` also returns doubtful detections, down to `DOUBTFUL_SHARE` of a query's threshold: trackers continue
+        tracks with them but begin none.
         """
         ...
 

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from detectors.detector import DOUBTFUL_SHARE, OptionError, Prompt, PromptError, Request, clean_queries, detections
+from detectors.detector import OptionError, Prompt, PromptError, Request, clean_queries, detections
 from detectors.overlap import ious
 from detectors.registry import ANYTHING_THAT_MOVES
 
@@ -50,14 +50,16 @@ class MotionDetector:
     and whether it still moves; the trace of an object that has left falls below `threshold`.
     """
 
-    def __init__(self, *, threshold: float = 0.5, memory: int = 500) -> None:
-        """`memory` is the number of pictures after which the past is forgotten: 50 s at ten a second."""
+    def __init__(self, *, threshold: float = 0.5, memory: int = 500, seed: int = 0) -> None:
+        """`memory` is the number of pictures after which the past is forgotten: 50 s at ten a second; `seed` is that of
+        the random draws of the background model."""
         if not 0 <= threshold <= 1:
             raise OptionError(f"threshold is {threshold}: it must lie in 0..1")
         if memory < 10:
             raise OptionError(f"memory is {memory}: at least 10 pictures are needed to know a background")
         self._threshold = threshold
         self._memory = memory
+        self._seed = seed
         self._scenes: dict[str, _SceneModel] = {}
 
     @property
@@ -90,9 +92,9 @@ class MotionDetector:
         image = request.image
         scene = self._scenes.get(request.stream)
         if scene is None or scene.shape != image.shape:
-            scene = self._scenes[request.stream] = _SceneModel(image.shape, self._memory)
+            scene = self._scenes[request.stream] = _SceneModel(image.shape, self._memory, self._seed)
         boxes, confidence = scene.find_blobs(image)
-        kept = confidence >= DOUBTFUL_SHARE * self.threshold
+        kept = confidence >= request.least_scores(self.threshold)[0]
         class_id = np.zeros(int(kept.sum()), np.int64)
         return detections(boxes[kept], confidence[kept], class_id, request.prompt.queries)
 
@@ -124,7 +126,7 @@ class _RegionSizes:
 class _SceneModel:
     """The memory of one stream."""
 
-    def __init__(self, shape: tuple[int, ...], memory: int) -> None:
+    def __init__(self, shape: tuple[int, ...], memory: int, seed: int) -> None:
         self.shape = shape
         self.surest = 0.0  # the highest confidence in the last picture
         height, width = shape[:2]
@@ -133,7 +135,7 @@ class _SceneModel:
         self._memory = memory
         self._least = max(_LEAST_SHARE * self._size[0] * self._size[1], 6.0)
         self._sizes = _RegionSizes()
-        self._seen = 0  # images so far
+        self._draws = np.random.default_rng(seed)
         self._reset_scene()
 
     def _reset_scene(self) -> None:
@@ -148,10 +150,10 @@ class _SceneModel:
         """Boxes (N, 4) in pixels of the image and confidences (N,)."""
         raw = cast(Bytes, cv2.resize(image, self._size, interpolation=cv2.INTER_AREA))
         small = self._level_exposure(raw)
-        # The subtractor draws from OpenCV's generator of the calling thread: seeded by the image's number, the result
-        # does not depend on other streams.
-        cv2.setRNGSeed(self._seen)
-        self._seen += 1
+        # The subtractor draws from OpenCV's generator of the calling thread: seeded for each picture, the result does
+        # not depend on other streams. The seeds are random, since small numbers in a row give draws that resemble one
+        # another, and the samples of the background are then replaced unevenly.
+        cv2.setRNGSeed(int(self._draws.integers(1, 2**31)))
         mask = cast(Bytes, cv2.threshold(self._past.apply(small), _SHADOW, 255, cv2.THRESH_BINARY)[1])
         if small is not raw:
             mask[raw.max(2) >= _CLIPPED] = 0  # overexposed pixels carry no information

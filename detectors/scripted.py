@@ -59,8 +59,8 @@ class ScriptedDetector:
     stands for all other streams. A frame is a list of `{"query": "person", "box": [x1, y1, x2, y2], "confidence":
     0.9}`: the box in pixels, passed on as written; the confidence in 0..1, 1 where it is left out. The first request
     that names a stream gets that stream's first frame, and so on; after the last frame nothing is found, or with
-    `repeat` the script begins again. A query that is not in the script finds nothing. Answers under `threshold` count
-    as doubtful.
+    `repeat` the script begins again. A query that is not in the script finds nothing. Answers under the
+    thresholds count as doubtful, and all are returned.
     """
 
     def __init__(self, answers: Frames | Mapping[str, Frames], *, repeat: bool = False, threshold: float = 0.5) -> None:

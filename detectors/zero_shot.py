@@ -25,7 +25,6 @@ from torch.nn import functional as F
 from detectors.cache import missing, model_folder
 from detectors.catalogue import ZERO_SHOT, UnknownModel
 from detectors.detector import (
-    DOUBTFUL_SHARE,
     DetectorError,
     OptionError,
     Prompt,
@@ -99,9 +98,12 @@ class _ZeroShot(ABC):
         return [found[index] for index in range(len(requests))]
 
     def _result(self, scores: Tensor, boxes: Tensor, request: Request) -> sv.Detections:
-        """scores (boxes, queries), boxes (boxes, 4); every box counts for its best query only."""
-        best, query = scores.float().max(-1)
-        kept = torch.nonzero(best >= DOUBTFUL_SHARE * self.threshold)[:, 0]
+        """scores (boxes, queries), boxes (boxes, 4); every box counts for its best query of those that it answers well
+        enough."""
+        scores = scores.float()
+        enough = scores >= scores.new_tensor(request.least_scores(self.threshold))
+        best, query = scores.where(enough, -1.0).max(-1)
+        kept = torch.nonzero(best >= 0)[:, 0]
         kept = kept[best[kept].argsort(descending=True, stable=True)[:_MOST]]
         height, width = request.image.shape[:2]
         limit = boxes.new_tensor([width, height, width, height])

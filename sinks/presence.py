@@ -29,11 +29,11 @@ class Presence:
         ends = event.type in {EventType.MATCH_END, EventType.TRACK_END} or data.track.state == "ended"
         for match in data.matches or ():
             touched["query", match.query_id] = None
-            self._set(data.stream, "query", match.query_id, uid, None if ends else is_active)
+            self._set_presence(data.stream, "query", match.query_id, uid, None if ends else is_active)
         if data.zone is not None:
             touched["zone", data.zone.id] = None
             left = event.type is EventType.ZONE_EXIT
-            self._set(data.stream, "zone", data.zone.id, uid, None if left else is_active)
+            self._set_presence(data.stream, "zone", data.zone.id, uid, None if left else is_active)
         if data.track.state == "ended":
             for (stream, kind, name), tracks in self._tracks.items():
                 if stream == data.stream and tracks.pop(uid, None) is not None:
@@ -61,7 +61,7 @@ class Presence:
         """Drops a query or a zone that there is no more."""
         self._tracks.pop((stream, kind, name), None)
 
-    def _set(self, stream: str, kind: str, name: str, uid: str, is_active: bool | None) -> None:
+    def _set_presence(self, stream: str, kind: str, name: str, uid: str, is_active: bool | None) -> None:
         tracks = self._tracks.setdefault((stream, kind, name), {})
         if is_active is None:
             tracks.pop(uid, None)

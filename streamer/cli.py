@@ -14,6 +14,7 @@ from groundstream import GroundstreamError, __version__
 from streamer.commands import (
     annotate,
     bench,
+    cameras,
     demo,
     detect,
     doctor,
@@ -65,6 +66,7 @@ SECTIONS = {
         "evaluate": "Score results against ground truth.",
     },
     "Machine": {
+        "cameras": "Find ONVIF cameras; add them to a configuration.",
         "doctor": "Check this machine, sources and sinks.",
         "models": "List, download and convert models.",
         "bench": "Measure speed on this machine.",
@@ -136,6 +138,7 @@ app.command("caption")(glamm.caption)
 app.command("chat")(glamm.chat)
 app.add_typer(spool.app, name="spool", help="List events that wait for sinks; adopt or drop them.")
 app.command("schema")(schema.schema)
+app.add_typer(cameras.app, name="cameras", help="Find ONVIF cameras; add them to a configuration.")
 app.command("doctor")(doctor.doctor)
 app.add_typer(evaluate.app, name="evaluate", help="Score results against the truth.")
 app.add_typer(bench.app, name="bench", help="Measure speed on this machine.")

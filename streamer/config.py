@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from detectors.registry import default_detector
 from sinks.address import redact
 from sinks.tls import TlsOptions
-from streamer.analysis.queries import slug
+from streamer.analysis.queries import query_slug
 from streamer.errors import ConfigError
 from streamer.rules.rule import Anchor
 from streamer.rules.zones import SETTLE_S
@@ -369,7 +369,7 @@ class Config(_ConfigSection):
     def _counted_queries_exist(self) -> Config:
         for position, stream in enumerate(self.streams):
             queries = self.queries if stream.queries is None else stream.queries
-            ids = [query.id or slug(query.text) for query in queries]
+            ids = [query.id or query_slug(query.text) for query in queries]
             for count in stream.counts:
                 if count.query is not None and count.query not in ids:
                     raise ValueError(

@@ -1,4 +1,4 @@
-"""The container files, as far as a linter and a parser can tell without an engine."""
+"""Checks of the container files by a linter and a parser, without a container engine."""
 
 from __future__ import annotations
 

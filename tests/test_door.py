@@ -57,7 +57,7 @@ def test_the_package_runs_as_the_command(module: str) -> None:
 @pytest.mark.parametrize("package", ["trackers", "sinks", "detectors", "streamer"])
 def test_a_package_of_another_project_is_named_in_one_sentence(package: str, tmp_path: Path) -> None:
     (tmp_path / package).mkdir()
-    (tmp_path / package / "__init__.py").write_text('"""Somebody else\'s package of that name."""\n')
+    (tmp_path / package / "__init__.py").write_text('"""A package of that name from another project."""\n')
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     done = run_python("-m", "groundstream", "doctor", cwd=elsewhere, path=tmp_path)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from trackers import appearance
 from trackers.adaptive import common_shift
 from trackers.assignment import assign, assign_then_filter
-from trackers.boxes import Bools, Floats, Ints, box_centres, grown, overlapping, pair_iou
+from trackers.boxes import Bools, Floats, Ints, box_centres, grown, overlapping, pair_iou, to_centre
 from trackers.tracker import TrackerInputError
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 LAST_PIXEL = np.array([[0.0], [0.0], [1.0], [1.0]])
 """Turns a box into one that counts both of its edge pixels."""
+NEWBORN_SIZE_RATIO = 1.3
+"""Greatest change of a side between the first two detections of a track that do not overlap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ def associate_in_stages(
     if options.tentative_limit is not None and not tracks.confirmed.all():
         weight = scores.take(pairs.cols) if options.fuse_score else 1.0
         _match_stage(match, free, pairs, 1.0 - pairs.overlap * weight, ~tracks.confirmed, options.tentative_limit)
+        if options.newborn_reach:
+            _match_fast_newborns(tracks, predicted, found, options, match, free)
     if shift is not None:
         _carry_unseen(tracks, motion, shift, match < 0)
 
@@ -191,6 +195,33 @@ def _match_stage(match: Ints, free: Bools, pairs: CandidatePairs, costs: Floats,
     cols = cols.take(chosen)
     match[rows.take(chosen)] = cols
     free[cols] = False
+
+
+def _match_fast_newborns(
+    tracks: TrackStates, predicted: Floats, found: FrameDetections, options: TrackerOptions, match: Ints, free: Bools
+) -> None:
+    """Matches tracks that were seen once to confident detections that are too far away to overlap.
+
+    Nothing is known of the motion of such a track, and something fast leaves its own box between two frames. A pair is
+    made where class and size agree and neither has a second candidate; it does not count towards the confirmation, so
+    a further detection has to overlap with the motion that follows from the pair. Fills `match` and `free`, and marks
+    the tracks by a negative streak.
+    """
+    young = (~tracks.confirmed & (match < 0) & (tracks.hits == 1)).nonzero()[0]
+    left = (free & (found.scores >= options.birth_score)).nonzero()[0]
+    if not (young.size and left.size):
+        return
+    before, after = to_centre(predicted[:, young])[:, :, None], to_centre(found.boxes[:, left])[:, None, :]
+    apart = np.hypot(before[0] - after[0], before[1] - after[1])
+    reach = options.newborn_reach * np.sqrt(before[2] * before[3])
+    ratio = np.maximum(before[2:] / after[2:], after[2:] / before[2:]).max(axis=0)
+    near = apart <= reach
+    alone = (near.sum(axis=1, keepdims=True) == 1) & (near.sum(axis=0) == 1)
+    same = tracks.label[young][:, None] == found.labels[left]
+    row, col = (near & alone & same & (ratio <= NEWBORN_SIZE_RATIO)).nonzero()
+    match[young[row]] = left[col]
+    free[left[col]] = False
+    tracks.streak[young[row]] -= 1
 
 
 def _common_motion(tracks: TrackStates, predicted: Floats, boxes: Floats, high: Bools) -> Floats | None:

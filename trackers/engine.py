@@ -261,6 +261,8 @@ class TrackerEngine:
                 for row in self._motion.size_rates:
                     tracks.state[row, lost] = 0.0
         still = ~tracks.confirmed if self.options.tentative_limit is not None else None
+        if still is not None and self.options.newborn_reach:
+            still &= tracks.hits == 1  # of those that were found again the motion is known
         self._motion.predict(tracks.state, min(max(dt, MIN_STEP_S), MAX_STEP_S), still)
         if camera is not None:
             self._follow_camera(camera)
@@ -295,6 +297,9 @@ class TrackerEngine:
         if not len(tracks):
             return
         who = seen.nonzero()[0]
+        leapt = tracks.streak < 0
+        if leapt.any():  # the velocity of these follows from the way between their first two detections
+            self._motion.predict(tracks.state, self._now - tracks.last_s, ~leapt)
         if options.re_update:
             starting = ~seen & (tracks.misses == 0)
             tracks.saved = np.where(starting, tracks.state, tracks.saved)

@@ -160,7 +160,7 @@ class CentreSize(MotionModel):
         np.maximum(state[2:4], MIN_SIDE, out=state[2:4])
 
     def zoom_size(self, state: Floats, zoom: float) -> None:
-        _zoom(state, (2, 3), zoom)
+        _zoom_state(state, (2, 3), zoom)
 
 
 class CentreAspectHeight(MotionModel):
@@ -189,7 +189,7 @@ class CentreAspectHeight(MotionModel):
         np.maximum(state[2], 1e-3, out=state[2])
 
     def zoom_size(self, state: Floats, zoom: float) -> None:
-        _zoom(state, (3,), zoom)
+        _zoom_state(state, (3,), zoom)
 
 
 class CentreAreaAspect(MotionModel):
@@ -221,10 +221,10 @@ class CentreAreaAspect(MotionModel):
         np.maximum(state[3], 1e-3, out=state[3])
 
     def zoom_size(self, state: Floats, zoom: float) -> None:
-        _zoom(state, (2,), zoom * zoom)
+        _zoom_state(state, (2,), zoom * zoom)
 
 
-def _zoom(state: Floats, coordinates: tuple[int, ...], factor: float) -> None:
+def _zoom_state(state: Floats, coordinates: tuple[int, ...], factor: float) -> None:
     for row in coordinates:
         state[row] *= factor
         state[4 + row] *= factor

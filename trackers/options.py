@@ -34,6 +34,7 @@ class TrackerOptions:
     limit: float = 0.8  # highest cost of a match in the first stage
     low_limit: float = 0.5  # ... in the second
     tentative_limit: float | None = 0.7  # ... of unconfirmed tracks, which come last; None: they join the first stage
+    newborn_reach: float = 0.0  # distance, in sizes of its box, at which a track seen once is found without an overlap
     common_motion: bool = False  # the common part of all prediction errors counts as camera motion
     whole_pixels: bool = False  # overlaps count both edge pixels as part of a box, as in the original code
     solve_first: bool = False  # assign without a limit and drop bad pairs afterwards, as SORT does
@@ -106,6 +107,7 @@ PRESETS: Mapping[str, TrackerOptions] = {
         low_score=0.05,
         grow=0.05,
         tentative_limit=0.6,
+        newborn_reach=1.0,
         common_motion=True,
         doubtful_births=0.5,
         relink_s=5.0,

@@ -18,7 +18,9 @@ REACH = 0.5  # allowed distance from the predicted way, in heights, at once ...
 REACH_PER_S = 0.2  # ... and with every second of absence
 SIZE_RATIO = 1.5  # greatest change of the height
 NEIGHBOURHOOD = 3.0  # heights around a new track ...
-MOST_NEIGHBOURS = 1  # ... in which at most this many other tracks may be
+MOST_NEIGHBOURS = 1  # ... in which at most this many other tracks may be ...
+SOON_S = 2.0  # ... or, for a track that was lost not longer ago than this ...
+MOST_NEIGHBOURS_SOON = 4  # ... this many
 STAND_S = 2.0  # seconds without movement after which a track is stationary
 MEMORY_PER_S = 20.0  # seconds for which a stationary track is remembered, per second that it has stood
 SAME_PLACE = 0.5  # IoU with a stationary track of the same class from which a new one continues it ...
@@ -93,8 +95,9 @@ class LostGallery:
         dropped. `first_s` (N,), `positions` (4, N) and `labels` (N,) are those of the new tracks, `others` (2, K) the
         centres of the tracks that were there before.
 
-        A lost track that moved is continued only where nothing else can explain the new one: no second candidate on
-        either side and not more than `MOST_NEIGHBOURS` other tracks around. In crowds most such links are wrong.
+        A track that moved and was lost for longer than `SOON_S` is continued only where nothing else can explain the
+        new one: no second candidate on either side and not more than `MOST_NEIGHBOURS` other tracks around. Of tracks
+        that were lost lately the nearest is continued, but not in crowds: there most links are wrong.
         """
         rows = self.rows
         gap = first_s[None] - rows[:, _LAST, None]
@@ -104,7 +107,9 @@ class LostGallery:
         if self._per_class:
             possible &= rows[:, _LABEL, None] == labels
         alone = (possible.sum(axis=1, keepdims=True) == 1) & (possible.sum(axis=0) == 1)
-        possible &= stands | (alone & (_neighbours(positions, others) <= MOST_NEIGHBOURS))
+        neighbours = _neighbours(positions, others)
+        soon = (gap <= SOON_S) & (neighbours <= MOST_NEIGHBOURS_SOON)
+        possible &= stands | soon | (alone & (neighbours <= MOST_NEIGHBOURS))
         row, col = np.nonzero(possible)
         chosen = assign(row, col, cost[row, col], 1.0)
         row, col = row[chosen], col[chosen]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.glip_mini.examination import HELD_OUT, Report, answer_of, examine_at, questions
-from streamer.analysis.label_scores import sure
-from streamer.street import sample
+from streamer.analysis.label_scores import sure_detections
+from streamer.street import sample_picture
 from streamer.street.dice import SeededDice
 
 if TYPE_CHECKING:
@@ -130,9 +130,9 @@ def write_sheet(detector: Detector, threshold: float, path: Path, rows: int = 4,
 
     answer, panels = answer_of(detector), []
     for index in range(rows * columns):
-        picture = sample(HELD_OUT, 10_000 + index)
+        picture = sample_picture(HELD_OUT, 10_000 + index)
         texts = questions(picture, SeededDice(HELD_OUT, 91, index))
-        found = sure(answer(picture.image, texts), threshold)
+        found = sure_detections(answer(picture.image, texts), threshold)
         assert found.class_id is not None
         image = cv2.resize(picture.image, None, fx=_SHRUNK, fy=_SHRUNK, interpolation=cv2.INTER_AREA)
         for box, label in zip(found.xyxy * _SHRUNK, found.class_id, strict=True):

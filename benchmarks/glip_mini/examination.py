@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from detectors.overlap import ious
-from streamer.street import Scenario, SeenObject, StreetPicture, sample
+from streamer.street import Scenario, SeenObject, StreetPicture, sample_picture
 from streamer.street.dice import SeededDice
-from streamer.street.words import KINDS, ground, holds, parse
+from streamer.street.words import KINDS, ground_phrases, meaning_holds, parse_phrase
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -111,7 +111,7 @@ def examine_at(
     """
     sheet = _Sheet(thresholds)
     for index in range(pictures):
-        picture = sample(seed, index, size, scenario)
+        picture = sample_picture(seed, index, size, scenario)
         sheet.kinds(picture, answer(picture.image, KINDS))
         dice = SeededDice(seed, 81, index)
         for _ in range(2):
@@ -127,7 +127,7 @@ def questions(picture: StreetPicture, dice: SeededDice, present: int = 2, absent
     unclear = [one for one in picture.truth.seen if not is_clear(one)]
     counts = Counter(one.thing.kind for one in clear)
     evened = [one for one in clear for _ in range(round(max(counts.values()) / counts[one.thing.kind]))]
-    said = ground(evened, dice, present=present, absent=absent, hidden=[*unclear, *picture.truth.hidden])
+    said = ground_phrases(evened, dice, present=present, absent=absent, hidden=[*unclear, *picture.truth.hidden])
     texts = list(dict.fromkeys(grounding.text for grounding in said))
     return sorted(texts, key=lambda text: dice.word())
 
@@ -148,9 +148,9 @@ class _Sheet:
     def phrases(self, index: int, picture: StreetPicture, texts: Sequence[str], found: sv.Detections) -> None:
         assert found.class_id is not None
         for label, text in enumerate(texts):
-            meaning = parse(text)
+            meaning = parse_phrase(text)
             assert meaning is not None
-            true = [one for one in picture.truth.seen if holds(meaning, one.thing, one.middle)]
+            true = [one for one in picture.truth.seen if meaning_holds(meaning, one.thing, one.middle)]
             mine = found.class_id == label
             is_present = any(is_clear(one) for one in true)
             if is_present:
@@ -217,7 +217,7 @@ class _Counts:
             self.alarmed.add(picture)
 
     def colours(self, seen: Sequence[SeenObject], kind: str, colour: str, sure: npt.NDArray[Any]) -> None:
-        """Whoever of the kind each box lies on: is it of the colour?"""
+        """Whether the object of the kind under each box has the colour."""
         same = [one for one in seen if one.thing.kind == kind and is_clear(one)]
         if not same:
             return

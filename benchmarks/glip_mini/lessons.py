@@ -20,8 +20,8 @@ from detectors.glip.training.loss import TrainingTruth
 from detectors.glip.training.trainer import TrainingBatch
 from detectors.images import collate, normalise
 from streamer.street import Scenario, SeenObject, Street, words
-from streamer.street.dice import SeededDice, mix
-from streamer.street.words import KINDS, PhraseGrounding, ground
+from streamer.street.dice import SeededDice, mix_numbers
+from streamer.street.words import KINDS, PhraseGrounding, ground_phrases
 
 SIZE = 640, 384  # of the whole picture: width, height
 CROP = 320, 192
@@ -44,7 +44,7 @@ class Lesson(NamedTuple):
 
 
 def is_evident(one: SeenObject) -> bool:
-    """Whether enough of a thing is seen to tell what it is."""
+    """Whether enough of a thing is visible to recognise it."""
     return one.visibility >= LEAST_VISIBILITY and one.area >= LEAST_AREA
 
 
@@ -79,7 +79,9 @@ class Lessons:
         dice = SeededDice(self.seed, 71, number)
         found: list[Lesson] = []
         for index in range(-(-count // of_picture)):
-            street = Street(mix(self.seed, 72, number, index), SIZE, fps=1000.0, scenario=self.scenario or Scenario())
+            street = Street(
+                mix_numbers(self.seed, 72, number, index), SIZE, fps=1000.0, scenario=self.scenario or Scenario()
+            )
             picture = street.picture(dice.whole(0, 600_000))
             seen, hidden = picture.truth.seen, picture.truth.hidden
             for _ in range(min(of_picture, count - len(found))):
@@ -157,12 +159,14 @@ def _say(
     said: list[PhraseGrounding] = []
     about = dice.between(0, 1)
     if about < COLOURS:
-        said = words.colours(there, dice, unclear, kinds)
+        said = words.colour_phrases(there, dice, unclear, kinds)
     elif about < COLOURS + CONTRASTS and evened:
-        said = words.contrasts(evened, dice, unclear)
+        said = words.contrasting_phrases(evened, dice, unclear)
     if about >= COLOURS:
         texts = {one.text for one in said}
-        others = ground(evened, dice, present=dice.whole(1, 9), absent=dice.whole(1, 9), hidden=unclear, kinds=kinds)
+        others = ground_phrases(
+            evened, dice, present=dice.whole(1, 9), absent=dice.whole(1, 9), hidden=unclear, kinds=kinds
+        )
         said += [one for one in others if one.text not in texts]
     order = sorted(range(len(said)), key=lambda index: (dice.word(), index))
     return [said[index] for index in order]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -15,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detectors.detector import (
-    DOUBTFUL_SHARE,
     DetectorError,
     Prompt,
     PromptError,
@@ -50,6 +50,10 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 CACHED_PROMPTS = 256
+CACHED_SHAPES = 64  # of maps
+CACHED_TEXTS = 16  # combinations of captions in a batch
+CACHED_NUMBERS = 512  # combinations of sizes, rows or thresholds in a batch
+SECOND_LOOK = 2000  # best candidates given to suppression where the first look was not enough
 ROUNDS = 12  # of suppression on a GPU before the result is inspected
 
 
@@ -59,7 +63,6 @@ class PromptChunk:
 
     text: TextFeatures  # B = 1
     tokens: Tensor  # (L, K): which tokens belong to which label
-    least: Tensor  # (K,): the least score of each label that is returned
     queries: tuple[int, ...]  # the query of each label
 
 
@@ -91,6 +94,7 @@ class ImageView(NamedTuple):
     picture: PreparedImage
     row: int  # of the batch of pictures
     chunk: PromptChunk
+    least: tuple[float, ...]  # the lowest score to return for each query of the prompt
 
 
 class Glip:
@@ -108,7 +112,6 @@ class Glip:
         device: str = "auto",
         dtype: str | None = None,
         threshold: float = 0.5,
-        thresholds: Mapping[str, float] | None = None,
         tuned: TunedPrompt | None = None,
         chunking: bool = True,
         per_caption: int | None = None,
@@ -118,28 +121,29 @@ class Glip:
         deform: str | None = None,
         largest_batch: int = 16,
     ) -> None:
-        """`threshold`: score (0..1) from which on a detection counts; `thresholds`: the same by query.
+        """`threshold`: score (0..1) from which on a detection counts where a request gives none.
 
         `short_side`, `long_side`: the size in pixels at which the network sees pictures (see `ImageConfig`); the
         model's own when absent, the long one in proportion when only the short one is given.
         `tuned` replaces the text encoder for the words that it was tuned for.
         """
-        for query, value in {"": threshold, **(thresholds or {})}.items():
-            if not 0 <= value <= 1:
-                of = f" of {query!r}" if query else ""
-                raise PromptError(f"threshold{of} is {value}: it must lie between 0 and 1")
+        if not 0 <= threshold <= 1:
+            raise PromptError(f"threshold is {threshold}: it must lie between 0 and 1")
         self.device = choose_device(device)
         self.precision = choose_precision(dtype, self.device)
         self.threshold = threshold
-        self.model = compile_model(use_deform(self.precision.lower(model.to(self.device)), deform), backend)
+        lowered = self.precision.lower(model.to(self.device))
+        self.model = compile_model(use_deform(lowered, deform, self.device, self.precision.dtype), backend)
         self._tokenizer = tokenizer
-        self._thresholds = dict(thresholds or {})
         self._tuned = tuned
         self._chunking, self._per_caption = chunking, per_caption
         self._size = model.config.image.resized(short_side, long_side)
         self._largest_batch = largest_batch
         self._prompts: OrderedDict[tuple[str | None, tuple[str, ...]], GlipPrompt] = OrderedDict()
-        self._anchors: dict[object, Tensor] = {}
+        # Kept on the device: an upload for every batch would make the host wait for the device.
+        self._anchors = lru_cache(CACHED_SHAPES)(self.model.anchors)
+        self._stack_text = lru_cache(CACHED_TEXTS)(_stack_text)
+        self._upload_numbers = lru_cache(CACHED_NUMBERS)(self._make_numbers)
         if tokenizer.size > model.config.text.vocab_size:
             raise DetectorError(
                 f"the vocabulary has {tokenizer.size} pieces, this GLIP knows {model.config.text.vocab_size}: "
@@ -166,7 +170,7 @@ class Glip:
     def _encode_chunks(self, text: str | None, queries: tuple[str, ...]) -> Iterable[PromptChunk]:
         if self._tuned is not None and text is None:
             features, labels = self._tuned.select(queries)
-            yield self._make_chunk(features, labels, tuple(range(len(queries))), queries)
+            yield self._make_chunk(features, labels, tuple(range(len(queries))))
             return
         self._report_words(queries)
         limit = self.model.config.text.max_length
@@ -179,7 +183,7 @@ class Glip:
         else:
             captions = [caption_text(text, queries, self._tokenizer, limit)]
         for caption in captions:
-            yield self._make_chunk(self._encode_caption(caption), caption.tokens.labels, caption.queries, queries)
+            yield self._make_chunk(self._encode_caption(caption), caption.tokens.labels, caption.queries)
 
     def _report_words(self, queries: Sequence[str]) -> None:
         """Warns of words outside the vocabulary. Raises `PromptError` for a query that has no other."""
@@ -199,13 +203,10 @@ class Glip:
         ids = torch.tensor([caption.tokens.ids], device=self.device)
         return self.model.encode_text(ids, torch.ones_like(ids))
 
-    def _make_chunk(
-        self, text: TextFeatures, labels: Sequence[Sequence[int]], owners: tuple[int, ...], queries: tuple[str, ...]
-    ) -> PromptChunk:
-        least = [DOUBTFUL_SHARE * self._thresholds.get(queries[owner], self.threshold) for owner in owners]
+    def _make_chunk(self, text: TextFeatures, labels: Sequence[Sequence[int]], owners: tuple[int, ...]) -> PromptChunk:
         text = TextFeatures(*(part.to(self.device) for part in text))
         tokens = token_map(labels, text.hidden.shape[1]).to(self.device)
-        return PromptChunk(text, tokens, torch.tensor(least, device=self.device), owners)
+        return PromptChunk(text, tokens, owners)
 
     def detect(self, requests: Sequence[Request]) -> list[sv.Detections]:
         """One result per request, in order. Raises `DetectorError` when the device's memory does not hold one picture.
@@ -247,7 +248,11 @@ class Glip:
         for pictures in groups.values():
             for some in _split_batches(pictures, self._largest_batch):
                 maps = self._encode_images(load_images(images, some, self.device))
-                views = [ImageView(p, row, c) for row, p in enumerate(some) for c in prompts[p.index].chunks]
+                views = [
+                    ImageView(p, row, c, requests[p.index].least_scores(self.threshold))
+                    for row, p in enumerate(some)
+                    for c in prompts[p.index].chunks
+                ]
                 found += [self._find_boxes(maps, together) for together in _split_batches(views, self._largest_batch)]
         return _download_results(prompts, found)
 
@@ -262,43 +267,59 @@ class Glip:
         return maps
 
     def _find_boxes(self, maps: list[Tensor], views: Sequence[ImageView]) -> FoundBoxes:
-        rows = [view.row for view in views]
-        if rows != list(range(len(maps[0]))):
-            maps = [level[rows] for level in maps]
-        text, tokens, least = _stack_text([view.chunk for view in views])
+        rows = tuple(view.row for view in views)
+        if rows != tuple(range(len(maps[0]))):
+            chosen = self._upload_numbers(rows)
+            maps = [level.index_select(0, chosen) for level in maps]
+        text, tokens = self._stack_text(tuple(view.chunk for view in views))
         with self.precision.autocast():
             predictions = self.model.rpn.head(maps, text)
-        if predictions.shapes not in self._anchors:
-            self._anchors[predictions.shapes] = self.model.anchors(predictions.shapes)
-        sizes = torch.tensor([view.picture.resized for view in views], device=self.device)
+        sizes = self._upload_numbers(tuple(view.picture.resized for view in views))
+        least = self._upload_numbers(_least_by_label(views, tokens.shape[2]), torch.float32)
         rule = self.model.config.postprocess
-        found = find_candidates(predictions, self._anchors[predictions.shapes], tokens, sizes, rule, least)
+        found = find_candidates(predictions, self._anchors(predictions.shapes), tokens, sizes, rule, least)
         numbers = torch.isfinite(predictions.logits).all() & torch.isfinite(predictions.deltas).all()
         return FoundBoxes(views, found, rule, numbers)
+
+    def _make_numbers(
+        self, values: tuple[float, ...] | tuple[tuple[float, ...], ...], dtype: torch.dtype = torch.int64
+    ) -> Tensor:
+        return torch.tensor(values, device=self.device, dtype=dtype)
 
 
 class FoundBoxes:
     """Boxes of some views, still on the device.
 
-    `rows` is (B, M, 7): box, score, label, whether it is a box; `numbers`, (), whether all predictions are finite.
+    `rows` is (B, M, 7): box, score, label, whether it is a box; `sure` (B,), whether a view's rows are complete;
+    `numbers`, (), whether all predictions are finite.
     """
 
     def __init__(
         self, views: Sequence[ImageView], everything: BoxCandidates, rule: PostprocessConfig, numbers: Tensor
     ) -> None:
         self.views, self._everything, self._rule, self.numbers = views, everything, rule, numbers
-        if everything.scores.device.type == "cpu":  # asking how many there are waits for nothing here
+        look_at = FIRST_LOOK
+        rounds: int | None = ROUNDS
+        if _is_readable(everything.valid):
             look_at, rounds = min(FIRST_LOOK, max(int(everything.valid.sum(1).max()), 1)), None
-        else:
-            look_at, rounds = FIRST_LOOK, ROUNDS
         kept, self.sure = select_boxes(everything, rule.nms_iou, rule.detections_per_image, look_at, rounds)
         self.rows = _pack_rows(kept)
 
-    def all_rows(self) -> Tensor:
-        """The rows from all candidates, with suppression followed to its end."""
-        everything = self._everything
-        whole = everything.scores.shape[1]
-        return _pack_rows(select_boxes(everything, self._rule.nms_iou, self._rule.detections_per_image, whole)[0])
+    def complete_rows(self, view: int) -> Tensor:
+        """(M, 7): one view's rows with suppression followed to its end, from as many candidates as that needs.
+
+        One view at a time: suppression among N candidates needs memory for N * N numbers.
+        """
+        rule, one = self._rule, BoxCandidates(*(part[view : view + 1] for part in self._everything))
+        kept, sure = select_boxes(one, rule.nms_iou, rule.detections_per_image, SECOND_LOOK)
+        if not sure.all():
+            kept, _ = select_boxes(one, rule.nms_iou, rule.detections_per_image, one.scores.shape[1])
+        return _pack_rows(kept)[0]
+
+
+def _is_readable(values: Tensor) -> bool:
+    """Whether reading values waits for nothing: they lie in the host's memory."""
+    return values.device.type == "cpu"
 
 
 def _pack_rows(found: BoxCandidates) -> Tensor:
@@ -309,17 +330,17 @@ def _pack_rows(found: BoxCandidates) -> Tensor:
 def _download_results(prompts: Sequence[GlipPrompt], found: Sequence[FoundBoxes]) -> list[sv.Detections]:
     """One download for all; boxes in the cameras' pixels, in order of descending score."""
     parts = [part for some in found for part in (some.rows.flatten(), some.sure.float(), some.numbers.float()[None])]
-    flat = torch.cat(parts).cpu() if parts else torch.empty(0)
+    flat = (torch.cat(parts).cpu() if parts else torch.empty(0)).numpy()
     results: list[list[npt.NDArray[np.float32]]] = [[] for _ in prompts]
-    split = iter(torch.split(flat, [part.numel() for part in parts]))
+    split = iter(np.split(flat, np.cumsum([part.numel() for part in parts])))
     for some, rows, sure, numbers in zip(found, split, split, split, strict=False):
         if not numbers.all():
             raise DetectorError(
                 "the model's predictions are not numbers: use the option dtype=float32, or other weights"
             )
-        rows = rows.view(some.rows.shape) if sure.all() else some.all_rows().cpu()
-        for view, row in zip(some.views, rows.numpy(), strict=True):
-            results[view.picture.index].append(_rescale_rows(row[row[:, 6] > 0, :6], view))
+        for number, (view, row) in enumerate(zip(some.views, rows.reshape(some.rows.shape), strict=True)):
+            whole = row if sure[number] else some.complete_rows(number).cpu().numpy()
+            results[view.picture.index].append(_rescale_rows(whole[whole[:, 6] > 0, :6], view))
     return [_join_detections(parts, prompt) for parts, prompt in zip(results, prompts, strict=True)]
 
 
@@ -342,8 +363,18 @@ def _split_batches(things: Sequence[T], most: int) -> Iterable[Sequence[T]]:
     return (things[start : start + most] for start in range(0, len(things), most))
 
 
-def _stack_text(chunks: Sequence[PromptChunk]) -> tuple[TextFeatures, Tensor, Tensor]:
-    """Captions side by side, padded to the longest: features (B, L, D), token maps (B, L, K), least scores (B, K)."""
+def _least_by_label(views: Sequence[ImageView], labels: int) -> tuple[tuple[float, ...], ...]:
+    """(B, K) the lowest score to return for each label of each caption; 1 for labels that a caption does not have."""
+    least = [tuple(view.least[query] for query in view.chunk.queries) for view in views]
+    return tuple(row + (1.0,) * (labels - len(row)) for row in least)
+
+
+def _stack_text(chunks: Sequence[PromptChunk]) -> tuple[TextFeatures, Tensor]:
+    """Captions side by side, padded to the longest: features (B, L, D) and token maps (B, L, K)."""
+    if len(set(chunks)) == 1:  # no copies
+        same = chunks[0]
+        text = TextFeatures(*(part.expand(len(chunks), *part.shape[1:]) for part in same.text))
+        return text, same.tokens.expand(len(chunks), -1, -1)
     length = max(chunk.tokens.shape[0] for chunk in chunks)
     labels = max(chunk.tokens.shape[1] for chunk in chunks)
 
@@ -353,8 +384,7 @@ def _stack_text(chunks: Sequence[PromptChunk]) -> tuple[TextFeatures, Tensor, Te
 
     text = TextFeatures(stacked("hidden"), stacked("embedded"), stacked("mask"))
     tokens = [F.pad(c.tokens, (0, labels - c.tokens.shape[1], 0, length - c.tokens.shape[0])) for c in chunks]
-    least = [F.pad(chunk.least, (0, labels - len(chunk.least)), value=1.0) for chunk in chunks]
-    return text, torch.stack(tokens), torch.stack(least)
+    return text, torch.stack(tokens)
 
 
 def create(
@@ -365,7 +395,6 @@ def create(
     device: str = "auto",
     dtype: str | None = None,
     threshold: float | None = None,
-    thresholds: Mapping[str, float] | None = None,
     tuned: str | Path | None = None,
     chunking: bool = True,
     per_caption: int | None = None,
@@ -390,7 +419,6 @@ def create(
         device=device,
         dtype=fast_precision(choose_device(device)) if dtype is None else dtype,
         threshold=model.config.postprocess.threshold if threshold is None else threshold,
-        thresholds=thresholds,
         tuned=None if tuned is None else TunedPrompt.load(Path(tuned)),
         chunking=chunking,
         per_caption=per_caption,

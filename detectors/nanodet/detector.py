@@ -14,7 +14,6 @@ from torch import Tensor
 
 from detectors.boxes import suppress
 from detectors.detector import (
-    DOUBTFUL_SHARE,
     DetectorError,
     OptionError,
     Prompt,
@@ -118,8 +117,9 @@ class NanoDetector:
             raise PromptError("the prompt comes from another detector: prepare the queries with this one")
         prompt = request.prompt
         by_query = torch.stack([scores[:, list(classes)].amax(-1) for classes in prompt.classes], dim=-1)
-        best, place = by_query.flatten().topk(min(_CANDIDATES, by_query.numel()))
-        kept = best >= max(DOUBTFUL_SHARE * self.threshold, 1e-3)
+        least = by_query.new_tensor(request.least_scores(self.threshold)).clamp(min=1e-3)
+        best, place = by_query.where(by_query >= least, 0.0).flatten().topk(min(_CANDIDATES, by_query.numel()))
+        kept = best > 0
         best, place = best[kept], place[kept]
         cell, query = place // by_query.shape[1], place % by_query.shape[1]
         height, width = request.image.shape[:2]

@@ -34,7 +34,7 @@ def fields_of(model: type[BaseModel]) -> list[EventField]:
     return [_field_of(name, info.annotation, info.is_required()) for name, info in model.model_fields.items()]
 
 
-def records() -> list[type[BaseModel]]:
+def event_models() -> list[type[BaseModel]]:
     """Every model that an event holds, `Event` first, each before those that it holds."""
     found: dict[type[BaseModel], None] = {}
 

@@ -85,10 +85,10 @@ class NvProtobufFormat:
 
     def encode(self, event: Event) -> tuple[bytes, list[tuple[str, bytes]]]:
         """The bare message, without headers."""
-        message = self._frame(event) if event.type is EventType.DETECTIONS else self._incident(event)
+        message = self._frame_message(event) if event.type is EventType.DETECTIONS else self._incident_message(event)
         return message.SerializeToString(deterministic=True), []
 
-    def _frame(self, event: Event) -> Any:
+    def _frame_message(self, event: Event) -> Any:
         data = event.data
         frame = self._classes["Frame"](version=_VERSION, id=_frame_id(event), sensorId=data.stream)
         _set_time(frame.timestamp, self._clock.time_of(event))
@@ -110,7 +110,7 @@ class NvProtobufFormat:
             frame.fov.add(type=name, count=len(numbers), objectIds=numbers)
         return frame
 
-    def _incident(self, event: Event) -> Any:
+    def _incident_message(self, event: Event) -> Any:
         data = event.data
         place = data.zone.id if data.zone else f"{data.line.id}:{data.line.direction}" if data.line else ""
         incident = self._classes["Incident"](

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sinks.event import Event
-from sinks.formats.event_fields import EventField, fields_of, records, split_header, wire_header
+from sinks.formats.event_fields import EventField, event_models, fields_of, split_header, wire_header
 from sinks.formats.schema_registry import SchemaRegistry
 from sinks.sink import SinkAddressError
 from sinks.tls import TlsOptions
@@ -68,7 +68,7 @@ def proto_text() -> str:
     numbers = _field_numbers()
     lines = ["// Generated from sinks/event.py; numbers are never given twice.", 'syntax = "proto2";', ""]
     lines += [f"package {_PACKAGE};"]
-    for model in records():
+    for model in event_models():
         lines += ["", f"message {model.__name__} {{"]
         for field in fields_of(model):
             lines.append(f"  {_declared_type(field)} {field.name} = {numbers[model.__name__, field.name]};")
@@ -94,7 +94,7 @@ def _field_numbers() -> dict[tuple[str, str], int]:
             message = match[1]
         elif match := re.match(r"\s+.* (\w+) = (\d+);", line):
             numbers[message, match[1]] = int(match[2])
-    for model in records():
+    for model in event_models():
         used = [number for (name, _), number in numbers.items() if name == model.__name__]
         free = max(used, default=0) + 1
         for field in fields_of(model):
@@ -110,7 +110,7 @@ def _message_class() -> Any:
     pool = import_module("google.protobuf.descriptor_pool").DescriptorPool()
     factory = import_module("google.protobuf.message_factory")
     file = descriptors.FileDescriptorProto(name="event.v1.proto", package=_PACKAGE, syntax="proto2")
-    for model in records():
+    for model in event_models():
         _describe_message(file.message_type.add(name=model.__name__), model, descriptors.FieldDescriptorProto)
     pool.Add(file)
     return factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.Event"))

@@ -53,11 +53,13 @@ class SchemaRegistry:
 
     def check(self) -> None:
         """Raises `SinkError` when the registry does not answer."""
-        self._call("/subjects")
+        self._call_registry("/subjects")
 
     def register(self, subject: str, schema: str, kind: str) -> int:
         """Returns the number of the schema; the same schema gets the same number again."""
-        answer = self._call(f"/subjects/{quote(subject, safe='')}/versions", {"schema": schema, "schemaType": kind})
+        answer = self._call_registry(
+            f"/subjects/{quote(subject, safe='')}/versions", {"schema": schema, "schemaType": kind}
+        )
         number = answer.get("id") if isinstance(answer, dict) else None
         if not isinstance(number, int):
             raise SinkError(f"the schema registry {self.public} does not answer as a registry does: check its address")
@@ -65,12 +67,12 @@ class SchemaRegistry:
 
     def schema(self, number: int) -> str:
         """Returns the schema with the number."""
-        answer = self._call(f"/schemas/ids/{number}")
+        answer = self._call_registry(f"/schemas/ids/{number}")
         if not isinstance(answer, dict) or "schema" not in answer:
             raise SinkError(f"the schema registry {self.public} does not answer as a registry does: check its address")
         return str(answer["schema"])
 
-    def _call(self, path: str, body: dict[str, str] | None = None) -> Any:
+    def _call_registry(self, path: str, body: dict[str, str] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         try:
             answer = self._client.request("GET" if data is None else "POST", self._path + path, data, self._headers)

@@ -39,7 +39,7 @@ __all__ = [
     "open_admin",
     "parse_broker",
     "parse_tls",
-    "quieten",
+    "quieten_library",
 ]
 
 log = logging.getLogger("sinks.kafka")
@@ -443,7 +443,7 @@ _OF_TOPICS: dict[str, type[Exception]] = {
 _notes = _ClientNotes()
 
 
-def quieten() -> None:
+def quieten_library() -> None:
     """Passes kafka-python's log on at debug level; its own debug lines hold passwords and stay off."""
     logger = logging.getLogger("kafka")
     logger.setLevel(logging.WARNING)

@@ -10,7 +10,7 @@ from typing import Any
 from sinks.address import SinkAddress
 from sinks.event import Event
 from sinks.formats.choose import Decode, open_decoder
-from sinks.kafka.client import BrokerClient, close_sockets, errors, kafka, parse_broker, parse_tls, quieten
+from sinks.kafka.client import BrokerClient, close_sockets, errors, kafka, parse_broker, parse_tls, quieten_library
 from sinks.kafka.sink import DEFAULT_TOPIC
 from sinks.sink import SinkAddressError, SinkError
 from sinks.subscribe import Reader, StartPosition, UnreadableEvent
@@ -34,7 +34,7 @@ async def read_kafka(address: SinkAddress, start: StartPosition, follow: bool, g
     broker = parse_broker(address, kafka.KafkaConsumer.DEFAULT_CONFIG, tls)
     if start.at == "id":
         raise SinkAddressError(f"{address.public}: Kafka cannot start behind an id: give a time, or a group")
-    quieten()
+    quieten_library()
     consumer = _TopicConsumer(broker, address.path or DEFAULT_TOPIC, start, follow, group, decode)
     worker = SinkWorker("read-kafka")
     try:

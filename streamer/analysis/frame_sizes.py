@@ -30,12 +30,12 @@ class FrameSizes:
         x, y = scale
         if moved is not None:
             moved = moved * np.array([[1.0, x / y, x], [y / x, 1.0, y]])
-        return self.from_tracker(tracker.update(_scaled(found, scale), frame.time_s, moved), frame)
+        return self.from_tracker(tracker.update(_scale_boxes(found, scale), frame.time_s, moved), frame)
 
     def from_tracker(self, tracked: sv.Detections, frame: Frame) -> sv.Detections:
         """The tracker's boxes in pixels of the frame."""
         scale = self._scale(frame)
-        return tracked if scale is None else _scaled(tracked, 1 / scale)
+        return tracked if scale is None else _scale_boxes(tracked, 1 / scale)
 
     def _scale(self, frame: Frame) -> npt.NDArray[np.float64] | None:
         """The first frame's width and height by this one's; None where they are the same."""
@@ -45,6 +45,6 @@ class FrameSizes:
         return None if size == self._first else np.array(self._first, np.float64) / size
 
 
-def _scaled(boxes: sv.Detections, scale: npt.NDArray[np.float64]) -> sv.Detections:
+def _scale_boxes(boxes: sv.Detections, scale: npt.NDArray[np.float64]) -> sv.Detections:
     xyxy = np.asarray(boxes.xyxy) * np.tile(scale, 2)
     return replace(boxes, xyxy=xyxy.astype(np.asarray(boxes.xyxy).dtype))

@@ -25,7 +25,7 @@ TRACKER_BIRTH = 0.7
 """Score from which trackers begin a track (ByteTrack, arXiv:2110.06864)."""
 
 
-def sure(found: sv.Detections, threshold: float) -> sv.Detections:
+def sure_detections(found: sv.Detections, threshold: float) -> sv.Detections:
     """Detections from `threshold` on; lower ones are of use to trackers only."""
     assert found.confidence is not None
     return cast("sv.Detections", found[found.confidence >= threshold])
@@ -51,13 +51,13 @@ def for_tracker(found: sv.Detections, numbers: Ints, thresholds: Floats) -> tupl
     named = replace(
         found,
         class_id=numbers[index] if count else index,
-        confidence=calibrated(label_scores, thresholds),
+        confidence=calibrate_scores(label_scores, thresholds),
         data={**found.data, "label_scores": label_scores},
     )
     return named, scores
 
 
-def calibrated(label_scores: Floats, thresholds: Floats) -> Floats:
+def calibrate_scores(label_scores: Floats, thresholds: Floats) -> Floats:
     """Best score (N,) over the queries of (N, K), stretched so that each query's threshold (K,) becomes the score at
     which trackers begin a track: the scales of models and queries differ, trackers have one."""
     safe = np.clip(thresholds, 1e-3, 1 - 1e-3)

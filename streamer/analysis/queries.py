@@ -53,7 +53,7 @@ class QueryChange:
 QuerySet = tuple[Query, ...]
 
 
-def slug(text: str) -> str:
+def query_slug(text: str) -> str:
     """'A red car!' -> 'a-red-car'."""
     return re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "query"
 
@@ -100,34 +100,34 @@ class QueryBook:
         A query is recognised by its id, or by the id made from its text. Raises `ConfigError` and changes nothing when
         the list cannot be used.
         """
-        wanted = [_checked(query) for query in queries]
+        wanted = [_check_query(query) for query in queries]
         with self._lock:
             old = {query.id: query for query in (*self._active, *self._paused.values())}
             made: list[Query] = []
             changes: list[QueryChange] = []
             for query in wanted:
-                named = replace(query, id=query.id or slug(query.text))
+                named = replace(query, id=query.id or query_slug(query.text))
                 _refuse_twice(named, made)
                 before = old.get(named.id)
-                made.append(self._number(named) if before is None else _revised(named, before))
+                made.append(self._number_query(named) if before is None else _revise_query(named, before))
                 changes += _changes_between(before, made[-1])
             kept = {query.id for query in made}
             changes += [QueryChange(query, "removed") for query in old.values() if query.id not in kept]
             self._numbers.update({query.id: query.number for query in made})
             self._revisions.update({query.id: query.revision for query in made})
             self._paused = {query.id: query for query in made if query.is_paused}
-            self._set(tuple(query for query in made if not query.is_paused), time_ns)
+            self._set_queries(tuple(query for query in made if not query.is_paused), time_ns)
             self._known.update({query.number: query for query in made})
             return changes
 
-    def _number(self, query: Query) -> Query:
+    def _number_query(self, query: Query) -> Query:
         """A new query with a number of its own; one that was removed and came back keeps its former number."""
         number = self._numbers.get(query.id)
         if number is None:
             number = self._numbers[query.id] = len(self._numbers) + 1
         return replace(query, number=number, revision=self._revisions.get(query.id, 0) + 1)
 
-    def _set(self, queries: QuerySet, time_ns: int) -> None:
+    def _set_queries(self, queries: QuerySet, time_ns: int) -> None:
         self._active = queries
         asked = (*queries, *self._denials_of(queries))
         self._known.update({query.number: query for query in asked})
@@ -140,11 +140,11 @@ class QueryBook:
         for text in texts:
             if text not in asked and text not in self._denials:
                 number = self._numbers.setdefault(f"unless {text}", len(self._numbers) + 1)
-                self._denials[text] = Query(text, slug(text), number=number, is_denial=True)
+                self._denials[text] = Query(text, query_slug(text), number=number, is_denial=True)
         return [self._denials[text] for text in texts if text not in asked]
 
 
-def _checked(query: Query | str) -> Query:
+def _check_query(query: Query | str) -> Query:
     if isinstance(query, str):
         query = Query(query)
     text = " ".join(query.text.split())
@@ -164,7 +164,7 @@ def _refuse_twice(query: Query, others: Iterable[Query]) -> None:
             raise ConfigError(f"query {query.text!r} is given twice: keep one of them")
 
 
-def _revised(wanted: Query, before: Query) -> Query:
+def _revise_query(wanted: Query, before: Query) -> Query:
     """`wanted` as the present form of the query `before`; the revision rises where more than a pause changes."""
     same = replace(wanted, number=before.number, revision=before.revision)
     if replace(same, is_paused=before.is_paused) != before:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
@@ -90,6 +91,7 @@ class StreamAnalysis:
         self.tracks = TrackLives(identity.new_uid)
         self.matches = QueryMatches()
         self._tracker = tracker
+        self.tracked_ns = 0  # UTC, when the tracker had the latest frame
         self._sizes = FrameSizes()
         self.default_threshold = default_threshold
         self._stream = identity.stream
@@ -124,6 +126,7 @@ class StreamAnalysis:
             found = self._without_masked(found, frame)
         named, scores = for_tracker(found, numbers, thresholds)
         tracked = self._sizes.update(self._tracker, named, frame, moved)
+        self.tracked_ns = time.time_ns()
         if len(tracked):
             tracked.confidence = scores[tracked.data["detection_index"]]
         seen = self._without_departed(FrameObservation.of(tracked, self._tracker, numbers, frame))
@@ -266,7 +269,7 @@ class StreamAnalysis:
         if change.default_threshold != self.default_threshold:
             withdrawn += [query.number for query in self._known_queries.values() if query.threshold is None]
         for number in withdrawn:
-            events += self._writer.write(self._withdraw(number), ended)
+            events += self._writer.write(self._withdraw_query(number), ended)
         if change.is_blind:
             events += self.close(ended, "query_removed")
         self.default_threshold = change.default_threshold
@@ -274,7 +277,7 @@ class StreamAnalysis:
         self._threshold_cache = None
         return events + self._writer.write([self._query_finding(changed) for changed in change.queries], moment)
 
-    def _withdraw(self, number: int) -> list[RuleFinding]:
+    def _withdraw_query(self, number: int) -> list[RuleFinding]:
         """The ends of the matches of a query that no longer holds as it was."""
         withdrawn = self.matches.withdraw(number)
         for finding in withdrawn:
@@ -332,8 +335,8 @@ class CoverageMeter:
         """Frames received, analysed and dropped since the last call; all arguments count from the start."""
         before, from_ns = self._before, self._from_ns if self._from_ns is not None else time_ns
         analysed = tally.analysed - before.analysed
-        dropped = _increases(tally.dropped, before.dropped)
-        events_lost = _increases(events_dropped, self._events_dropped)
+        dropped = _counter_increases(tally.dropped, before.dropped)
+        events_lost = _counter_increases(events_dropped, self._events_dropped)
         self._before, self._from_ns, self._events_dropped = tally, time_ns, dict(events_dropped)
         harmed = events_lost or any(reason != "not_sampled" for reason in dropped)
         return CoverageInfo(
@@ -348,7 +351,7 @@ class CoverageMeter:
         )
 
 
-def _increases(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+def _counter_increases(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
     """Increases of counters, without those that have not risen."""
     return {key: count - before.get(key, 0) for key, count in sorted(now.items()) if count > before.get(key, 0)}
 

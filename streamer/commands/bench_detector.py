@@ -54,10 +54,10 @@ def detector(
     if as_json:
         print(json.dumps({**asdict(found), "share_of_peak": found.share_of_peak}, indent=2))  # noqa: T201
         return
-    _show(found, f"{name}, {size}, batch {batch}, {queries} queries, {found.dtype}, {found.device}")
+    _show_result(found, f"{name}, {size}, batch {batch}, {queries} queries, {found.dtype}, {found.device}")
 
 
-def _show(found: DetectorSpeed, title: str) -> None:
+def _show_result(found: DetectorSpeed, title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 

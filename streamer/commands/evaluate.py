@@ -47,8 +47,8 @@ def detection(
     if as_json:
         _print_json({**score, "categories": categories, "frequencies": frequencies})
     else:
-        _table("all categories", {**score, **frequencies})
-        _table("AP by category", categories)
+        _figure_table("all categories", {**score, **frequencies})
+        _figure_table("AP by category", categories)
 
 
 @app.command("grounding")
@@ -72,7 +72,7 @@ def grounding(
     if as_json:
         _print_json(score)
     else:
-        _table(f"recall of {score.pop('phrases')} phrases, {protocol.value} box", score)
+        _figure_table(f"recall of {score.pop('phrases')} phrases, {protocol.value} box", score)
 
 
 @app.command("events")
@@ -91,13 +91,13 @@ def events(
 
     from streamer.tasks import evaluate_events as event_scores
 
-    labels = event_scores.shifted(event_scores.read_labelled_events(truth), start, stream)
+    labels = event_scores.shift_events(event_scores.read_labelled_events(truth), start, stream)
     score = event_scores.score_events(labels, event_scores.read_labelled_events(reported), tolerance)
     figures = {"precision": score.precision, "recall": score.recall, **asdict(score)}
     if as_json:
         _print_json(figures)
     else:
-        _table(f"{len(labels)} labelled events", figures)
+        _figure_table(f"{len(labels)} labelled events", figures)
 
 
 def _print_json(figures: Mapping[str, object]) -> None:
@@ -112,7 +112,7 @@ def _print_json(figures: Mapping[str, object]) -> None:
     typer.echo(json.dumps(plain(dict(figures))))
 
 
-def _table(title: str, figures: Mapping[str, float]) -> None:
+def _figure_table(title: str, figures: Mapping[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 

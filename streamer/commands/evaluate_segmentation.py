@@ -42,4 +42,4 @@ def evaluate_segmentation(
 
     loading = GlammLoading(model, clip, device, None, bits)
     benchmark = mask_scores.SegmentationBenchmark(task.value)
-    mask_scores.evaluate(benchmark, truth, predictions, images, text_model, loading, as_json=as_json)
+    mask_scores.run_evaluation(benchmark, truth, predictions, images, text_model, loading, as_json=as_json)

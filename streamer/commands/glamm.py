@@ -41,7 +41,7 @@ def segment(
     from streamer.tasks import glamm
 
     options = GlammLoading(model, clip, device, dtype, bits, batch)
-    raise typer.Exit(glamm.segment(image, query, options, generate=generate, fps=fps, out=out, as_json=as_json))
+    raise typer.Exit(glamm.run_segment(image, query, options, generate=generate, fps=fps, out=out, as_json=as_json))
 
 
 def describe(
@@ -57,7 +57,7 @@ def describe(
     """Describe a picture, each phrase tied to a mask, as coloured text over coloured masks."""
     from streamer.tasks import glamm
 
-    glamm.describe(image, GlammLoading(model, clip, device, dtype, bits), out=out, as_json=as_json)
+    glamm.run_describe(image, GlammLoading(model, clip, device, dtype, bits), out=out, as_json=as_json)
 
 
 def region(
@@ -73,7 +73,7 @@ def region(
     """Describe what stands in a box of a picture."""
     from streamer.tasks import glamm
 
-    glamm.region(image, box, GlammLoading(model, clip, device, dtype, bits), as_json=as_json)
+    glamm.run_region(image, box, GlammLoading(model, clip, device, dtype, bits), as_json=as_json)
 
 
 def caption(
@@ -88,7 +88,7 @@ def caption(
     """Describe a picture in plain words, without masks."""
     from streamer.tasks import glamm
 
-    glamm.caption(image, GlammLoading(model, clip, device, dtype, bits), as_json=as_json)
+    glamm.run_caption(image, GlammLoading(model, clip, device, dtype, bits), as_json=as_json)
 
 
 def chat(
@@ -111,4 +111,4 @@ def chat(
     from streamer.tasks import glamm
 
     options = GlammLoading(model, clip, device, dtype, bits)
-    glamm.chat(image, message, box, options, out=out, as_json=as_json)
+    glamm.run_chat(image, message, box, options, out=out, as_json=as_json)

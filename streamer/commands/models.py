@@ -28,7 +28,7 @@ def pull(names: Annotated[list[str], typer.Argument(metavar="NAME", help="Models
     """Fetch models from the Hugging Face hub, once; a broken download is taken up again."""
     from streamer.tasks import models as model_store
 
-    model_store.pull(names)
+    model_store.pull_models(names)
 
 
 @app.command()
@@ -45,7 +45,7 @@ def convert(
     """Turn a checkpoint of GLIP into a model folder with safetensors."""
     from streamer.tasks import models as model_store
 
-    model_store.convert(checkpoint, name, vocabulary, out)
+    model_store.convert_checkpoint(checkpoint, name, vocabulary, out)
 
 
 @app.command()
@@ -64,4 +64,4 @@ def info(name: Name, as_json: AsJson = False) -> None:
     """What is known of a model: where it comes from, how large it is, where it lies."""
     from streamer.tasks import models as model_store
 
-    model_store.show(name, as_json=as_json)
+    model_store.show_model(name, as_json=as_json)

@@ -32,14 +32,14 @@ def replay(
 
     events = subscribe(source, types=type or (), streams=stream or (), queries=query or (), since=since)
     with ClosingDeadline(close_timeout or CLOSE_TIMEOUT_S, interrupted_code=130) as deadline:
-        count = deadline.run(_replay(events, open_sinks(to), deadline.timeout_s))
+        count = deadline.run(_replay_events(events, open_sinks(to), deadline.timeout_s))
     missing = f", {events.missing} missing in their sequences" if events.missing else ""
     report_line(f"{count} events replayed{missing}")
     for reason in events.unreadable[-3:]:
         report_line(reason)
 
 
-async def _replay(events: Subscription, sinks: dict[str, Sink], close_timeout_s: float) -> int:
+async def _replay_events(events: Subscription, sinks: dict[str, Sink], close_timeout_s: float) -> int:
     from sinks.event import Event
     from sinks.sink import SinkError
     from sinks.spool.spool import Spool

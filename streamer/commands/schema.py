@@ -24,7 +24,7 @@ def schema(
 ) -> None:
     """Print the JSON Schema (Draft 2020-12) of events, or check a file of events against it."""
     if validate is not None:
-        _validate(validate)
+        _validate_file(validate)
         return
     import json
 
@@ -45,7 +45,7 @@ def schema(
     typer.echo(json.dumps(config_schema() if config else json_schema(), indent=2))
 
 
-def _validate(path: Path) -> None:
+def _validate_file(path: Path) -> None:
     from pydantic import ValidationError
 
     from sinks.event import Event

@@ -134,12 +134,12 @@ class _TrackProgress:
 
     def __enter__(self) -> Callable[[int, int], None]:
         self._bar.start()
-        return self._advance
+        return self._advance_progress
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def _advance(self, length: int, frames: int) -> None:
+    def _advance_progress(self, length: int, frames: int) -> None:
         if self._left <= 0:
             self._task, self._left = self._bar.add_task("frames", total=length), length
         self._left -= frames

@@ -70,4 +70,4 @@ def tune(
         seed=seed,
         device=device,
     )
-    raise typer.Exit(work.tune(task, as_json=as_json))
+    raise typer.Exit(work.run_tune(task, as_json=as_json))

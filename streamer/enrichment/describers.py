@@ -37,10 +37,10 @@ class GlammDescriber:
         self._masks = BoxMasks(glamm.model.sam)
 
     def __call__(self, image: npt.NDArray[np.uint8], box: Box | None, phrase: str) -> Description:
-        from streamer.enrichment.grounded import description
+        from streamer.enrichment.grounded import event_description
 
         if box is None:
-            return description(self._glamm.describe(image), self._glamm.name)
+            return event_description(self._glamm.describe(image), self._glamm.name)
         pixels = _pixel_box(box, image)
         text = self._glamm.caption_region(image, pixels)
         return _describe_object(self._masks, image, pixels, text, phrase, self._glamm.name)

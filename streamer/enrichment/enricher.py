@@ -289,7 +289,7 @@ class Enricher:
         seen = self._seen.get(key)
         thumbnail = None
         if subject.track_uid is None:
-            thumbnail = _thumbnail(request.frame.image)
+            thumbnail = _make_thumbnail(request.frame.image)
             if seen is not None and (seen.thumbnail is None or _has_changed(seen.thumbnail, thumbnail)):
                 seen = None
             if seen is not None and request.trigger is EnrichTrigger.INTERVAL:
@@ -327,7 +327,7 @@ def _subject_of(event: Event) -> EnrichSubject:
     return EnrichSubject(track.uid, track.number, (track.box.x1, track.box.y1, track.box.x2, track.box.y2), phrase)
 
 
-def _thumbnail(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def _make_thumbnail(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     import cv2
     import numpy as np
 

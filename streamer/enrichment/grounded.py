@@ -43,16 +43,16 @@ def masks_of(found: sv.Detections) -> BoolMask:
     return np.asarray(found.mask, dtype=np.bool_)
 
 
-def union(grounded: GroundedText, span: GroundedSpan) -> BoolMask | None:
+def union_mask(grounded: GroundedText, span: GroundedSpan) -> BoolMask | None:
     """The mask of a span, (H, W), all of its masks together; None when it has none."""
     return np.asarray(grounded.masks[list(span.masks)].any(axis=0)) if span.masks else None
 
 
-def description(grounded: GroundedText, model: str) -> Description:
+def event_description(grounded: GroundedText, model: str) -> Description:
     """The description for an event: each span with all of its masks in one."""
     spans = []
     for span in grounded.spans:
-        mask = union(grounded, span)
+        mask = union_mask(grounded, span)
         encoded = None if mask is None else mask_model(mask)
         spans.append(Span(start=span.start, end=span.end, phrase=span.phrase, mask=encoded))
     return Description(text=grounded.text, spans=spans, model=model)
@@ -93,7 +93,7 @@ def color_of(number: int) -> sv.Color:
     return sv.ColorPalette.DEFAULT.by_idx(number)
 
 
-def paint(image: Image, masks: BoolMask, labels: Sequence[str]) -> Image:
+def paint_masks(image: Image, masks: BoolMask, labels: Sequence[str]) -> Image:
     """A copy of a BGR picture with coloured masks (K, H, W) and a label at each."""
     if not len(masks):
         return image.copy()
@@ -113,11 +113,11 @@ def paint_grounded(image: Image, grounded: GroundedText) -> Image:
     for span in grounded.spans:
         for number in span.masks:
             labels[number] = span.phrase
-    top = paint(image, grounded.masks, labels)
+    top = paint_masks(image, grounded.masks, labels)
     return np.concatenate([top, _text_strip(grounded, image.shape[1])])
 
 
-def pieces(grounded: GroundedText) -> Iterator[tuple[str, GroundedSpan | None]]:
+def text_pieces(grounded: GroundedText) -> Iterator[tuple[str, GroundedSpan | None]]:
     """The text cut at its spans, in order; a span that overlaps an earlier one is left as plain text."""
     place = 0
     for span in sorted(grounded.spans, key=lambda span: span.start):
@@ -135,8 +135,8 @@ def _text_strip(grounded: GroundedText, width: int) -> Image:
     font = ImageFont.load_default(size)
     space, margin, line = font.getlength(" "), size // 2, round(size * 1.4)
     words, x, y = [], float(margin), margin
-    for text, span in pieces(grounded):
-        color = _pale(color_of(span.masks[0]).as_rgb()) if span is not None and span.masks else _PAPER
+    for text, span in text_pieces(grounded):
+        color = _pale_colour(color_of(span.masks[0]).as_rgb()) if span is not None and span.masks else _PAPER
         for word in text.split():
             length = font.getlength(word)
             if x > margin and x + length > width - margin:
@@ -151,19 +151,19 @@ def _text_strip(grounded: GroundedText, width: int) -> Image:
     return np.asarray(strip, dtype=np.uint8)[..., ::-1]
 
 
-def _pale(color: tuple[int, int, int]) -> tuple[int, int, int]:
+def _pale_colour(color: tuple[int, int, int]) -> tuple[int, int, int]:
     """Half way to white, so that dark letters can be read on it."""
     red, green, blue = ((part + 255) // 2 for part in color)
     return red, green, blue
 
 
-def page(image: Image, grounded: GroundedText, title: str) -> str:
+def grounded_page(image: Image, grounded: GroundedText, title: str) -> str:
     """A self-contained HTML page: pointing at a phrase shows its mask alone."""
     layers = "".join(
-        f'<img class="mask" data-mask="{number}" alt="" src="{_data_url(_layer(mask, color_of(number)))}">'
+        f'<img class="mask" data-mask="{number}" alt="" src="{_data_url(_mask_layer(mask, color_of(number)))}">'
         for number, mask in enumerate(grounded.masks)
     )
-    text = "".join(_html_piece(words, span) for words, span in pieces(grounded))
+    text = "".join(_html_piece(words, span) for words, span in text_pieces(grounded))
     return _PAGE.format(title=html.escape(title), picture=_data_url(image), layers=layers, text=text)
 
 
@@ -175,7 +175,7 @@ def _html_piece(words: str, span: GroundedSpan | None) -> str:
     return f'<span data-masks="{numbers}" style="background:{color_of(span.masks[0]).as_hex()}88">{escaped}</span>'
 
 
-def _layer(mask: BoolMask, color: sv.Color) -> Image:
+def _mask_layer(mask: BoolMask, color: sv.Color) -> Image:
     """One mask as a transparent picture (H, W, 4), BGRA."""
     layer = np.zeros((*mask.shape, 4), dtype=np.uint8)
     layer[mask] = (*color.as_bgr(), round(255 * _OPACITY))

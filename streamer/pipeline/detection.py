@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,10 @@ from streamer.analysis.queries import QuerySet
 from streamer.frame import Frame
 from streamer.pipeline.merge import FrameMerge
 from streamer.pipeline.stream import Stream
+from streamer.pipeline.timings import PipelineTimings
+
+if TYPE_CHECKING:
+    from streamer.tracing import FrameTraces
 
 log = logging.getLogger("groundstream")
 
@@ -48,12 +54,21 @@ class DetectionLoop:
     """
 
     def __init__(
-        self, detector: Detector, streams: Mapping[str, Stream], *, batch_size: int = 8, max_wait_s: float = 0.01
+        self,
+        detector: Detector,
+        streams: Mapping[str, Stream],
+        *,
+        batch_size: int = 8,
+        max_wait_s: float = 0.01,
+        timings: PipelineTimings | None = None,
+        traces: FrameTraces | None = None,
     ) -> None:
         self.batch_size = batch_size
         self.max_wait_s = max_wait_s
         self._detector = detector
         self._streams = streams
+        self._timings = timings or PipelineTimings()
+        self._traces = traces
         self._is_busy = False
         self._calls: list[Callable[[], None]] = []
         self._prompts: dict[tuple[str, ...], Prompt] = {}
@@ -65,13 +80,12 @@ class DetectionLoop:
         if wanted:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._prepare_all, wanted)
 
-    async def detect_images(self, images: Sequence[Image], texts: tuple[str, ...]) -> list[sv.Detections]:
+    async def detect_images(
+        self, images: Sequence[Image], texts: tuple[str, ...], threshold: float
+    ) -> list[sv.Detections]:
         """Detect `texts` in BGR images of (height, width, 3), between two batches of frames. Raises `DetectorError`."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._detect_images, images, texts)
-
-    async def change_threshold(self, threshold: float) -> None:
-        """Set the detector's default threshold between two batches. Raises `AttributeError` where it is fixed."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, setattr, self._detector, "threshold", threshold)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._detect_images, images, texts, threshold)
 
     def call_after_batch(self, function: Callable[[], None]) -> None:
         """Call `function` in the event loop once the frames that were taken before have been delivered."""
@@ -92,8 +106,13 @@ class DetectionLoop:
                 self._is_busy = True
                 batch = [self._choose_queries(frame) for frame in frames]
                 wanted = [chosen for chosen in batch if chosen[2]]
+                began_ns = time.time_ns()
                 found = await loop.run_in_executor(self._thread, self._detect_batch, wanted) if wanted else []
-                await deliver(self._count_batch(batch, found))
+                counted = self._count_batch(batch, found)
+                if self._traces is not None:
+                    analysed = [each.frame for each in counted if each.detections is not None]
+                    self._traces.note_batch(analysed, began_ns, time.time_ns())
+                await deliver(counted)
                 self._is_busy = False
                 self._make_calls()
         finally:
@@ -143,16 +162,20 @@ class DetectionLoop:
 
     def _detect_batch(self, batch: Sequence[tuple[Stream, Frame, QuerySet]]) -> list[sv.Detections | Exception]:
         """Detections per frame. When a batch fails, each frame is tried alone: a fault of one camera stays there."""
-        requests = [
-            Request(lambda frame=frame: frame.image, self._prompt(_texts_of(queries)), frame.stream)  # type: ignore[misc]
-            for _, frame, queries in batch
-        ]
+        requests = [self._request(*each) for each in batch]
+        began_s = time.monotonic()
         try:
-            return list(self._detector.detect(requests))
+            found: list[sv.Detections | Exception] = list(self._detector.detect(requests))
+            self._timings.note_batch(len(requests), time.monotonic() - began_s)
+            return found
         except Exception as error:
             if len(requests) == 1:
                 return [error]
         return [self._detect_alone(request) for request in requests]
+
+    def _request(self, stream: Stream, frame: Frame, queries: QuerySet) -> Request:
+        thresholds = [query.least_score(stream.analysis.default_threshold) for query in queries]
+        return Request(lambda: frame.image, self._prompt(_texts_of(queries)), frame.stream, thresholds)
 
     def _detect_alone(self, request: Request) -> sv.Detections | Exception:
         try:
@@ -160,10 +183,10 @@ class DetectionLoop:
         except Exception as error:
             return error
 
-    def _detect_images(self, images: Sequence[Image], texts: tuple[str, ...]) -> list[sv.Detections]:
-        prompt = self._prompt(texts)
+    def _detect_images(self, images: Sequence[Image], texts: tuple[str, ...], threshold: float) -> list[sv.Detections]:
+        prompt, thresholds = self._prompt(texts), [threshold] * len(texts)
         # A name of its own: detectors that remember a stream's frames must not mix these in.
-        return self._detector.detect([Request(image, prompt, "trial") for image in images])
+        return self._detector.detect([Request(image, prompt, "trial", thresholds) for image in images])
 
     def _prepare_all(self, sets: Iterable[tuple[str, ...]]) -> None:
         for texts in sets:

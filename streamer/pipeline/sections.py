@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from streamer.analysis.queries import Query, slug
+from detectors import Detector
+from streamer.analysis.queries import Query, query_slug
 from streamer.analysis.stream_analysis import CountPlan
 from streamer.config import Config, StreamConfig
 from streamer.rules.places import IgnoredRegion, Line, Zone
@@ -17,9 +18,17 @@ def make_queries(section: StreamConfig, config: Config) -> list[Query]:
     """The queries of a stream: its own or those for all."""
     chosen = config.queries if section.queries is None else section.queries
     return [
-        Query(query.text, query.id or slug(query.text), query.threshold, tuple(query.unless), is_paused=query.paused)
+        Query(
+            query.text, query.id or query_slug(query.text), query.threshold, tuple(query.unless), is_paused=query.paused
+        )
         for query in chosen
     ]
+
+
+def default_threshold(config: Config, detector: Detector) -> float:
+    """The score from which detections of queries without a threshold of their own count."""
+    threshold = config.detector.threshold
+    return detector.threshold if threshold is None else threshold
 
 
 def make_places(section: StreamConfig) -> tuple[list[Zone], list[Line], list[IgnoredRegion]]:

@@ -13,7 +13,7 @@ import numpy as np
 import supervision as sv
 
 from streamer.boxes import box_polygon
-from streamer.recorders.text import FinalNumbers, OutputError, TextOutput, first_of_each, unmerged
+from streamer.recorders.text import FinalNumbers, OutputError, TextOutput, first_of_each, unmerged_numbers
 from streamer.rules.mask_rle import mask_model
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class CocoJson(TextOutput):
         path: Path,
         categories: Callable[[], dict[int, str]],
         images: Path | None = None,
-        final_numbers: FinalNumbers = unmerged,
+        final_numbers: FinalNumbers = unmerged_numbers,
     ) -> None:
         super().__init__(path)
         self._categories = categories
@@ -49,13 +49,13 @@ class CocoJson(TextOutput):
                 raise OutputError(f"cannot make the folder {images}: {error.strerror}") from error
         self._frames = array("q")
         self._count = 0
-        self._put('{"annotations": [')
+        self._put_line('{"annotations": [')
 
     async def write(self, frame: Frame, tracked: sv.Detections, *, analysed: bool) -> None:
         if self._images is not None:
             if not analysed:
                 return
-            await asyncio.to_thread(self._save, self._images / _image_name(frame.index), frame)
+            await asyncio.to_thread(self._save_image, self._images / _image_name(frame.index), frame)
         self._frames.extend((frame.index, frame.time_ns, frame.width, frame.height))
         if not len(tracked):
             return
@@ -90,7 +90,7 @@ class CocoJson(TextOutput):
             encoded = mask_model(mask)
             annotation["segmentation"] = {"size": encoded.size, "counts": encoded.counts}
             annotation["area"] = int(mask.sum())
-        self._put(("," if self._count > 1 else "") + "\n" + json.dumps(annotation))
+        self._put_line(("," if self._count > 1 else "") + "\n" + json.dumps(annotation))
 
     async def aclose(self) -> None:
         if self._file.closed:
@@ -109,21 +109,21 @@ class CocoJson(TextOutput):
             for index, time_ns, width, height in frames
         )
         categories = [{"id": number, "name": name} for number, name in sorted(self._categories().items())]
-        self._put('\n],\n"categories": ' + json.dumps(categories) + ',\n"images": [\n' + ",\n".join(images))
-        self._finish("]}\n")
+        self._put_line('\n],\n"categories": ' + json.dumps(categories) + ',\n"images": [\n' + ",\n".join(images))
+        self._finish_file("]}\n")
         numbers = self._final_numbers()
         if numbers:
-            self._rewrite(lambda lines: _renumbered(lines, numbers))
+            self._rewrite_lines(lambda lines: _renumbered_lines(lines, numbers))
 
     @staticmethod
-    def _save(path: Path, frame: Frame) -> None:
+    def _save_image(path: Path, frame: Frame) -> None:
         import cv2
 
         if not cv2.imwrite(str(path), frame.image):
             raise OutputError(f"cannot write {path}: the disk may be full or the folder gone")
 
 
-def _renumbered(lines: Iterable[str], numbers: dict[int, int]) -> Iterator[str]:
+def _renumbered_lines(lines: Iterable[str], numbers: dict[int, int]) -> Iterator[str]:
     """The lines of the file with the tracks' final numbers, each at most once per image."""
     lines = iter(lines)
     yield next(lines)

@@ -68,7 +68,7 @@ class BoxPainter:
             canvas = self._masks.annotate(canvas, tracked)
         canvas = self._boxes.annotate(canvas, tracked)
         assert tracked.tracker_id is not None
-        for text, box, track in zip(self._texts(tracked), tracked.xyxy, tracked.tracker_id, strict=True):
+        for text, box, track in zip(self._track_texts(tracked), tracked.xyxy, tracked.tracker_id, strict=True):
             taken.append(self._write_label(canvas, text, box, self._palette.by_idx(int(track)), taken))
         return canvas
 
@@ -79,23 +79,23 @@ class BoxPainter:
         wide, high = self._text_size(text)
         x1, y1, x2, y2 = (int(value) for value in box)
         tops = [y1 - high, y1, y2, y2 - high, y1 - 2 * high, y2 + high]
-        choices = [_inside(left, top, wide, high, canvas.shape) for top in tops for left in (x1, x2 - wide)]
-        place = min(choices, key=lambda rect: sum(_shared(rect, other) for other in taken))
+        choices = [_move_inside(left, top, wide, high, canvas.shape) for top in tops for left in (x1, x2 - wide)]
+        place = min(choices, key=lambda rect: sum(_shared_pixels(rect, other) for other in taken))
         self._write_text(canvas, text, place, color.as_bgr(), ink_on(color))
         return place
 
     def _write_counts(self, canvas: Image, line: Line, count: Mapping[str, int]) -> Rect:
         """Writes the crossings of a line on the other side of the arrow that points to `in`."""
         text = f"{line.name}  in {count.get('in', 0)}  out {count.get('out', 0)}"
-        (x, y), tip = self._arrow(line)
+        (x, y), tip = self._line_arrow(line)
         wide, high = self._text_size(text)
         left = x - wide // 2 if abs(tip[0] - x) < abs(tip[1] - y) else x + 4 if tip[0] < x else x - wide - 4
         top = y + 4 if tip[1] < y else y - high - 4
-        place = _inside(left, top, wide, high, canvas.shape)
+        place = _move_inside(left, top, wide, high, canvas.shape)
         self._write_text(canvas, text, place, _LINE_COLOR, _BLACK)
         return place
 
-    def _arrow(self, line: Line) -> tuple[tuple[int, int], tuple[int, int]]:
+    def _line_arrow(self, line: Line) -> tuple[tuple[int, int], tuple[int, int]]:
         """From the middle of a line to its right, in pixels."""
         start, end = line.ends * self._size
         along = (end - start) / max(float(np.hypot(*(end - start))), 1e-9)
@@ -115,7 +115,7 @@ class BoxPainter:
         start = (left + self._padding, bottom - self._padding)
         cv2.putText(canvas, text, start, _FONT, self._text_scale, ink, 1, cv2.LINE_AA)
 
-    def _texts(self, tracked: sv.Detections) -> list[str]:
+    def _track_texts(self, tracked: sv.Detections) -> list[str]:
         assert tracked.tracker_id is not None
         scores = np.ones(len(tracked)) if tracked.confidence is None else tracked.confidence
         labels = np.zeros(len(tracked), int) if tracked.class_id is None else tracked.class_id
@@ -151,7 +151,7 @@ class BoxPainter:
             start, end = np.round(line.ends * size).astype(np.int32)
             for target, ink in ((layer, _LINE_COLOR), (cover, 255)):
                 cv2.line(target, start.tolist(), end.tolist(), ink, thickness + 1, cv2.LINE_AA)
-                cv2.arrowedLine(target, *self._arrow(line), ink, thickness + 1, cv2.LINE_AA, tipLength=0.4)
+                cv2.arrowedLine(target, *self._line_arrow(line), ink, thickness + 1, cv2.LINE_AA, tipLength=0.4)
         return layer, cover[:, :, None]
 
     def _place_scenery(self, image: Image) -> Image:
@@ -173,13 +173,13 @@ def ink_on(color: sv.Color) -> tuple[int, int, int]:
     return _BLACK if (luminance + 0.05) ** 2 > 0.05 * 1.05 else _WHITE
 
 
-def _inside(left: int, top: int, wide: int, high: int, shape: tuple[int, ...]) -> Rect:
+def _move_inside(left: int, top: int, wide: int, high: int, shape: tuple[int, ...]) -> Rect:
     """The rectangle, moved into the image."""
     left, top = max(0, min(left, shape[1] - wide)), max(0, min(top, shape[0] - high))
     return left, top, left + wide, top + high
 
 
-def _shared(first: Rect, second: Rect) -> int:
+def _shared_pixels(first: Rect, second: Rect) -> int:
     """Pixels that two rectangles have in common."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])

@@ -21,7 +21,7 @@ FinalNumbers = Callable[[], dict[int, int]]
 Row = TypeVar("Row")
 
 
-def unmerged() -> dict[int, int]:
+def unmerged_numbers() -> dict[int, int]:
     """Final numbers where no tracks were merged."""
     return {}
 
@@ -46,13 +46,13 @@ class TextOutput:
         self.path = path
         self._file = open_output(path)
 
-    def _put(self, text: str) -> None:
+    def _put_line(self, text: str) -> None:
         try:
             self._file.write(text)
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
 
-    def _finish(self, text: str = "") -> None:
+    def _finish_file(self, text: str = "") -> None:
         if self._file.closed:
             return
         try:
@@ -61,7 +61,7 @@ class TextOutput:
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
 
-    def _rewrite(self, change: Callable[[Iterable[str]], Iterable[str]]) -> None:
+    def _rewrite_lines(self, change: Callable[[Iterable[str]], Iterable[str]]) -> None:
         """Replaces the finished file by the changed lines, one at a time."""
         part = self.path.with_name(self.path.name + ".part")
         try:
@@ -92,7 +92,7 @@ class MotText(TextOutput):
     When it is closed, merged tracks get their final numbers.
     """
 
-    def __init__(self, path: Path, final_numbers: FinalNumbers = unmerged) -> None:
+    def __init__(self, path: Path, final_numbers: FinalNumbers = unmerged_numbers) -> None:
         super().__init__(path)
         self._final_numbers = final_numbers
 
@@ -103,7 +103,7 @@ class MotText(TextOutput):
         scores = np.ones(len(tracked)) if tracked.confidence is None else tracked.confidence
         rows = zip(tracked.tracker_id.tolist(), tracked.xyxy.tolist(), scores.tolist(), strict=True)
         number = frame.index + 1
-        self._put(
+        self._put_line(
             "".join(
                 f"{number},{track},{x1:.2f},{y1:.2f},{x2 - x1:.2f},{y2 - y1:.2f},{score:.4f},-1,-1,-1\n"
                 for track, (x1, y1, x2, y2), score in rows
@@ -113,13 +113,13 @@ class MotText(TextOutput):
     async def aclose(self) -> None:
         if self._file.closed:
             return
-        self._finish()
+        self._finish_file()
         numbers = self._final_numbers()
         if numbers:
-            self._rewrite(lambda lines: _renumbered(lines, numbers))
+            self._rewrite_lines(lambda lines: _renumbered_lines(lines, numbers))
 
 
-def _renumbered(lines: Iterable[str], numbers: dict[int, int]) -> Iterator[str]:
+def _renumbered_lines(lines: Iterable[str], numbers: dict[int, int]) -> Iterator[str]:
     def fields() -> Iterator[list[str]]:
         for line in lines:
             frame, track, rest = line.split(",", 2)

@@ -50,6 +50,7 @@ class WebResponse:
         self.boundary = headers.get_param("boundary", "", "Content-Type") if "Content-Type" in headers else ""
         length = headers.get("Content-Length", "")
         self.length: int | None = int(length) if length.isdecimal() else None
+        self.version = headers.get("ETag") or headers.get("Last-Modified") or ""
         self.takes_ranges = "bytes" in headers.get("Accept-Ranges", "").lower()
         self.is_part = response.status == 206
         total = headers.get("Content-Range", "").rpartition("/")[2]
@@ -126,12 +127,12 @@ class HttpConnection:
         )
         self._opener.addheaders = [("User-Agent", _AGENT), ("Accept", "*/*")]
 
-    def open(self, url: str | None = None, *, first: int | None = None) -> WebResponse:
-        """Asks for `url`, from byte `first` on where given. Raises `WebError`."""
+    def open(self, url: str | None = None, *, first: int | None = None, end: int | None = None) -> WebResponse:
+        """Asks for `url`, where given from byte `first` on and to before byte `end`. Raises `WebError`."""
         url = self.address if url is None else url
         request = urllib.request.Request(url)
         if first is not None:
-            request.add_header("Range", f"bytes={first}-")
+            request.add_header("Range", f"bytes={first}-{'' if end is None else end - 1}")
         try:
             response = self._opener.open(request, timeout=self._timeout_s)
         except urllib.error.HTTPError as error:

@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from sinks.address import redact
 from streamer.sources.camera_link import CameraLink, CameraTrouble
-from streamer.sources.web import EndOfAnswer, HttpConnection, WebError, WebFile, WebStream, multipart_images
-from streamer.sources.web_kind import WebKind, find_kind
+from streamer.sources.playlist import Playlist
+from streamer.sources.web import EndOfAnswer, HttpConnection, WebError, WebStream, multipart_images
+from streamer.sources.web_kind import find_kind
 
 if TYPE_CHECKING:
     from streamer.sources.decode import PictureReader, VideoReader
@@ -34,7 +34,7 @@ def open_web_camera(link: CameraLink, limit_s: float, on_wait: Callable[[], None
             response = client.open()
             return JpegReader(_until_end(multipart_images(response, on_wait)), response.close)
         if kind.form == "playlist":
-            return open_playlist(client, kind, on_wait, track=link.track)
+            return Playlist(client, kind, on_wait).open_video(link.track)
         return _open_stream(client, on_wait, link.track)
     except WebError as failure:
         pause_s = 10.0 if failure.unauthorised else 0.0
@@ -43,28 +43,6 @@ def open_web_camera(link: CameraLink, limit_s: float, on_wait: Callable[[], None
         raise CameraTrouble("it sends no pictures", final=True) from None
     except DecodeError as failure:
         raise CameraTrouble(reason(failure)) from None
-
-
-def open_playlist(
-    client: HttpConnection, kind: WebKind, on_wait: Callable[[], None] | None = None, *, track: int | None = None
-) -> VideoReader:
-    """An HLS playlist in FFmpeg, which asks for its segments here. Raises `WebError`, `DecodeError`, `NoVideo`."""
-    from streamer.sources.decode import VideoReader
-
-    if kind.is_encrypted:
-        raise WebError("its segments are encrypted: give another address of the camera", final=True)
-    secure = urlsplit(client.address).scheme == "https"
-
-    def open_part(url: str, flags: int, options: object) -> WebFile:
-        if on_wait is not None:
-            on_wait()
-        if secure and urlsplit(url).scheme != "https":
-            raise WebError("its playlist leads to an address without TLS", final=True)
-        return WebFile(client, client.open(url), url)
-
-    # FFmpeg keeps connections of its own client only.
-    options = {"http_persistent": "0", "http_multiple": "0", "allowed_extensions": "ALL", "extension_picky": "0"}
-    return VideoReader(kind.url, form="hls", options=options, io_open=open_part, track=track)
 
 
 def _open_stream(client: HttpConnection, on_wait: Callable[[], None], track: int | None) -> VideoReader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
@@ -26,12 +27,16 @@ _ATTRIBUTE = re.compile(r'([A-Z0-9-]+)=("[^"]*"|[^,]*)')
 
 @dataclass(frozen=True, slots=True)
 class WebKind:
-    """What an address turned out to be. `url` is what to read: the address, or the best variant of its playlist."""
+    """What an address turned out to be. `url` is what to read: the address, or the best variant of its playlist.
+
+    `refusal` says why its segments cannot be decrypted; "" where they can, or are not encrypted.
+    """
 
     form: Form
     live: bool
     url: str
     is_encrypted: bool = False
+    refusal: str = ""
 
 
 def likely_live(address: str) -> bool:
@@ -101,8 +106,21 @@ def _playlist_kind(client: HttpConnection, url: str, head: bytes) -> WebKind:
         response, data = client.fetch(url)
         url, text = response.url, data.decode(errors="replace")
     over = "#EXT-X-ENDLIST" in text or "#EXT-X-PLAYLIST-TYPE:VOD" in text
-    encrypted = any(line.startswith("#EXT-X-KEY:") and "METHOD=NONE" not in line for line in text.splitlines())
-    return WebKind("playlist", not over, url, encrypted)
+    keys = [dict(_ATTRIBUTE.findall(line)) for line in text.splitlines() if line.startswith("#EXT-X-KEY:")]
+    is_encrypted = any(key.get("METHOD") != "NONE" for key in keys)
+    return WebKind("playlist", not over, url, is_encrypted, next(filter(None, map(_refusal, keys)), ""))
+
+
+def _refusal(key: Mapping[str, str]) -> str:
+    """Why an encryption cannot be undone: DRM, or samples encrypted one by one; "" where it can."""
+    method = key.get("METHOD", "")
+    form = key.get("KEYFORMAT", "identity").strip('"')
+    if method == "NONE" or (method == "AES-128" and form == "identity"):
+        return ""
+    return (
+        f"its segments are encrypted ({method if form == 'identity' else f'{method}, {form}'}): only AES-128 with a "
+        "plain key can be read; give another address of the camera"
+    )
 
 
 def _variants(text: str) -> list[tuple[int, int, str]]:

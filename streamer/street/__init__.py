@@ -4,8 +4,17 @@
 `streamer.sources.street.StreetSource` is a stream of it.
 """
 
-from streamer.street.street import Street, StreetPicture, sample
+from streamer.street.street import Street, StreetPicture, sample_picture
 from streamer.street.truth import SeenObject, StreetEvent, StreetTruth
 from streamer.street.world import Scenario, StreetObject
 
-__all__ = ["Scenario", "SeenObject", "Street", "StreetEvent", "StreetObject", "StreetPicture", "StreetTruth", "sample"]
+__all__ = [
+    "Scenario",
+    "SeenObject",
+    "Street",
+    "StreetEvent",
+    "StreetObject",
+    "StreetPicture",
+    "StreetTruth",
+    "sample_picture",
+]

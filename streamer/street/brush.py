@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from streamer.street.dice import noise
+from streamer.street.dice import noise_bytes
 from streamer.street.sketch import FRACTION_BITS, Colour, SketchFigure, SketchShape
 
 Image = npt.NDArray[np.uint8]
@@ -24,7 +24,7 @@ class HazeLayer(Protocol):
     def haze_share(self) -> float: ...
 
 
-def solids(image: Image, figure: SketchFigure) -> None:
+def draw_solids(image: Image, figure: SketchFigure) -> None:
     """Every shape in its own colour."""
     for shape in figure.shapes:
         points = figure.points[shape.start : shape.stop]
@@ -35,7 +35,7 @@ def solids(image: Image, figure: SketchFigure) -> None:
             cv2.fillPoly(image, [points], shape.colour, cv2.LINE_AA, FRACTION_BITS)
 
 
-def toned(
+def tone_figure(
     figure: SketchFigure, gains: tuple[float, float, float], veil: float, haze: Colour, *, is_dark: bool
 ) -> SketchFigure:
     """The figure as the light at its place and the haze before it show it; lamps shine when it `is_dark`."""
@@ -57,7 +57,7 @@ def toned(
     return figure._replace(shapes=shapes)
 
 
-def lamps(image: Image, figure: SketchFigure, light: HazeLayer) -> None:
+def draw_lamps(image: Image, figure: SketchFigure, light: HazeLayer) -> None:
     """Only the shapes that shine by themselves, over a picture that has been darkened."""
     share = light.haze_share
     for shape in figure.shapes:
@@ -68,7 +68,7 @@ def lamps(image: Image, figure: SketchFigure, light: HazeLayer) -> None:
             cv2.fillPoly(image, [figure.points[shape.start : shape.stop]], (b, g, r), cv2.LINE_AA, FRACTION_BITS)
 
 
-def glows(image: Image, figure: SketchFigure, strength: float) -> None:
+def add_glows(image: Image, figure: SketchFigure, strength: float) -> None:
     """Light around lamps, added to what is there."""
     height, width = image.shape[:2]
     for x, y, radius, (blue, green, red) in figure.glows:
@@ -79,7 +79,7 @@ def glows(image: Image, figure: SketchFigure, strength: float) -> None:
         x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + 2 * reach, width), min(top + 2 * reach, height)
         if x0 >= x1 or y0 >= y1:
             continue
-        disc = _disc(reach)[y0 - top : y1 - top, x0 - left : x1 - left].astype(np.uint16)
+        disc = _soft_disc(reach)[y0 - top : y1 - top, x0 - left : x1 - left].astype(np.uint16)
         power = int(strength * 256)
         light = np.stack([(disc * (part * power >> 8)) >> 8 for part in (blue, green, red)], axis=2).astype(np.uint8)
         region = image[y0:y1, x0:x1]
@@ -87,7 +87,7 @@ def glows(image: Image, figure: SketchFigure, strength: float) -> None:
 
 
 @lru_cache(maxsize=256)
-def _disc(radius: int) -> Image:
+def _soft_disc(radius: int) -> Image:
     """A soft round light of 2·radius pixels a side, brightest in the middle."""
     steps = np.arange(-radius, radius, dtype=np.int64) * 2 + 1
     square = steps[:, None] ** 2 + steps[None, :] ** 2  # in half pixels
@@ -96,7 +96,7 @@ def _disc(radius: int) -> Image:
     return disc
 
 
-def silhouette(figure: SketchFigure) -> tuple[npt.NDArray[np.uint8], int, int] | None:
+def figure_silhouette(figure: SketchFigure) -> tuple[npt.NDArray[np.uint8], int, int] | None:
     """The figure as a mask, with the pixel of its left upper corner; it may reach beyond the picture.
 
     (h, w) uint8, 1 where the figure is. None where there is nothing of it.
@@ -130,6 +130,6 @@ NOISE_ROOM = 64
 def noise_tile(height: int, width: int) -> Image:
     """Bytes with a bell-shaped spread about 128, the mean of four uniform ones, `NOISE_ROOM` larger each way."""
     height, width = height + NOISE_ROOM, width + NOISE_ROOM
-    layers = noise(99, height * 4, width).reshape(4, height, width)
+    layers = noise_bytes(99, height * 4, width).reshape(4, height, width)
     total: Image = (layers.astype(np.uint16).sum(axis=0) >> 2).astype(np.uint8)
     return total

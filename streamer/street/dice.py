@@ -14,15 +14,15 @@ T = TypeVar("T")
 _WORD = (1 << 64) - 1
 
 
-def mix(*numbers: int) -> int:
+def mix_numbers(*numbers: int) -> int:
     """One 64-bit number from several: SplitMix64 (Steele, Lea and Flood, 2014) over each in turn."""
     state = 0
     for number in numbers:
-        state = _scramble((state ^ (number & _WORD)) + 0x9E3779B97F4A7C15)
+        state = _scramble_word((state ^ (number & _WORD)) + 0x9E3779B97F4A7C15)
     return state
 
 
-def _scramble(word: int) -> int:
+def _scramble_word(word: int) -> int:
     word &= _WORD
     word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
     word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _WORD
@@ -35,12 +35,12 @@ class SeededDice:
     __slots__ = ("_state",)
 
     def __init__(self, *key: int) -> None:
-        self._state = mix(*key)
+        self._state = mix_numbers(*key)
 
     def word(self) -> int:
         """64 random bits."""
         self._state = (self._state + 0x9E3779B97F4A7C15) & _WORD
-        return _scramble(self._state)
+        return _scramble_word(self._state)
 
     def unit(self) -> float:
         """In [0, 1)."""
@@ -89,13 +89,13 @@ def cosine(turns: float) -> float:
 
 
 @lru_cache(maxsize=32)
-def circle(corners: int) -> tuple[tuple[float, float], ...]:
+def circle_points(corners: int) -> tuple[tuple[float, float], ...]:
     """Points of the unit circle, counter-clockwise from (1, 0)."""
     return tuple((cosine(k / corners), sine(k / corners)) for k in range(corners))
 
 
-def noise(seed: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+def noise_bytes(seed: int, height: int, width: int) -> npt.NDArray[np.uint8]:
     """Uniform bytes, (height, width). The raw stream of PCG64 is fixed by NumPy's promise."""
     count = (height * width + 7) // 8
-    words: npt.NDArray[np.uint64] = np.random.PCG64(mix(seed)).random_raw(count)
+    words: npt.NDArray[np.uint64] = np.random.PCG64(mix_numbers(seed)).random_raw(count)
     return words.astype("<u8").view(np.uint8)[: height * width].reshape(height, width)

@@ -18,7 +18,7 @@ CATEGORIES: Mapping[str, int] = {kind: number for number, kind in enumerate((*wo
 """COCO's category ids, and the classes of MOT lines."""
 
 
-def coco(
+def coco_document(
     truths: Iterable[StreetTruth], file_name: str = "{index:06d}.jpg", *, least_visibility: float = 0.0
 ) -> dict[str, Any]:
     """A COCO data set. Image ids count from 1; every annotation carries its visible mask as RLE, and beside COCO's
@@ -32,7 +32,7 @@ def coco(
         width, height = truth.size
         seen = [one for one in truth.seen if one.visibility >= least_visibility]
         name = file_name.format(index=truth.index)
-        caption = ". ".join(dict.fromkeys(words.phrases(one, ())[0] for one in seen))
+        caption = ". ".join(dict.fromkeys(words.true_phrases(one, ())[0] for one in seen))
         images.append(
             {
                 "id": image_id,
@@ -44,12 +44,12 @@ def coco(
             }
         )
         for one in seen:
-            annotations.append(_annotation(one, truth, image_id, len(annotations) + 1))
+            annotations.append(_coco_annotation(one, truth, image_id, len(annotations) + 1))
     categories = [{"id": number, "name": kind} for kind, number in CATEGORIES.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _annotation(one: SeenObject, truth: StreetTruth, image_id: int, number: int) -> dict[str, Any]:
+def _coco_annotation(one: SeenObject, truth: StreetTruth, image_id: int, number: int) -> dict[str, Any]:
     x1, y1, x2, y2 = one.box
     return {
         "id": number,
@@ -63,7 +63,7 @@ def _annotation(one: SeenObject, truth: StreetTruth, image_id: int, number: int)
         "visibility": round(one.visibility, 4),
         "colour": one.thing.colour,
         "attributes": sorted(one.thing.attributes),
-        "phrases": list(words.phrases(one, truth.seen)),
+        "phrases": list(words.true_phrases(one, truth.seen)),
     }
 
 
@@ -102,7 +102,7 @@ def write_mot(folder: Path, street: Street, frames: int, name: str = "street") -
 
 
 def write_coco(path: Path, truths: Iterable[StreetTruth], file_name: str = "{index:06d}.jpg") -> None:
-    path.write_text(json.dumps(coco(truths, file_name)))
+    path.write_text(json.dumps(coco_document(truths, file_name)))
 
 
 def write_events(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from streamer.street.camera import StreetCamera
-from streamer.street.dice import SeededDice, circle, cosine, sine
+from streamer.street.dice import SeededDice, circle_points, cosine, sine
 from streamer.street.sketch import Colour, Point, Sketch, SketchFigure, blend, shade
 from streamer.street.world import ObjectState
 
@@ -40,7 +40,7 @@ HEADLIGHT: Colour = (226, 246, 252)
 TAILLIGHT: Colour = (40, 34, 210)
 
 
-def figure(state: ObjectState, camera: StreetCamera) -> SketchFigure:
+def draw_figure(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     """The thing as it is seen from the camera at this moment."""
     return _FIGURES[state.thing.kind](state, camera)
 
@@ -60,7 +60,7 @@ class _FigureView:
         return forward * self.across - side * self.towards, up
 
 
-def _view(state: ObjectState, camera: StreetCamera) -> _FigureView:
+def _face_camera(state: ObjectState, camera: StreetCamera) -> _FigureView:
     """Turn the heading into the camera's frame at the place where it stands."""
     right, away = camera.cos * state.x - camera.sin * state.z, camera.depth(state.x, state.z)
     norm = (right * right + away * away) ** 0.5
@@ -72,7 +72,7 @@ def _view(state: ObjectState, camera: StreetCamera) -> _FigureView:
     return _FigureView(across, towards)
 
 
-def _capsule(a: Point, b: Point, ra: float, rb: float) -> list[Point]:
+def _limb_outline(a: Point, b: Point, ra: float, rb: float) -> list[Point]:
     """A limb from `a` to `b`, round at both ends."""
     dx, dy = b[0] - a[0], b[1] - a[1]
     norm = (dx * dx + dy * dy) ** 0.5
@@ -94,11 +94,11 @@ def _capsule(a: Point, b: Point, ra: float, rb: float) -> list[Point]:
     ]
 
 
-def _ellipse(centre: Point, rx: float, ry: float, corners: int = 14) -> list[Point]:
-    return [(centre[0] + rx * c, centre[1] + ry * s) for c, s in circle(corners)]
+def _ellipse_points(centre: Point, rx: float, ry: float, corners: int = 14) -> list[Point]:
+    return [(centre[0] + rx * c, centre[1] + ry * s) for c, s in circle_points(corners)]
 
 
-def _bend(root: Point, goal: Point, upper: float, lower: float, forward: float) -> Point:
+def _bend_joint(root: Point, goal: Point, upper: float, lower: float, forward: float) -> Point:
     """The joint of two bones from `root` to `goal`, bent to the side `forward` points to (+1 or -1 along x)."""
     dx, dy = goal[0] - root[0], goal[1] - root[1]
     reach = min(max((dx * dx + dy * dy) ** 0.5, 1e-6), (upper + lower) * 0.999)
@@ -136,30 +136,30 @@ class _PersonBody:
         amplitude = 0.078 if walks else 0.0
         view = self.view
         near = 1.0 if view.across >= 0 else -1.0  # which side of the body the camera sees
-        thighs = [self._leg(phase + shift, side, amplitude) for side, shift in ((-near, 0.5), (near, 0.0))]
+        thighs = [self._leg_joints(phase + shift, side, amplitude) for side, shift in ((-near, 0.5), (near, 0.0))]
         lift = -min(foot[1] for _, _, foot in thighs)
         raise_by = lift + 0.035
         seen_from_behind = view.towards < -0.3
         if "backpack" in self.thing.attributes and not seen_from_behind:
-            self._backpack(sketch, raise_by)
+            self._draw_backpack(sketch, raise_by)
         if self.thing.sex == "woman" and not seen_from_behind:
             self._long_hair(sketch, raise_by)
         if "suitcase" in self.thing.attributes:
-            self._suitcase(sketch, near)
-        self._arm(sketch, -near, phase, amplitude, raise_by, is_far=True)
+            self._draw_suitcase(sketch, near)
+        self._draw_arm(sketch, -near, phase, amplitude, raise_by, is_far=True)
         for position, (hip, knee, foot) in enumerate(thighs):
             self._paint_leg(sketch, hip, knee, foot, raise_by, is_far=position == 0)
-        self._torso(sketch, raise_by)
-        self._head(sketch, raise_by)
+        self._draw_torso(sketch, raise_by)
+        self._draw_head(sketch, raise_by)
         if self.thing.sex == "woman" and seen_from_behind:
             self._long_hair(sketch, raise_by)
         if "backpack" in self.thing.attributes and seen_from_behind:
-            self._backpack(sketch, raise_by)
-        self._arm(sketch, near, phase, amplitude, raise_by, is_far=False)
+            self._draw_backpack(sketch, raise_by)
+        self._draw_arm(sketch, near, phase, amplitude, raise_by, is_far=False)
         if "umbrella" in self.thing.attributes:
-            self._umbrella(sketch, raise_by, near)
+            self._draw_umbrella(sketch, raise_by, near)
 
-    def _leg(self, phase: float, side: float, amplitude: float) -> tuple[Point, Point, Point]:
+    def _leg_joints(self, phase: float, side: float, amplitude: float) -> tuple[Point, Point, Point]:
         thigh = amplitude * sine(phase)
         flex = amplitude * 1.9 * max(0.0, cosine(phase)) + 0.004
         hip = 0.0, 0.5, side * 0.052 * self.girth
@@ -168,7 +168,7 @@ class _PersonBody:
         foot = knee[0] + 0.235 * sine(shin), knee[1] - 0.235 * cosine(shin), side * 0.05
         return hip, knee, foot
 
-    def _place(self, point: Point, raise_by: float) -> tuple[float, float]:
+    def _place_point(self, point: Point, raise_by: float) -> tuple[float, float]:
         x, y = self.view.flat(point[0], point[1] + raise_by, point[2])
         return x * self.thing.height, y * self.thing.height
 
@@ -180,20 +180,20 @@ class _PersonBody:
     ) -> None:
         tone = 0.78 if is_far else 1.0
         cloth = shade(self.skin if self.has_dress else self.trousers, tone)
-        a, b, c = (self._place(point, raise_by) for point in (hip, knee, foot))
+        a, b, c = (self._place_point(point, raise_by) for point in (hip, knee, foot))
         size = self._size
-        sketch.fill(_capsule(a, b, size(0.052 * self.girth), size(0.038)), cloth)
-        sketch.fill(_capsule(b, c, size(0.038), size(0.027)), cloth)
-        toe = self._place((foot[0] + 0.055, foot[1] - 0.012, foot[2]), raise_by)
-        heel = self._place((foot[0] - 0.018, foot[1] - 0.012, foot[2]), raise_by)
-        sketch.fill(_capsule(heel, toe, size(0.026), size(0.022)), shade(self.shoes, tone))
+        sketch.fill(_limb_outline(a, b, size(0.052 * self.girth), size(0.038)), cloth)
+        sketch.fill(_limb_outline(b, c, size(0.038), size(0.027)), cloth)
+        toe = self._place_point((foot[0] + 0.055, foot[1] - 0.012, foot[2]), raise_by)
+        heel = self._place_point((foot[0] - 0.018, foot[1] - 0.012, foot[2]), raise_by)
+        sketch.fill(_limb_outline(heel, toe, size(0.026), size(0.022)), shade(self.shoes, tone))
 
     def _half_width(self, front: float, depth: float) -> float:
         view = self.view
         return self._size(((front * view.towards) ** 2 + (depth * view.across) ** 2) ** 0.5) * self.girth
 
-    def _torso(self, sketch: Sketch, raise_by: float) -> None:
-        x, _ = self._place((0.0, 0.0, 0.0), 0.0)
+    def _draw_torso(self, sketch: Sketch, raise_by: float) -> None:
+        x, _ = self._place_point((0.0, 0.0, 0.0), 0.0)
         size = self._size
         up = raise_by
         shoulder, chest, waist, hip = (
@@ -218,19 +218,21 @@ class _PersonBody:
             sketch.stroke(belt, shade(self.coat, 0.6), 0.016, is_detail=True)
         if "backpack" in self.thing.attributes and self.view.towards > -0.3:
             for side in (-1, 1):
-                top = self._place((0.03, 0.82, side * 0.06), raise_by)
-                low = self._place((0.06, 0.62, side * 0.085), raise_by)
+                top = self._place_point((0.03, 0.82, side * 0.06), raise_by)
+                low = self._place_point((0.06, 0.62, side * 0.085), raise_by)
                 sketch.stroke([top, low], shade(self.luggage, 0.8), 0.04, is_detail=True)
 
-    def _head(self, sketch: Sketch, raise_by: float) -> None:
+    def _draw_head(self, sketch: Sketch, raise_by: float) -> None:
         view, size, radius = self.view, self._size, self.head
-        neck_low = self._place((0.0, 0.81, 0.0), raise_by)
-        neck_high = self._place((0.008, 0.87, 0.0), raise_by)
-        sketch.fill(_capsule(neck_low, neck_high, size(0.03), size(0.03)), shade(self.skin, 0.85))
-        centre = self._place((0.012, 0.992 - radius, 0.0), raise_by)
-        sketch.fill(_ellipse(centre, size(radius * 0.86), size(radius * 1.02)), self.skin)
+        neck_low = self._place_point((0.0, 0.81, 0.0), raise_by)
+        neck_high = self._place_point((0.008, 0.87, 0.0), raise_by)
+        sketch.fill(_limb_outline(neck_low, neck_high, size(0.03), size(0.03)), shade(self.skin, 0.85))
+        centre = self._place_point((0.012, 0.992 - radius, 0.0), raise_by)
+        sketch.fill(_ellipse_points(centre, size(radius * 0.86), size(radius * 1.02)), self.skin)
         if view.towards < -0.45:
-            sketch.fill(_ellipse((centre[0], centre[1] + size(0.008)), size(radius * 0.92), size(radius)), self.hair)
+            sketch.fill(
+                _ellipse_points((centre[0], centre[1] + size(0.008)), size(radius * 0.92), size(radius)), self.hair
+            )
         else:
             back = -view.across * radius * 0.34
             cap = [
@@ -238,34 +240,36 @@ class _PersonBody:
                     centre[0] + size(back + radius * 0.95 * c),
                     centre[1] + size(radius * (0.12 + 0.98 * max(s, -0.35 if view.towards < 0.5 else 0.15))),
                 )
-                for c, s in circle(16)
+                for c, s in circle_points(16)
             ]
             sketch.fill(cap, self.hair)
             face = centre[0] + size(view.across * radius * 0.38), centre[1] - size(radius * 0.22)
-            sketch.fill(_ellipse(face, size(radius * 0.6), size(radius * 0.7), 10), self.skin, is_detail=True)
+            sketch.fill(_ellipse_points(face, size(radius * 0.6), size(radius * 0.7), 10), self.skin, is_detail=True)
             eye = size(radius * 0.09)
             for side in (-0.3, 0.3):
                 x = face[0] + size(view.across * radius * 0.2 + side * radius * max(view.towards, 0.0))
-                sketch.fill(_ellipse((x, face[1] + size(radius * 0.22)), eye, eye, 6), (40, 36, 40), is_detail=True)
+                sketch.fill(
+                    _ellipse_points((x, face[1] + size(radius * 0.22)), eye, eye, 6), (40, 36, 40), is_detail=True
+                )
         if self.thing.sex == "woman" and self.has_bun:
             bun = centre[0] - size(view.across * radius * 0.9), centre[1] + size(radius * 0.75)
-            sketch.fill(_ellipse(bun, size(radius * 0.42), size(radius * 0.42), 8), shade(self.hair, 0.9))
+            sketch.fill(_ellipse_points(bun, size(radius * 0.42), size(radius * 0.42), 8), shade(self.hair, 0.9))
         if "hat" in self.thing.attributes:
-            self._hat(sketch, centre)
+            self._draw_hat(sketch, centre)
 
-    def _hat(self, sketch: Sketch, head: Point) -> None:
+    def _draw_hat(self, sketch: Sketch, head: Point) -> None:
         size, radius, across = self._size, self.head, self.view.across
         if self.is_child:  # a cap
             dome = [
                 (head[0] + size(radius * 1.08 * c), head[1] + size(radius * (0.3 + 0.92 * max(s, 0.0))))
-                for c, s in circle(16)
+                for c, s in circle_points(16)
             ]
             sketch.fill(dome, self.hat)
             peak = head[0] + size(across * radius * 1.5), head[1] + size(radius * 0.34)
-            sketch.fill(_capsule((head[0], peak[1]), peak, size(0.018), size(0.012)), shade(self.hat, 0.7))
+            sketch.fill(_limb_outline((head[0], peak[1]), peak, size(0.018), size(0.012)), shade(self.hat, 0.7))
             return
         y = head[1] + size(radius * 0.5)
-        sketch.fill(_ellipse((head[0], y), size(radius * 1.75), size(radius * 0.3), 12), shade(self.hat, 0.85))
+        sketch.fill(_ellipse_points((head[0], y), size(radius * 1.75), size(radius * 0.3), 12), shade(self.hat, 0.85))
         crown = [(-0.95, 0.0), (-0.82, 1.0), (-0.3, 1.12), (0.3, 1.12), (0.82, 1.0), (0.95, 0.0)]
         sketch.fill([(head[0] + size(radius * px), y + size(radius * py)) for px, py in crown], self.hat)
         band = [(-0.95, 0.05), (-0.92, 0.3), (0.92, 0.3), (0.95, 0.05)]
@@ -277,7 +281,7 @@ class _PersonBody:
 
     def _long_hair(self, sketch: Sketch, raise_by: float) -> None:
         size, radius = self._size, self.head
-        x, y = self._place((-0.035, 0.99 - radius, 0.0), raise_by)
+        x, y = self._place_point((-0.035, 0.99 - radius, 0.0), raise_by)
         lock = [
             (-0.85, 0.5),
             (-1.08, -0.4),
@@ -293,10 +297,10 @@ class _PersonBody:
             [(x + size(radius * px * narrow), y + size(radius * py)) for px, py in lock], shade(self.hair, 0.92)
         )
 
-    def _backpack(self, sketch: Sketch, raise_by: float) -> None:
+    def _draw_backpack(self, sketch: Sketch, raise_by: float) -> None:
         view, size = self.view, self._size
         half = self._half_width(0.095, 0.062) / self.girth
-        x, _ = self._place((-0.125, 0.0, 0.0), 0.0)
+        x, _ = self._place_point((-0.125, 0.0, 0.0), 0.0)
         y0, y1 = size(0.53 + raise_by), size(0.82 + raise_by)
         body = [
             (x - half * 0.7, y1), (x - half, y1 - size(0.05)), (x - half, y0 + size(0.02)), (x - half * 0.8, y0),
@@ -312,19 +316,19 @@ class _PersonBody:
         if view.towards < 0.5:
             sketch.fill(pocket, shade(self.luggage, 1.35), is_detail=True)
 
-    def _suitcase(self, sketch: Sketch, near: float) -> None:
-        x, _ = self._place((-0.26, 0.0, near * 0.1), 0.0)
+    def _draw_suitcase(self, sketch: Sketch, near: float) -> None:
+        x, _ = self._place_point((-0.26, 0.0, near * 0.1), 0.0)
         half = self._half_width(0.11, 0.085) / self.girth
         low, high, size = self._size(0.02), self._size(0.33), self._size
-        sketch.stroke([(x, high), self._place((-0.1, 0.5, near * 0.12), 0.0)], (70, 70, 72), 0.02)
+        sketch.stroke([(x, high), self._place_point((-0.1, 0.5, near * 0.12), 0.0)], (70, 70, 72), 0.02)
         sketch.fill([(x - half, low), (x + half, low), (x + half, high), (x - half, high)], self.luggage)
         for share in (-0.4, 0.4):
             line = [(x + half * share, low + size(0.03)), (x + half * share, high - size(0.03))]
             sketch.stroke(line, shade(self.luggage, 1.5), 0.018, is_detail=True)
         for share in (-0.7, 0.7):
-            sketch.fill(_ellipse((x + half * share, size(0.012)), size(0.02), size(0.02), 6), (40, 40, 40))
+            sketch.fill(_ellipse_points((x + half * share, size(0.012)), size(0.02), size(0.02), 6), (40, 40, 40))
 
-    def _arm(
+    def _draw_arm(
         self, sketch: Sketch, side: float, phase: float, amplitude: float, raise_by: float, *, is_far: bool
     ) -> None:
         size = self._size
@@ -341,15 +345,15 @@ class _PersonBody:
             lower = swing + 0.03 + amplitude * 0.4
             hand = elbow[0] + 0.15 * sine(lower), elbow[1] - 0.15 * cosine(lower), side * 0.128
         tone = 0.72 if is_far else 0.92
-        a, b, c = (self._place(point, raise_by) for point in (shoulder, elbow, hand))
+        a, b, c = (self._place_point(point, raise_by) for point in (shoulder, elbow, hand))
         sleeve = shade(self.coat, tone)
-        sketch.fill(_capsule(a, b, size(0.036), size(0.03)), sleeve)
-        sketch.fill(_capsule(b, c, size(0.03), size(0.024)), sleeve)
-        sketch.fill(_ellipse(c, size(0.026), size(0.028), 8), shade(self.skin, tone))
+        sketch.fill(_limb_outline(a, b, size(0.036), size(0.03)), sleeve)
+        sketch.fill(_limb_outline(b, c, size(0.03), size(0.024)), sleeve)
+        sketch.fill(_ellipse_points(c, size(0.026), size(0.028), 8), shade(self.skin, tone))
 
-    def _umbrella(self, sketch: Sketch, raise_by: float, near: float) -> None:
+    def _draw_umbrella(self, sketch: Sketch, raise_by: float, near: float) -> None:
         size = self._size
-        hand = self._place((0.13, 0.72, near * 0.09), raise_by)
+        hand = self._place_point((0.13, 0.72, near * 0.09), raise_by)
         top = hand[0] - size(0.01 * self.view.across), hand[1] + size(0.47)
         sketch.stroke([hand, top], (60, 60, 62), 0.02)
         half, drop = size(0.36), size(0.2)
@@ -383,11 +387,11 @@ class _PersonBody:
         sketch.stroke([(top[0], top[1] + drop * 0.1), (top[0], top[1] + drop * 0.35)], (60, 60, 62), 0.02)
 
 
-def _person(state: ObjectState, camera: StreetCamera) -> SketchFigure:
+def _draw_person(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     sketch = Sketch()
-    view = _view(state, camera)
+    view = _face_camera(state, camera)
     if "bicycle" in state.thing.attributes:
-        _rider(sketch, state, view)
+        _draw_rider(sketch, state, view)
     else:
         stride = 0.82 * state.thing.height
         body = _PersonBody(state, view)
@@ -403,15 +407,15 @@ _SADDLE = -0.22, 0.98
 _GRIP = 0.44, 1.02
 
 
-def _foreshorten(view: _FigureView) -> float:
+def _side_length(view: _FigureView) -> float:
     """How long something that is seen from the side looks; never so thin that it is a line."""
     across = view.across
     return across if abs(across) > 0.35 else (0.35 if across >= 0 else -0.35)
 
 
-def _bicycle(state: ObjectState, camera: StreetCamera) -> SketchFigure:
+def _draw_bicycle(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     sketch = Sketch()
-    across = _foreshorten(_view(state, camera))
+    across = _side_length(_face_camera(state, camera))
     paint = PAINT[state.thing.colour]
 
     def at(point: Point) -> Point:
@@ -419,21 +423,21 @@ def _bicycle(state: ObjectState, camera: StreetCamera) -> SketchFigure:
 
     turn = -state.travelled / (_WHEEL * 6.2832)
     for hub in (-0.52, 0.54):
-        rim = [at((hub + _WHEEL * c, _WHEEL + _WHEEL * s)) for c, s in circle(20)]
+        rim = [at((hub + _WHEEL * c, _WHEEL + _WHEEL * s)) for c, s in circle_points(20)]
         sketch.stroke([*rim, rim[0]], TYRE, 0.055)
         for spoke in range(3):
             c, s = cosine(turn + spoke / 6), sine(turn + spoke / 6)
             ends = [at((hub - 0.3 * c, _WHEEL - 0.3 * s)), at((hub + 0.3 * c, _WHEEL + 0.3 * s))]
             sketch.stroke(ends, (150, 150, 150), 0.008)
-        guard = [at((hub + 0.40 * c, _WHEEL + 0.40 * s)) for c, s in circle(20)[2:9]]
+        guard = [at((hub + 0.40 * c, _WHEEL + 0.40 * s)) for c, s in circle_points(20)[2:9]]
         sketch.stroke(guard, paint, 0.04)
     rear, front, head, seat = (-0.52, _WHEEL), (0.54, _WHEEL), (0.36, 0.82), (-0.2, 0.86)
     for a, b in ((rear, _CRANK), (rear, seat), (_CRANK, seat), (_CRANK, head), (seat, head)):
-        sketch.fill(_capsule(at(a), at(b), 0.035, 0.035), paint)
-    sketch.fill(_capsule(at(head), at(front), 0.03, 0.024), shade(paint, 0.85))
-    sketch.fill(_capsule(at((0.34, 0.9)), at(_GRIP), 0.02, 0.025), (60, 60, 62))
-    sketch.fill(_capsule(at((-0.32, 0.93)), at((-0.1, 0.92)), 0.04, 0.025), (36, 34, 36))
-    crank = [(at((_CRANK[0] + 0.1 * c, _CRANK[1] + 0.1 * s))) for c, s in circle(10)]
+        sketch.fill(_limb_outline(at(a), at(b), 0.035, 0.035), paint)
+    sketch.fill(_limb_outline(at(head), at(front), 0.03, 0.024), shade(paint, 0.85))
+    sketch.fill(_limb_outline(at((0.34, 0.9)), at(_GRIP), 0.02, 0.025), (60, 60, 62))
+    sketch.fill(_limb_outline(at((-0.32, 0.93)), at((-0.1, 0.92)), 0.04, 0.025), (36, 34, 36))
+    crank = [(at((_CRANK[0] + 0.1 * c, _CRANK[1] + 0.1 * s))) for c, s in circle_points(10)]
     sketch.fill(crank, (96, 96, 98))
     sketch.fill([at(p) for p in ((0.56, 0.78), (0.62, 0.8), (0.62, 0.72), (0.56, 0.72))], HEADLIGHT, is_lamp=True)
     sketch.fill([at(p) for p in ((-0.9, 0.62), (-0.84, 0.62), (-0.84, 0.56), (-0.9, 0.56))], TAILLIGHT, is_lamp=True)
@@ -442,8 +446,8 @@ def _bicycle(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     return sketch.card(camera, state.x, state.z)
 
 
-def _rider(sketch: Sketch, state: ObjectState, view: _FigureView) -> None:
-    across = _foreshorten(view)
+def _draw_rider(sketch: Sketch, state: ObjectState, view: _FigureView) -> None:
+    across = _side_length(view)
     body = _PersonBody(state, _FigureView(across, view.towards * 0.3))
     sign = 1.0 if across >= 0 else -1.0
 
@@ -457,39 +461,41 @@ def _rider(sketch: Sketch, state: ObjectState, view: _FigureView) -> None:
     tone = (0.75, 1.0)
     for position, shift in enumerate((0.5, 0.0)):
         pedal = _CRANK[0] + 0.17 * cosine(turn + shift), _CRANK[1] + 0.17 * sine(turn + shift) + 0.05
-        knee = _bend(hip, pedal, 0.43, 0.42, 1.0)
+        knee = _bend_joint(hip, pedal, 0.43, 0.42, 1.0)
         cloth = shade(body.trousers, tone[position])
-        sketch.fill(_capsule(at(hip), at(knee), 0.085, 0.06), cloth)
-        sketch.fill(_capsule(at(knee), at(pedal), 0.06, 0.042), cloth)
+        sketch.fill(_limb_outline(at(hip), at(knee), 0.085, 0.06), cloth)
+        sketch.fill(_limb_outline(at(knee), at(pedal), 0.06, 0.042), cloth)
         toe = pedal[0] + 0.13, pedal[1] - 0.02
         sketch.fill(
-            _capsule(at((pedal[0] - 0.04, pedal[1] - 0.02)), at(toe), 0.04, 0.032), shade(body.shoes, tone[position])
+            _limb_outline(at((pedal[0] - 0.04, pedal[1] - 0.02)), at(toe), 0.04, 0.032),
+            shade(body.shoes, tone[position]),
         )
         if position == 0 and "backpack" in state.thing.attributes:
-            sketch.fill(_capsule(at((-0.26, 1.14)), at((-0.1, 1.42)), 0.14, 0.13), body.luggage)
-    sketch.fill(_capsule(at(hip), at(shoulder), 0.125, 0.125), body.coat)
-    elbow = _bend(shoulder, _GRIP, 0.3, 0.28, -1.0)
-    sketch.fill(_capsule(at(shoulder), at(elbow), 0.062, 0.05), shade(body.coat, 0.84))
-    sketch.fill(_capsule(at(elbow), at(_GRIP), 0.05, 0.042), shade(body.coat, 0.84))
-    sketch.fill(_ellipse(at(_GRIP), 0.045, 0.045, 8), body.skin)
+            sketch.fill(_limb_outline(at((-0.26, 1.14)), at((-0.1, 1.42)), 0.14, 0.13), body.luggage)
+    sketch.fill(_limb_outline(at(hip), at(shoulder), 0.125, 0.125), body.coat)
+    elbow = _bend_joint(shoulder, _GRIP, 0.3, 0.28, -1.0)
+    sketch.fill(_limb_outline(at(shoulder), at(elbow), 0.062, 0.05), shade(body.coat, 0.84))
+    sketch.fill(_limb_outline(at(elbow), at(_GRIP), 0.05, 0.042), shade(body.coat, 0.84))
+    sketch.fill(_ellipse_points(at(_GRIP), 0.045, 0.045, 8), body.skin)
     centre = at(head)
     radius = 0.125
-    sketch.fill(_capsule(at((0.15, 1.48)), at((0.19, 1.58)), 0.055, 0.05), shade(body.skin, 0.85))
+    sketch.fill(_limb_outline(at((0.15, 1.48)), at((0.19, 1.58)), 0.055, 0.05), shade(body.skin, 0.85))
     if state.thing.sex == "woman":
         locks = [(-0.5, 0.9), (-1.1, 0.2), (-1.9, -1.3), (-1.0, -1.5), (-0.1, -0.6), (0.2, 0.9)]
         sketch.fill(
             [(centre[0] + sign * px * radius, centre[1] + py * radius) for px, py in locks], shade(body.hair, 0.92)
         )
-    sketch.fill(_ellipse(centre, radius * 0.88, radius), body.skin)
+    sketch.fill(_ellipse_points(centre, radius * 0.88, radius), body.skin)
     cap = [
         (centre[0] + radius * (0.95 * c - 0.25 * sign), centre[1] + radius * (0.2 + 0.9 * max(s, -0.2)))
-        for c, s in circle(14)
+        for c, s in circle_points(14)
     ]
     sketch.fill(cap, body.hair)
-    sketch.fill(_ellipse((centre[0] + sign * 0.05, centre[1] - 0.02), 0.07, 0.08, 8), body.skin, is_detail=True)
+    sketch.fill(_ellipse_points((centre[0] + sign * 0.05, centre[1] - 0.02), 0.07, 0.08, 8), body.skin, is_detail=True)
     if "helmet" in state.thing.attributes:
         dome = [
-            (centre[0] + radius * 1.12 * c, centre[1] + radius * (0.25 + 0.95 * max(s, 0.0))) for c, s in circle(14)
+            (centre[0] + radius * 1.12 * c, centre[1] + radius * (0.25 + 0.95 * max(s, 0.0)))
+            for c, s in circle_points(14)
         ]
         sketch.fill(dome, body.hat)
 
@@ -497,7 +503,7 @@ def _rider(sketch: Sketch, state: ObjectState, view: _FigureView) -> None:
 # -- dogs ----------------------------------------------------------------------------------------------------------
 
 
-def _dog(state: ObjectState, camera: StreetCamera) -> SketchFigure:
+def _draw_dog(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     """Points are in shoulder-to-tail lengths of a dog 0.95 m long."""
     thing = state.thing
     dice = SeededDice(thing.dice)
@@ -505,7 +511,7 @@ def _dog(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     dark, ear_up = shade(fur, 0.7), dice.chance(0.5)
     spots = thing.colour == "white" and dice.chance(0.6)
     fluff = dice.between(0.9, 1.2)
-    view = _view(state, camera)
+    view = _face_camera(state, camera)
     size = thing.length / 0.95
     sketch = Sketch()
     near = 1.0 if view.across >= 0 else -1.0
@@ -535,23 +541,27 @@ def _dog(state: ObjectState, camera: StreetCamera) -> SketchFigure:
             lift = 0.05 * max(0.0, cosine(phase + shift + (0.25 if side > 0 else 0.0))) if amplitude else 0.0
             paw = at(forward + 0.4 * sine(swing), 0.03 + lift, side * 0.08)
             colour = shade(fur, tone)
-            sketch.fill(_capsule(hip, knee, 0.08 * size, 0.045 * size), colour)
-            sketch.fill(_capsule(knee, paw, 0.042 * size, 0.035 * size), colour)
-    sketch.fill(_capsule(at(-0.26, 0.5), at(0.22, 0.53), 0.135 * size * fluff, 0.155 * size * fluff), fur)
-    sketch.fill(_capsule(at(-0.24, 0.41), at(0.2, 0.42), 0.05 * size, 0.07 * size), shade(fur, 0.82), is_detail=True)
+            sketch.fill(_limb_outline(hip, knee, 0.08 * size, 0.045 * size), colour)
+            sketch.fill(_limb_outline(knee, paw, 0.042 * size, 0.035 * size), colour)
+    sketch.fill(_limb_outline(at(-0.26, 0.5), at(0.22, 0.53), 0.135 * size * fluff, 0.155 * size * fluff), fur)
+    sketch.fill(
+        _limb_outline(at(-0.24, 0.41), at(0.2, 0.42), 0.05 * size, 0.07 * size), shade(fur, 0.82), is_detail=True
+    )
     if spots:
-        sketch.fill(_ellipse(at(-0.1, 0.58, near * 0.1), 0.1 * size, 0.07 * size, 9), (50, 70, 96), is_detail=True)
+        sketch.fill(
+            _ellipse_points(at(-0.1, 0.58, near * 0.1), 0.1 * size, 0.07 * size, 9), (50, 70, 96), is_detail=True
+        )
     if view.towards <= 0.2:
         sketch.stroke(tail, dark, 0.06 * size)
-    sketch.fill(_capsule(at(0.25, 0.55), at(0.4, 0.72), 0.11 * size, 0.09 * size), fur)
+    sketch.fill(_limb_outline(at(0.25, 0.55), at(0.4, 0.72), 0.11 * size, 0.09 * size), fur)
     sketch.stroke([at(0.27, 0.66), at(0.39, 0.57)], (44, 40, 170), 0.04 * size, is_detail=True)
     head, nose = at(0.43, 0.76), at(0.62, 0.72)
-    sketch.fill(_capsule(head, nose, 0.105 * size, 0.05 * size), fur)
-    sketch.fill(_ellipse(nose, 0.035 * size, 0.032 * size, 7), (24, 22, 24), is_detail=thing.colour == "black")
+    sketch.fill(_limb_outline(head, nose, 0.105 * size, 0.05 * size), fur)
+    sketch.fill(_ellipse_points(nose, 0.035 * size, 0.032 * size, 7), (24, 22, 24), is_detail=thing.colour == "black")
     if view.towards > -0.6:
         eye = at(0.49, 0.79, near * 0.05)
         sketch.fill(
-            _ellipse(eye, 0.02 * size, 0.02 * size, 6),
+            _ellipse_points(eye, 0.02 * size, 0.02 * size, 6),
             (20, 20, 20) if thing.colour != "black" else (90, 110, 130),
             is_detail=True,
         )
@@ -599,11 +609,11 @@ class _VehicleHull:
         sketch.fill([self.at(f, u, w) for f, u, w in profile], colour, is_detail=is_detail)
 
     def wheel(self, sketch: Sketch, forward: float, radius: float, near: float, travelled: float, rim: Colour) -> None:
-        tyre = [self.at(forward + radius * c, radius + radius * s, near) for c, s in circle(18)]
+        tyre = [self.at(forward + radius * c, radius + radius * s, near) for c, s in circle_points(18)]
         sketch.fill(tyre, TYRE)
         if self.camera.scale(self.x, self.z) * radius < 5.0:
             return  # no pixels for a rim
-        disc = [self.at(forward + radius * 0.62 * c, radius + radius * 0.62 * s, near) for c, s in circle(12)]
+        disc = [self.at(forward + radius * 0.62 * c, radius + radius * 0.62 * s, near) for c, s in circle_points(12)]
         sketch.fill(disc, rim, is_detail=True)
         turn = -travelled / (radius * 6.2832)
         for spoke in range(5):
@@ -646,7 +656,9 @@ _CAR_SHAPES: dict[str, tuple[_Profile, _Profile]] = {
 }  # fmt: skip
 
 
-def _inset(profile: _Profile, back: float, front: float, low: float, high: float) -> list[tuple[float, float, float]]:
+def _inset_pane(
+    profile: _Profile, back: float, front: float, low: float, high: float
+) -> list[tuple[float, float, float]]:
     """A pane in the cabin's side between two shares of its length and of its height (0 at the belt, 1 at the roof)."""
     (f0, u0, w0), (f1, u1, w1), (f2, u2, w2), (f3, u3, w3) = profile
 
@@ -663,7 +675,7 @@ def _inset(profile: _Profile, back: float, front: float, low: float, high: float
     return [on(back, low), on(front, low), on(front, high), on(back, high)]
 
 
-def _car(state: ObjectState, camera: StreetCamera) -> SketchFigure:
+def _draw_car(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     thing = state.thing
     body = next(name for name in _CAR_SHAPES if name in thing.attributes)
     half = thing.length / 2
@@ -688,7 +700,7 @@ def _car(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     top = shade(paint, 1.16) if thing.colour != "white" else (252, 253, 254)
     front, rear = shade(paint, 0.86), shade(paint, 0.8)
     hull.band(sketch, lower, (front, front, shade(paint, 1.08), top, top, rear, rear))
-    _ends(sketch, hull, lower, half)
+    _draw_ends(sketch, hull, lower, half)
     hull.near_side(sketch, lower, paint)
     sill = [
         (half * 0.95, lower[0][1], 0.85),
@@ -709,8 +721,8 @@ def _car(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     hull.band(sketch, cabin, (shade(glass, 1.25), top, shade(glass, 1.1)))
     hull.near_side(sketch, cabin, shade(paint, 0.92))
     for back, ahead in ((0.07, 0.46), (0.52, 0.92)):
-        hull.near_side(sketch, _inset(cabin, back, ahead, 0.1, 0.86), glass, is_detail=True)
-        glint = _inset(cabin, back + 0.05, back + 0.16, 0.15, 0.8)
+        hull.near_side(sketch, _inset_pane(cabin, back, ahead, 0.1, 0.86), glass, is_detail=True)
+        glint = _inset_pane(cabin, back + 0.05, back + 0.16, 0.15, 0.8)
         hull.near_side(sketch, glint, shade(glass, 1.5), is_detail=True)
     for door in (0.08, -0.42):
         line = [hull.at(half * door, belt - 0.02, 0.885), hull.at(half * door, lower[0][1] + 0.12, 0.87)]
@@ -724,15 +736,15 @@ def _car(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     for wheel in (0.62, -0.62):
         arch = [
             hull.at(half * wheel + (radius + 0.07) * c, radius + (radius + 0.07) * max(s, -0.2), 0.875)
-            for c, s in circle(16)
+            for c, s in circle_points(16)
         ]
         sketch.fill(arch, (30, 28, 28), is_detail=True)
         hull.wheel(sketch, half * wheel, radius, 0.9, state.travelled, rim)
-    _lamps(sketch, hull, half, lower[2][1] - 0.1, 0.7, shines="parked" not in thing.attributes)
+    _draw_lamps(sketch, hull, half, lower[2][1] - 0.1, 0.7, shines="parked" not in thing.attributes)
     return sketch.solid(camera, state.x, state.z)
 
 
-def _ends(sketch: Sketch, hull: _VehicleHull, lower: _Profile, half: float) -> None:
+def _draw_ends(sketch: Sketch, hull: _VehicleHull, lower: _Profile, half: float) -> None:
     """Number plate, grille and windscreen-high lamps, where nose or tail shows."""
     if hull.eye > half:
         height = lower[1][1]
@@ -749,7 +761,7 @@ def _ends(sketch: Sketch, hull: _VehicleHull, lower: _Profile, half: float) -> N
         sketch.fill(plate, (200, 214, 216), is_detail=True)
 
 
-def _lamps(sketch: Sketch, hull: _VehicleHull, half: float, up: float, near: float, *, shines: bool) -> None:
+def _draw_lamps(sketch: Sketch, hull: _VehicleHull, half: float, up: float, near: float, *, shines: bool) -> None:
     """Head and tail lamps wrap around the corners, so that they show from the side as well."""
     side = near + 0.17
     for end, colour in ((1.0, HEADLIGHT), (-1.0, TAILLIGHT)):
@@ -775,7 +787,7 @@ def _lamps(sketch: Sketch, hull: _VehicleHull, half: float, up: float, near: flo
                 sketch.glow(hull.at(edge, up, -near), glow, colour)
 
 
-def _bus(state: ObjectState, camera: StreetCamera) -> SketchFigure:
+def _draw_bus(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     thing = state.thing
     half, height, wide = thing.length / 2, thing.height, thing.width / 2
     paint = PAINT[thing.colour]
@@ -840,10 +852,10 @@ def _bus(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     letters = [hull.at(half - 0.65, height - 0.25, wide), hull.at(half - 1.9, height - 0.25, wide)]
     sketch.stroke(letters, (60, 190, 250), 0.08, is_detail=True)
     for wheel in (half - 2.3, -half + 2.1):
-        arch = [hull.at(wheel + 0.58 * c, 0.47 + 0.58 * max(s, -0.2), wide + 0.005) for c, s in circle(16)]
+        arch = [hull.at(wheel + 0.58 * c, 0.47 + 0.58 * max(s, -0.2), wide + 0.005) for c, s in circle_points(16)]
         sketch.fill(arch, (30, 28, 28), is_detail=True)
         hull.wheel(sketch, wheel, 0.47, wide + 0.02, state.travelled, METAL)
-    _lamps(sketch, hull, half, 0.7, wide - 0.16, shines=True)
+    _draw_lamps(sketch, hull, half, 0.7, wide - 0.16, shines=True)
     return sketch.solid(camera, state.x, state.z)
 
 
@@ -870,14 +882,14 @@ def _bus_windows(
         hull.near_side(sketch, glint, shade(GLASS, 1.35), is_detail=True)
         if dice.chance(0.5):
             middle = (f0 + f1) / 2 + dice.between(-0.15, 0.15)
-            head = [hull.at(middle + 0.13 * c, belt + 0.3 + 0.15 * s, wide) for c, s in circle(8)]
+            head = [hull.at(middle + 0.13 * c, belt + 0.3 + 0.15 * s, wide) for c, s in circle_points(8)]
             sketch.fill(head, (64, 66, 78), is_detail=True)
 
 
 # -- the newcomer --------------------------------------------------------------------------------------------------
 
 
-def _robot(state: ObjectState, camera: StreetCamera) -> SketchFigure:
+def _draw_robot(state: ObjectState, camera: StreetCamera) -> SketchFigure:
     """A delivery robot: a white box on six wheels with a lid, an eye band and a flag on a whip."""
     hull, sketch = _VehicleHull(state, camera), Sketch()
     dice = SeededDice(state.thing.dice)
@@ -915,10 +927,10 @@ def _robot(state: ObjectState, camera: StreetCamera) -> SketchFigure:
 
 
 _FIGURES: dict[str, Callable[[ObjectState, StreetCamera], SketchFigure]] = {
-    "person": _person,
-    "bicycle": _bicycle,
-    "dog": _dog,
-    "car": _car,
-    "bus": _bus,
-    "robot": _robot,
+    "person": _draw_person,
+    "bicycle": _draw_bicycle,
+    "dog": _draw_dog,
+    "car": _draw_car,
+    "bus": _draw_bus,
+    "robot": _draw_robot,
 }

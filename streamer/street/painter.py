@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamer.street import brush, figures
-from streamer.street.dice import SeededDice, circle, mix, sine
+from streamer.street.dice import SeededDice, circle_points, mix_numbers, sine
 from streamer.street.scenery import StreetProp, StreetScenery
 from streamer.street.sketch import FRACTION_BITS, SketchFigure, fixed
 from streamer.street.world import ObjectState, StreetWorld
@@ -45,7 +45,7 @@ class StreetPainter:
         camera = self.world.camera
         drawn = []
         for state in self.world.at(time_s):
-            figure = figures.figure(state, camera)
+            figure = figures.draw_figure(state, camera)
             low, high = figure.points.min(axis=0), figure.points.max(axis=0)
             bits = FRACTION_BITS
             if high[0] >= 0 and high[1] >= 0 and low[0] >> bits <= camera.width and low[1] >> bits <= camera.height:
@@ -54,17 +54,17 @@ class StreetPainter:
 
     def paint(self, time_s: float, drawn: list[tuple[ObjectState, SketchFigure]]) -> Image:
         """The picture, (H, W, 3) BGR, of what `figures` gave for the same moment."""
-        image = self._empty.copy()
-        self._shadows(image, drawn)
+        image = self._empty_street.copy()
+        self._cast_shadows(image, drawn)
         stopped = self.world.stopped(time_s)
         for item, figure in self._in_order(drawn):
             if isinstance(item, StreetProp):
-                self._put(image, figure)
+                self._put_figure(image, figure)
                 if item.lights is not None:
-                    self._put(image, item.lights[stopped])
+                    self._put_figure(image, item.lights[stopped])
             else:
-                self._put(image, self._lit(figure, item.x, item.z))
-        return self._lens(image, time_s)
+                self._put_figure(image, self._light_figure(figure, item.x, item.z))
+        return self._through_lens(image, time_s)
 
     def labels(
         self, drawn: list[tuple[ObjectState, SketchFigure]]
@@ -74,7 +74,7 @@ class StreetPainter:
         labels = np.zeros((camera.height, camera.width), np.uint8)
         shapes: list[FigureSilhouette | None] = []
         for item, figure in self._in_order(drawn):
-            found = brush.silhouette(figure)
+            found = brush.figure_silhouette(figure)
             label = 0
             if isinstance(item, ObjectState):
                 shapes.append(None if found is None else FigureSilhouette(*found))
@@ -93,23 +93,23 @@ class StreetPainter:
     # -- steps -----------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _empty(self) -> Image:
+    def _empty_street(self) -> Image:
         return self.scenery.paint()
 
     @cached_property
-    def _shaded(self) -> tuple[Image, Image]:
+    def _shaded_streets(self) -> tuple[Image, Image]:
         """The empty street in soft and in deep shadow."""
         levels = np.arange(256)
         return (
-            np.asarray(cv2.LUT(self._empty, (levels * _SOFT).astype(np.uint8)), np.uint8),
-            np.asarray(cv2.LUT(self._empty, (levels * _DEEP).astype(np.uint8)), np.uint8),
+            np.asarray(cv2.LUT(self._empty_street, (levels * _SOFT).astype(np.uint8)), np.uint8),
+            np.asarray(cv2.LUT(self._empty_street, (levels * _DEEP).astype(np.uint8)), np.uint8),
         )
 
     def _in_order(
         self, drawn: list[tuple[ObjectState, SketchFigure]]
     ) -> Iterator[tuple[ObjectState | StreetProp, SketchFigure]]:
         """Things and props together, the most distant first."""
-        props = self._props
+        props = self._lit_props
         next_prop = 0
         for state, figure in drawn:
             while next_prop < len(props) and props[next_prop].z >= state.z:
@@ -119,25 +119,25 @@ class StreetPainter:
         for prop in props[next_prop:]:
             yield prop, prop.figure
 
-    def _lit(self, figure: SketchFigure, x: float, z: float) -> SketchFigure:
+    def _light_figure(self, figure: SketchFigure, x: float, z: float) -> SketchFigure:
         lighting = self._lighting
-        return brush.toned(figure, lighting.gains(x, z), lighting.veil(z), lighting.haze, is_dark=self._is_dark)
+        return brush.tone_figure(figure, lighting.gains(x, z), lighting.veil(z), lighting.haze, is_dark=self._is_dark)
 
     @cached_property
-    def _props(self) -> list[StreetProp]:
+    def _lit_props(self) -> list[StreetProp]:
         """The scenery's props in their own light, the most distant first."""
         props = []
         for x, z, figure, lights in self.scenery.props:
-            lit = lights and (self._lit(lights[0], x, z), self._lit(lights[1], x, z))
-            props.append(StreetProp(x, z, self._lit(figure, x, z), lit))
+            lit = lights and (self._light_figure(lights[0], x, z), self._light_figure(lights[1], x, z))
+            props.append(StreetProp(x, z, self._light_figure(figure, x, z), lit))
         return props
 
-    def _put(self, image: Image, figure: SketchFigure) -> None:
-        brush.solids(image, figure)
+    def _put_figure(self, image: Image, figure: SketchFigure) -> None:
+        brush.draw_solids(image, figure)
         if self._is_dark and figure.glows:
-            brush.glows(image, figure, 0.55 if self.world.conditions.light == "night" else 0.3)
+            brush.add_glows(image, figure, 0.55 if self.world.conditions.light == "night" else 0.3)
 
-    def _shadows(self, image: Image, drawn: list[tuple[ObjectState, SketchFigure]]) -> None:
+    def _cast_shadows(self, image: Image, drawn: list[tuple[ObjectState, SketchFigure]]) -> None:
         """Everything rests in a soft shadow; under the sun a deep one falls to one side."""
         conditions = self.world.conditions
         soft = np.zeros(image.shape[:2], np.uint8)
@@ -150,18 +150,18 @@ class StreetPainter:
                 corners = [(half, wide), (half, -wide), (-half, -wide), (-half, wide)]
             else:
                 radius = 0.3 if thing.kind == "person" else half * 0.8
-                corners = [(radius * c, min(radius, 0.3) * s) for c, s in circle(12)]
+                corners = [(radius * c, min(radius, 0.3) * s) for c, s in circle_points(12)]
             if sunny:
                 self._ground_shape(deep, state, corners, thing.height * 0.9)
             else:
                 self._ground_shape(soft, state, [(x * 1.12, z * 1.25) for x, z in corners], 0.0)
                 self._ground_shape(deep, state, [(x * 0.92, z * 0.9) for x, z in corners], 0.0)
-        cv2.copyTo(self._shaded[0], soft, image)
-        cv2.copyTo(self._shaded[1], deep, image)
+        cv2.copyTo(self._shaded_streets[0], soft, image)
+        cv2.copyTo(self._shaded_streets[1], deep, image)
 
     @cached_property
     def _prop_shadows(self) -> Mask:
-        mask = np.zeros(self._empty.shape[:2], np.uint8)
+        mask = np.zeros(self._empty_street.shape[:2], np.uint8)
         for prop in self.scenery.props:
             self._prop_shadow(mask, prop)
         return mask
@@ -188,17 +188,17 @@ class StreetPainter:
             ground[:, 2] = np.clip(ground[:, 2], 1.0, self.world.layout.facade)
             cv2.fillPoly(mask, [fixed(camera.project(ground))], 255, cv2.LINE_8, FRACTION_BITS)
 
-    def _lens(self, image: Image, time_s: float) -> Image:
+    def _through_lens(self, image: Image, time_s: float) -> Image:
         """Rain and snow, passing clouds, then what the camera adds: blur, noise, compression."""
         conditions = self.world.conditions
         height, width = image.shape[:2]
         moment = SeededDice(self.world.seed, 50, int(time_s * 1000 + 0.5))
         if conditions.weather == "rain":
-            _fall(image, _rain_tile(height, width, self.world.seed & 3), time_s, (70.0, -900.0), height / 384)
+            _add_falling(image, _rain_tile(height, width, self.world.seed & 3), time_s, (70.0, -900.0), height / 384)
         elif conditions.weather == "snow":
             for layer, speed in enumerate((38.0, 62.0, 95.0)):
                 drift = 14.0 * (layer + 1) + 9.0 * sine(time_s * 0.13 + layer * 0.3)
-                _fall(image, _snow_tile(height, width, layer), time_s, (drift, -speed), height / 384)
+                _add_falling(image, _snow_tile(height, width, layer), time_s, (drift, -speed), height / 384)
         if conditions.flicker:
             cloud = sine(time_s * 0.045 + (self.world.seed % 97) / 97) + 0.5 * sine(time_s * 0.11)
             gain = int(256 * (1.0 + conditions.flicker * cloud / 1.5))
@@ -217,14 +217,14 @@ class StreetPainter:
         return image
 
 
-def _fall(image: Image, tile: Image, time_s: float, speed: tuple[float, float], scale: float) -> None:
+def _add_falling(image: Image, tile: Image, time_s: float, speed: tuple[float, float], scale: float) -> None:
     """Add one layer of what falls; its tile is twice the picture each way and wraps."""
     height, width = image.shape[:2]
     dx, dy = int(speed[0] * scale * time_s) % width, int(speed[1] * scale * time_s) % height
     cv2.add(image, tile[dy : dy + height, dx : dx + width], image)
 
 
-def _wrap(layer: Image) -> Image:
+def _wrap_layer(layer: Image) -> Image:
     return np.repeat(np.tile(layer, (2, 2))[..., None], 3, axis=2)
 
 
@@ -237,7 +237,7 @@ def _rain_tile(height: int, width: int, variant: int) -> Image:
         length = dice.between(9, 26) * height / 384
         ends = np.array([[x, y], [x - length * 0.08, y + length]])
         cv2.polylines(layer, [fixed(ends)], False, dice.whole(14, 46), 1, cv2.LINE_AA, FRACTION_BITS)
-    return _wrap(layer)
+    return _wrap_layer(layer)
 
 
 @lru_cache(maxsize=16)
@@ -247,9 +247,9 @@ def _snow_tile(height: int, width: int, depth: int) -> Image:
     for _ in range((150, 90, 36)[depth]):
         x, y = dice.between(0, width), dice.between(0, height)
         radius = (0.8, 1.3, 2.1)[depth] * dice.between(0.7, 1.2) * height / 384
-        flake = np.array([(x + radius * c, y + radius * s) for c, s in circle(8)])
+        flake = np.array([(x + radius * c, y + radius * s) for c, s in circle_points(8)])
         cv2.fillPoly(layer, [fixed(flake)], (90, 120, 150)[depth], cv2.LINE_AA, FRACTION_BITS)
-    return _wrap(layer)
+    return _wrap_layer(layer)
 
 
 @lru_cache(maxsize=16)
@@ -263,4 +263,4 @@ def _sensor_noise(height: int, width: int, strength: int) -> tuple[Image, Image]
 
 def moment_seed(seed: int, index: int) -> int:
     """The seed of the world that a training sample shows."""
-    return mix(seed, 60, index) >> 1
+    return mix_numbers(seed, 60, index) >> 1

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamer.street.dice import SeededDice
-from streamer.street.truth import Place, SeenObject, StreetEvent, StreetTruth, TruthWatch, foot
+from streamer.street.truth import Place, SeenObject, StreetEvent, StreetTruth, TruthWatch, foot_point
 from streamer.street.world import ObjectState, Scenario, StreetWorld
 
 if TYPE_CHECKING:
@@ -62,11 +62,11 @@ class Street:
 
     def truth(self, index: int) -> StreetTruth:
         """What is in the picture, without painting it."""
-        return self._truth(index, self._painter.figures(self.time_s(index)))
+        return self._label_truth(index, self._painter.figures(self.time_s(index)))
 
     def picture(self, index: int) -> StreetPicture:
         drawn = self._painter.figures(self.time_s(index))
-        return StreetPicture(self._painter.paint(self.time_s(index), drawn), self._truth(index, drawn))
+        return StreetPicture(self._painter.paint(self.time_s(index), drawn), self._label_truth(index, drawn))
 
     def events(
         self,
@@ -76,13 +76,13 @@ class Street:
     ) -> list[StreetEvent]:
         """Line crossings, zone entries and exits of the first `duration_s` seconds, in order of time."""
         events = TruthWatch(self.world, lines or {}, zones or {}).between(0.0, duration_s, 1.0 / self.fps)
-        return [replace(event, visibility=self._visibility(event)) for event in events]
+        return [replace(event, visibility=self._event_visibility(event)) for event in events]
 
-    def _visibility(self, event: StreetEvent) -> float:
+    def _event_visibility(self, event: StreetEvent) -> float:
         truth = self.truth(int(event.time_s * self.fps + 0.5))
         return next((one.visibility for one in truth.seen if one.thing.identity == event.identity), 0.0)
 
-    def _truth(self, index: int, drawn: list[tuple[ObjectState, SketchFigure]]) -> StreetTruth:
+    def _label_truth(self, index: int, drawn: list[tuple[ObjectState, SketchFigure]]) -> StreetTruth:
         labels, shapes = self._painter.labels(drawn)
         seen: list[SeenObject] = []
         hidden: list[SeenObject] = []
@@ -90,12 +90,12 @@ class Street:
             shape = shapes[position]
             if shape is None:
                 continue
-            one = self._seen(drawn[position][0], shape, labels, position + 1, order)
+            one = self._seen_object(drawn[position][0], shape, labels, position + 1, order)
             if one is not None:
                 (seen if one.area >= LEAST_AREA else hidden).append(one)
         return StreetTruth(index, self.time_s(index), self.size, tuple(seen), tuple(hidden))
 
-    def _seen(
+    def _seen_object(
         self, state: ObjectState, shape: FigureSilhouette, labels: npt.NDArray[np.uint8], label: int, order: int
     ) -> SeenObject | None:
         import cv2
@@ -105,7 +105,7 @@ class Street:
         full = shape.left, shape.top, shape.left + width, shape.top + height
         x0, y0 = max(full[0], 0), max(full[1], 0)
         x1, y1 = min(full[2], camera.width), min(full[3], camera.height)
-        point = foot(state, camera)
+        point = foot_point(state, camera)
         if x0 >= x1 or y0 >= y1:
             return None
         if point is None:  # the last pixels of something whose solid has left already
@@ -129,7 +129,7 @@ class Street:
         )
 
 
-def sample(
+def sample_picture(
     seed: int, index: int, size: tuple[int, int] = (640, 384), scenario: Scenario | None = None
 ) -> StreetPicture:
     """Picture `index` of an endless set for training: every one shows another street at another moment."""

@@ -80,7 +80,7 @@ class StreetEvent:
     visibility: float = 1.0
 
 
-def foot(state: ObjectState, camera: StreetCamera) -> tuple[float, float] | None:
+def foot_point(state: ObjectState, camera: StreetCamera) -> tuple[float, float] | None:
     """The bottom centre of the thing's box inside the picture, in fractions of it; None where it is outside.
 
     The box is that of the solid the thing fits in, so that swinging legs do not shake it.
@@ -134,24 +134,24 @@ class TruthWatch:
         """What happens from `start_s` to `end_s`. Whatever is back where it was within `step_s` is not noticed."""
         events: list[StreetEvent] = []
         steps = max(1, round((end_s - start_s) / step_s))
-        before = self._feet(start_s)
+        before = self._foot_points(start_s)
         for step in range(1, steps + 1):
             earlier, later = start_s + (step - 1) * step_s, start_s + step * step_s
-            now = self._feet(later)
+            now = self._foot_points(later)
             for identity in before.keys() | now.keys():
-                events += self._changes(identity, before.get(identity), now.get(identity), earlier, later)
+                events += self._foot_changes(identity, before.get(identity), now.get(identity), earlier, later)
             before = now
         return sorted(events, key=lambda event: (event.time_s, event.identity, event.place))
 
-    def _feet(self, time_s: float) -> dict[int, tuple[Point, StreetObject]]:
+    def _foot_points(self, time_s: float) -> dict[int, tuple[Point, StreetObject]]:
         feet = {}
         for state in self.world.at(time_s):
-            point = foot(state, self.world.camera)
+            point = foot_point(state, self.world.camera)
             if point is not None:
                 feet[state.thing.identity] = point, state.thing
         return feet
 
-    def _changes(
+    def _foot_changes(
         self,
         identity: int,
         before: tuple[Point, StreetObject] | None,
@@ -164,29 +164,29 @@ class TruthWatch:
         assert thing is not None
         start, end = before and before[0], now and now[0]
         for name in self._ends:
-            was, is_now = self._side(name, start), self._side(name, end)
-            if start is not None and end is not None and was != is_now and self._meets(name, start, end):
-                when = self._when(identity, partial(self._side, name), was, earlier, later)
+            was, is_now = self._right_of_line(name, start), self._right_of_line(name, end)
+            if start is not None and end is not None and was != is_now and self._crosses_line(name, start, end):
+                when = self._change_time(identity, partial(self._right_of_line, name), was, earlier, later)
                 found.append(StreetEvent(when, "line.cross", identity, thing.kind, name, "in" if is_now else "out"))
         for name in self._corners:
-            within, remains = self._within(name, start), self._within(name, end)
+            within, remains = self._inside_zone(name, start), self._inside_zone(name, end)
             if within != remains:
-                when = self._when(identity, partial(self._within, name), within, earlier, later)
+                when = self._change_time(identity, partial(self._inside_zone, name), within, earlier, later)
                 found.append(StreetEvent(when, "zone.enter" if remains else "zone.exit", identity, thing.kind, name))
         return found
 
-    def _side(self, name: str, point: Point | None) -> bool:
+    def _right_of_line(self, name: str, point: Point | None) -> bool:
         """Whether the point lies to the right of the line."""
         (x0, y0), (x1, y1) = self._ends[name]
         return point is not None and (x1 - x0) * (point[1] - y0) - (y1 - y0) * (point[0] - x0) > 0
 
-    def _meets(self, name: str, start: Point, end: Point) -> bool:
+    def _crosses_line(self, name: str, start: Point, end: Point) -> bool:
         """Whether a way that changes sides passes between the line's ends."""
         way_x, way_y = end[0] - start[0], end[1] - start[1]
         first, second = (way_x * (y - start[1]) - way_y * (x - start[0]) for x, y in self._ends[name])
         return first * second <= 0
 
-    def _within(self, name: str, point: Point | None) -> bool:
+    def _inside_zone(self, name: str, point: Point | None) -> bool:
         """Whether the point lies in the zone, by the even-odd rule."""
         if point is None:
             return False
@@ -198,13 +198,13 @@ class TruthWatch:
                 is_inside = not is_inside
         return is_inside
 
-    def _when(
+    def _change_time(
         self, identity: int, state_of: Callable[[Point | None], bool], was: bool, earlier: float, later: float
     ) -> float:
         """The moment between two at which `state_of` the foot is no longer what it `was`."""
         while later - earlier > 1e-6:
             middle = (earlier + later) / 2
-            here = self._feet(middle).get(identity)
+            here = self._foot_points(middle).get(identity)
             if state_of(here and here[0]) == was:
                 earlier = middle
             else:

@@ -40,29 +40,29 @@ class _NounEntry:
     meaning: PhraseMeaning
 
 
-def _noun(singular: str, plural: str, *kinds: str, **parts: object) -> _NounEntry:
+def _noun_entry(singular: str, plural: str, *kinds: str, **parts: object) -> _NounEntry:
     fields = {name: frozenset(value) if isinstance(value, tuple) else value for name, value in parts.items()}
     return _NounEntry(singular, plural, replace(PhraseMeaning(frozenset(kinds)), **fields))  # type: ignore[arg-type]
 
 
 NOUNS: tuple[_NounEntry, ...] = (
-    _noun("person", "people", "person"),
-    _noun("human", "humans", "person"),
-    _noun("pedestrian", "pedestrians", "person", excluded=("bicycle",)),
-    _noun("man", "men", "person", sex="man"),
-    _noun("woman", "women", "person", sex="woman"),
-    _noun("child", "children", "person", sex="child"),
-    _noun("kid", "kids", "person", sex="child"),
-    _noun("cyclist", "cyclists", "person", attributes=("bicycle",)),
-    _noun("car", "cars", "car"),
-    _noun("automobile", "automobiles", "car"),
-    _noun("bus", "buses", "bus"),
-    _noun("vehicle", "vehicles", "car", "bus"),
-    _noun("bicycle", "bicycles", "bicycle"),
-    _noun("bike", "bikes", "bicycle"),
-    _noun("dog", "dogs", "dog"),
-    _noun("delivery robot", "delivery robots", "robot"),
-    _noun("robot", "robots", "robot"),
+    _noun_entry("person", "people", "person"),
+    _noun_entry("human", "humans", "person"),
+    _noun_entry("pedestrian", "pedestrians", "person", excluded=("bicycle",)),
+    _noun_entry("man", "men", "person", sex="man"),
+    _noun_entry("woman", "women", "person", sex="woman"),
+    _noun_entry("child", "children", "person", sex="child"),
+    _noun_entry("kid", "kids", "person", sex="child"),
+    _noun_entry("cyclist", "cyclists", "person", attributes=("bicycle",)),
+    _noun_entry("car", "cars", "car"),
+    _noun_entry("automobile", "automobiles", "car"),
+    _noun_entry("bus", "buses", "bus"),
+    _noun_entry("vehicle", "vehicles", "car", "bus"),
+    _noun_entry("bicycle", "bicycles", "bicycle"),
+    _noun_entry("bike", "bikes", "bicycle"),
+    _noun_entry("dog", "dogs", "dog"),
+    _noun_entry("delivery robot", "delivery robots", "robot"),
+    _noun_entry("robot", "robots", "robot"),
 )
 """The first noun of a kind is its plain name."""
 
@@ -105,7 +105,7 @@ _MIDDLE = 0.42, 0.58
 # -- truth ---------------------------------------------------------------------------------------------------------
 
 
-def holds(meaning: PhraseMeaning, thing: StreetObject, middle: float | None = None) -> bool | None:
+def meaning_holds(meaning: PhraseMeaning, thing: StreetObject, middle: float | None = None) -> bool | None:
     """Whether `meaning` is true of `thing`, whose middle is at the fraction `middle` of the width; None is unclear."""
     if thing.kind not in meaning.kinds:
         return None if len(meaning.kinds) > 1 and thing.kind in ("bicycle", "robot") else False
@@ -124,12 +124,12 @@ def holds(meaning: PhraseMeaning, thing: StreetObject, middle: float | None = No
     return True
 
 
-def matches(text: str, seen: Sequence[SeenObject]) -> list[SeenObject] | None:
+def matching_objects(text: str, seen: Sequence[SeenObject]) -> list[SeenObject] | None:
     """Of which of `seen` the text is true; None where the text is not in the language or something is unclear."""
-    meaning = parse(text)
+    meaning = parse_phrase(text)
     if meaning is None:
         return None
-    verdicts = [holds(meaning, one.thing, one.middle) for one in seen]
+    verdicts = [meaning_holds(meaning, one.thing, one.middle) for one in seen]
     if None in verdicts:
         return None
     return [one for one, verdict in zip(seen, verdicts, strict=True) if verdict]
@@ -139,33 +139,33 @@ def matches(text: str, seen: Sequence[SeenObject]) -> list[SeenObject] | None:
 
 
 @lru_cache(maxsize=4096)
-def parse(text: str) -> PhraseMeaning | None:
+def parse_phrase(text: str) -> PhraseMeaning | None:
     """The meaning of a text of the language, however it is put; None for any other text."""
     words = [_SPELLINGS.get(word, word) for word in re.findall(r"[a-z\-]+", text.lower())]
     if words and words[0] in _ARTICLES:
         words = words[1:]
-    size, words = _take(words, {form: name for name, forms in _SIZES.items() for form in forms})
+    size, words = _take_known(words, {form: name for name, forms in _SIZES.items() for form in forms})
     every_colour = {colour: colour for colours in COLOURS.values() for colour in colours}
-    state, words = _take(words, {name: name for name in _BEFORE_COLOUR})
-    colour, words = _take(words, every_colour)
-    build, words = _take(words, {name: name for name in _AFTER_COLOUR})
+    state, words = _take_known(words, {name: name for name in _BEFORE_COLOUR})
+    colour, words = _take_known(words, every_colour)
+    build, words = _take_known(words, {name: name for name in _AFTER_COLOUR})
     for count in (2, 1):
         name = " ".join(words[:count])
         noun = next((noun for noun in NOUNS if name in (noun.singular, noun.plural)), None)
         if noun is not None:
             meaning = noun.meaning
             meaning = replace(meaning, attributes=meaning.attributes | ({state, build} - {""}))
-            return _clauses(replace(meaning, colour=colour, size=size), " ".join(words[count:]))
+            return _read_clauses(replace(meaning, colour=colour, size=size), " ".join(words[count:]))
     return None
 
 
-def _take(words: list[str], known: dict[str, str]) -> tuple[str, list[str]]:
+def _take_known(words: list[str], known: dict[str, str]) -> tuple[str, list[str]]:
     if words and words[0] in known:
         return known[words[0]], words[1:]
     return "", words
 
 
-def _clauses(meaning: PhraseMeaning, rest: str) -> PhraseMeaning | None:
+def _read_clauses(meaning: PhraseMeaning, rest: str) -> PhraseMeaning | None:
     """Read what follows the noun, clause by clause."""
     kind = next(iter(meaning.kinds)) if len(meaning.kinds) == 1 else ""
     while rest:
@@ -203,7 +203,7 @@ def nouns_of(meaning: PhraseMeaning) -> list[_NounEntry]:
     ]
 
 
-def say(
+def say_meaning(
     meaning: PhraseMeaning, *, article: str = "a", plural: bool = False, noun: int = 0, clause: int = 0, size: int = 0
 ) -> str:
     """The meaning in words. `noun`, `clause` and `size` choose among synonyms; `article` may be "", "a" or "the"."""
@@ -235,15 +235,15 @@ def say(
     return f"{article} {words}"
 
 
-def variants(text: str) -> tuple[str, ...]:
+def phrase_variants(text: str) -> tuple[str, ...]:
     """Every way the language has to say the same: articles, plurals, synonyms. Raises ValueError for other texts."""
-    meaning = parse(text)
+    meaning = parse_phrase(text)
     if meaning is None:
         raise ValueError(f"{text!r} is not a phrase of the street: it knows {', '.join(n.singular for n in NOUNS)}")
     forms = 3 if meaning.attributes or meaning.colour else 1
     return tuple(
         dict.fromkeys(
-            say(meaning, article=article, plural=plural, noun=noun, clause=clause, size=size)
+            say_meaning(meaning, article=article, plural=plural, noun=noun, clause=clause, size=size)
             for noun in range(len(nouns_of(meaning)))
             for plural in (False, True)
             for article in ("", "a", "the")
@@ -256,7 +256,7 @@ def variants(text: str) -> tuple[str, ...]:
 def true_meanings(thing: StreetObject) -> list[PhraseMeaning]:
     """What may be said of a thing wherever it is, from the plain to the particular."""
     plain = PhraseMeaning(frozenset({thing.kind}))
-    spoken = sorted(thing.attributes & _spoken(thing.kind))
+    spoken = sorted(thing.attributes & _spoken_forms(thing.kind))
     bases = [plain]
     if thing.kind == "person":
         bases.append(replace(plain, sex=thing.sex))
@@ -276,25 +276,25 @@ def true_meanings(thing: StreetObject) -> list[PhraseMeaning]:
     return meanings
 
 
-def _spoken(kind: str) -> frozenset[str]:
+def _spoken_forms(kind: str) -> frozenset[str]:
     before_noun = (_BEFORE_COLOUR | _AFTER_COLOUR).items()
     return frozenset(ATTRIBUTES.get(kind, {})) | {name for name, owner in before_noun if owner == kind}
 
 
-def phrases(one: SeenObject, others: Iterable[SeenObject]) -> tuple[str, ...]:
+def true_phrases(one: SeenObject, others: Iterable[SeenObject]) -> tuple[str, ...]:
     """What is true of `one` among all that is seen, in plain words, most general first.
 
     A side is named only where that points at this one thing alone.
     """
-    texts = [say(meaning) for meaning in true_meanings(one.thing)]
+    texts = [say_meaning(meaning) for meaning in true_meanings(one.thing)]
     for side in _SIDES:
         meaning = PhraseMeaning(frozenset({one.thing.kind}), side=side)
-        if holds(meaning, one.thing, one.middle) and not any(
-            holds(meaning, other.thing, other.middle) is not False
+        if meaning_holds(meaning, one.thing, one.middle) and not any(
+            meaning_holds(meaning, other.thing, other.middle) is not False
             for other in others
             if other.thing.identity != one.thing.identity
         ):
-            texts.append(say(meaning, article="the"))
+            texts.append(say_meaning(meaning, article="the"))
     return tuple(texts)
 
 
@@ -306,7 +306,7 @@ class PhraseGrounding:
     identities: frozenset[int] = field(default_factory=frozenset)
 
 
-def ground(
+def ground_phrases(
     seen: Sequence[SeenObject],
     dice: SeededDice,
     *,
@@ -330,10 +330,12 @@ def ground(
             break
         one = dice.pick(seen)  # first a thing, so that rare things are named as often as common ones
         meaning = dice.pick(true_meanings(one.thing))
-        if meaning in used or any(holds(meaning, other.thing, other.middle) is None for other in everything):
+        if meaning in used or any(meaning_holds(meaning, other.thing, other.middle) is None for other in everything):
             continue
         used.add(meaning)
-        identities = frozenset(other.thing.identity for other in seen if holds(meaning, other.thing, other.middle))
+        identities = frozenset(
+            other.thing.identity for other in seen if meaning_holds(meaning, other.thing, other.middle)
+        )
         said.append(PhraseGrounding(say_freely(meaning, dice), identities))
     for meaning in absent_meanings(everything, dice, absent, kinds):
         if meaning not in used:
@@ -342,38 +344,40 @@ def ground(
     return said
 
 
-def contrasts(seen: Sequence[SeenObject], dice: SeededDice, hidden: Sequence[SeenObject] = ()) -> list[PhraseGrounding]:
+def contrasting_phrases(
+    seen: Sequence[SeenObject], dice: SeededDice, hidden: Sequence[SeenObject] = ()
+) -> list[PhraseGrounding]:
     """What is true of one thing, and everything that differs from it in one word: each colour, or man, woman, child.
 
     In random words, in the order of that word; none is unclear of anything in the picture.
     """
     one = dice.pick(seen)
-    families = [family for meaning in true_meanings(one.thing) for family in _families(meaning)]
-    return _grounded(dice.pick(families), seen, hidden, dice) if families else []
+    families = [family for meaning in true_meanings(one.thing) for family in _meaning_families(meaning)]
+    return _ground_meanings(dice.pick(families), seen, hidden, dice) if families else []
 
 
-def colours(
+def colour_phrases(
     seen: Sequence[SeenObject], dice: SeededDice, hidden: Sequence[SeenObject] = (), kinds: Sequence[str] = KINDS
 ) -> list[PhraseGrounding]:
     """Every kind in every colour that it comes in, in random words; none is unclear of anything in the picture."""
     meanings = [PhraseMeaning(frozenset({kind}), colour=colour) for kind in kinds for colour in COLOURS.get(kind, ())]
-    return _grounded(meanings, seen, hidden, dice)
+    return _ground_meanings(meanings, seen, hidden, dice)
 
 
-def _grounded(
+def _ground_meanings(
     meanings: Iterable[PhraseMeaning], seen: Sequence[SeenObject], hidden: Sequence[SeenObject], dice: SeededDice
 ) -> list[PhraseGrounding]:
     """Each meaning in random words with those of `seen` it is true of; without what is unclear or only `hidden`."""
     said = []
     for meaning in meanings:
-        verdicts = [holds(meaning, one.thing, one.middle) for one in (*seen, *hidden)]
+        verdicts = [meaning_holds(meaning, one.thing, one.middle) for one in (*seen, *hidden)]
         identities = frozenset(one.thing.identity for one, yes in zip(seen, verdicts, strict=False) if yes)
         if None not in verdicts and (identities or True not in verdicts):
             said.append(PhraseGrounding(say_freely(meaning, dice), identities))
     return said
 
 
-def _families(meaning: PhraseMeaning) -> list[list[PhraseMeaning]]:
+def _meaning_families(meaning: PhraseMeaning) -> list[list[PhraseMeaning]]:
     """For each particular of a meaning about one kind: the meaning with every other value of it."""
     if len(meaning.kinds) != 1:
         return []
@@ -386,13 +390,13 @@ def _families(meaning: PhraseMeaning) -> list[list[PhraseMeaning]]:
     if meaning.size:
         found.append([replace(meaning, size=size) for size in _SIZES])
     if meaning.attributes:
-        found.append([replace(meaning, attributes=frozenset({one})) for one in sorted(_spoken(kind))])
+        found.append([replace(meaning, attributes=frozenset({one})) for one in sorted(_spoken_forms(kind))])
     return found
 
 
 def say_freely(meaning: PhraseMeaning, dice: SeededDice) -> str:
     """One of the ways to say it."""
-    return say(
+    return say_meaning(
         meaning,
         article=dice.weigh({"a": 0.45, "": 0.45, "the": 0.1}),
         plural=dice.chance(0.2),
@@ -413,12 +417,14 @@ def absent_meanings(
             break
         kind = dice.pick(present) if present and dice.chance(0.65) else dice.pick(kinds)
         meaning = _any_meaning(kind, dice)
-        if meaning not in found and all(holds(meaning, one.thing, one.middle) is False for one in everything):
+        if meaning not in found and all(meaning_holds(meaning, one.thing, one.middle) is False for one in everything):
             found.append(meaning)
     return found
 
 
-def absent(everything: Sequence[SeenObject], dice: SeededDice, count: int, kinds: Sequence[str] = KINDS) -> list[str]:
+def absent_phrases(
+    everything: Sequence[SeenObject], dice: SeededDice, count: int, kinds: Sequence[str] = KINDS
+) -> list[str]:
     """Phrases in random words that are false of everything given."""
     return [say_freely(meaning, dice) for meaning in absent_meanings(everything, dice, count, kinds)]
 
@@ -427,7 +433,7 @@ def _any_meaning(kind: str, dice: SeededDice) -> PhraseMeaning:
     meaning = PhraseMeaning(frozenset({kind}))
     if kind == "person" and dice.chance(0.35):
         meaning = replace(meaning, sex=dice.pick(("man", "woman", "child")))
-    colours, spoken = COLOURS.get(kind, ()), sorted(_spoken(kind))
+    colours, spoken = COLOURS.get(kind, ()), sorted(_spoken_forms(kind))
     what = dice.weigh({"kind": 0.2, "colour": 0.5, "attribute": 0.3})
     if what == "colour" and colours:
         meaning = replace(meaning, colour=dice.pick(colours))

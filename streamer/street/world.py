@@ -177,8 +177,8 @@ class StreetWorld:
 
     def __post_init__(self) -> None:
         dice = SeededDice(self.seed, 1)
-        self.camera, self.layout = _survey(dice, self.size)
-        self.conditions = _conditions(SeededDice(self.seed, 2), self.scenario)
+        self.camera, self.layout = _survey_street(dice, self.size)
+        self.conditions = _random_conditions(SeededDice(self.seed, 2), self.scenario)
         self._plans: dict[tuple[int, int], _PathPlan] = {}
         self._vehicles: dict[tuple[int, int], StreetObject | None] = {}
         mood = SeededDice(self.seed, 3)
@@ -197,9 +197,9 @@ class StreetWorld:
 
     def at(self, time_s: float) -> list[ObjectState]:
         """Everything near the picture at `time_s`, the most distant first."""
-        states = [*self._convoys(time_s), *self._parked, *self._strollers(time_s)]
+        states = [*self._all_convoys(time_s), *self._parked_cars, *self._all_strollers(time_s)]
         camera = self.camera
-        states.sort(key=lambda state: (-_row(state), -abs(state.x), state.thing.identity))
+        states.sort(key=lambda state: (-_depth_order(state), -abs(state.x), state.thing.identity))
         return [state for state in states if camera.depth(state.x, state.z) > 1.5]
 
     def stopped(self, time_s: float) -> bool:
@@ -208,7 +208,7 @@ class StreetWorld:
 
     # -- vehicles ------------------------------------------------------------------------------------------------
 
-    def _advance(self, time_s: float, per_round: float) -> tuple[float, bool]:
+    def _convoy_advance(self, time_s: float, per_round: float) -> tuple[float, bool]:
         """How far a convoy has come, a whole number of slots each round; and whether it stands."""
         rounds, phase = divmod(time_s + self._phase, ROUND_S)
         speed = per_round / (ROLL_S + (BRAKE_S + START_S) / 2)
@@ -219,23 +219,23 @@ class StreetWorld:
         way += speed * starting * starting / (2 * START_S)
         return rounds * per_round + way, ROLL_S + BRAKE_S <= phase < ROLL_S + BRAKE_S + STAND_S
 
-    def _convoys(self, time_s: float) -> Iterator[ObjectState]:
+    def _all_convoys(self, time_s: float) -> Iterator[ObjectState]:
         layout = self.layout
         for lane, z in enumerate(layout.lanes):
             direction = layout.hand if lane == 0 else -layout.hand
-            yield from self._convoy(lane, z, direction, self._speeds[lane], SLOT, time_s)
-        yield from self._convoy(2, layout.cycle, layout.hand, self._cycle_advance, BICYCLE_SLOT, time_s)
+            yield from self._lane_convoy(lane, z, direction, self._speeds[lane], SLOT, time_s)
+        yield from self._lane_convoy(2, layout.cycle, layout.hand, self._cycle_advance, BICYCLE_SLOT, time_s)
 
-    def _convoy(
+    def _lane_convoy(
         self, lane: int, z: float, direction: int, per_round: float, slot: float, time_s: float
     ) -> Iterator[ObjectState]:
-        way, stands = self._advance(time_s, per_round)
+        way, stands = self._convoy_advance(time_s, per_round)
         left, right = self.camera.reach(z)
         origin = self.layout.crossing - direction * slot / 2  # the crossing lies between two slots of a standing convoy
         low, high = sorted(((left - origin) * direction, (right - origin) * direction))
         first, last = int((way - high - 8.0) // slot), int((way - low + 8.0) // slot) + 1
         for index in range(first, last + 1):
-            thing = self._vehicle(lane, index)
+            thing = self._lane_vehicle(lane, index)
             if thing is None:
                 continue
             dice = SeededDice(self.seed, 11, lane, index)
@@ -248,32 +248,32 @@ class StreetWorld:
             if thing.kind == "bicycle":
                 yield ObjectState(thing, x, z + offset, direction, 0.0, way, "ride")
                 yield ObjectState(
-                    self._rider(lane, index), x, z + offset, direction, 0.0, way, "stand" if stands else "ride"
+                    self._lane_rider(lane, index), x, z + offset, direction, 0.0, way, "stand" if stands else "ride"
                 )
             else:
                 yield ObjectState(thing, x, z + offset, direction, 0.0, way, "roll")
 
-    def _vehicle(self, lane: int, index: int) -> StreetObject | None:
+    def _lane_vehicle(self, lane: int, index: int) -> StreetObject | None:
         key = lane, index
         if key not in self._vehicles:
             dice = SeededDice(self.seed, 10, lane, index)
             fill = self._cycle_fill if lane == 2 else self._fill
             thing = None
             if dice.chance(fill):
-                identity = _identity(lane, index)
+                identity = _unique_identity(lane, index)
                 if lane == 2:
                     colour = dice.weigh(BICYCLE_COLOURS)
                     thing = StreetObject(
                         identity, "bicycle", colour, dice=dice.word(), length=1.75, height=1.05, width=0.3
                     )
                 elif dice.chance(self._bus_share):
-                    thing = _bus(identity, dice)
+                    thing = _random_bus(identity, dice)
                 else:
-                    thing = _car(identity, dice)
+                    thing = _random_car(identity, dice)
             self._vehicles[key] = thing
         return self._vehicles[key]
 
-    def _rider(self, lane: int, index: int) -> StreetObject:
+    def _lane_rider(self, lane: int, index: int) -> StreetObject:
         dice = SeededDice(self.seed, 12, lane, index)
         attributes = {"bicycle"}
         if dice.chance(0.3):
@@ -283,11 +283,11 @@ class StreetWorld:
         sex = "woman" if dice.chance(0.5) else "man"
         colour = dice.weigh(CLOTHES_COLOURS)
         return StreetObject(
-            _identity(3, index), "person", colour, frozenset(attributes), sex=sex, dice=dice.word(), height=1.72
+            _unique_identity(3, index), "person", colour, frozenset(attributes), sex=sex, dice=dice.word(), height=1.72
         )
 
     @cached_property
-    def _parked(self) -> tuple[ObjectState, ...]:
+    def _parked_cars(self) -> tuple[ObjectState, ...]:
         z = self.layout.parking
         left, right = self.camera.reach(z)
         states = []
@@ -296,21 +296,21 @@ class StreetWorld:
             x = index * 6.2 + dice.between(-0.4, 0.4)
             if abs(x - self.layout.crossing) < 5.2 or not dice.chance(self._parked_fill):
                 continue
-            thing = _car(_identity(4, index), dice, parked=True)
+            thing = _random_car(_unique_identity(4, index), dice, parked=True)
             states.append(ObjectState(thing, x, z, -self.layout.hand, 0.0, dice.between(0, 2), "roll"))
         return tuple(states)
 
     # -- walkers -------------------------------------------------------------------------------------------------
 
-    def _strollers(self, time_s: float) -> Iterator[ObjectState]:
+    def _all_strollers(self, time_s: float) -> Iterator[ObjectState]:
         for group, gap in ((5, self._walk_gap_s[0]), (6, self._walk_gap_s[1]), (8, self._dog_gap_s)):
-            yield from self._stroll(group, gap, time_s)
+            yield from self._group_stroll(group, gap, time_s)
         if self.scenario.robots:
-            yield from self._stroll(9, self._robot_gap_s, time_s)
+            yield from self._group_stroll(9, self._robot_gap_s, time_s)
         if self.scenario.crowd > 0:
-            yield from self._idlers
+            yield from self._idle_people
 
-    def _stroll(self, group: int, gap_s: float, time_s: float) -> Iterator[ObjectState]:
+    def _group_stroll(self, group: int, gap_s: float, time_s: float) -> Iterator[ObjectState]:
         if self.scenario.crowd <= 0:
             return
         longest_s = 110.0
@@ -319,7 +319,7 @@ class StreetWorld:
             if plan is None:
                 plan = self._plans[group, index] = self._make_plan(group, index, gap_s)
             if plan.start_s <= time_s < plan.end_s:
-                yield from _walk(plan, time_s)
+                yield from _walk_plan(plan, time_s)
 
     def _make_plan(self, group: int, index: int, gap_s: float) -> _PathPlan:
         dice = SeededDice(self.seed, 20, group, index)
@@ -331,20 +331,20 @@ class StreetWorld:
         direction = dice.sign()
         dog = None
         if group == 8:
-            thing = _dog(_identity(group, index), dice)
+            thing = _random_dog(_unique_identity(group, index), dice)
             speed = dice.between(1.3, 2.6)
         elif group == 9:
             thing = StreetObject(
-                _identity(group, index), "robot", "white", dice=dice.word(), length=0.75, height=1.15, width=0.55
+                _unique_identity(group, index), "robot", "white", dice=dice.word(), length=0.75, height=1.15, width=0.55
             )
             speed = dice.between(0.9, 1.5)
         else:
             walks_dog = dice.chance(0.14)
-            thing = _person(_identity(group, index), dice, self._umbrellas, leads=walks_dog)
+            thing = _random_person(_unique_identity(group, index), dice, self._umbrellas, leads=walks_dog)
             speed = dice.between(1.0, 1.65) * (0.8 if thing.sex == "child" else 1.0)
             if walks_dog:
-                dog = _dog(_identity(7, index * 2 + (group == 6)), dice, leashed=True)
-        way = _PathWay(start_s, self._door(z, -direction), z)
+                dog = _random_dog(_unique_identity(7, index * 2 + (group == 6)), dice, leashed=True)
+        way = _PathWay(start_s, self._picture_door(z, -direction), z)
         target_strip = strip
         if group != 8 and dice.chance(0.3):
             kerb, other_kerb = layout.kerbs if is_near else layout.kerbs[::-1]
@@ -365,10 +365,10 @@ class StreetWorld:
             way.stay(dice.between(2.0, 9.0))
             if dice.chance(0.25):
                 direction = -direction
-        way.go(self._door(z, direction), z, speed)
+        way.go(self._picture_door(z, direction), z, speed)
         return _PathPlan(thing, tuple(way.legs), dice.sign(), dog)
 
-    def _door(self, z: float, direction: int) -> float:
+    def _picture_door(self, z: float, direction: int) -> float:
         """Just outside the picture, on the side `direction` points to."""
         left, right = self.camera.reach(z)
         return right + 1.6 if direction > 0 else left - 1.6
@@ -379,15 +379,15 @@ class StreetWorld:
         return time_s if since < 0.4 else time_s + ROUND_S - since
 
     @cached_property
-    def _idlers(self) -> tuple[ObjectState, ...]:
-        """People who wait somewhere for as long as anybody looks."""
+    def _idle_people(self) -> tuple[ObjectState, ...]:
+        """People who wait in one place for the whole recording."""
         states = []
         for index in range(SeededDice(self.seed, 30).whole(0, 3)):
             dice = SeededDice(self.seed, 31, index)
             strip = self.layout.near if dice.chance(0.35) else self.layout.far
             z = dice.between(strip[0] + 0.6, strip[1] - 0.6)
             left, right = self.camera.reach(z)
-            thing = _person(_identity(10, index), dice, self._umbrellas, leads=False)
+            thing = _random_person(_unique_identity(10, index), dice, self._umbrellas, leads=False)
             heading = dice.pick(((1.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (0.0, -1.0), (0.0, 1.0)))
             states.append(ObjectState(thing, dice.between(left * 0.85, right * 0.85), z, *heading, 0.0, "stand"))
         return tuple(states)
@@ -416,27 +416,27 @@ class _PathWay:
         self.time_s, self.x, self.z = end_s, x, z
 
 
-def _walk(plan: _PathPlan, time_s: float) -> Iterator[ObjectState]:
-    x, z, heading_x, heading_z, travelled, moves = _follow(plan, time_s)
+def _walk_plan(plan: _PathPlan, time_s: float) -> Iterator[ObjectState]:
+    x, z, heading_x, heading_z, travelled, moves = _follow_plan(plan, time_s)
     thing = plan.thing
     if plan.dog is None:
-        yield ObjectState(thing, x, z, heading_x, heading_z, travelled, _bearing(thing, moves))
+        yield ObjectState(thing, x, z, heading_x, heading_z, travelled, _thing_bearing(thing, moves))
         return
-    ahead_x, ahead_z, _, _, dog_travelled, dog_moves = _follow(plan, time_s + 0.55)
+    ahead_x, ahead_z, _, _, dog_travelled, dog_moves = _follow_plan(plan, time_s + 0.55)
     dog_x, dog_z = ahead_x + plan.side * 0.25, ahead_z - 0.3
-    yield ObjectState(thing, x, z, heading_x, heading_z, travelled, _bearing(thing, moves))
+    yield ObjectState(thing, x, z, heading_x, heading_z, travelled, _thing_bearing(thing, moves))
     yield ObjectState(
         plan.dog, dog_x, dog_z, heading_x, heading_z, dog_travelled, "walk" if dog_moves else "stand", leash=(x, z)
     )
 
 
-def _bearing(thing: StreetObject, moves: bool) -> Bearing:
+def _thing_bearing(thing: StreetObject, moves: bool) -> Bearing:
     if thing.kind == "robot":
         return "roll"
     return "walk" if moves else "stand"
 
 
-def _follow(plan: _PathPlan, time_s: float) -> tuple[float, float, float, float, float, bool]:
+def _follow_plan(plan: _PathPlan, time_s: float) -> tuple[float, float, float, float, float, bool]:
     """x, z, heading x, heading z, metres travelled, whether it moves; it goes on straight after the plan's end."""
     leg = next((leg for leg in plan.legs if time_s < leg.end_s), plan.legs[-1])
     share = (time_s - leg.start_s) / (leg.end_s - leg.start_s)
@@ -452,17 +452,17 @@ def _follow(plan: _PathPlan, time_s: float) -> tuple[float, float, float, float,
     return x, z, ahead_x / norm, ahead_z / norm, leg.travelled, False
 
 
-def _row(state: ObjectState) -> float:
+def _depth_order(state: ObjectState) -> float:
     """What decides who is in front: everything in the street stands in planes along it."""
     return state.z - (0.01 if state.thing.kind == "person" and "bicycle" in state.thing.attributes else 0.0)
 
 
-def _identity(group: int, index: int) -> int:
+def _unique_identity(group: int, index: int) -> int:
     """A positive number that no other thing of this world has; indices before the first moment are negative."""
     return (index + 100_000) * 16 + group
 
 
-def _car(identity: int, dice: SeededDice, parked: bool = False) -> StreetObject:
+def _random_car(identity: int, dice: SeededDice, parked: bool = False) -> StreetObject:
     body, length, height = dice.pick((("saloon", 4.5, 1.45), ("hatchback", 3.9, 1.5), ("suv", 4.6, 1.75)))
     attributes = {body} | ({"parked"} if parked else set())
     colour = dice.weigh(CAR_COLOURS)
@@ -471,7 +471,7 @@ def _car(identity: int, dice: SeededDice, parked: bool = False) -> StreetObject:
     )
 
 
-def _bus(identity: int, dice: SeededDice) -> StreetObject:
+def _random_bus(identity: int, dice: SeededDice) -> StreetObject:
     colour = dice.weigh(BUS_COLOURS)
     if dice.chance(0.35):
         return StreetObject(identity, "bus", colour, size="small", dice=dice.word(), length=7.2, height=2.7, width=2.2)
@@ -489,7 +489,7 @@ def _bus(identity: int, dice: SeededDice) -> StreetObject:
     )
 
 
-def _dog(identity: int, dice: SeededDice, leashed: bool = False) -> StreetObject:
+def _random_dog(identity: int, dice: SeededDice, leashed: bool = False) -> StreetObject:
     is_large = dice.chance(0.5)
     scale = dice.between(1.0, 1.15) if is_large else dice.between(0.6, 0.72)
     return StreetObject(
@@ -505,7 +505,7 @@ def _dog(identity: int, dice: SeededDice, leashed: bool = False) -> StreetObject
     )
 
 
-def _person(identity: int, dice: SeededDice, umbrellas: float, leads: bool) -> StreetObject:
+def _random_person(identity: int, dice: SeededDice, umbrellas: float, leads: bool) -> StreetObject:
     sex = dice.weigh({"man": 0.42, "woman": 0.42, "child": 0.0 if leads else 0.16})
     attributes = set()
     if leads:
@@ -531,7 +531,7 @@ def _person(identity: int, dice: SeededDice, umbrellas: float, leads: bool) -> S
     )
 
 
-def _survey(dice: SeededDice, size: tuple[int, int]) -> tuple[StreetCamera, StreetLayout]:
+def _survey_street(dice: SeededDice, size: tuple[int, int]) -> tuple[StreetCamera, StreetLayout]:
     width, height = size
     base = min(width, height * 640 / 384)
     focal = base * dice.between(0.66, 0.98)
@@ -555,7 +555,7 @@ def _survey(dice: SeededDice, size: tuple[int, int]) -> tuple[StreetCamera, Stre
     return camera, StreetLayout(near, cycle, lanes, parking, far, far[1] + 0.1, crossing, dice.sign())
 
 
-def _conditions(dice: SeededDice, scenario: Scenario) -> SceneConditions:
+def _random_conditions(dice: SeededDice, scenario: Scenario) -> SceneConditions:
     light: Light = dice.weigh({"day": 0.6, "dusk": 0.2, "night": 0.2})
     weather: Weather = dice.weigh({"clear": 0.55, "rain": 0.18, "fog": 0.12, "snow": 0.15})
     sun = dice.between(-1.1, 1.1), dice.between(0.1, 0.7)

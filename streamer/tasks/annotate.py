@@ -19,11 +19,12 @@ from detectors import Detector, Request
 from detectors.detector import clean_queries
 from detectors.registry import default_detector
 from sinks.address import redact
-from streamer.analysis.label_scores import calibrated, sure
+from streamer.analysis.label_scores import calibrate_scores, sure_detections
 from streamer.boxes import box_polygon
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError, StreamerError
 from streamer.frame import Frame
+from streamer.recorders.picture_exports import check_picture_exports, write_picture_exports
 from streamer.sources import Source, open_sources
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 
 _JPEG_QUALITY = 92
 _NO_TRACK = -1
-_DATA_SET_FILES = ("annotations.json", "review.html", "gligen.jsonl", "grand.json", "images")
+_DATA_SET_FILES = ("annotations.json", "review.html", "gligen.jsonl", "grand.json", "images",
+                   "cvat.zip", "label-studio", "yolo", "datumaro")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class AnnotateTask:
     tracker: str | None = None
     sam: str | None = None
     gligen: bool = False
+    exports: Sequence[str] = ()
     describe: GlammLoading | None = None
 
 
@@ -101,9 +104,9 @@ class DataSet:
         }
         self.images.append(image)
         for row in range(len(found)):
-            self.annotations.append(self._annotation(int(image["id"]), found, row))  # type: ignore[call-overload]
+            self.annotations.append(self._coco_annotation(int(image["id"]), found, row))  # type: ignore[call-overload]
 
-    def _annotation(self, image: int, found: sv.Detections, row: int) -> dict[str, Any]:
+    def _coco_annotation(self, image: int, found: sv.Detections, row: int) -> dict[str, Any]:
         from streamer.enrichment.grounded import masks_of
         from streamer.rules.mask_rle import mask_model
 
@@ -152,20 +155,20 @@ class DataSet:
                     "image": image["file_name"],
                     "caption": ", ".join(dict.fromkeys(phrases)),
                     "phrases": phrases,
-                    "boxes": [_fractions(annotation["bbox"], image) for annotation in own],
+                    "boxes": [_box_fractions(annotation["bbox"], image) for annotation in own],
                 }
             )
         return entries
 
 
-def _fractions(bbox: Sequence[float], image: dict[str, Any]) -> list[float]:
+def _box_fractions(bbox: Sequence[float], image: dict[str, Any]) -> list[float]:
     """xywh in pixels -> xyxy in 0..1."""
     x, y, width, height = bbox
     corners = (x / image["width"], y / image["height"], (x + width) / image["width"], (y + height) / image["height"])
     return [round(min(max(value, 0.0), 1.0), 6) for value in corners]
 
 
-def annotate(task: AnnotateTask, *, as_json: bool = False, quiet: bool = False) -> None:
+def run_annotate(task: AnnotateTask, *, as_json: bool = False, quiet: bool = False) -> None:
     """Runs the task and prints what was written. Raises what sources, detectors and the model raise."""
     data = DataSet(clean_queries(task.queries))
     console = user_console(stderr=True, quiet=quiet or as_json or not sys.stderr.isatty())
@@ -186,6 +189,7 @@ class _AnnotateWork:
     def __init__(self, task: AnnotateTask, data: DataSet) -> None:
         self._task = task
         self._data = data
+        self._exports = check_picture_exports(task.exports)
         self._sources = open_sources(task.sources)  # reports a wrong address before models are loaded
         self._by_name = {source.name: source for source in self._sources}
         _check_outputs(task.out, self._sources)
@@ -224,16 +228,16 @@ class _AnnotateWork:
             async for frame in sampled(self._sources, every=self._task.every, fps=self._task.fps):
                 batch.append(frame)
                 if len(batch) == self._task.batch:
-                    await asyncio.to_thread(self._label, batch)
+                    await asyncio.to_thread(self._label_frames, batch)
                     console.print(f"{len(self._data.images)} images, {len(self._data.annotations)} boxes", end="\r")
                     batch = []
             if batch:
-                await asyncio.to_thread(self._label, batch)
+                await asyncio.to_thread(self._label_frames, batch)
         finally:
             written = self._write()  # what was labelled before an interruption is worth keeping
         return written
 
-    def _label(self, frames: Sequence[Frame]) -> None:
+    def _label_frames(self, frames: Sequence[Frame]) -> None:
         results = {
             name: detector.detect([Request(frame.image, self._prompts[name], frame.stream) for frame in frames])
             for name, detector in self._detectors.items()
@@ -242,9 +246,9 @@ class _AnnotateWork:
             found = {name: rows[place] for name, rows in results.items()}
             first = self._names[0]
             if self._task.tracker is not None:
-                self._track(frame, found[first], self._detectors[first].threshold)
+                self._track_frame(frame, found[first], self._detectors[first].threshold)
             # Trackers use doubtful detections, so these are removed after them.
-            found = {name: sure(rows, self._detectors[name].threshold) for name, rows in found.items()}
+            found = {name: sure_detections(rows, self._detectors[name].threshold) for name, rows in found.items()}
             file_name = f"{frame.stream}-{frame.index:06d}.jpg"
             _save_jpeg(self._task.out / "images" / file_name, frame)
             self._data.add(file_name, frame, found[first], self._origin_of(frame))
@@ -261,13 +265,13 @@ class _AnnotateWork:
             return str(source.recording)
         return redact(self._task.sources[0]) if len(self._task.sources) == 1 else source.name
 
-    def _track(self, frame: Frame, found: sv.Detections, threshold: float) -> None:
+    def _track_frame(self, frame: Frame, found: sv.Detections, threshold: float) -> None:
         """Give what is on a track its identity; what is on none is a label all the same."""
         assert self._task.tracker is not None
         if frame.stream not in self._trackers:
             self._trackers[frame.stream] = create_tracker(self._task.tracker)
         assert found.confidence is not None
-        scores = calibrated(found.confidence.astype(np.float64)[:, None], np.array([threshold]))
+        scores = calibrate_scores(found.confidence.astype(np.float64)[:, None], np.array([threshold]))
         tracked = self._trackers[frame.stream].update(replace(found, confidence=scores), frame.time_s)
         assert tracked.tracker_id is not None
         identities = np.full(len(found), _NO_TRACK)
@@ -284,12 +288,13 @@ class _AnnotateWork:
             files["review.html"] = review_page(coco, "images", self._records)
         for name, text in files.items():
             write_text(out / name, text)
+        exported = write_picture_exports(out, self._exports, coco)
         return {
             "images": len(self._data.images),
             "annotations": len(self._data.annotations),
             "annotations_file": str(out / "annotations.json"),
             "review": str(out / "review.html"),
-            "files": [str(out / name) for name in files],
+            "files": [*(str(out / name) for name in files), *map(str, exported)],
         }
 
 

@@ -58,7 +58,7 @@ def compare_with_decoding(
     with tempfile.TemporaryDirectory() as folder:
         if video is None:
             video = draw_street(Path(folder) / f"street-{size}.mp4", size, frames)
-        comparison = measure(video, boxes=boxes, rounds=rounds, folder=Path(folder), reads_pixels=reads_pixels)
+        comparison = measure_path(video, boxes=boxes, rounds=rounds, folder=Path(folder), reads_pixels=reads_pixels)
     if as_json:
         print(json.dumps(asdict(comparison), indent=2))  # noqa: T201
         return
@@ -75,7 +75,7 @@ def compare_with_decoding(
     )
 
 
-def measure(video: Path, *, boxes: int, rounds: int, folder: Path, reads_pixels: bool = False) -> PaceComparison:
+def measure_path(video: Path, *, boxes: int, rounds: int, folder: Path, reads_pixels: bool = False) -> PaceComparison:
     """Decode alone, then decode, follow `boxes` scripted boxes a frame with the default tracker and rules, in turns.
 
     With `reads_pixels` both convert every frame to BGR and read it. Raises what opening the video raises.
@@ -84,7 +84,7 @@ def measure(video: Path, *, boxes: int, rounds: int, folder: Path, reads_pixels:
 
     frames = count_frames(video)
     script = folder / "script.json"
-    script.write_text(json.dumps({"frames": _walks(boxes, frames), "repeat": True}))
+    script.write_text(json.dumps({"frames": _scripted_walks(boxes, frames), "repeat": True}))
     decoding: list[PathPace] = []
     pipeline: list[PathPace] = []
     for _ in range(rounds):
@@ -95,7 +95,7 @@ def measure(video: Path, *, boxes: int, rounds: int, folder: Path, reads_pixels:
                 count_frames(video)
         decoding.append(watch.pace)
         pipeline.append(asyncio.run(_run(video, script, folder, frames, reads_pixels=reads_pixels)))
-    alone, whole = _median(decoding), _median(pipeline)
+    alone, whole = _median_pace(decoding), _median_pace(pipeline)
     return PaceComparison(
         video=video.name,
         frames=frames,
@@ -129,7 +129,7 @@ def draw_street(path: Path, size: str, frames: int) -> Path:
     return path
 
 
-def _walks(boxes: int, frames: int) -> list[list[dict[str, object]]]:
+def _scripted_walks(boxes: int, frames: int) -> list[list[dict[str, object]]]:
     """People who walk to and fro on tracks of their own, one for each box."""
     rows = []
     for frame in range(min(frames, 500)):
@@ -208,7 +208,7 @@ class _ResourceWatch:
         self.pace = PathPace(self._frames / wall, cpu * 1000 / self._frames)
 
 
-def _median(paces: list[PathPace]) -> PathPace:
+def _median_pace(paces: list[PathPace]) -> PathPace:
     return PathPace(
         statistics.median(pace.frames_per_s for pace in paces), statistics.median(pace.cpu_ms for pace in paces)
     )

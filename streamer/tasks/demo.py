@@ -79,7 +79,9 @@ def _show_database(path: Path) -> None:
         (_SHOWN,),
     ):
         tracks.add_row(*map(str, row))
-    tracks.title = _title("tracks", database, "SELECT count(DISTINCT subject) FROM events WHERE track IS NOT NULL")
+    tracks.title = _table_title(
+        "tracks", database, "SELECT count(DISTINCT subject) FROM events WHERE track IS NOT NULL"
+    )
     events = Table("at", "event", "track", "where", title_justify="left")
     for time, kind, track, place, direction in database.execute(
         """SELECT substr(time, 15, 7), type, track, coalesce(zone, line),
@@ -90,12 +92,12 @@ def _show_database(path: Path) -> None:
         short = kind.removeprefix("groundstream.").rpartition(".")[0]
         events.add_row(time, short, str(track), f"{place} {direction}".rstrip())
     count = "SELECT count(*) FROM events WHERE zone IS NOT NULL OR line IS NOT NULL"
-    events.title = _title("zone and line events", database, count)
+    events.title = _table_title("zone and line events", database, count)
     database.close()
     console.print(tracks)
     console.print(events)
 
 
-def _title(what: str, database: sqlite3.Connection, count: str) -> str:
+def _table_title(what: str, database: sqlite3.Connection, count: str) -> str:
     (total,) = database.execute(count).fetchone()
     return f"{what}: {min(total, _SHOWN)} of {total}"

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from detectors import Request
-from streamer.analysis.label_scores import sure
+from streamer.analysis.label_scores import sure_detections
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError, StreamerError
 from streamer.sources.picture import PictureError, read_picture
@@ -59,15 +59,15 @@ def detect(
                     results.append(picture)
                     report_line(str(picture))
                     continue
-                each = sure(next(found), model.threshold)
+                each = sure_detections(next(found), model.threshold)
                 results.append(each)
                 if target is not None:
-                    write_picture(target, draw(picture, each))
+                    write_picture(target, draw_detections(picture, each))
     failures = [result for result in results if isinstance(result, PictureError)]
     if len(failures) == len(images):
         raise failures[0]
     if as_json:
-        plain = [_plain(file, each) for file, each in zip(images, results, strict=True)]
+        plain = [_plain_result(file, each) for file, each in zip(images, results, strict=True)]
         print(json.dumps(plain, indent=2))  # noqa: T201 - the output asked for
     else:
         _print_table(images, results)
@@ -81,29 +81,29 @@ def _try_to_read(file: Path) -> Image | PictureError:
         return error
 
 
-def draw(image: Image, found: sv.Detections) -> Image:
+def draw_detections(image: Image, found: sv.Detections) -> Image:
     """A copy of the picture with the box, the query and the score of each detection."""
     import supervision as sv
 
-    labels = [f"{name} {score:.2f}" for _, name, score in _rows(found)]
+    labels = [f"{name} {score:.2f}" for _, name, score in _detection_rows(found)]
     masked = image.copy() if found.mask is None else sv.MaskAnnotator().annotate(image.copy(), found)
     boxed = sv.BoxAnnotator().annotate(masked, found)
     return np.asarray(sv.LabelAnnotator().annotate(boxed, found, labels), np.uint8)
 
 
-def _rows(found: sv.Detections) -> Iterator[tuple[list[float], str, float]]:
+def _detection_rows(found: sv.Detections) -> Iterator[tuple[list[float], str, float]]:
     assert found.confidence is not None
     for box, name, score in zip(found.xyxy, found.data["class_name"], found.confidence, strict=True):
         yield [round(float(value), 1) for value in box], str(name), float(score)
 
 
-def _plain(file: Path, found: sv.Detections | PictureError) -> dict[str, Any]:
+def _plain_result(file: Path, found: sv.Detections | PictureError) -> dict[str, Any]:
     from streamer.rules.mask_rle import mask_model
 
     if isinstance(found, PictureError):
         return {"image": str(file), "error": str(found), "detections": []}
     rows: list[dict[str, Any]] = [
-        {"query": name, "confidence": round(score, 4), "box": box} for box, name, score in _rows(found)
+        {"query": name, "confidence": round(score, 4), "box": box} for box, name, score in _detection_rows(found)
     ]
     if found.mask is not None:
         for row, mask in zip(rows, np.asarray(found.mask, np.bool_), strict=True):
@@ -116,7 +116,7 @@ def _print_table(images: Sequence[Path], results: Sequence[sv.Detections | Pictu
     for file, found in zip(images, results, strict=True):
         if isinstance(found, PictureError):
             continue
-        for box, name, score in _rows(found):
+        for box, name, score in _detection_rows(found):
             table.add_row(str(file), name, f"{score:.2f}", *(f"{value:.0f}" for value in box))
         if not len(found):
             table.add_row(str(file), "-", "", "", "", "", "")

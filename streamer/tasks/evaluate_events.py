@@ -32,7 +32,7 @@ class LabelledEvent:
     place: str
     direction: str | None = None
     stream: str = ""
-    told_s: float | None = None  # when it left the pipeline, on the same clock; unknown for files
+    published_s: float | None = None  # when it left the pipeline, on the same clock; unknown for files
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def score_events(
         rows, columns = linear_sum_assignment(np.where(apart <= tolerance_s, apart, never))
         pairs += [(real[r], found[c]) for r, c in zip(rows, columns, strict=True) if apart[r, c] <= tolerance_s]
     offsets = [abs(found.time_s - real.time_s) for real, found in pairs]
-    delays = [found.told_s - real.time_s for real, found in pairs if found.told_s is not None]
+    delays = [found.published_s - real.time_s for real, found in pairs if found.published_s is not None]
     return EventScore(
         len(pairs),
         len(truth) - len(pairs),
@@ -122,51 +122,51 @@ def _parse_line(line: str) -> LabelledEvent | None:
         raise ValueError("expected a JSON object")
     if "specversion" not in row:
         return _parse_label(row)
-    kind = _text(row, "type").removeprefix("groundstream.").removesuffix(".v1")
+    kind = _required_text(row, "type").removeprefix("groundstream.").removesuffix(".v1")
     if kind not in PLACED:
         return None
-    data = _part(row, "data")
-    place = _part(data, PLACED[kind])
-    emitted = _part(data, "clock").get("emitted_ns")
+    data = _required_part(row, "data")
+    place = _required_part(data, PLACED[kind])
+    emitted = _required_part(data, "clock").get("emitted_ns")
     return LabelledEvent(
-        datetime.fromisoformat(_text(row, "time")).timestamp(),
+        datetime.fromisoformat(_required_text(row, "time")).timestamp(),
         kind,
-        _text(place, "id"),
+        _required_text(place, "id"),
         place.get("direction"),
-        _text(data, "stream"),
-        None if emitted is None else _number(emitted, "data.clock.emitted_ns") / 1e9,
+        _required_text(data, "stream"),
+        None if emitted is None else _finite_number(emitted, "data.clock.emitted_ns") / 1e9,
     )
 
 
 def _parse_label(row: dict[str, Any]) -> LabelledEvent | None:
-    kind = _text(row, "type")
+    kind = _required_text(row, "type")
     if kind not in PLACED:
         return None
-    time_s = _number(row.get("time_s"), "time_s")
-    return LabelledEvent(time_s, kind, _text(row, "place"), row.get("direction"), str(row.get("stream", "")))
+    time_s = _finite_number(row.get("time_s"), "time_s")
+    return LabelledEvent(time_s, kind, _required_text(row, "place"), row.get("direction"), str(row.get("stream", "")))
 
 
-def _part(row: dict[str, Any], name: str) -> dict[str, Any]:
+def _required_part(row: dict[str, Any], name: str) -> dict[str, Any]:
     value = row.get(name)
     if not isinstance(value, dict):
         raise ValueError(f"expected an object as {name!r}, found {value!r:.40}")
     return value
 
 
-def _text(row: dict[str, Any], name: str) -> str:
+def _required_text(row: dict[str, Any], name: str) -> str:
     value = row.get(name)
     if not isinstance(value, str) or not value:
         raise ValueError(f"expected a text as {name!r}, found {value!r:.40}")
     return value
 
 
-def _number(value: object, name: str) -> float:
+def _finite_number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LATEST:
         raise ValueError(f"expected a finite number as {name!r}, found {value!r:.40}")
     return float(value)
 
 
-def shifted(happenings: Iterable[LabelledEvent], seconds: float, stream: str | None) -> list[LabelledEvent]:
+def shift_events(happenings: Iterable[LabelledEvent], seconds: float, stream: str | None) -> list[LabelledEvent]:
     """Labels of a recording, moved to the clock and the stream name of a run."""
     return [
         LabelledEvent(

@@ -20,7 +20,8 @@ import supervision as sv
 from rich.console import Console
 from rich.table import Table
 
-from detectors.coco_data import DataSetError, fold_name
+from detectors.coco_data import fold_name
+from detectors.data_files import DataSetError
 from detectors.glamm import metrics
 from streamer.enrichment import grounded
 from streamer.enrichment.loading import GlammLoading
@@ -42,7 +43,7 @@ class SegmentationBenchmark(StrEnum):
     REGCAP = "regcap"
 
 
-def score(
+def score_benchmark(
     benchmark: SegmentationBenchmark,
     truth: Mapping[str, MaskRecord],
     predicted: Mapping[str, MaskRecord],
@@ -55,10 +56,10 @@ def score(
         "without_answer": sum(identity not in predicted for identity in truth),
     }
     if benchmark is SegmentationBenchmark.REFSEG:
-        return found | _referring(truth, answers)
+        return found | _score_referring(truth, answers)
     if benchmark is SegmentationBenchmark.GCG:
         found |= {"ap50": average_precision(truth, answers), "miou": _mean_iou(truth, answers)}
-        found |= _recall(truth, answers, similarity)
+        found |= _score_recall(truth, answers, similarity)
     return found | caption_scores(truth, answers)
 
 
@@ -70,7 +71,7 @@ def _mean_iou(truth: Mapping[str, MaskRecord], answers: Mapping[str, MaskRecord]
     return float(np.mean(ious)) if ious else 0.0
 
 
-def _recall(
+def _score_recall(
     truth: Mapping[str, MaskRecord], answers: Mapping[str, MaskRecord], similarity: Similarity | None
 ) -> dict[str, float | str | None]:
     """Where phrases and masks of an answer differ in number, its image counts as missed, as in the paper's script."""
@@ -85,7 +86,7 @@ def _recall(
     return {"recall": metrics.average_recall(hits, [len(record.phrases) for record in truth.values()])}
 
 
-def _referring(truth: Mapping[str, MaskRecord], answers: Mapping[str, MaskRecord]) -> dict[str, float | int]:
+def _score_referring(truth: Mapping[str, MaskRecord], answers: Mapping[str, MaskRecord]) -> dict[str, float | int]:
     """A phrase without an answer counts with an empty mask, and is counted."""
     total, unanswered = metrics.ReferringScore(), 0
     for identity, record in truth.items():
@@ -131,12 +132,12 @@ def average_precision(truth: Mapping[str, MaskRecord], answers: Mapping[str, Mas
     except ImportError:
         raise StreamerError("AP50 needs pycocotools: pip install 'groundstream[eval]'") from None
     numbers = {identity: number for number, identity in enumerate(truth, 1)}
-    sizes = {i: rle["size"] for records in (answers, truth) for i, rle in _pairs(records)}
+    sizes = {i: rle["size"] for records in (answers, truth) for i, rle in _phrase_pairs(records)}
     wanted = [
-        {**_annotation(numbers[i], rle), "id": number, "iscrowd": 0, "area": int(decode_mask(rle).sum())}
-        for number, (i, rle) in enumerate(_pairs(truth), 1)
+        {**_coco_annotation(numbers[i], rle), "id": number, "iscrowd": 0, "area": int(decode_mask(rle).sum())}
+        for number, (i, rle) in enumerate(_phrase_pairs(truth), 1)
     ]
-    given = [{**_annotation(numbers[i], rle), "score": 1.0} for i, rle in _pairs(answers)]
+    given = [{**_coco_annotation(numbers[i], rle), "score": 1.0} for i, rle in _phrase_pairs(answers)]
     if not wanted or not given:
         return 0.0
     with contextlib.redirect_stdout(io.StringIO()):
@@ -152,13 +153,13 @@ def average_precision(truth: Mapping[str, MaskRecord], answers: Mapping[str, Mas
     return float(evaluation.stats[1])
 
 
-def _pairs(records: Mapping[str, MaskRecord]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _phrase_pairs(records: Mapping[str, MaskRecord]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for identity, record in records.items():
         for rle in record.rles:
             yield identity, rle
 
 
-def _annotation(image: int, rle: Mapping[str, Any]) -> dict[str, Any]:
+def _coco_annotation(image: int, rle: Mapping[str, Any]) -> dict[str, Any]:
     """With compressed run lengths, whatever form the file has them in."""
     counts = rle["counts"]
     if not isinstance(counts, str):
@@ -188,7 +189,7 @@ def _no_captions() -> str:
     return "" if shutil.which("java") else "pycocoevalcap needs Java"
 
 
-def predict(
+def predict_masks(
     benchmark: SegmentationBenchmark, truth: Mapping[str, MaskRecord], images: Path, loading: GlammLoading
 ) -> dict[str, MaskRecord]:
     """What GLaMM answers to the images of `truth`, `image` or `file_name` below `images`.
@@ -205,23 +206,23 @@ def predict(
         if benchmark is SegmentationBenchmark.GCG:
             answer = glamm.describe(image, prompts.DESCRIBE_AS_PUBLISHED)
             phrases = tuple(span.phrase for span in answer.spans)
-            answers[identity] = MaskRecord(identity, answer.text, phrases, _rles(answer.masks))
+            answers[identity] = MaskRecord(identity, answer.text, phrases, _encode_masks(answer.masks))
         elif benchmark is SegmentationBenchmark.REFSEG:
             found = glamm.segment(image, record.phrases)
             assert found.class_id is not None
             masks = np.zeros((len(record.phrases), *image.shape[:2]), dtype=bool)
             masks[found.class_id] = grounded.masks_of(found)
-            answers[identity] = MaskRecord(identity, "", record.phrases, _rles(masks))
+            answers[identity] = MaskRecord(identity, "", record.phrases, _encode_masks(masks))
         else:
             answers[identity] = MaskRecord(identity, glamm.caption_region(image, record.box), (), ())
     return answers
 
 
-def _rles(masks: BoolMask) -> tuple[dict[str, Any], ...]:
+def _encode_masks(masks: BoolMask) -> tuple[dict[str, Any], ...]:
     return tuple(mask_model(mask).model_dump(include={"size", "counts"}) for mask in masks)
 
 
-def evaluate(
+def run_evaluation(
     benchmark: SegmentationBenchmark,
     truth_file: Path,
     predictions: Path | None,
@@ -244,8 +245,8 @@ def evaluate(
         answers = read_records(predictions)
     else:
         assert images is not None
-        answers = predict(benchmark, truth, images, loading)
-    scores = score(benchmark, truth, answers, similarity)
+        answers = predict_masks(benchmark, truth, images, loading)
+    scores = score_benchmark(benchmark, truth, answers, similarity)
     if as_json:
         Console(soft_wrap=True).print_json(json.dumps({"benchmark": benchmark.value, **scores}))
     else:

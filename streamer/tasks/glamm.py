@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from detectors.glamm.segmenter import Glamm
 
 
-def _tell(text: str) -> None:
+def _print_text(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
@@ -37,7 +37,7 @@ class NoMask(DetectorError):
     """The model answered, but showed nothing."""
 
 
-def segment(
+def run_segment(
     address: str,
     phrases: Sequence[str],
     loading: GlammLoading,
@@ -58,11 +58,11 @@ def segment(
     found = glamm.segment(image, phrases, generate=generate)
     _save_segments(out, Path(address).stem, image, found)
     if as_json:
-        _print_json({"image": address, **_facts(image, glamm), **_segments(found, phrases)})
+        _print_json({"image": address, **_answer_facts(image, glamm), **_segment_record(found, phrases)})
     else:
         _print_segments(found)
-    for complaint in _unanswered(found, phrases):
-        _tell(str(complaint))
+    for complaint in _unanswered_phrases(found, phrases):
+        _print_text(str(complaint))
     return 0 if len(found) else 1
 
 
@@ -86,7 +86,7 @@ async def _segment_video(
         _save_segments(out, f"{frame.stream}-{frame.index:06d}", frame.image, found)
         if as_json:
             facts = {"video": address, "frame": frame.index, "time_s": frame.time_s}
-            _print_json({**facts, **_facts(frame.image, glamm), **_segments(found, phrases)})
+            _print_json({**facts, **_answer_facts(frame.image, glamm), **_segment_record(found, phrases)})
         else:
             sys.stdout.write(f"frame {frame.index}, {frame.time_s:.2f} s\n")
             _print_segments(found)
@@ -97,7 +97,7 @@ def _is_video(address: str) -> bool:
     return ":" in address or Path(address).is_dir() or Path(address).suffix.lower() in VIDEO_SUFFIXES
 
 
-def _segments(found: sv.Detections, phrases: Sequence[str]) -> dict[str, Any]:
+def _segment_record(found: sv.Detections, phrases: Sequence[str]) -> dict[str, Any]:
     answers = found.metadata["answers"]
     return {
         "segments": grounded.segments_as_json(found),
@@ -105,7 +105,7 @@ def _segments(found: sv.Detections, phrases: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _unanswered(found: sv.Detections, phrases: Sequence[str]) -> Iterator[NoMask]:
+def _unanswered_phrases(found: sv.Detections, phrases: Sequence[str]) -> Iterator[NoMask]:
     assert found.class_id is not None
     for number, (phrase, answer) in enumerate(zip(phrases, found.metadata["answers"], strict=True)):
         if number not in found.class_id:
@@ -124,23 +124,25 @@ def _print_segments(found: sv.Detections) -> None:
 def _save_segments(out: Path | None, name: str, image: Image, found: sv.Detections) -> None:
     if out is not None and len(found):
         labels = [str(phrase) for phrase in found.data["class_name"]]
-        _save(out, f"{name}.png", grounded.encode_png(grounded.paint(image, grounded.masks_of(found), labels)))
+        _save_record(
+            out, f"{name}.png", grounded.encode_png(grounded.paint_masks(image, grounded.masks_of(found), labels))
+        )
 
 
-def describe(path: Path, loading: GlammLoading, *, out: Path, as_json: bool) -> None:
+def run_describe(path: Path, loading: GlammLoading, *, out: Path, as_json: bool) -> None:
     image = read_picture(path)
     glamm = loading.load()
     answer = glamm.describe(image)
-    picture = _save(out, f"{path.stem}.png", grounded.encode_png(grounded.paint_grounded(image, answer)))
-    page = _save(out, f"{path.stem}.html", grounded.page(image, answer, path.name).encode())
+    picture = _save_record(out, f"{path.stem}.png", grounded.encode_png(grounded.paint_grounded(image, answer)))
+    page = _save_record(out, f"{path.stem}.html", grounded.grounded_page(image, answer, path.name).encode())
     if as_json:
-        _print_json({"image": str(path), **_facts(image, glamm), **grounded.as_json(answer)})
+        _print_json({"image": str(path), **_answer_facts(image, glamm), **grounded.as_json(answer)})
     else:
         _print_grounded(answer)
-        _tell(f"{page} and {picture} show it")
+        _print_text(f"{page} and {picture} show it")
 
 
-def region(path: Path, boxes: Sequence[str], loading: GlammLoading, *, as_json: bool) -> None:
+def run_region(path: Path, boxes: Sequence[str], loading: GlammLoading, *, as_json: bool) -> None:
     places = [grounded.parse_box(box) for box in boxes]
     image = read_picture(path)
     _check_boxes(places, image)
@@ -148,23 +150,23 @@ def region(path: Path, boxes: Sequence[str], loading: GlammLoading, *, as_json: 
     texts = glamm.caption_regions(image, places)
     if as_json:
         answer = [{"box": list(place), "text": text} for place, text in zip(places, texts, strict=True)]
-        _print_json({"image": str(path), **_facts(image, glamm), "regions": answer})
+        _print_json({"image": str(path), **_answer_facts(image, glamm), "regions": answer})
     else:
         for box, text in zip(boxes, texts, strict=True):
             sys.stdout.write(f"{box}: {text}\n" if len(boxes) > 1 else f"{text}\n")
 
 
-def caption(path: Path, loading: GlammLoading, *, as_json: bool) -> None:
+def run_caption(path: Path, loading: GlammLoading, *, as_json: bool) -> None:
     image = read_picture(path)
     glamm = loading.load()
     text = glamm.caption(image)
     if as_json:
-        _print_json({"image": str(path), **_facts(image, glamm), "text": text})
+        _print_json({"image": str(path), **_answer_facts(image, glamm), "text": text})
     else:
         sys.stdout.write(f"{text}\n")
 
 
-def chat(
+def run_chat(
     path: Path, messages: Sequence[str], boxes: Sequence[str], loading: GlammLoading, *, out: Path | None, as_json: bool
 ) -> None:
     places = [grounded.parse_box(box) for box in boxes]
@@ -183,18 +185,18 @@ def chat(
         except PromptError as error:
             if messages:
                 raise
-            _tell(str(error))  # a slip of the fingers does not end a conversation
+            _print_text(str(error))  # a slip of the fingers does not end a conversation
             continue
         marks = wanted
         history.append((message, answer))
         if out is not None and len(answer.masks):
             name = f"{path.stem}-{len(history)}.png"
-            _save(out, name, grounded.encode_png(grounded.paint_grounded(image, answer)))
+            _save_record(out, name, grounded.encode_png(grounded.paint_grounded(image, answer)))
         if not as_json:
             _print_grounded(answer)
     if as_json:
         turns = [{"message": message, **grounded.as_json(answer)} for message, answer in history]
-        _print_json({"image": str(path), **_facts(image, glamm), "turns": turns})
+        _print_json({"image": str(path), **_answer_facts(image, glamm), "turns": turns})
 
 
 def _check_boxes(boxes: Sequence[Sequence[float]], image: Image) -> None:
@@ -216,7 +218,7 @@ def _typed_messages() -> Iterator[str]:
         yield line
 
 
-def _facts(image: Image, glamm: Glamm) -> dict[str, Any]:
+def _answer_facts(image: Image, glamm: Glamm) -> dict[str, Any]:
     return {"width": image.shape[1], "height": image.shape[0], "model": glamm.name}
 
 
@@ -226,7 +228,7 @@ def _print_json(value: dict[str, Any]) -> None:
 
 def _print_grounded(answer: GroundedText) -> None:
     text = Text()
-    for words, span in grounded.pieces(answer):
+    for words, span in grounded.text_pieces(answer):
         if span is not None and span.masks:
             text.append(words, style=f"bold {grounded.color_of(span.masks[0]).as_hex()}")
         else:
@@ -234,7 +236,7 @@ def _print_grounded(answer: GroundedText) -> None:
     Console(soft_wrap=True).print(text)
 
 
-def _save(folder: Path, name: str, data: bytes) -> Path:
+def _save_record(folder: Path, name: str, data: bytes) -> Path:
     path = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)

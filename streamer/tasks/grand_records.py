@@ -18,7 +18,7 @@ import numpy.typing as npt
 from detectors.detector import GroundedText
 from detectors.overlap import mask_boxes
 from streamer.boxes import box_ious
-from streamer.enrichment.grounded import union
+from streamer.enrichment.grounded import union_mask
 from streamer.rules.mask_rle import mask_model
 
 if TYPE_CHECKING:
@@ -91,26 +91,26 @@ class GrandObject:
         return record if self.track is None else {**record, "track_id": self.track}
 
 
-def vote(found: Mapping[str, sv.Detections], described: GroundedText) -> list[GrandObject]:
+def vote_objects(found: Mapping[str, sv.Detections], described: GroundedText) -> list[GrandObject]:
     """The things that detectors and the description speak of, each with who saw it; best scores first."""
     things: list[GrandObject] = []
     for source, candidates in [
-        *((name, _candidates(name, rows)) for name, rows in found.items()),
-        _described(described),
+        *((name, _source_candidates(name, rows)) for name, rows in found.items()),
+        _described_things(described),
     ]:
         known = list(things)
-        for candidate in _distinct(candidates):
+        for candidate in _drop_duplicates(candidates):
             ious = box_ious(candidate.box[None], np.array([thing.box for thing in known]).reshape(-1, 4))[0]
             free = [place for place in np.argsort(-ious) if ious[place] >= SAME and source not in known[place].votes]
             if free:
-                _join(known[free[0]], candidate)
+                _join_candidate(known[free[0]], candidate)
             else:
                 candidate.votes[source] = candidate.label
                 things.append(candidate)
     return sorted(things, key=lambda thing: -thing.score)
 
 
-def _join(thing: GrandObject, candidate: GrandObject) -> None:
+def _join_candidate(thing: GrandObject, candidate: GrandObject) -> None:
     """The label and box of the better score stay; the other's label is kept as a candidate."""
     thing.votes[candidate.source] = candidate.label
     if candidate.mask is not None:
@@ -123,29 +123,29 @@ def _join(thing: GrandObject, candidate: GrandObject) -> None:
         )  # fmt: skip
 
 
-def _candidates(source: str, found: sv.Detections) -> list[GrandObject]:
+def _source_candidates(source: str, found: sv.Detections) -> list[GrandObject]:
     scores = np.ones(len(found)) if found.confidence is None else found.confidence
     tracks = [None] * len(found) if found.tracker_id is None else found.tracker_id.tolist()
     rows = zip(found.xyxy.astype(np.float64), found.data.get("class_name", ()), scores, tracks, strict=True)
     return [
-        GrandObject(box, _label(str(name)), float(score), source, track=track)
+        GrandObject(box, _plain_label(str(name)), float(score), source, track=track)
         for box, name, score, track in rows
         if score >= LEAST_SCORE
     ]
 
 
-def _described(described: GroundedText) -> tuple[str, list[GrandObject]]:
+def _described_things(described: GroundedText) -> tuple[str, list[GrandObject]]:
     """The phrases of the description that have a mask."""
     things = []
     for span in described.spans:
-        mask = union(described, span)
+        mask = union_mask(described, span)
         if mask is not None and mask.any():
             box = mask_boxes(mask[None])[0]
             things.append(GrandObject(box, span.phrase.lower(), 0.0, DESCRIPTION, mask=mask))
     return DESCRIPTION, things
 
 
-def _distinct(candidates: Sequence[GrandObject]) -> list[GrandObject]:
+def _drop_duplicates(candidates: Sequence[GrandObject]) -> list[GrandObject]:
     """Without those that nearly cover a better one of the same voter."""
     kept: list[GrandObject] = []
     for candidate in sorted(candidates, key=lambda thing: -thing.score):
@@ -154,7 +154,7 @@ def _distinct(candidates: Sequence[GrandObject]) -> list[GrandObject]:
     return kept
 
 
-def _label(name: str) -> str:
+def _plain_label(name: str) -> str:
     return "person" if name.lower() in _PERSONS else name
 
 
@@ -171,11 +171,11 @@ class GrandAnnotator:
         """The record of one frame (BGR); `found` are the detections by the name of their detector, in pixels."""
         (look,) = self._glamm.encode_images([image])
         described = self._glamm.describe(look)
-        things = vote(found, described)
+        things = vote_objects(found, described)
         objects = [thing for thing in things if thing.is_object][:MOST_OBJECTS]
         floating = [thing for thing in things if not thing.is_object][: MOST_OBJECTS - len(objects)]
         everything = objects + floating
-        self._segment(image, everything)
+        self._segment_things(image, everything)
         self._give_attributes(look, objects)
         numbered = dict(enumerate(everything))
         short = self._glamm.chat(look, [], SHORT_CAPTION)
@@ -186,7 +186,7 @@ class GrandAnnotator:
             "objects": [thing.as_json(number) for number, thing in enumerate(objects)],
             "floating_objects": [thing.as_json(len(objects) + number) for number, thing in enumerate(floating)],
             "floating_attributes": [],
-            "landmark": self._landmark(look),
+            "landmark": self._ask_landmark(look),
             "relationships": {
                 "object_ids": sorted(number for number in related if number < len(objects)),
                 "floating_object_ids": sorted(number for number in related if number >= len(objects)),
@@ -200,7 +200,7 @@ class GrandAnnotator:
             "timestamp": time_s,
         }
 
-    def _segment(self, image: npt.NDArray[np.uint8], things: Sequence[GrandObject]) -> None:
+    def _segment_things(self, image: npt.NDArray[np.uint8], things: Sequence[GrandObject]) -> None:
         """SAM's mask of the box; where GLaMM's mask of the words agrees with it, that one, as two saw it."""
         masks, _ = self._masks.masks(image, np.array([thing.box for thing in things]).reshape(-1, 4))
         for thing, mask in zip(things, masks, strict=True):
@@ -216,13 +216,13 @@ class GrandAnnotator:
             if attribute := _SPEAKER.sub("", text).strip():
                 objects[place].attributes.insert(0, attribute)
 
-    def _landmark(self, look: EncodedImage) -> dict[str, str | None]:
+    def _ask_landmark(self, look: EncodedImage) -> dict[str, str | None]:
         """Asked twice, first for the kind, then for the kind within it; an answer outside the list does not count."""
-        coarse = self._choose(look, COARSE, tuple(LANDMARKS))
-        fine = None if coarse is None else self._choose(look, FINE, LANDMARKS[coarse], coarse=coarse.lower())
+        coarse = self._ask_choice(look, COARSE, tuple(LANDMARKS))
+        fine = None if coarse is None else self._ask_choice(look, FINE, LANDMARKS[coarse], coarse=coarse.lower())
         return {"category": coarse, "fine_category": fine}
 
-    def _choose(self, look: EncodedImage, question: str, choices: Sequence[str], **words: str) -> str | None:
+    def _ask_choice(self, look: EncodedImage, question: str, choices: Sequence[str], **words: str) -> str | None:
         answer = self._glamm.chat(look, [], question.format(choices=", ".join(choices), **words)).text.lower()
         named = [
             choice for choice in choices if choice.lower() in answer or choice.split()[0].lower() in answer.split()
@@ -263,7 +263,7 @@ def _dense_details(described: GroundedText, things: Mapping[int, GrandObject]) -
     boxes = np.array([thing.box for thing in things.values()]).reshape(-1, 4)
     details = []
     for span in described.spans:
-        mask = union(described, span)
+        mask = union_mask(described, span)
         if mask is None or not mask.any():
             continue
         ious = box_ious(mask_boxes(mask[None]), boxes)[0]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import supervision as sv
 
-from detectors import coco_data
+from detectors import coco_data, data_files
 
 BoolMask = npt.NDArray[np.bool_]
 _LARGEST_SIDE = 1 << 16  # pixels of a mask
@@ -48,11 +48,11 @@ def read_records(path: Path) -> dict[str, MaskRecord]:
     GranD-f's own form, `{file_name, caption, groundings: {phrase: {rle_masks}}}`, is read too. Several records of one
     image are joined. Raises `DataSetError` with every flaw.
     """
-    text = coco_data.read_text(path)
+    text = data_files.read_text(path)
     if text.lstrip().startswith("["):
-        table = coco_data.parse_json(text, path)
+        table = data_files.parse_json(text, path)
     else:
-        table = [coco_data.parse_json(row, path) for row in text.splitlines() if row.strip()]
+        table = [data_files.parse_json(row, path) for row in text.splitlines() if row.strip()]
     flaws = coco_data.Flaws(path)
     records: dict[str, MaskRecord] = {}
     for number, entry in enumerate(table):
@@ -60,12 +60,12 @@ def read_records(path: Path) -> dict[str, MaskRecord]:
         if record is None:
             continue
         earlier = records.get(record.image_id)
-        records[record.image_id] = record if earlier is None else _join(earlier, record)
+        records[record.image_id] = record if earlier is None else _join_records(earlier, record)
     flaws.raise_any()
     return records
 
 
-def _join(first: MaskRecord, second: MaskRecord) -> MaskRecord:
+def _join_records(first: MaskRecord, second: MaskRecord) -> MaskRecord:
     """Two records of one image as one: RefCOCO has a record for each phrase."""
     return MaskRecord(
         first.image_id,
@@ -135,13 +135,13 @@ def _read_mask(mask: Any, entry: Mapping[str, Any]) -> dict[str, Any]:
     size, counts = mask["size"], mask["counts"]
     if not isinstance(size, list) or len(size) != 2 or not all(_is_side(side) for side in size):
         raise ValueError(f"a mask's size is {size!r:.60}: expected [height, width] in pixels")
-    runs = counts if isinstance(counts, list) else _decompress(counts)
+    runs = counts if isinstance(counts, list) else _decompress_counts(counts)
     if not all(isinstance(run, int) and run >= 0 for run in runs) or sum(runs) != size[0] * size[1]:
         raise ValueError(f"a mask's counts do not add up to its {size[0]} x {size[1]} pixels")
     return {"size": size, "counts": counts}
 
 
-def _decompress(counts: Any) -> list[int]:
+def _decompress_counts(counts: Any) -> list[int]:
     """COCO's compressed run lengths: numbers in base 32, each from the third on as the difference to the run before
     the last. Raises `ValueError`."""
     if not isinstance(counts, str):

@@ -19,31 +19,31 @@ from streamer.tasks.console import report_line, user_console
 def show_list(*, as_json: bool) -> None:
     models = catalogue.catalogue()
     if as_json:
-        print(json.dumps([_facts(model) for model in models], indent=2))  # noqa: T201 - the output asked for
+        print(json.dumps([_model_facts(model) for model in models], indent=2))  # noqa: T201 - the output asked for
         return
     table = Table(box=None)
     table.add_column("name", no_wrap=True, overflow="ignore")
     for title in ("here", "download", "knows", "licence", "for", "repository"):
         table.add_column(title)
     for model in models:
-        here = _size(model.bytes_here) if model.is_here else "-"
-        download = "?" if model.size is None else _size(model.size)
+        here = _readable_size(model.bytes_here) if model.is_here else "-"
+        download = "?" if model.size is None else _readable_size(model.size)
         table.add_row(model.name, here, download, model.vocabulary, model.licence, model.purpose, model.repository)
     user_console().print(table)
 
 
-def pull(names: Sequence[str]) -> None:
+def pull_models(names: Sequence[str]) -> None:
     for name in names:  # a wrong name among them stops everything before gigabytes were fetched
         catalogue.find_model(name)
     for name in names:
         model = catalogue.find_model(name)
         if not model.is_here and model.size is not None:
-            report_line(f"{name}: fetching {_size(model.size)} from {model.repository}")
+            report_line(f"{name}: fetching {_readable_size(model.size)} from {model.repository}")
         folder = catalogue.pull(name)
         user_console().print(f"{name}: {folder}")
 
 
-def convert(checkpoint: Path, name: str | None, vocabulary: Path | None, out: Path | None) -> None:
+def convert_checkpoint(checkpoint: Path, name: str | None, vocabulary: Path | None, out: Path | None) -> None:
     glips = {model.name: model for model in catalogue.catalogue() if model.kind == "GLIP"}
     if name is None:
         name = next((known for known, model in glips.items() if model.filename == checkpoint.name), None)
@@ -57,15 +57,15 @@ def convert(checkpoint: Path, name: str | None, vocabulary: Path | None, out: Pa
     user_console().print(f"{name}: {folder}")
 
 
-def show(name: str, *, as_json: bool) -> None:
-    facts = _facts(catalogue.find_model(name))
+def show_model(name: str, *, as_json: bool) -> None:
+    facts = _model_facts(catalogue.find_model(name))
     if as_json:
         print(json.dumps(facts, indent=2))  # noqa: T201 - the output asked for
         return
     table = Table(box=None, show_header=False)
     for key, value in facts.items():
         if value is not None:
-            table.add_row(key.replace("_", " "), _size(value) if key.startswith("bytes") else str(value))
+            table.add_row(key.replace("_", " "), _readable_size(value) if key.startswith("bytes") else str(value))
     user_console().print(table)
 
 
@@ -80,7 +80,7 @@ def show_options(name: str, *, as_json: bool) -> None:
     user_console().print(table)
 
 
-def _facts(model: ReleasedModel) -> dict[str, Any]:
+def _model_facts(model: ReleasedModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "kind": model.kind,
@@ -97,5 +97,5 @@ def _facts(model: ReleasedModel) -> dict[str, Any]:
     }
 
 
-def _size(count: int) -> str:
+def _readable_size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

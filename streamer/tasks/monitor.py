@@ -72,7 +72,7 @@ class MonitorOptions:
                 f"--name is given {len(self.names)} times for {len(self.sources)} sources: give one name for each "
                 "source, in their order"
             )
-        return self.add_to(parse_config(self._sections(), "command line"))
+        return self.add_to(parse_config(self._option_sections(), "command line"))
 
     def add_to(self, config: Config) -> Config:
         """The configuration with the options that may stand beside a file."""
@@ -81,7 +81,7 @@ class MonitorOptions:
             config = config.model_copy(update={"close_timeout_s": self.close_timeout_s})
         return config
 
-    def _sections(self) -> dict[str, Any]:
+    def _option_sections(self) -> dict[str, Any]:
         stream = {
             "transport": "udp" if self.udp else "tcp",
             "sample": {"fps": self.fps},
@@ -151,10 +151,10 @@ def run_monitor(options: MonitorOptions, *, spool: Path | None, duration_s: floa
     console = JsonConsole(stderr=True) if is_json else user_console(stderr=True)
     with _log_to(console), ClosingDeadline(config.close_timeout_s, kept=UNDELIVERED) as deadline:
         shows_table = not (quiet or is_json)
-        return deadline.run(_monitor(options, config, path, deadline, duration_s, console, shows_table=shows_table))
+        return deadline.run(_run_monitor(options, config, path, deadline, duration_s, console, shows_table=shows_table))
 
 
-async def _monitor(
+async def _run_monitor(
     options: MonitorOptions,
     config: Config,
     spool: Path,
@@ -183,7 +183,7 @@ async def _monitor(
         ) as pipeline:
             settle()
             async with SideTasks(pipeline.stop) as side_tasks, _serve_page(room, pipeline, console):
-                with _metrics(pipeline, config):
+                with _serve_metrics(pipeline, config):
                     if (file := options.file) is not None:
                         load = options.load_config if room is None else lambda: options.add_to(room.load_config())
                         side_tasks.start("following the configuration file", lambda: follow_edits(pipeline, file, load))
@@ -217,10 +217,10 @@ async def _stop_after(pipeline: Pipeline, duration_s: float) -> None:
 
 async def follow_edits(pipeline: Pipeline, file: Path, load: Callable[[], Config]) -> None:
     """Apply the configuration whenever the file was edited; a mistake is reported and changes nothing."""
-    seen = _modified(file)
+    seen = _modified_ns(file)
     while True:
         await asyncio.sleep(RELOAD_EVERY_S)
-        if (now := _modified(file)) == seen:
+        if (now := _modified_ns(file)) == seen:
             continue
         seen = now
         try:
@@ -234,7 +234,7 @@ async def follow_edits(pipeline: Pipeline, file: Path, load: Callable[[], Config
                 log.info("%s", sentence)
 
 
-def _modified(file: Path) -> int:
+def _modified_ns(file: Path) -> int:
     try:
         return file.stat().st_mtime_ns
     except OSError:
@@ -278,7 +278,7 @@ async def _serve_page(room: WebRoom | None, pipeline: Pipeline, console: UserCon
 
 
 @contextlib.contextmanager
-def _metrics(pipeline: Pipeline, config: Config) -> Iterator[None]:
+def _serve_metrics(pipeline: Pipeline, config: Config) -> Iterator[None]:
     if config.metrics_port is None:
         yield
         return

@@ -60,9 +60,9 @@ def process_videos(
     display: ProgressDisplay | JsonLines | SilentProgress
     display = JsonLines() if json_lines else ProgressDisplay(console) if shown else SilentProgress()
     with ClosingDeadline(job.close_timeout_s, interrupted_code=INTERRUPTED, kept=COMPLETE_STAYS) as deadline:
-        with contextlib.nullcontext() if as_json else _report_failures_once(), _entered(display) as progress:
+        with contextlib.nullcontext() if as_json else _report_failures_once(), _entered_display(display) as progress:
             if cluster is None:
-                report = deadline.run(_run(job, progress, deadline))
+                report = deadline.run(_run_job(job, progress, deadline))
             else:
                 report = _run_on_cluster(job, cluster, progress)
         if as_json or json_lines:
@@ -92,7 +92,7 @@ def _run_on_cluster(job: ProcessJob, address: str, progress: ProgressListener) -
     return process_on_cluster(job, check_address(address), progress)
 
 
-async def _run(job: ProcessJob, progress: ProgressListener, deadline: ClosingDeadline) -> JobReport:
+async def _run_job(job: ProcessJob, progress: ProgressListener, deadline: ClosingDeadline) -> JobReport:
     with contextlib.ExitStack() as stack:
 
         def ready(runner: JobRunner) -> None:
@@ -149,7 +149,7 @@ class JsonLines(SilentProgress):
 
 
 @contextlib.contextmanager
-def _entered(display: ProgressDisplay | JsonLines | SilentProgress) -> Iterator[ProgressListener]:
+def _entered_display(display: ProgressDisplay | JsonLines | SilentProgress) -> Iterator[ProgressListener]:
     if isinstance(display, ProgressDisplay):
         with display:
             yield display

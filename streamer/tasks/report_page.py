@@ -66,15 +66,17 @@ def report_page(figures: ReportFigures, origin: str) -> str:
     """Returns the page; `origin` names the file that the events came from."""
     streams = [figures.streams[name] for name in sorted(figures.streams)]
     sections = (_stream_section(stream, number) for number, stream in enumerate(streams, 1))
-    body = _overview(streams) + "".join(sections) if streams else "<p>The file holds no events.</p>"
-    links = (f'<a href="#stream-{number}">{_text(one.name)}</a>' for number, one in enumerate(streams, 1))
+    body = _overview_section(streams) + "".join(sections) if streams else "<p>The file holds no events.</p>"
+    links = (f'<a href="#stream-{number}">{_cell_text(one.name)}</a>' for number, one in enumerate(streams, 1))
     contents = f"<nav>{' · '.join(links)}</nav>" if len(streams) > 1 else ""
-    subtitle = f"{figures.events:,} events from {_text(origin)}. Times are UTC; those of recordings without a date "
+    subtitle = (
+        f"{figures.events:,} events from {_cell_text(origin)}. Times are UTC; those of recordings without a date "
+    )
     subtitle += "count from the start of the recording."
     return _PAGE.format(subtitle=subtitle, contents=contents, body=body, style=_STYLE)
 
 
-def _overview(streams: Sequence[StreamFigures]) -> str:
+def _overview_section(streams: Sequence[StreamFigures]) -> str:
     rows = [
         (
             stream.name,
@@ -88,31 +90,31 @@ def _overview(streams: Sequence[StreamFigures]) -> str:
         for stream in streams
     ]
     heads = ("stream", "from", "to", "tracks", "zone entries", "line crossings", "time without picture")
-    return f"<section><h2>Overview</h2>{_table(heads, rows, numbers=3)}</section>"
+    return f"<section><h2>Overview</h2>{_table_block(heads, rows, numbers=3)}</section>"
 
 
 def _stream_section(stream: StreamFigures, number: int) -> str:
     bins = TimeBins.covering(stream)
-    charts = [_figure(f"New tracks per {bins.unit}", _time_chart(bins, {"tracks": _track_counts(stream)}))]
+    charts = [_figure_block(f"New tracks per {bins.unit}", _time_chart(bins, {"tracks": _track_counts(stream)}))]
     for line in stream.lines:
         ways = {
             way: Counter({minute: n for (minute, name, to), n in stream.crossings.items() if (name, to) == (line, way)})
             for way in ("in", "out")
         }
         total = " · ".join(f"{way} {sum(counts.values())}" for way, counts in ways.items())
-        charts.append(_figure(f"Line {line}: crossings per {bins.unit}", _time_chart(bins, ways), total))
+        charts.append(_figure_block(f"Line {line}: crossings per {bins.unit}", _time_chart(bins, ways), total))
     for zone in stream.zones:
         ways = {
             way: Counter({minute: n for (minute, name), n in counts.items() if name == zone})
             for way, counts in (("entered", stream.entries), ("left", stream.exits))
         }
         total = " · ".join(f"{way} {sum(counts.values())}" for way, counts in ways.items())
-        charts.append(_figure(f"Zone {zone}: entries and exits per {bins.unit}", _time_chart(bins, ways), total))
-        charts.append(_figure(f"Zone {zone}: dwell time of visits", _dwell_chart(stream.dwell_s.get(zone, []))))
+        charts.append(_figure_block(f"Zone {zone}: entries and exits per {bins.unit}", _time_chart(bins, ways), total))
+        charts.append(_figure_block(f"Zone {zone}: dwell time of visits", _dwell_chart(stream.dwell_s.get(zone, []))))
     if stream.presence_s:
-        charts.append(_figure("Where tracks spent their time", _heat_map(stream), _HEAT_NOTE))
+        charts.append(_figure_block("Where tracks spent their time", _heat_map(stream), _HEAT_NOTE))
     return (
-        f'<section id="stream-{number}"><h2>{_text(stream.name)}</h2>{_query_table(stream)}'
+        f'<section id="stream-{number}"><h2>{_cell_text(stream.name)}</h2>{_query_table(stream)}'
         f'<div class="charts">{"".join(charts)}</div></section>'
     )
 
@@ -136,7 +138,7 @@ def _query_table(stream: StreamFigures) -> str:
         for query in sorted(stream.queries.values(), key=lambda query: (-len(query.tracks), query.text))
     ]
     heads = ("query", "tracks", "zone entries", "crossed in", "crossed out", "best score", "first", "last")
-    return _table(heads, rows, numbers=1) if rows else '<p class="none">No track answered to a query.</p>'
+    return _table_block(heads, rows, numbers=1) if rows else '<p class="none">No track answered to a query.</p>'
 
 
 def format_seconds(seconds: float) -> str:
@@ -174,7 +176,7 @@ def _time_chart(bins: TimeBins, series: Mapping[str, Mapping[int, int]]) -> str:
 
 def _bar_chart(series: Mapping[str, Sequence[int]], names: Sequence[str]) -> str:
     """Returns an SVG of bars side by side, with a scale of whole numbers and as many labels as fit."""
-    top, step = _scale(max((max(values) for values in series.values()), default=0))
+    top, step = _axis_scale(max((max(values) for values in series.values()), default=0))
     right, base = _WIDTH - 8, _HEIGHT - _BOTTOM
     unit = (base - _TOP) / top
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">']
@@ -191,7 +193,7 @@ def _bar_chart(series: Mapping[str, Sequence[int]], names: Sequence[str]) -> str
                 parts.append(
                     f'<rect x="{x:.2f}" y="{base - value * unit:.2f}" width="{max(bar - 0.6, 0.6):.2f}" '
                     f'height="{value * unit:.2f}" fill="{_COLORS[number % len(_COLORS)]}">'
-                    f"<title>{_text(names[index])}: {_text(name)} {value}</title></rect>"
+                    f"<title>{_cell_text(names[index])}: {_cell_text(name)} {value}</title></rect>"
                 )
     labels = [_shorten_time(name) for name in names]
     width = max(map(len, labels)) * 7
@@ -199,11 +201,11 @@ def _bar_chart(series: Mapping[str, Sequence[int]], names: Sequence[str]) -> str
     for index in range(0, len(labels), every):
         x = _LEFT + slot * (index + 0.5)
         if x + width / 2 <= _WIDTH:
-            parts.append(f'<text class="x" x="{x:.1f}" y="{base + 19}">{_text(labels[index])}</text>')
+            parts.append(f'<text class="x" x="{x:.1f}" y="{base + 19}">{_cell_text(labels[index])}</text>')
     parts.append("</svg>")
     if len(series) > 1:
         keys = (
-            f'<span><i style="background:{_COLORS[number]}"></i>{_text(name)}</span>'
+            f'<span><i style="background:{_COLORS[number]}"></i>{_cell_text(name)}</span>'
             for number, name in enumerate(series)
         )
         parts.append(f'<p class="key">{"".join(keys)}</p>')
@@ -215,7 +217,7 @@ def _shorten_time(name: str) -> str:
     return name[5:] if len(name) == len("2026-11-25 10:00") else name
 
 
-def _scale(highest: int) -> tuple[int, int]:
+def _axis_scale(highest: int) -> tuple[int, int]:
     """Returns the top of a scale of whole numbers, and the step between its lines: 1, 2 or 5 times a power of ten."""
     step = 1
     while step * 4 < highest:
@@ -254,17 +256,17 @@ def heat_color(level: float) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def _figure(title: str, chart: str, note: str = "") -> str:
-    caption = f'<span class="note">{_text(note)}</span>' if note else ""
-    return f"<figure><figcaption>{_text(title)}{caption}</figcaption>{chart}</figure>"
+def _figure_block(title: str, chart: str, note: str = "") -> str:
+    caption = f'<span class="note">{_cell_text(note)}</span>' if note else ""
+    return f"<figure><figcaption>{_cell_text(title)}{caption}</figcaption>{chart}</figure>"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: int) -> str:
+def _table_block(heads: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: int) -> str:
     """Returns a table whose columns from `numbers` on are aligned to the right."""
 
     def cells(values: Sequence[object], tag: str) -> str:
         return "".join(
-            f"<{tag}{' class=n' if column >= numbers else ''}>{_text(str(value))}</{tag}>"
+            f"<{tag}{' class=n' if column >= numbers else ''}>{_cell_text(str(value))}</{tag}>"
             for column, value in enumerate(values)
         )
 
@@ -272,7 +274,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: i
     return f'<div class="table"><table><thead><tr>{cells(heads, "th")}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-def _text(value: str) -> str:
+def _cell_text(value: str) -> str:
     return html.escape(visible_text(value))
 
 

@@ -23,19 +23,20 @@ def review_page(coco: Mapping[str, Any], images: str, records: Mapping[str, Any]
     """One HTML file beside the folder `images`. `records` are GranD records by file name."""
     own = by_image(coco["annotations"])
     figures = "".join(
-        _figure(image, own[image["id"]], images, (records or {}).get(image["file_name"])) for image in coco["images"]
+        _figure_block(image, own[image["id"]], images, (records or {}).get(image["file_name"]))
+        for image in coco["images"]
     )
     # "</" would end the script that carries the data
     data = json.dumps(coco).replace("</", "<\\/")
     return _PAGE.format(figures=figures, data=data)
 
 
-def _figure(
+def _figure_block(
     image: Mapping[str, Any], annotations: list[Mapping[str, Any]], images: str, record: Mapping[str, Any] | None
 ) -> str:
-    boxes = "".join(_box(annotation) for annotation in annotations)
+    boxes = "".join(_box_outline(annotation) for annotation in annotations)
     name = html.escape(image["file_name"])
-    text = "" if record is None else _described(record)
+    text = "" if record is None else _record_summary(record)
     return (
         f'<figure><svg viewBox="0 0 {image["width"]} {image["height"]}">'
         f'<image href="{html.escape(images)}/{name}" width="{image["width"]}" height="{image["height"]}"/>{boxes}</svg>'
@@ -43,7 +44,7 @@ def _figure(
     )
 
 
-def _box(annotation: Mapping[str, Any]) -> str:
+def _box_outline(annotation: Mapping[str, Any]) -> str:
     x, y, width, height = annotation["bbox"]
     color = _COLORS[annotation["category_id"] % len(_COLORS)]
     track = f" #{annotation['track_id']}" if "track_id" in annotation else ""
@@ -55,7 +56,7 @@ def _box(annotation: Mapping[str, Any]) -> str:
     )
 
 
-def _described(record: Mapping[str, Any]) -> str:
+def _record_summary(record: Mapping[str, Any]) -> str:
     """Of a GranD record what a reviewer reads: the caption, what two voters saw, what only one did."""
     caption = html.escape((record["dense_caption"] or {"caption": "no caption: the answer broke off"})["caption"])
     lists = "".join(

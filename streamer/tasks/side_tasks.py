@@ -35,7 +35,7 @@ class SideTasks:
     def start(self, name: str, make: MakeTask, *, restart_s: float | None = None) -> None:
         """Runs the coroutine that `make` returns; `name` says in errors what it does. With `restart_s` it is made
         again so many seconds after it has failed."""
-        self._tasks.append(asyncio.create_task(self._watch(name, make, restart_s), name=name))
+        self._tasks.append(asyncio.create_task(self._watch_task(name, make, restart_s), name=name))
 
     async def __aenter__(self) -> Self:
         return self
@@ -49,7 +49,7 @@ class SideTasks:
         if self._failure is not None and error is None:
             raise self._failure
 
-    async def _watch(self, name: str, make: MakeTask, restart_s: float | None) -> None:
+    async def _watch_task(self, name: str, make: MakeTask, restart_s: float | None) -> None:
         while True:
             try:
                 await make()

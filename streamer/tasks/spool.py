@@ -53,7 +53,7 @@ def find_spools(file: Path | None) -> list[Path]:
 
 def read_summary(file: Path) -> SpoolSummary:
     """Reads a spool, also one that is in use. Raises `StreamerError` when it is not a spool or damaged."""
-    with _reading(file) as db:
+    with _open_reading(file) as db:
         cursors, _ = number_rows(db.execute("SELECT sink, acked FROM cursors ORDER BY rowid"))
         meta, _ = number_rows(db.execute("SELECT name, value FROM meta"))
         first, last, size = db.execute("SELECT min(first), max(last), coalesce(sum(size), 0) FROM blocks").fetchone()
@@ -69,7 +69,7 @@ def read_summary(file: Path) -> SpoolSummary:
 
 
 @contextlib.contextmanager
-def _reading(file: Path) -> Iterator[sqlite3.Connection]:
+def _open_reading(file: Path) -> Iterator[sqlite3.Connection]:
     try:
         with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
             if int(db.execute("PRAGMA application_id").fetchone()[0]) != APPLICATION_ID:
@@ -115,7 +115,7 @@ def adopt_cursor(file: Path, old: str, new: str) -> int:
 
     Raises `ConfigError` when there is no such cursor, `SinkError` while the spool is in use.
     """
-    with _editing(file) as store:
+    with _open_editing(file) as store:
         old_name, new_name = _find_cursor(store, old), _name_of(new)
         if old_name == new_name:
             raise ConfigError(f"{new_name} has that cursor already: give two different sinks")
@@ -130,7 +130,7 @@ def drop_cursor(file: Path, sink: str) -> int:
 
     Raises `ConfigError` when there is no such cursor, `SinkError` while the spool is in use.
     """
-    with _editing(file) as store:
+    with _open_editing(file) as store:
         name = _find_cursor(store, sink)
         kept = {other: acked for other, acked in store.cursors.items() if other != name}
         waiting = store.next - 1 - store.cursors[name]
@@ -139,7 +139,7 @@ def drop_cursor(file: Path, sink: str) -> int:
 
 
 @contextlib.contextmanager
-def _editing(file: Path) -> Iterator[SpoolStore]:
+def _open_editing(file: Path) -> Iterator[SpoolStore]:
     find_spools(file)
     read_summary(file)  # refuses files of other programs before anything is opened for writing
     store = SpoolStore(file)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectors import coco_data
+from detectors import coco_data, data_files
 from detectors.device import choose_device
 from detectors.glip.model_files import ModelFiles, find_files, write_folder
 from detectors.glip.training import fitting
@@ -46,7 +46,7 @@ class TuneTask:
         return self.shots == 0 or self.mode == "prompt"
 
 
-def tune(task: TuneTask, *, as_json: bool = False) -> int:
+def run_tune(task: TuneTask, *, as_json: bool = False) -> int:
     """Runs the task, writes its result and prints the score; returns the exit code.
 
     Data, pictures and output are checked before the model is loaded. Ctrl-C ends training after the current step; the
@@ -69,7 +69,7 @@ def tune(task: TuneTask, *, as_json: bool = False) -> int:
     network, tokenizer = source.load()
     network.to(choose_device(task.device))
     names = [category["name"] for category in data["categories"]]
-    tokens = fitting.caption_of(names, tokenizer, network.config.text.max_length, _descriptions(task.describe))
+    tokens = fitting.caption_of(names, tokenizer, network.config.text.max_length, _read_descriptions(task.describe))
     size = network.config.image.resized(task.short_side)
     chosen = [image["id"] for image in data["images"]]
     if task.shots is not None:
@@ -121,7 +121,7 @@ def _read_data(task: TuneTask) -> tuple[dict[str, Any], dict[str, Any]]:
         read = coco_data.read_data_set(task.val, for_training=True)
         other = coco_data.merge_categories(data, read, task.val)
     if not any(map(fitting.is_learned, other["annotations"])):
-        raise coco_data.DataSetError(
+        raise data_files.DataSetError(
             f"{task.val or task.truth} has no box to choose an epoch by: add annotations, or leave out --val"
         )
     return data, other
@@ -155,7 +155,7 @@ def _check_output(task: TuneTask, source: ModelFiles) -> None:
         raise ConfigError(f"cannot write into {folder}: {error.strerror}; choose another --out") from error
 
 
-def _descriptions(given: Sequence[str]) -> dict[str, str]:
+def _read_descriptions(given: Sequence[str]) -> dict[str, str]:
     found = {}
     for one in given:
         name, equals, words = one.partition("=")

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from sinks.address import redact
 from sinks.event import rfc3339
-from streamer.analysis.queries import slug
+from streamer.analysis.queries import query_slug
 from streamer.config import (
     Config,
     CountConfig,
@@ -201,9 +201,9 @@ class ControlRoom:
             await self._apply([NodeEdit(("sinks",), addresses(list(present or [])))], "sinks")
         return await self.list_sinks()
 
-    async def run_detector(self, images: Sequence[Any], texts: tuple[str, ...]) -> list[Any]:
+    async def run_detector(self, images: Sequence[Any], texts: tuple[str, ...], threshold: float) -> list[Any]:
         """Detects `texts` in BGR images in the detector's own thread, between two batches of live frames."""
-        return await self._await(lambda: self._pipeline.detect_images(images, texts))
+        return await self._await(lambda: self._pipeline.detect_images(images, texts, threshold))
 
     def _describe_streams(self) -> list[StreamStatus]:
         reports = {report.stream: report for report in self._pipeline.report()}
@@ -269,7 +269,7 @@ class ControlRoom:
         items: Sequence[Any] = config.queries if shared else getattr(stream, section)
         value = [item.model_dump(mode="json") for item in items]
         if section == "queries":
-            value = [{**item, "id": item["id"] or slug(item["text"])} for item in value]
+            value = [{**item, "id": item["id"] or query_slug(item["text"])} for item in value]
         paths = {override.path for override in self._document.overrides}
         place: NodePath = ("streams", position, section)
         overridden = any(place[: len(path)] == path or path[:3] == place for path in paths)
@@ -425,6 +425,6 @@ def _without_defaults(item: Mapping[str, Any], section: str) -> dict[str, Any]:
     except ValidationError as error:
         raise ConfigError(validation_sentence(error.errors())) from None
     written: dict[str, Any] = checked.model_dump(mode="json", exclude_defaults=True)
-    if section == "queries" and written.get("id") == slug(written["text"]):
+    if section == "queries" and written.get("id") == query_slug(written["text"]):
         del written["id"]
     return written

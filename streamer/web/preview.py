@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from detectors.detector import DOUBTFUL_SHARE
 from sinks.event import rfc3339
 from streamer.web.problems import Problem
 from streamer.web.track_history import score_histogram, suggest_threshold
@@ -130,7 +131,7 @@ async def _try_frames(
     try:
         for frame in frames:
             image = await asyncio.to_thread(_decode, frame.picture)
-            (found,) = await control.run_detector([image], texts)
+            (found,) = await control.run_detector([image], texts, LEAST_SCORE / DOUBTFUL_SHARE)
             run.results.append(_describe(frame, image.shape, found))
             run.changed.set()
         run.finish()

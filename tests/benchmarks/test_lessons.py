@@ -13,9 +13,9 @@ from benchmarks.glip_mini.vocabulary import street_words, vocabulary
 from detectors.detector import detections
 from detectors.glip.caption import BertTokenizer
 from detectors.glip.model_files import PACKAGED, VOCABULARY
-from streamer.street import StreetPicture, sample
+from streamer.street import StreetPicture, sample_picture
 from streamer.street.dice import SeededDice
-from streamer.street.words import COLOURS, KINDS, holds, parse
+from streamer.street.words import COLOURS, KINDS, meaning_holds, parse_phrase
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +74,10 @@ def test_every_box_lies_in_its_picture_and_carries_the_words_that_are_true_of_it
         assert np.all(lesson.boxes[:, [1, 3]] <= height)
         assert np.all(lesson.boxes[:, 2:] > lesson.boxes[:, :2])
         for phrase in lesson.said:
-            meaning = parse(phrase.text)
+            meaning = parse_phrase(phrase.text)
             assert meaning is not None
             for one in lesson.seen:
-                assert holds(meaning, one.thing) == (one.thing.identity in phrase.identities)
+                assert meaning_holds(meaning, one.thing) == (one.thing.identity in phrase.identities)
         boxes += len(lesson.boxes)
     assert boxes > 20
     assert any(not phrase.identities for lesson in taught for phrase in lesson.said), "absent things are asked for"
@@ -88,7 +88,7 @@ def test_nearly_half_of_the_pictures_are_asked_for_everything_in_every_colour(le
     taught = [lesson for number in range(4) for lesson in lessons.lessons(number)]
     coloured = []
     for lesson in taught:
-        meanings = {parse(phrase.text) for phrase in lesson.said}
+        meanings = {parse_phrase(phrase.text) for phrase in lesson.said}
         coloured.append(sum(meaning is not None and bool(meaning.colour) for meaning in meanings))
     assert 0.3 < np.mean([count > 20 for count in coloured]) < 0.6
     assert max(coloured) == sum(len(COLOURS[kind]) for kind in KINDS)
@@ -114,21 +114,21 @@ def test_tokens_point_at_the_phrases_of_each_box(lessons: Lessons, tokenizer: Be
 
 
 def true_boxes(picture: StreetPicture, queries: list[str], colour_blind: bool = False) -> sv.Detections:
-    """What somebody who knows the street answers; or somebody who cannot tell colours."""
+    """The answers of a perfect model of the street, or of one that does not distinguish colours."""
     boxes, labels = [], []
     for label, query in enumerate(queries):
-        meaning = parse(query)
+        meaning = parse_phrase(query)
         assert meaning is not None
         for one in picture.truth.seen:
             kinds = one.thing.kind in meaning.kinds
-            if is_clear(one) and (kinds if colour_blind else holds(meaning, one.thing, one.middle)):
+            if is_clear(one) and (kinds if colour_blind else meaning_holds(meaning, one.thing, one.middle)):
                 boxes.append(one.box)
                 labels.append(label)
     return detections(boxes, np.full(len(boxes), 0.9), labels, queries)
 
 
 def answers(colour_blind: bool):  # type: ignore[no-untyped-def]
-    pictures = {sample(11, index).image.tobytes(): sample(11, index) for index in range(4)}
+    pictures = {sample_picture(11, index).image.tobytes(): sample_picture(11, index) for index in range(4)}
     return lambda image, queries: true_boxes(pictures[image.tobytes()], list(queries), colour_blind)
 
 
@@ -155,10 +155,10 @@ def test_who_finds_nothing_fails() -> None:
 
 def test_questions_name_present_and_absent_things_that_are_clear() -> None:
     for index in range(4):
-        picture = sample(11, index)
+        picture = sample_picture(11, index)
         for text in questions(picture, SeededDice(1, index)):
-            meaning = parse(text)
+            meaning = parse_phrase(text)
             assert meaning is not None
             assert meaning.kinds <= set(KINDS)
             everything = [*picture.truth.seen, *picture.truth.hidden]
-            assert None not in [holds(meaning, one.thing, one.middle) for one in everything]
+            assert None not in [meaning_holds(meaning, one.thing, one.middle) for one in everything]

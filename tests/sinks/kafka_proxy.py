@@ -60,7 +60,7 @@ _MESSAGES: dict[int, tuple[type[ApiMessage], type[ApiMessage]]] = {
 class KafkaProxy(Proxy):
     """`answer` says by `ApiKey` who answers in the broker's place (None: the broker), `change` who alters its answers.
 
-    With `users` (name -> password) nobody gets through who has not authenticated.
+    With `users` (name -> password) only authenticated clients get through.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class KafkaProxy(Proxy):
         self.change[ApiKey.Metadata] = lambda response: _refused_metadata(response, topic, error)
 
     def lose_leader(self, topic: str, error: int) -> None:
-        """Nobody leads the topic's partitions: `error` to whoever writes or asks."""
+        """The topic's partitions have no leader: every request for them is answered with `error`."""
         self.refuse_writes(topic, error)
         self.change[ApiKey.Metadata] = lambda response: _leaderless(response, topic)
 
@@ -117,7 +117,7 @@ class KafkaProxy(Proxy):
 
 
 class _Talk:
-    """One connection. Answers leave in the order of the requests, whoever gives them."""
+    """One connection. Answers leave in the order of the requests, from the proxy and the broker alike."""
 
     def __init__(self, proxy: KafkaProxy, client: socket.socket, server: socket.socket) -> None:
         self._proxy = proxy

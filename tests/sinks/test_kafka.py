@@ -166,7 +166,7 @@ def test_tls_is_checked_and_works(tmp_path: Path) -> None:
     async def story() -> None:
         trusted = f"ssl_cafile={tmp_path / 'localhost.pem'}&timeout=5"
         sink = open_sink(f"kafkas://localhost:{right.port}/t?{trusted}")
-        # the broker tells its clients to come back to 127.0.0.1, which the certificate names too
+        # the broker directs its clients to 127.0.0.1, which the certificate names too
         await sink.send_batch(events(5))
         await sink.aclose()
         said = await refusal(f"kafkas://localhost:{right.port}/t?timeout=5")

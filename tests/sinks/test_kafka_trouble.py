@@ -71,7 +71,7 @@ def told_down(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def down(spool: Spool) -> str:
-    """Waits until the spool's only sink is down; the sentence that tells why."""
+    """Waits until the spool's only sink is down; returns the sentence with the cause."""
     await until(lambda: spool.status()[0].state == "down")
     return spool.status()[0].error
 

@@ -132,7 +132,7 @@ async def test_a_pause_that_was_asked_for_is_kept(web: Peer) -> None:
         await spool.send_batch(events(3))
         assert await spool.drain(10)
     assert time.monotonic() - begun >= 1
-    assert len(web.requests) == 4, "nobody knocked in between"
+    assert len(web.requests) == 4, "no request came in between"
 
 
 async def test_a_connection_that_the_peer_closed_is_opened_again(web: Peer) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from detectors.detector import DetectorError
-from streamer.tasks.annotate import AnnotateTask, annotate
+from streamer.tasks.annotate import AnnotateTask, run_annotate
 from streamer.tasks.review_page import review_page
 from trackers import TrackerError
 
@@ -37,7 +37,7 @@ def make(street: Path, **options: Any) -> Path:
     out = street.parent / "out"
     script = f"scripted:{street.parent / 'script.json'}"
     chosen: dict[str, Any] = {"threshold": None, **options}
-    annotate(AnnotateTask([str(street)], ["red car", "man"], [script], out, **chosen), quiet=True)
+    run_annotate(AnnotateTask([str(street)], ["red car", "man"], [script], out, **chosen), quiet=True)
     return out
 
 
@@ -107,6 +107,6 @@ def test_the_review_page_shows_every_box_and_can_carry_any_words(street: Path) -
 
 def test_what_cannot_be_done_is_reported(street: Path) -> None:
     with pytest.raises(DetectorError, match="no detector is called"):
-        annotate(AnnotateTask([str(street)], ["man"], ["glop"], street.parent / "out"), quiet=True)
+        run_annotate(AnnotateTask([str(street)], ["man"], ["glop"], street.parent / "out"), quiet=True)
     with pytest.raises(TrackerError):
-        make(street, tracker="nobody")
+        make(street, tracker="unknown")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -103,7 +105,7 @@ def each_word_its_place(request):
 
 
 @in_loop
-async def test_words_change_while_it_runs_and_the_events_tell():
+async def test_words_change_while_it_runs_and_the_events_show_it():
     async with watching(detector=FakeDetector(each_word_its_place)) as watched:
         await watched.until("match.begin")
         assert await watched.apply(queries=["dog"]) == ["gate: query 'dog' added", "gate: query 'person' removed"]
@@ -249,6 +251,39 @@ async def test_a_camera_is_paused_disconnected_and_resumed_as_one_outage():
     assert offline.data.outage.cause == online.data.outage.cause == "paused"
     assert online.data.outage.since_ns == offline.data.outage.since_ns
     assert [event.data.track.end_reason for event in watched.of("track.end")] == ["stream_down", "shutdown"]
+
+
+@in_loop
+async def test_a_camera_whose_server_does_not_answer_blocks_nothing_while_it_is_added():
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections and answers nothing
+        slow = {"source": f"http://127.0.0.1:{silent.getsockname()[1]}/live"}
+        async with watching() as watched:
+            await watched.frames(1)
+            adding = asyncio.create_task(watched.apply(streams=[*watched.raw["streams"], slow]))
+            await asyncio.sleep(0.2)  # the server is asked now
+            before = watched.report().tally.analysed
+            await watched.frames(3)
+            assert watched.report().tally.analysed >= before + 3
+            assert not adding.done()
+            adding.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await adding
+            assert [report.stream for report in watched.pipeline.report()] == ["gate"]
+            assert await watched.apply(queries=["dog"])  # the next change is not held up
+
+
+@in_loop
+async def test_the_end_of_the_pipeline_refuses_a_camera_that_is_being_added(monkeypatch):
+    monkeypatch.setattr("streamer.sources.opening._ASK_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        slow = {"source": f"http://127.0.0.1:{silent.getsockname()[1]}/live"}
+        async with watching() as watched:
+            await watched.frames(1)
+            adding = asyncio.create_task(watched.apply(streams=[*watched.raw["streams"], slow]))
+            await asyncio.sleep(0.1)
+            await watched.pipeline.stop()
+            with pytest.raises(ConfigError):
+                await adding
 
 
 @in_loop
@@ -419,6 +454,64 @@ async def test_thresholds_and_sampling_change():
         await watched.frames(5)
         assert watched.report().tally.dropped["not_sampled"] >= 5
     assert [event.data.matches[0].threshold for event in watched.of("match.begin")] == [0.5, 0.5]
+
+
+def faint(request):
+    """One box of every query at 0.15, as far as the request asks for so little."""
+    found = [number for number, least in enumerate(request.least_scores(0.5)) if least <= 0.15]
+    boxes = np.array([[5 + 30 * number, 10, 20 + 30 * number, 40] for number in found], np.float32).reshape(-1, 4)
+    return sv.Detections(
+        xyxy=boxes, confidence=np.full(len(found), 0.15, np.float32), class_id=np.array(found, np.int64)
+    )
+
+
+@in_loop
+async def test_thresholds_far_below_the_detector_s_own_reach_the_detector():
+    faint_dog = {"text": "dog", "threshold": 0.1}
+    async with watching({"queries": ["person", faint_dog]}, detector=FakeDetector(faint)) as watched:
+        matched = await watched.until("match.begin")
+        assert matched.data.matches[0].text == "dog"
+        await watched.frames(5)
+        assert len(watched.of("match.begin")) == 1
+        await watched.apply(queries=["person", {"text": "dog", "threshold": 0.9}])
+        await watched.until("match.end")
+        await watched.apply(queries=[{"text": "person", "threshold": 0.12}, {"text": "dog", "threshold": 0.9}])
+        assert (await watched.until("match.begin", 2)).data.matches[0].text == "person"
+        await watched.apply(queries=["person", faint_dog], detector={"name": "scripted:x", "threshold": 0.14})
+        assert (await watched.until("match.begin", 3)).data.matches[0].text in {"person", "dog"}
+        await watched.until("match.begin", 4)
+        [found] = await watched.pipeline.detect_images([np.zeros((48, 64, 3), np.uint8)], ("person",), 0.1)
+        assert len(found) == 1
+        [found] = await watched.pipeline.detect_images([np.zeros((48, 64, 3), np.uint8)], ("person",), 0.4)
+        assert len(found) == 0
+
+
+@in_loop
+async def test_a_stream_that_is_added_with_a_threshold_has_it():
+    async with watching(detector=FakeDetector(faint)) as watched:
+        await watched.frames(5)
+        await watched.apply(
+            streams=[stream_section("gate"), stream_section("yard")],
+            detector={"name": "scripted:x", "threshold": 0.1},
+        )
+        assert (await watched.until("match.begin", stream="yard")).data.matches[0].threshold == 0.1
+        await watched.until("match.begin", stream="gate")
+
+
+class FixedDetector(FakeDetector):
+    """A detector whose own threshold cannot be set, as with `motion` and with masks."""
+
+    @property
+    def threshold(self) -> float:
+        return 0.5
+
+
+@in_loop
+async def test_the_threshold_of_a_detector_that_fixes_its_own_changes():
+    async with watching(detector=FixedDetector(faint)) as watched:
+        await watched.frames(5)
+        await watched.apply(detector={"name": "scripted:x", "threshold": 0.1})
+        assert (await watched.until("match.begin")).data.matches[0].threshold == 0.1
 
 
 @in_loop

@@ -1,4 +1,4 @@
-"""The end of a command: signals, pipes that nobody reads, two monitors side by side, side tasks that fail."""
+"""The end of a command: signals, pipes without a reader, two monitors side by side, side tasks that fail."""
 
 from __future__ import annotations
 

@@ -42,12 +42,12 @@ def test_a_wrong_option_is_named(tmp_path: Path, detector: dict[str, Any], sente
 
 
 def test_texts_become_values() -> None:
-    given = ["short-side=544", "dtype=bfloat16", "chunking=false", "thresholds={a red car: 0.3}"]
+    given = ["short-side=544", "dtype=bfloat16", "chunking=false", "named={a red car: 0.3}"]
     assert parse_options(given) == {
         "short_side": 544,
         "dtype": "bfloat16",
         "chunking": False,
-        "thresholds": {"a red car": 0.3},
+        "named": {"a red car": 0.3},
     }
     for wrong, sentence in (["short_side"], "NAME=VALUE"), (["a=1", "a=2"], "given twice"):
         with pytest.raises(ConfigError, match=sentence):

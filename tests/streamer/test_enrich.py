@@ -32,7 +32,7 @@ from streamer.errors import ConfigError
 from streamer.frame import Frame, FrameClock
 
 
-class Teller:
+class StubDescriber:
     """A describer that can be held up, and remembers what it was asked."""
 
     def __init__(self) -> None:
@@ -45,17 +45,17 @@ class Teller:
         self.asked.append((box, phrase))
         self.busy.set()
         assert self.free.wait(10)
-        return Description(text=f"seen {len(self.asked)}", model="teller")
+        return Description(text=f"seen {len(self.asked)}", model="describer")
 
 
 class Scene:
-    """An enricher with its teller and what it delivered."""
+    """An enricher with its describer and what it delivered."""
 
     def __init__(self, **options: Any) -> None:
-        self.teller = Teller()
+        self.describer = StubDescriber()
         self.reported: list[Enrichment] = []
         self.now = 0.0
-        self.enricher = Enricher(self.teller, self.reported.append, clock=lambda: self.now, **options)
+        self.enricher = Enricher(self.describer, self.reported.append, clock=lambda: self.now, **options)
 
     def offer(self, *events: Event, stream: str = "door", at_s: float = 0.0, grey: int = 0) -> None:
         pixels = np.full((20, 30, 3), grey, np.uint8)
@@ -79,7 +79,7 @@ def scenes() -> Iterator[Any]:
 
     yield make
     for scene in made:
-        scene.teller.free.set()
+        scene.describer.free.set()
         scene.enricher.close()
 
 
@@ -153,7 +153,7 @@ def test_a_request_is_served_with_the_next_frame_of_its_stream(scenes: Any) -> N
     assert scene.enricher.tally().pending == 2
     scene.offer()
     assert scene.settle().answered == 2
-    assert scene.teller.asked == [(None, ""), ((0.0, 0.0, 1.0, 1.0), "man")]
+    assert scene.describer.asked == [(None, ""), ((0.0, 0.0, 1.0, 1.0), "man")]
 
 
 def test_what_was_described_lately_is_reported_again_without_a_call(scenes: Any) -> None:
@@ -182,35 +182,35 @@ def test_the_budget_holds_for_a_stream_and_for_all(scenes: Any) -> None:
 
 def test_a_slow_describer_holds_no_one_up_and_every_request_is_accounted_for(scenes: Any) -> None:
     scene = scenes(queue_size=2)
-    scene.teller.free.clear()
+    scene.describer.free.clear()
     for number in range(6):
         scene.offer(begun(str(number)))
-        assert scene.teller.busy.wait(5)
+        assert scene.describer.busy.wait(5)
     assert scene.enricher.tally() == EnrichTally(6, 0, 0, {"queue_full": 3})
-    scene.teller.free.set()
+    scene.describer.free.set()
     assert scene.settle() == EnrichTally(6, 3, 0, {"queue_full": 3})
 
 
 def test_what_waited_too_long_is_dropped(scenes: Any) -> None:
     scene = scenes(stale_s=5)
-    scene.teller.free.clear()
+    scene.describer.free.clear()
     scene.offer(begun("A"))
-    assert scene.teller.busy.wait(5)
+    assert scene.describer.busy.wait(5)
     scene.offer(begun("B"))
     scene.now = 6
-    scene.teller.free.set()
+    scene.describer.free.set()
     assert scene.settle() == EnrichTally(2, 1, 0, {"stale": 1})
 
 
 def test_a_failing_describer_is_counted_and_asked_again(scenes: Any, caplog: pytest.LogCaptureFixture) -> None:
     scene = scenes()
     failing = iter([RuntimeError("out of memory")])
-    tell = scene.teller.__call__
+    answer = scene.describer.__call__
 
     def describe(*arguments: Any) -> Description:
         if (error := next(failing, None)) is not None:
             raise error
-        return tell(*arguments)
+        return answer(*arguments)
 
     scene.enricher._describer = describe
     scene.offer(begun("A"))
@@ -222,12 +222,12 @@ def test_a_failing_describer_is_counted_and_asked_again(scenes: Any, caplog: pyt
 
 def test_closing_drops_what_waits_and_counts_it(scenes: Any) -> None:
     scene = scenes()
-    scene.teller.free.clear()
+    scene.describer.free.clear()
     scene.offer(begun("A"))
-    assert scene.teller.busy.wait(5)
+    assert scene.describer.busy.wait(5)
     scene.offer(begun("B"))
     scene.enricher.request("yard")
-    threading.Timer(0.05, scene.teller.free.set).start()
+    threading.Timer(0.05, scene.describer.free.set).start()
     scene.enricher.close()
     scene.offer(begun("C"))
     assert scene.enricher.tally() == EnrichTally(4, 0, 0, {"shutdown": 4})
@@ -236,10 +236,10 @@ def test_closing_drops_what_waits_and_counts_it(scenes: Any) -> None:
 
 def test_a_recording_may_wait_for_its_last_descriptions(scenes: Any) -> None:
     scene = scenes()
-    scene.teller.free.clear()
+    scene.describer.free.clear()
     scene.offer(begun("A"), begun("B"))
     assert not scene.enricher.drain(0.01)
-    scene.teller.free.set()
+    scene.describer.free.set()
     assert scene.enricher.drain(10)
     assert scene.enricher.tally() == EnrichTally(2, 2, 0, {})
 

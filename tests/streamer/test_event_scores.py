@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamer.tasks.evaluate_events import LabelError, LabelledEvent, read_labelled_events, score_events, shifted
+from streamer.tasks.evaluate_events import LabelError, LabelledEvent, read_labelled_events, score_events, shift_events
 
 
 def cross(
-    time_s: float, place: str = "gate", direction: str | None = "in", told_s: float | None = None
+    time_s: float, place: str = "gate", direction: str | None = "in", published_s: float | None = None
 ) -> LabelledEvent:
-    return LabelledEvent(time_s, "line.cross", place, direction, "cam", told_s)
+    return LabelledEvent(time_s, "line.cross", place, direction, "cam", published_s)
 
 
 def test_found_missed_and_made_up_events_are_counted() -> None:
@@ -32,7 +32,7 @@ def test_as_many_pairs_as_possible_are_made() -> None:
 
 
 def test_the_delay_is_from_the_happening_to_its_telling() -> None:
-    score = score_events([cross(1), cross(2)], [cross(1, told_s=1.5), cross(2, told_s=3.5)])
+    score = score_events([cross(1), cross(2)], [cross(1, published_s=1.5), cross(2, published_s=3.5)])
     assert score.delay_median_s == pytest.approx(1.0)
     assert np.isnan(score_events([cross(1)], [cross(1)]).delay_median_s)
 
@@ -51,11 +51,11 @@ def test_labels_and_events_are_read_side_by_side(tmp_path: Path) -> None:
         "data": {"stream": "cam", "clock": {"emitted_ns": 8_000_000_000}, "zone": {"id": "yard"}},
     }
     begin = {**event, "type": "groundstream.track.begin.v1"}
-    (tmp_path / "told.jsonl").write_text(json.dumps(event) + "\n" + json.dumps(begin) + "\n")
+    (tmp_path / "reported.jsonl").write_text(json.dumps(event) + "\n" + json.dumps(begin) + "\n")
     label = {"time_s": 2.5, "type": "zone.enter", "place": "yard"}
     (tmp_path / "truth.jsonl").write_text(json.dumps(label) + "\n")
-    reported = read_labelled_events(tmp_path / "told.jsonl")
-    truth = shifted(read_labelled_events(tmp_path / "truth.jsonl"), 5.0, "cam")
+    reported = read_labelled_events(tmp_path / "reported.jsonl")
+    truth = shift_events(read_labelled_events(tmp_path / "truth.jsonl"), 5.0, "cam")
     score = score_events(truth, reported)
     assert (score.right, score.false, score.offset_median_s) == (1, 0, 0.0)
     assert score.delay_median_s == pytest.approx(0.5)

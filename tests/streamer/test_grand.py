@@ -4,7 +4,7 @@ import numpy as np
 import supervision as sv
 
 from detectors.detector import GroundedSpan, GroundedText, detections
-from streamer.tasks.grand_records import GrandObject, ground_exactly, vote
+from streamer.tasks.grand_records import GrandObject, ground_exactly, vote_objects
 
 
 def found(*rows: tuple[str, float, list[float]]) -> sv.Detections:
@@ -24,7 +24,7 @@ def described(*phrases: tuple[str, tuple[int, int, int, int]]) -> GroundedText:
 
 
 def test_what_two_saw_is_an_object_and_what_one_saw_floats() -> None:
-    things = vote(
+    things = vote_objects(
         {"glip": found(("car", 0.9, [10, 10, 50, 50]), ("dog", 0.7, [60, 60, 90, 90]))},
         described(("a red car", (11, 10, 50, 50))),
     )
@@ -36,7 +36,7 @@ def test_what_two_saw_is_an_object_and_what_one_saw_floats() -> None:
 
 
 def test_the_better_score_gives_box_and_label() -> None:
-    (thing,) = vote(
+    (thing,) = vote_objects(
         {"a": found(("cat", 0.5, [10, 10, 50, 50])), "b": found(("dog", 0.8, [12, 10, 50, 50]))}, described()
     )
     assert (thing.label, thing.source, thing.box.tolist()) == ("dog", "b", [12, 10, 50, 50])
@@ -44,18 +44,22 @@ def test_the_better_score_gives_box_and_label() -> None:
 
 
 def test_a_person_that_one_detector_is_sure_of_needs_no_second() -> None:
-    sure, unsure = vote({"glip": found(("man", 0.8, [0, 0, 20, 40]), ("woman", 0.7, [50, 0, 70, 40]))}, described())
+    sure, unsure = vote_objects(
+        {"glip": found(("man", 0.8, [0, 0, 20, 40]), ("woman", 0.7, [50, 0, 70, 40]))}, described()
+    )
     assert (sure.label, sure.is_object) == ("person", True)
     assert not unsure.is_object
 
 
 def test_a_box_seen_twice_by_one_voter_counts_once() -> None:
-    (thing,) = vote({"glip": found(("car", 0.9, [10, 10, 50, 50]), ("car", 0.6, [10, 10, 51, 50]))}, described())
+    (thing,) = vote_objects(
+        {"glip": found(("car", 0.9, [10, 10, 50, 50]), ("car", 0.6, [10, 10, 51, 50]))}, described()
+    )
     assert not thing.is_object
 
 
 def test_one_thing_gets_one_vote_of_a_voter_and_neighbours_stay_apart() -> None:
-    things = vote(
+    things = vote_objects(
         {
             "a": found(("cup", 0.9, [10, 10, 30, 30])),
             "b": found(("cup", 0.8, [10, 10, 30, 33]), ("cup", 0.7, [10, 12, 30, 30])),

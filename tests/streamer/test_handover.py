@@ -1,4 +1,4 @@
-"""The hand-over from a reading thread to the event loop: no frame is lost or counted twice, whoever closes when."""
+"""The hand-over from a reading thread to the event loop: none is lost or counted twice, whichever side closes first."""
 
 from __future__ import annotations
 

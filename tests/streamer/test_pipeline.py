@@ -157,14 +157,14 @@ def test_an_outage_is_one_pair_of_events_and_ends_the_tracks(caplog):
         async with Bench([camera(FakeSource(count=None, live=True, period_s=0.01))]) as bench:
             running = asyncio.create_task(bench.pipeline.run())
 
-            def tell(state, cause=""):
+            def report_state(state, cause=""):
                 bench.relay(StateChange("cam", state, time.time_ns(), cause))
 
-            tell(SourceState.LIVE)
+            report_state(SourceState.LIVE)
             await bench.until("match.begin")
             for state in (SourceState.STALLED, SourceState.WAITING, SourceState.CONNECTING, SourceState.WAITING):
-                tell(state, "the camera is silent")
-            tell(SourceState.LIVE)
+                report_state(state, "the camera is silent")
+            report_state(SourceState.LIVE)
             await bench.until("stream.online", 2)
             await bench.pipeline.stop()
             await running

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from streamer.errors import ConfigError
-from streamer.street import Scenario, Street, sample
-from streamer.street.truth import foot
+from streamer.street import Scenario, Street, sample_picture
+from streamer.street.truth import foot_point
 
 SIZE = (320, 192)
 
@@ -47,12 +47,12 @@ def test_a_frame_does_not_depend_on_which_frames_were_asked_for_before():
 
 
 def test_seeds_and_samples_show_different_scenes():
-    pictures = [Street(seed, SIZE).image(0) for seed in range(3)] + [sample(1, k, SIZE).image for k in range(3)]
+    pictures = [Street(seed, SIZE).image(0) for seed in range(3)] + [sample_picture(1, k, SIZE).image for k in range(3)]
     assert len({picture.tobytes() for picture in pictures}) == 6
 
 
 def test_boxes_hold_exactly_the_visible_masks():
-    truths = [sample(3, index, SIZE).truth for index in range(12)]
+    truths = [sample_picture(3, index, SIZE).truth for index in range(12)]
     things = [one for truth in truths for one in truth.seen]
     assert len(things) > 60
     for one in things:
@@ -69,7 +69,7 @@ def test_boxes_hold_exactly_the_visible_masks():
 
 def test_no_pixel_belongs_to_two_things():
     for index in range(8):
-        truth = sample(4, index, SIZE).truth
+        truth = sample_picture(4, index, SIZE).truth
         assert sum(one.mask.astype(int) for one in truth.seen).max(initial=0) <= 1
 
 
@@ -121,7 +121,7 @@ def test_things_keep_their_identity_and_move_smoothly():
             assert names.setdefault(state.thing.identity, state.thing) == state.thing
             paths.setdefault(state.thing.identity, []).append((state.x, state.z))
     steps = [abs(x1 - x0) + abs(z1 - z0) for path in paths.values() for (x0, z0), (x1, z1) in pairwise(path)]
-    assert max(steps) < 12.0 / 25 + 0.05  # nobody is faster than 12 m/s
+    assert max(steps) < 12.0 / 25 + 0.05  # nothing is faster than 12 m/s
     assert len(names) > 10
 
 
@@ -147,7 +147,7 @@ def test_line_crossings_are_exact_to_the_microsecond():
     for event in crossings:
         before, after = (
             next(
-                foot(state, street.world.camera)
+                foot_point(state, street.world.camera)
                 for state in street.world.at(event.time_s + step)
                 if state.thing.identity == event.identity
             )
@@ -174,7 +174,7 @@ def test_every_entry_into_a_zone_is_followed_by_its_exit():
 def test_feet_are_the_bottom_centres_of_the_boxes():
     offsets = []
     for index in range(10):
-        truth = sample(6, index).truth
+        truth = sample_picture(6, index).truth
         for one in truth.seen:
             x1, _, x2, y2 = one.full_box
             if x1 >= 0 and x2 <= 640 and y2 <= 384 and one.thing.kind != "person":
@@ -191,8 +191,8 @@ def test_places_that_are_none_are_refused():
 
 
 def test_only_the_courier_street_has_robots():
-    everyday = {one.thing.kind for index in range(30) for one in sample(8, index, SIZE).truth.seen}
+    everyday = {one.thing.kind for index in range(30) for one in sample_picture(8, index, SIZE).truth.seen}
     night = Scenario("night", "rain", robots=True)
-    courier = [one.thing.kind for index in range(8) for one in sample(8, index, SIZE, night).truth.seen]
+    courier = [one.thing.kind for index in range(8) for one in sample_picture(8, index, SIZE, night).truth.seen]
     assert everyday == {"person", "car", "bus", "bicycle", "dog"}
     assert courier.count("robot") >= 8

@@ -16,7 +16,7 @@ from streamer.errors import SourceAddressError
 from streamer.sources.source import SourceState
 from streamer.sources.street import StreetSource
 from streamer.street import Street
-from streamer.street.export import coco, mot_lines, write_events, write_mot
+from streamer.street.export import coco_document, mot_lines, write_events, write_mot
 
 
 async def collect(source, pause_s=0.0):
@@ -93,7 +93,7 @@ def test_a_wrong_option_names_itself_and_what_is_allowed(query, sentence):
 def test_coco_annotations_carry_masks_that_fit_their_boxes():
     mask = pytest.importorskip("pycocotools.mask")
     street = Street(5, (320, 192))
-    content = json.loads(json.dumps(coco(street.truth(index) for index in (0, 30))))
+    content = json.loads(json.dumps(coco_document(street.truth(index) for index in (0, 30))))
     assert [image["file_name"] for image in content["images"]] == ["000000.jpg", "000030.jpg"]
     assert len(content["annotations"]) > 10
     for one in content["annotations"]:

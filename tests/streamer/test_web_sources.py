@@ -2,84 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 from sinks.tls import TlsOptions
-from streamer.errors import SourceError
-from streamer.frame import Frame
-from streamer.sources import StateChange, open_sources
 from tests.sinks.authority import Authority
-from tests.support.clips import make_clip, read_index
+from tests.support.clips import make_clip
+from tests.support.reading import failed, many, read
 from tests.support.web_server import Answer, WebServer, jpeg, multipart
 
 PLAYLIST = "application/vnd.apple.mpegurl"
-
-
-class Seen:
-    """What came of a source: frames, states and the error."""
-
-    def __init__(self) -> None:
-        self.frames: list[Frame] = []
-        self.changes: list[StateChange] = []
-        self.error = ""
-        self.live = False
-
-    @property
-    def numbers(self) -> list[int | None]:
-        return [read_index(frame.image) for frame in self.frames]
-
-    @property
-    def states(self) -> list[str]:
-        return [change.state.value for change in self.changes]
-
-    @property
-    def causes(self) -> str:
-        return "; ".join(change.cause for change in self.changes if change.cause)
-
-
-def read(
-    address: str, enough: Callable[[Seen], bool] = lambda seen: False, limit_s: float = 15.0, **options: Any
-) -> Seen:
-    """Reads until the source ends, `enough` has come, or the time is over."""
-    seen = Seen()
-
-    async def work() -> None:
-        (source,) = await asyncio.to_thread(open_sources, address, on_state=seen.changes.append, **options)
-        seen.live = source.live
-
-        async def take() -> None:
-            async for frame in source:
-                source.account.analyse()
-                seen.frames.append(frame)
-
-        task = asyncio.create_task(take())
-        began = time.monotonic()
-        while not task.done() and not enough(seen) and time.monotonic() - began < limit_s:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        await source.aclose()
-        try:
-            await task
-        except SourceError as error:
-            seen.error = str(error)
-        assert source.account.tally().pending == 0
-
-    asyncio.run(work())
-    return seen
-
-
-def many(count: int) -> Callable[[Seen], bool]:
-    return lambda seen: len(seen.frames) >= count
-
-
-def failed(seen: Seen) -> bool:
-    return bool(seen.causes)
 
 
 @pytest.fixture(scope="module")

@@ -114,20 +114,20 @@ class WebServer:
         found = self.answers.get(path, Answer(status=404))
         answer = found() if callable(found) else found
         body = answer.body
-        first = 0
-        if answer.ranges and (asked := re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))):
-            first = int(asked[1])
-        request.send_response(206 if first else answer.status)
+        first, end, is_part = 0, None, False
+        if answer.ranges and (asked := re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))):
+            first, end, is_part = int(asked[1]), int(asked[2]) + 1 if asked[2] else None, True
+        request.send_response(206 if is_part else answer.status)
         for name, value in answer.headers.items():
             request.send_header(name, value)
         if isinstance(body, bytes):
             if answer.ranges:
                 request.send_header("Accept-Ranges", "bytes")
-                request.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
-            request.send_header("Content-Length", str(len(body) - first))
+                request.send_header("Content-Range", f"bytes {first}-{(end or len(body)) - 1}/{len(body)}")
+            request.send_header("Content-Length", str(len(body[first:end])))
         request.send_header("Connection", "close")
         request.end_headers()
-        for piece in [body[first:]] if isinstance(body, bytes) else body():
+        for piece in [body[first:end]] if isinstance(body, bytes) else body():
             request.wfile.write(piece)
 
     def _proves(self, given: str) -> bool:
@@ -154,7 +154,7 @@ def jpeg(number: int) -> bytes:
 def multipart(
     numbers: Iterable[int], *, pause_s: float = 0.03, kind: str = "image/jpeg", first: bool = True, length: bool = True
 ) -> Answer:
-    """A camera's endless answer; without `first` the boundary follows each part, without `length` parts tell none."""
+    """A camera's endless answer; without `first` the boundary follows each part, without `length` parts have none."""
 
     def pieces() -> Iterator[bytes]:
         for number in numbers:

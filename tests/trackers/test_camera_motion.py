@@ -42,7 +42,7 @@ def test_a_still_camera_is_noticed_although_things_move() -> None:
 
 
 def test_things_that_move_do_not_speak_for_the_ground() -> None:
-    """Three quarters of the picture are covered by a thing that moves; masked out, the ground tells the truth."""
+    """Three quarters of the picture are a moving thing; with it masked out, the ground gives the true motion."""
     camera, image = CameraMotion(), ground()
     thing = ground(1)[60:480, 60:800]
 

@@ -57,6 +57,22 @@ def test_a_box_seen_once_is_never_shown() -> None:
             assert ids(create_tracker(name), frames) == [[1]] * 4, name
 
 
+def test_default_follows_what_leaves_its_own_box_between_two_frames() -> None:
+    def rider(frame: int) -> tuple[float, float, float, float, float]:
+        return (20.0 + 18 * frame, 100, 48.0 + 18 * frame, 157, 0.8)
+
+    start = [boxes(walker(900))] * 3
+    frames = start + [boxes(walker(900), rider(frame)) for frame in range(12)]
+    assert ids(create_tracker("default"), frames, fps=10)[6:] == [[1, 2]] * 9
+    assert all(shown == [1] for shown in ids(create_tracker("default", newborn_reach=0.0), frames, fps=10))
+
+
+def test_detections_far_apart_that_move_on_no_common_way_are_no_track() -> None:
+    spots = (300, 320, 300, 330, 305, 335, 300)
+    frames = [boxes(walker(900))] * 3 + [boxes(walker(900), (x, 100, x + 18, 140, 0.8)) for x in spots]
+    assert all(shown == [1] for shown in ids(create_tracker("default"), frames, fps=10))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_input_gives_the_same_output(name: str) -> None:
     scene = crowd(1, 25, 60)
@@ -181,7 +197,7 @@ def test_predict_moves_the_shown_boxes_and_changes_nothing() -> None:
 
 
 def test_camera_motion_keeps_a_still_thing_under_one_id() -> None:
-    """The camera jumps sideways by a whole width every frame; only the matrices tell."""
+    """The camera jumps sideways by a whole width every frame; only the matrices show it."""
     jump = np.array([[1.0, 0, 60], [0, 1, 0]])
     frames = [boxes(walker(100 + 60 * frame)) for frame in range(12)]
     reported, untold = create_tracker("botsort"), create_tracker("botsort")
@@ -269,9 +285,17 @@ def test_a_track_that_appears_elsewhere_gets_a_new_id() -> None:
 def test_two_new_tracks_on_the_way_of_a_lost_one_are_too_doubtful_to_continue_it() -> None:
     tracker = create_tracker("default", lost_s=0.5, relink_s=5.0)
     ids(tracker, [boxes(walker(100 + 3.0 * frame)) for frame in range(30)])
+    ids(tracker, [EMPTY] * 90, start_s=1.0)
+    found = boxes(walker(440), walker(480))
+    assert ids(tracker, [found] * 4, start_s=4.0)[-1] == [2, 3]
+
+
+def test_of_two_new_tracks_on_the_way_of_one_lost_lately_the_nearest_continues_it() -> None:
+    tracker = create_tracker("default", lost_s=0.5, relink_s=5.0)
+    ids(tracker, [boxes(walker(100 + 3.0 * frame)) for frame in range(30)])
     ids(tracker, [EMPTY] * 40, start_s=1.0)
-    found = boxes(walker(290), walker(330))
-    assert ids(tracker, [found] * 4, start_s=70 / 30)[-1] == [2, 3]
+    found = boxes(walker(290), walker(350))
+    assert ids(tracker, [found] * 4, start_s=70 / 30)[-1] == [1, 2]
 
 
 @pytest.mark.parametrize("away_s", [3.0, 60.0])

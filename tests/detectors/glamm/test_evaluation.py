@@ -16,13 +16,13 @@ import transformers
 import typer
 from typer.testing import CliRunner
 
-from detectors.coco_data import DataSetError
+from detectors.data_files import DataSetError
 from detectors.glamm.similarity import TextSimilarity
 from streamer.commands.evaluate_segmentation import SegmentationTask, evaluate_segmentation
 from streamer.errors import ConfigError
 from streamer.rules.mask_rle import mask_model
 from streamer.tasks import evaluate_segmentation as mask_scores
-from streamer.tasks.evaluate_segmentation import MaskRecord, SegmentationBenchmark, score
+from streamer.tasks.evaluate_segmentation import MaskRecord, SegmentationBenchmark, score_benchmark
 
 app = typer.Typer()
 app.command()(evaluate_segmentation)
@@ -54,16 +54,18 @@ def test_the_golden_cases_give_the_papers_totals(shared: Path) -> None:
             rles = tuple(mask_model(np.array(mask, bool)).model_dump() for mask in case[masks])
             into[str(number)] = MaskRecord(str(number), "", phrases, rles)
         similarities[names] = np.array(case["text_similarity"])
-    scores = score(SegmentationBenchmark.GCG, truth, predicted, lambda first, second: similarities[tuple(first)])
+    scores = score_benchmark(
+        SegmentationBenchmark.GCG, truth, predicted, lambda first, second: similarities[tuple(first)]
+    )
     assert scores["miou"] == pytest.approx(reference["totals"]["mean_miou"], abs=1e-6)
     assert scores["recall"] == pytest.approx(reference["totals"]["recall"], abs=1e-6)
 
 
 def test_a_perfect_answer_scores_one_and_a_missing_one_nothing() -> None:
     truth = {"a": record("a", cat=box_mask(5, 5, 30, 30)), "b": record("b", dog=box_mask(40, 10, 80, 50))}
-    perfect = score(SegmentationBenchmark.GCG, truth, truth, exactly)
+    perfect = score_benchmark(SegmentationBenchmark.GCG, truth, truth, exactly)
     assert (perfect["ap50"], perfect["miou"], perfect["recall"]) == (1.0, 1.0, 1.0)
-    half = score(SegmentationBenchmark.GCG, truth, {"a": truth["a"]}, exactly)
+    half = score_benchmark(SegmentationBenchmark.GCG, truth, {"a": truth["a"]}, exactly)
     assert (half["miou"], half["recall"], half["without_answer"]) == (0.5, 0.5, 1)
     assert 0 < half["ap50"] < 1
 
@@ -80,20 +82,22 @@ def test_no_masks_on_either_side_score_nothing() -> None:
 def test_an_answer_with_more_phrases_than_masks_is_missed() -> None:
     truth = {"a": record("a", cat=box_mask(5, 5, 30, 30))}
     odd = {"a": MaskRecord("a", "", ("cat", "dog"), truth["a"].rles)}
-    assert score(SegmentationBenchmark.GCG, truth, odd, exactly)["recall"] == 0
+    assert score_benchmark(SegmentationBenchmark.GCG, truth, odd, exactly)["recall"] == 0
 
 
 def test_referring_masks_are_paired_in_order() -> None:
     truth = {"a": record("a", cat=box_mask(0, 0, 20, 20), dog=box_mask(40, 0, 60, 20))}
     first = {"a": record("a", cat=box_mask(0, 0, 20, 20))}
-    scores = score(SegmentationBenchmark.REFSEG, truth, first, None)
+    scores = score_benchmark(SegmentationBenchmark.REFSEG, truth, first, None)
     assert scores["ciou"] == pytest.approx(0.5)
     assert scores["giou"] == pytest.approx(0.5, abs=1e-4)
 
 
 def test_missing_packages_leave_a_reason_in_place_of_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mask_scores, "_no_captions", lambda: "pycocoevalcap needs Java")
-    scores = score(SegmentationBenchmark.REGCAP, {"a": record("a", "a cat")}, {"a": record("a", "a cat")}, None)
+    scores = score_benchmark(
+        SegmentationBenchmark.REGCAP, {"a": record("a", "a cat")}, {"a": record("a", "a cat")}, None
+    )
     assert (scores["meteor"], scores["meteor_missing"]) == (None, "pycocoevalcap needs Java")
 
 
@@ -120,7 +124,9 @@ def test_captions_reach_the_package_in_its_own_form(monkeypatch: pytest.MonkeyPa
             monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
         monkeypatch.setitem(sys.modules, f"pycocoevalcap.{name}", module)
     monkeypatch.setattr(mask_scores, "_no_captions", lambda: "")
-    scores = score(SegmentationBenchmark.REGCAP, {"a": record("a", "A cat")}, {"a": record("a", "A dog")}, None)
+    scores = score_benchmark(
+        SegmentationBenchmark.REGCAP, {"a": record("a", "A cat")}, {"a": record("a", "A dog")}, None
+    )
     assert (scores["meteor"], scores["cider"]) == (0.5, 0.5)
     assert asked[0] == ({"a": ["a cat"]}, {"a": ["a dog"]})
 

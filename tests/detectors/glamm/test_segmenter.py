@@ -225,11 +225,11 @@ def test_a_detectors_boxes_get_masks_for_the_queries_named(glamm: Glamm) -> None
 def test_enrichment_reports_of_a_thing_and_of_a_scene(glamm: Glamm) -> None:
     from streamer.enrichment.describers import GlammDescriber, MaskDescriber
 
-    tell = GlammDescriber(glamm)
-    thing = tell(picture(), (0.1, 0.1, 0.5, 0.6), "person")
+    describer = GlammDescriber(glamm)
+    thing = describer(picture(), (0.1, 0.1, 0.5, 0.6), "person")
     assert (thing.text, thing.model, thing.spans[0].phrase, thing.spans[0].end) == ("cat", "glamm", "person", 3)
     assert thing.spans[0].mask.size == (60, 90)
-    assert [span.phrase for span in tell(picture(), None, "").spans] == ["cat"]
+    assert [span.phrase for span in describer(picture(), None, "").spans] == ["cat"]
     masks_only = MaskDescriber(BoxMasks(glamm.model.sam))
     alone = masks_only(picture(), (0.999, 0.1, 1.0, 0.6), "person")
     assert masks_only(picture(), None, "") is None

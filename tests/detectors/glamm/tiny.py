@@ -73,7 +73,7 @@ def random_glamm(seed: int = 0) -> GlammModel:
     return model
 
 
-def tell(model: GlammModel, sentence: Sequence[int]) -> None:
+def teach_sentence(model: GlammModel, sentence: Sequence[int]) -> None:
     """Make the model say `sentence` whatever it sees: each id, all different, leads to the next."""
     embeddings, head = model.llm.model.embed_tokens.weight, model.llm.lm_head.weight
     with torch.no_grad():
@@ -136,7 +136,7 @@ def save_hub(model: GlammModel, folder: Path, answer: str | None = None, shards:
     clip.mkdir()
     tokenizer = save_tokenizer(glamm / "tokenizer.model")
     if answer:
-        tell(model, [tokenizer.encode("ASSISTANT:")[-1], *tokenizer.encode(answer), 2])
+        teach_sentence(model, [tokenizer.encode("ASSISTANT:")[-1], *tokenizer.encode(answer), 2])
     state = official_names(model.state_dict())
     vision = {name: state.pop(name) for name in list(state) if name.startswith("vision_model.")}
     vision["vision_model.embeddings.position_ids"] = torch.arange(CONFIG.clip_vision.num_patches + 1)[None]

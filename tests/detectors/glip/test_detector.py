@@ -213,22 +213,23 @@ def test_free_text_with_phrases_labels_by_phrase(glip: Glip) -> None:
         glip.prepare_text(" ".join(["dog"] * 30) + " bus", ["bus"])
 
 
-def test_thresholds_by_query_let_doubtful_ones_through_down_to_a_fifth(folder: Path) -> None:
-    def scores(query: str, **options: Any) -> npt.NDArray[np.float32]:
+def test_thresholds_by_query_let_doubtful_ones_through_down_to_a_half(folder: Path) -> None:
+    def scores(query: str, thresholds: list[float] | None = None, **options: Any) -> npt.NDArray[np.float32]:
         glip = create("glip-mini", weights=folder, **options)
         glip.model.rpn.head.bias0.fill_(-2.8)
-        (found,) = run(glip, (picture(64, 96), ["person", "dog"]))
+        prompt = glip.prepare(["person", "dog"])
+        (found,) = glip.detect([Request(picture(64, 96), prompt, thresholds=thresholds)])
         assert found.confidence is not None
         return np.asarray(found.confidence[found.data["class_name"] == query])
 
     for query in ("person", "dog"):
         assert scores(query, threshold=0.0).min() < 0.2
-        assert (scores(query, threshold=1.0) >= 0.2).all()
-    mixed = {"threshold": 1.0, "thresholds": {"dog": 0.1}}
-    assert (scores("person", **mixed) >= 0.2).all()
-    assert scores("dog", **mixed).min() < 0.2
+        assert (scores(query, threshold=1.0) >= 0.5).all()
+        assert (scores(query, [1.0, 1.0], threshold=0.0) >= 0.5).all()
+    assert (scores("person", [1.0, 0.1], threshold=1.0) >= 0.5).all()
+    assert scores("dog", [1.0, 0.1], threshold=1.0).min() < 0.2
     with pytest.raises(PromptError, match="must lie between 0 and 1"):
-        create("glip-mini", weights=folder, thresholds={"dog": 2.0})
+        create("glip-mini", weights=folder, threshold=2.0)
 
 
 def test_a_prompt_of_another_detector_is_refused(glip: Glip, folder: Path) -> None:

@@ -1,0 +1,173 @@
+"""HLS playlists: encrypted segments and their keys, byte ranges, discontinuities, parts that break off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from sinks.tls import TlsOptions
+from tests.sinks.authority import Authority
+from tests.support.clips import make_clip
+from tests.support.reading import failed, many, read
+from tests.support.web_server import Answer, WebServer
+
+KEY, OTHER_KEY = b"0123456789abcdef", b"fedcba9876543210"
+LENGTH = 10  # frames of a segment
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """Three segments that follow one another."""
+    folder = tmp_path_factory.mktemp("parts")
+    times = [[(n * LENGTH + m) / 25 for m in range(LENGTH)] for n in range(3)]
+    return [
+        make_clip(folder / f"{n}.ts", LENGTH, first=n * LENGTH, times_s=times[n], form="mpegts").read_bytes()
+        for n in range(3)
+    ]
+
+
+def encrypted(data: bytes, vector: int, key: bytes = KEY) -> bytes:
+    """AES-128 in CBC mode with PKCS #7 padding (RFC 8216, 4.3.2.4)."""
+    padding = 16 - len(data) % 16
+    encryptor = Cipher(algorithms.AES(key), modes.CBC(vector.to_bytes(16, "big"))).encryptor()
+    return encryptor.update(data + bytes([padding]) * padding) + encryptor.finalize()
+
+
+def playlist(entries: Iterable[str], *, sequence: int = 0, ended: bool = True) -> Answer:
+    lines = ["#EXTM3U", "#EXT-X-VERSION:7", "#EXT-X-TARGETDURATION:2", f"#EXT-X-MEDIA-SEQUENCE:{sequence}", *entries]
+    return Answer("\n".join([*lines, *["#EXT-X-ENDLIST"] * ended, ""]).encode())
+
+
+def entry(name: str, *before: str) -> str:
+    return "\n".join([*before, "#EXTINF:0.4,", name])
+
+
+def served(segments: Sequence[bytes], **more: Answer) -> dict[str, Answer]:
+    answers = {f"/{n}.ts": Answer(segment) for n, segment in enumerate(segments)}
+    return {**answers, "/key": Answer(KEY), "/other": Answer(OTHER_KEY), **{f"/{k}": v for k, v in more.items()}}
+
+
+KEY_LINE = '#EXT-X-KEY:METHOD=AES-128,URI="key"'
+
+
+def test_encrypted_segments_take_their_vector_from_the_media_sequence(parts: list[bytes]) -> None:
+    segments = [encrypted(part, 41 + n) for n, part in enumerate(parts)]
+    entries = [entry("0.ts", KEY_LINE), entry("1.ts"), entry("2.ts")]
+    with WebServer(served(segments, m=playlist(entries, sequence=41))) as server:
+        seen = read(server.url("/m"))
+        asked = [path for path, _ in server.asked]
+    assert (seen.numbers, seen.error) == (list(range(30)), "")
+    assert asked.count("/key") == 1
+
+
+def test_keys_rotate_and_vectors_are_given(parts: list[bytes]) -> None:
+    segments = [encrypted(parts[0], 7), parts[1], encrypted(parts[2], 2**127 + 5, OTHER_KEY)]
+    entries = [
+        entry("0.ts", KEY_LINE + ",IV=0x7"),
+        entry("1.ts", "#EXT-X-KEY:METHOD=NONE"),
+        entry("2.ts", f'#EXT-X-KEY:METHOD=AES-128,URI="other",IV=0X{2**127 + 5:032X}'),
+    ]
+    with WebServer(served(segments, m=playlist(entries))) as server:
+        seen = read(server.url("/m"))
+    assert (seen.numbers, seen.error) == (list(range(30)), "")
+
+
+def test_keys_come_with_the_credentials_and_tls_options_of_the_stream(parts: list[bytes], tmp_path: object) -> None:
+    authority = Authority(tmp_path)  # type: ignore[arg-type]
+    segments = [encrypted(part, n) for n, part in enumerate(parts)]
+    entries = [entry("0.ts", KEY_LINE), entry("1.ts"), entry("2.ts")]
+    tls = TlsOptions(cafile=str(authority.certificate))
+    with WebServer(
+        served(segments, m=playlist(entries)), login=("ann", "pw"), certificate=authority.issue("127.0.0.1")
+    ) as server:
+        seen = read(server.url("/m", login="ann:pw"), tls=tls)
+        assert (seen.numbers, seen.error) == (list(range(30)), "")
+        with WebServer(served(segments)) as plain:
+            away = [entry("0.ts", f'#EXT-X-KEY:METHOD=AES-128,URI="{plain.url("/key")}"')]
+            server.answers["/away"] = playlist(away)
+            refused = read(server.url("/away", login="ann:pw"), tls=tls)
+            assert plain.asked == []
+        with WebServer(served(segments), login=("ann", "pw"), certificate=authority.issue("127.0.0.1")) as other:
+            server.answers["/other"] = playlist([entry("0.ts", f'#EXT-X-KEY:METHOD=AES-128,URI="{other.url("/key")}"')])
+            foreign = read(server.url("/other", login="ann:pw"), tls=tls)
+            assert {given for _, given in other.asked} == {""}
+    assert "without TLS" in refused.error
+    assert "(401)" in foreign.error
+    assert foreign.frames == refused.frames == []
+
+
+def test_a_live_encrypted_playlist_is_a_camera(parts: list[bytes]) -> None:
+    segments = [encrypted(part, n) for n, part in enumerate(parts)]
+    entries = [entry("0.ts", KEY_LINE), entry("1.ts"), entry("2.ts")]
+    with WebServer(served(segments, m=playlist(entries, ended=False))) as server:
+        seen = read(server.url("/m"), many(8))
+    assert seen.live
+    assert len(seen.frames) >= 8
+
+
+@pytest.mark.parametrize("given", [OTHER_KEY, b"<html>log in first</html>", b"short"])
+def test_a_wrong_key_is_named(parts: list[bytes], given: bytes) -> None:
+    segments = [encrypted(part, n) for n, part in enumerate(parts)]
+    entries = [entry("0.ts", KEY_LINE), entry("1.ts"), entry("2.ts")]
+    with WebServer({**served(segments, m=playlist(entries)), "/key": Answer(given)}) as server:
+        seen = read(server.url("/m"))
+    assert "is the key of its playlist right?" in seen.error
+    assert seen.frames == []
+
+
+def test_a_key_that_is_missing_is_named(parts: list[bytes]) -> None:
+    with WebServer(served([], m=playlist([entry("0.ts", '#EXT-X-KEY:METHOD=AES-128,URI="none"')]))) as server:
+        seen = read(server.url("/m"))
+        camera = read(server.url("/m"), failed, live=True)
+    assert "there is nothing at this path (404)" in seen.error
+    assert "(404)" in camera.causes
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ('METHOD=SAMPLE-AES,URI="key"', "(SAMPLE-AES)"),
+        ('METHOD=SAMPLE-AES-CTR,URI="x",KEYFORMAT="com.widevine"', "(SAMPLE-AES-CTR, com.widevine)"),
+        ('METHOD=AES-128,URI="skd://1",KEYFORMAT="com.apple.streamingkeydelivery"', "(AES-128, com.apple."),
+    ],
+)
+def test_other_encryption_is_refused_in_one_sentence(parts: list[bytes], attributes: str, words: str) -> None:
+    with WebServer(served(parts, m=playlist([entry("0.ts", f"#EXT-X-KEY:{attributes}")]))) as server:
+        seen = read(server.url("/m"))
+    assert f"encrypted {words}" in seen.error
+    assert "only AES-128 with a plain key can be read" in seen.error
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("is_encrypted", [True, False])
+def test_segments_may_be_byte_ranges_of_one_file(parts: list[bytes], ranges: bool, is_encrypted: bool) -> None:
+    pieces = [encrypted(part, n) for n, part in enumerate(parts)] if is_encrypted else parts
+    entries, at = [KEY_LINE] * is_encrypted, 0
+    for piece in pieces:
+        entries.append(entry("all.ts", f"#EXT-X-BYTERANGE:{len(piece)}@{at}"))
+        at += len(piece)
+    answers = {"/m": playlist(entries), "/all.ts": Answer(b"".join(pieces), ranges=ranges), "/key": Answer(KEY)}
+    with WebServer(answers) as server:
+        seen = read(server.url("/m"))
+    assert (seen.numbers, seen.error) == (list(range(30)), "")
+
+
+def test_a_recording_of_which_a_segment_breaks_off_says_so(parts: list[bytes]) -> None:
+    cut = Answer(lambda: [parts[1][: len(parts[1]) // 2]], {"Content-Length": str(len(parts[1]))})
+    entries = [entry(f"{n}.ts") for n in range(3)]
+    with WebServer({**served(parts, m=playlist(entries)), "/1.ts": cut}) as server:
+        seen = read(server.url("/m"))
+    assert "the connection ended in the middle of a segment" in seen.error
+    assert seen.numbers[:10] == list(range(10))
+    assert seen.numbers[-10:] == list(range(20, 30))
+
+
+def test_a_playlist_opens_no_file_of_this_machine(parts: list[bytes], tmp_path: object) -> None:
+    secret = make_clip(f"{tmp_path}/secret.ts", 5)
+    with WebServer({"/m": playlist([entry(f"file://{secret}")]), "/n": playlist([entry(str(secret))])}) as server:
+        for path in ("/m", "/n"):
+            seen = read(server.url(path))
+            assert seen.frames == []
+            assert seen.error
