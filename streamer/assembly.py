@@ -31,14 +31,14 @@ from streamer.pipeline.sections import (
 )
 from streamer.recorders.video import AnnotatedVideo
 from streamer.rules.rule import Rule
-from streamer.rules.track_ids import derived_run, derived_uids, fingerprint, random_uids
+from streamer.rules.track_ids import derived_run, derived_uids, random_uids
 from streamer.sources import OnState, Source, open_sources
-from streamer.sources.address import natural
 from streamer.sources.clock import ClockLimits
-from streamer.sources.images import image_names
+from streamer.sources.identity import identify_recording
 from streamer.sources.source import MovableSource
 from streamer.sources.workers.pool import DecodePool
 from streamer.sources.workers.proxy import WorkerSource
+from streamer.tracing import FrameTraces, trace_sinks
 
 VIDEO = "video:"
 _CONNECTION = {"source", "transport", "stall_s", "poll_s", "clock", "tls"}
@@ -85,6 +85,7 @@ class StreamAssembly:
         start_time_ns: int | None = None,
         make_rules: MakeRules | None = None,
         make_recorders: MakeRecorders | None = None,
+        traces: FrameTraces | None = None,
     ) -> None:
         self._detector = detector
         self._own_detector = own_detector
@@ -93,8 +94,10 @@ class StreamAssembly:
         self._written: Mapping[str, int] = {}
         self._make_rules = make_rules
         self._make_recorders = make_recorders
+        self._traces = traces
         self._open = open_sources
         self._opened: Counter[str] = Counter()
+        self._identities: dict[str, str] = {}
 
     def begin_run(self, run: int, written: Mapping[str, int]) -> None:
         """Number the live streams that are made from now on as `run`, which has `written` events by stream already."""
@@ -149,7 +152,8 @@ class StreamAssembly:
 
     def open_sinks(self, addresses: Iterable[str]) -> dict[str, Sink]:
         """The sinks for events among the addresses, by their public names."""
-        return open_sinks(address for address in addresses if not address.startswith(VIDEO))
+        sinks = open_sinks(address for address in addresses if not address.startswith(VIDEO))
+        return trace_sinks(sinks, self._traces)
 
     def sink_name(self, address: str) -> str:
         """The name of a sink, under which the spool knows it."""
@@ -179,8 +183,20 @@ class StreamAssembly:
         detector = config.detector.model_dump(exclude={"device"})
         own = section.model_dump(exclude={"name", "paused", *_CONNECTION})
         settings = config_hash(own, shared, detector, self._start_time_ns)
-        content = _recording(section.source, source)
+        content = self._identify(section, source)
         return derived_run(content, source.name, settings, producer.detector, producer.version)
+
+    def _identify(self, section: StreamConfig, source: Source) -> str:
+        """The identity of a recording, asked for once: of a remote one the server has to answer."""
+        if not isinstance(source, WorkerSource | MovableSource):
+            return redact(section.source)
+        if source.recording is not None:
+            return identify_recording(str(source.recording))
+        if source.remote is None:
+            return redact(section.source)
+        if source.remote not in self._identities:
+            self._identities[source.remote] = identify_recording(source.remote, section.tls.options())
+        return self._identities[source.remote]
 
     def _make_stream(
         self,
@@ -196,7 +212,7 @@ class StreamAssembly:
         new_uid, run, written = random_uids(), self._run, self._written.get(source.name, 0)
         if not source.live:
             again = [str(self._opened[source.name])] if self._opened[source.name] > 1 else []
-            new_uid = derived_uids(_recording(stream.source, source), source.name, producer.config_hash, *again)
+            new_uid = derived_uids(self._identify(stream, source), source.name, producer.config_hash, *again)
             run, written = self._recording_run(config, stream, source, producer), 0
         zones, lines, masks = make_places(stream)
         kind = "streams" if source.live else "files"
@@ -326,16 +342,3 @@ def _settings(config: Config) -> dict[str, Any]:
     """The settings that results depend on: neither where recordings lie (their content counts), nor where events go."""
     elsewhere = {"sinks", "spool", "metrics_port", "metrics_host", "web", "media"}
     return config.model_dump(exclude={"streams": {"__all__": _CONNECTION}, **dict.fromkeys(elsewhere, True)})
-
-
-def _recording(address: str, source: Source) -> str:
-    """The identity of a recording: the content of a file, the images of a folder, else the address."""
-    path = source.recording if isinstance(source, WorkerSource | MovableSource) else None
-    try:
-        if path is None:
-            return redact(address)
-        if path.is_dir():
-            return "\n".join(f"{name} {(path / name).stat().st_size}" for name in natural(image_names(path)))
-        return fingerprint(path)
-    except OSError:
-        return str(path)  # reading it reports the error

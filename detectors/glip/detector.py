@@ -132,7 +132,8 @@ class Glip:
         self.device = choose_device(device)
         self.precision = choose_precision(dtype, self.device)
         self.threshold = threshold
-        self.model = compile_model(use_deform(self.precision.lower(model.to(self.device)), deform), backend)
+        lowered = self.precision.lower(model.to(self.device))
+        self.model = compile_model(use_deform(lowered, deform, self.device, self.precision.dtype), backend)
         self._tokenizer = tokenizer
         self._tuned = tuned
         self._chunking, self._per_caption = chunking, per_caption

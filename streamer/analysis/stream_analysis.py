@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
@@ -90,6 +91,7 @@ class StreamAnalysis:
         self.tracks = TrackLives(identity.new_uid)
         self.matches = QueryMatches()
         self._tracker = tracker
+        self.tracked_ns = 0  # UTC, when the tracker had the latest frame
         self._sizes = FrameSizes()
         self.default_threshold = default_threshold
         self._stream = identity.stream
@@ -124,6 +126,7 @@ class StreamAnalysis:
             found = self._without_masked(found, frame)
         named, scores = for_tracker(found, numbers, thresholds)
         tracked = self._sizes.update(self._tracker, named, frame, moved)
+        self.tracked_ns = time.time_ns()
         if len(tracked):
             tracked.confidence = scores[tracked.data["detection_index"]]
         seen = self._without_departed(FrameObservation.of(tracked, self._tracker, numbers, frame))

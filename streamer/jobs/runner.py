@@ -27,12 +27,13 @@ from streamer.jobs.event_archive import DATABASE, LINES, EventArchive
 from streamer.jobs.job import ProcessJob, StreamSummary, job_config, parse_start_time
 from streamer.jobs.result_folder import ResultFolder
 from streamer.jobs.shared_parts import SharedDetector, share_sinks
-from streamer.jobs.units import RecordingUnit, identify_recording, identify_settings, list_units
+from streamer.jobs.units import RecordingUnit, identify_settings, list_units
 from streamer.pipeline import Pipeline, Recorder
 from streamer.recorders.coco import CocoJson
 from streamer.recorders.label_exports import write_exports
 from streamer.recorders.text import MotText
 from streamer.sources import Source
+from streamer.sources.identity import identify_recording
 from streamer.sources.workers.pool import DecodePool
 from streamer.threads import usable_cores
 
