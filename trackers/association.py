@@ -142,7 +142,7 @@ def remember_looks(
     if options.mask_weight and found.given.mask is not None:
         crops = appearance.crop_masks(found.given, found.index, found.boxes)
         memory.column("mask", crops.shape[1:], np.bool_)[slots] = crops[what]
-    if options.appearance:
+    if options.appearance and len(found.given):
         vectors = appearance.read_embeddings(found.given, found.index)
         kept = memory.column("embedding", vectors.shape[1:], np.float64)
         fresh = tracks.hits[who] <= 1
