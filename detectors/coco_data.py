@@ -6,25 +6,19 @@ expected one of the ids in categories`.
 
 from __future__ import annotations
 
-import codecs
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detectors.detector import DetectorError
+from detectors.data_files import DataSetError, read_json
+from detectors.labelled_data import read_labelled
 
 Row = dict[str, Any]
 
 SHOWN_FLAWS = 8
 """Flaws that one error message lists; the others are counted."""
-_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _SLACK = 0.02  # of a picture's side: rounding at its border
-
-
-class DataSetError(DetectorError, ValueError):
-    """A data set or a file of results that cannot be used; the message names file, place and remedy."""
 
 
 class Flaws:
@@ -46,47 +40,16 @@ class Flaws:
             raise DataSetError("\n".join([*shown, *([f"{self._path}: and {more} more"] if more else [])]))
 
 
-def read_text(path: Path) -> str:
-    """A text file in UTF-8, or as its byte order mark says. Raises `DataSetError`."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataSetError(f"cannot read {path}: {error.strerror}") from error
-    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise DataSetError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
-
-
-def parse_json(text: str, path: Path) -> Any:
-    """JSON without NaN and infinity. Raises `DataSetError`."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not a number in JSON")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        raise DataSetError(f"{path} line {error.lineno}, column {error.colno} is not JSON: {error.msg}") from error
-    except ValueError as error:
-        raise DataSetError(f"{path} is not JSON: {error}") from error
-    except RecursionError:
-        raise DataSetError(f"{path} is nested too deeply to be a data set") from None
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises `DataSetError`."""
-    return parse_json(read_text(path), path)
-
-
 def read_data_set(path: Path, *, for_training: bool = False) -> dict[str, Any]:
     """A data set in COCO's format: lists `images`, `annotations` and, unless absent, `categories`.
+
+    Labels corrected in CVAT, Label Studio or YOLO's form are read as one; see `labelled_data.read_labelled`.
 
     `for_training` also demands categories with names that differ, file names, and boxes that fill an area in pixels.
     Raises `DataSetError` with all flaws.
     """
-    data = read_json(path)
+    labelled = read_labelled(path)
+    data = read_json(path) if labelled is None else labelled
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
         raise DataSetError(
             f"{path} is not a data set in COCO's format: expected an object with the lists 'images' and 'annotations'"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -46,9 +47,17 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def normalise(pixels: Tensor) -> Tensor:
     """Values 0..255, BGR (3, h, w) -> float32 of mean 0 and deviation 1 over ImageNet."""
-    mean = torch.tensor(MEAN_BGR, device=pixels.device)[:, None, None]
-    std = torch.tensor(STD_BGR, device=pixels.device)[:, None, None]
+    mean, std = _pixel_statistics(pixels.device)
     return (pixels.float() - mean) / std
+
+
+@lru_cache(maxsize=16)
+def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation on the device, (3, 1, 1) each. They are uploaded once: an upload of constants for every
+    picture would make the host wait for the device."""
+    with torch.inference_mode(False):
+        mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN_BGR, STD_BGR))
+    return mean, std
 
 
 def collate(images: Sequence[Tensor]) -> Tensor:

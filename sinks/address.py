@@ -20,7 +20,7 @@ _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**
 
 # Redaction. Paths of these schemes are names of topics, prefixes, keys, tables and streams; that of any other URL may
 # be its only secret.
-_OPEN_PATHS = r"(?:kafkas?|mqtts?|rediss?|rtsps?|postgres(?:ql)?|file)"
+_OPEN_PATHS = r"(?:kafkas?|mqtts?|rediss?|rtsps?|postgres(?:ql)?|s3|file)"
 _LOCAL = r"(?:jsonl|sqlite|parquet|csv|stdout|video|file|images?|scripted|synthetic|webcam)"
 # People write passwords with "/", "@", "?" and "#" in them, unencoded: everything up to the last "@" is user data.
 _USER = re.compile(r"((?<=://))(\S*)@(\S*)")
@@ -45,17 +45,16 @@ _OPTION_WITHOUT_VALUE = re.compile(r"(?<=&)[^=&\s]+(?=[&\s]|\Z)")
 # Options whose values may be shown. The value of any other option is hidden: its name may be a misspelt secret.
 # fmt: off
 _SHOWN_OPTIONS = frozenset({
-    "acks", "analyzeduration", "batch", "batch_size", "bus", "cafile", "category", "certfile", "channel",
+    "acks", "analyzeduration", "anonymous", "batch", "batch_size", "bus", "cafile", "category", "certfile", "channel",
     "channels", "clean", "client_id", "codec", "compression", "compression_type", "coverage", "create", "db",
     "delivery_timeout_ms", "detections", "digest", "discovery", "duration", "enable_idempotence", "encoding", "end",
-    "format", "fps", "fsync", "group", "h", "height", "incidents", "insecure", "keep", "level", "limit",
-    "linger_ms", "live", "loop", "loops", "max_block_ms", "max_in_flight_requests_per_connection",
-    "max_request_size", "mode", "model", "name", "noise", "nv_type", "objects", "partitions", "profile", "proto",
-    "protocol", "qos", "queries", "rate", "registry", "replication", "request_timeout_ms", "res", "resolution",
-    "retention", "retries", "retry_backoff_ms", "rows", "run", "sasl_mechanism", "scale", "schema", "seconds",
-    "security_protocol", "seed", "size", "speed", "start", "state", "stream", "streams", "style", "subject",
-    "subtype", "table", "tcp", "template", "timeout", "transport", "transportmode", "type", "types", "udp",
-    "unicast", "video", "w", "width",
+    "endpoint", "format", "fps", "fsync", "group", "h", "height", "incidents", "insecure", "keep", "level", "limit",
+    "linger_ms", "live", "loop", "loops", "max_block_ms", "max_in_flight_requests_per_connection", "max_request_size",
+    "mode", "model", "name", "noise", "nv_type", "objects", "partitions", "profile", "proto", "protocol", "qos",
+    "queries", "rate", "region", "registry", "replication", "request_timeout_ms", "res", "resolution", "retention",
+    "retries", "retry_backoff_ms", "rows", "run", "sasl_mechanism", "scale", "schema", "seconds", "security_protocol",
+    "seed", "size", "speed", "start", "state", "stream", "streams", "style", "subject", "subtype", "table", "tcp",
+    "template", "timeout", "transport", "transportmode", "type", "types", "udp", "unicast", "video", "w", "width",
 })
 # fmt: on
 

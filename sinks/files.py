@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sinks.address import SinkAddress
+from sinks.formats.choose import Encode, encode_json
+from sinks.formats.onvif import OnvifFormat
 from sinks.sink import ReaderGone, SinkAddressError, SinkError
 from sinks.worker import SinkWorker
 
@@ -35,14 +37,15 @@ class JsonlSink:
     where the file cannot be written; nothing of a batch that failed stays in the file.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, encode: Encode = encode_json) -> None:
         self._path = Path(path)
+        self._encode = encode
         self._file = self._open_file()
         self._worker = SinkWorker("sink-jsonl")
 
     async def send_batch(self, events: Sequence[Event]) -> None:
         """Appends the events; see `Sink.send_batch`."""
-        await self._worker.call(self._append_lines, b"".join([event.to_json() + b"\n" for event in events]))
+        await self._worker.call(self._append_lines, b"".join([self._encode(event)[0] + b"\n" for event in events]))
 
     async def aclose(self) -> None:
         """Closes the file, which lets others write it."""
@@ -140,6 +143,14 @@ def open_jsonl(address: SinkAddress) -> JsonlSink:
     if not address.path:
         raise SinkAddressError("jsonl: needs a path: write jsonl:events.jsonl")
     return JsonlSink(address.path)
+
+
+def open_onvif_file(address: SinkAddress) -> JsonlSink:
+    """`onvif:PATH`: ONVIF metadata, one XML document a line."""
+    address.options.finish()
+    if not address.path:
+        raise SinkAddressError("onvif: needs a path: write onvif:metadata.xml")
+    return JsonlSink(address.path, OnvifFormat().encode)
 
 
 def open_stdout(address: SinkAddress) -> StdoutSink:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 from importlib import import_module
 from importlib.metadata import entry_points
 
 from sinks.address import SinkAddress, parse_address
-from sinks.formats.choose import NV_FORMATS
+from sinks.formats.choose import FRAME_FORMATS, types_of_format
 from sinks.sink import Sink, SinkAddressError
 
 _NAME = re.compile(r"[\w.-]+")
@@ -22,6 +23,7 @@ _NAME = re.compile(r"[\w.-]+")
 _FACTORIES: dict[str, str] = {
     "stdout": "sinks.files:open_stdout",
     "jsonl": "sinks.files:open_jsonl",
+    "onvif": "sinks.files:open_onvif_file",
     "sqlite": "sinks.sqlite:open_sqlite",
     "parquet": "sinks.parquet:open_parquet",
     "kafka": "sinks.kafka.sink:open_kafka",
@@ -62,8 +64,15 @@ def open_sink(address: str) -> Sink:
     chosen = {name: _split_list(parts.options.text(name)) for name in ("types", "streams", "queries")}
     _given_name(parts)
     EventFilter(**chosen)  # a wrong type is refused before anything is opened
+    possible = types_of_format(parts.scheme, parts.options)
+    if possible and (given := chosen["types"]):
+        chosen["types"] = [kind for kind in possible if any(fnmatchcase(kind, pattern) for pattern in given)]
+        if not chosen["types"]:
+            known = ", ".join(possible)
+            raise parts.options.error(f"types={','.join(given)} has no place in this format: choose among {known}")
     sink = factory(parts)
-    wanted = EventFilter(chosen["types"] or getattr(sink, "default_types", ()), chosen["streams"], chosen["queries"])
+    types = chosen["types"] or possible or getattr(sink, "default_types", ())
+    wanted = EventFilter(types, chosen["streams"], chosen["queries"])
     return FilteredSink(sink, wanted) if wanted else sink
 
 
@@ -83,7 +92,8 @@ def open_sinks(addresses: Iterable[str]) -> dict[str, Sink]:
 
 def wants_detections(addresses: Iterable[str]) -> bool:
     """Whether one of the sinks is for the detections of every frame."""
-    return any(parse_address(address).options.peek("format") in NV_FORMATS for address in addresses)
+    parts = [parse_address(address) for address in addresses]
+    return any(one.scheme == "onvif" or one.options.peek("format") in FRAME_FORMATS for one in parts)
 
 
 def sink_name(address: str) -> str:

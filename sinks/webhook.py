@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote, unquote_plus
 
 from sinks.address import SinkAddress
 from sinks.chat import CHAT_TYPES, MessageFormat
+from sinks.formats.onvif import CONTENT_TYPE, OnvifFormat
 from sinks.http_client import Answer, HttpClient
 from sinks.sink import PoisonError, SinkAddressError, SinkError
 from sinks.tls import TLS_OPTIONS, TlsOptions, TlsOptionsError
@@ -33,7 +34,7 @@ _MALFORMED = frozenset({400, 413, 415, 422})
 _LONGEST_WAIT_S = 300.0
 _LEAST_SECRET = 6
 _WITNESSES = 8
-_FORMATS = ("events", "binary", "text", "slack", "discord", "teams")
+_FORMATS = ("events", "binary", "onvif", "text", "slack", "discord", "teams")
 _CHAT_BATCH = 1000
 _CHAT_RATE = 20.0
 _OURS = frozenset({"secret", "token", "batch", "timeout", "format", "name", "template", "rate", "digest", "types",
@@ -64,6 +65,19 @@ class CloudEventFormat:
         return b"[" + b",".join([event.to_json() for event in events]) + b"]"
 
 
+class OnvifDocuments:
+    """ONVIF metadata, one document a request."""
+
+    content_type = CONTENT_TYPE
+
+    def __init__(self) -> None:
+        self._format = OnvifFormat()
+
+    def body_of(self, events: Sequence[Event]) -> bytes:
+        """The document of the one event."""
+        return self._format.encode(events[0])[0]
+
+
 class WebhookSink:
     """POSTs to `target` of one host over one connection that stays open. Any 2xx answer is the acknowledgement.
 
@@ -79,7 +93,7 @@ class WebhookSink:
         target: str,
         *,
         headers: dict[str, str],
-        form: CloudEventFormat | MessageFormat,
+        form: CloudEventFormat | OnvifDocuments | MessageFormat,
         secret: bytes | None = None,
         batch: int = 1,
         rate: float = 0.0,
@@ -269,18 +283,18 @@ def open_webhook(address: SinkAddress) -> WebhookSink:
     kind = options.choice("format", _FORMATS, default)
     if prefix and kind != prefix:
         raise options.error(f"option format={kind!r} contradicts the scheme {address.scheme}: leave it out")
-    is_chat = kind not in {"events", "binary"}
+    is_chat = kind not in {"events", "binary", "onvif"}
     token, secret = _secret_text(address, "token"), _secret_text(address, "secret")
     batch = options.whole("batch", _CHAT_BATCH if is_chat else 1, least=1)
-    if kind == "binary" and batch > 1:
-        raise options.error(f"option batch={batch} does not go with format=binary, which carries one event a request")
+    if kind in ("binary", "onvif") and batch > 1:
+        raise options.error(f"option batch={batch} does not go with format={kind}, which carries one event a request")
     template = options.text("template")
     rate = options.number("rate", _CHAT_RATE if is_chat else 0.0)
     digest_s = options.number("digest", 0.0)
     if not is_chat and (template is not None or digest_s):
         raise options.error("options template and digest are for messages: add format=text, slack, discord or teams")
     try:
-        form = MessageFormat(kind, template) if is_chat else CloudEventFormat(batch, binary=kind == "binary")
+        form = _open_form(kind, template, batch)
     except SinkAddressError as error:
         raise options.error(str(error)) from None
     client = _open_client(address, secure=scheme == "https")
@@ -302,6 +316,14 @@ def open_webhook(address: SinkAddress) -> WebhookSink:
         digest_s=digest_s,
         hidden=[text for text in (token, secret, address.password) if text],
     )
+
+
+def _open_form(kind: str, template: str | None, batch: int) -> CloudEventFormat | OnvifDocuments | MessageFormat:
+    if kind == "onvif":
+        return OnvifDocuments()
+    if kind in ("events", "binary"):
+        return CloudEventFormat(batch, binary=kind == "binary")
+    return MessageFormat(kind, template)
 
 
 def _open_client(address: SinkAddress, *, secure: bool) -> HttpClient:

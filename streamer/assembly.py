@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,14 +32,14 @@ from streamer.pipeline.sections import (
 )
 from streamer.recorders.video import AnnotatedVideo
 from streamer.rules.rule import Rule
-from streamer.rules.track_ids import derived_run, derived_uids, fingerprint, random_uids
-from streamer.sources import Source, open_sources
-from streamer.sources.address import natural
+from streamer.rules.track_ids import derived_run, derived_uids, random_uids
+from streamer.sources import OnState, Source, open_sources
 from streamer.sources.clock import ClockLimits
-from streamer.sources.images import image_names
+from streamer.sources.identity import identify_recording
 from streamer.sources.source import MovableSource
 from streamer.sources.workers.pool import DecodePool
 from streamer.sources.workers.proxy import WorkerSource
+from streamer.tracing import FrameTraces, trace_sinks
 
 VIDEO = "video:"
 _CONNECTION = {"source", "transport", "stall_s", "poll_s", "clock", "tls"}
@@ -85,6 +86,7 @@ class StreamAssembly:
         start_time_ns: int | None = None,
         make_rules: MakeRules | None = None,
         make_recorders: MakeRecorders | None = None,
+        traces: FrameTraces | None = None,
     ) -> None:
         self._detector = detector
         self._own_detector = own_detector
@@ -93,8 +95,10 @@ class StreamAssembly:
         self._written: Mapping[str, int] = {}
         self._make_rules = make_rules
         self._make_recorders = make_recorders
+        self._traces = traces
         self._open = open_sources
         self._opened: Counter[str] = Counter()
+        self._identities: dict[str, str] = {}
 
     def begin_run(self, run: int, written: Mapping[str, int]) -> None:
         """Number the live streams that are made from now on as `run`, which has `written` events by stream already."""
@@ -123,12 +127,14 @@ class StreamAssembly:
             config_hash=settings_hash(config),
         )
 
-    def open_streams(self, config: Config, wanted: Sequence[StreamConfig], taken: Collection[str] = ()) -> list[Stream]:
+    async def open_streams(
+        self, config: Config, wanted: Sequence[StreamConfig], taken: Collection[str] = ()
+    ) -> list[Stream]:
         """The streams of `wanted`, sections of `config`; none of them gets a name that is `taken`.
 
         Raises what the parts raise.
         """
-        return self.make_streams(config, open_sections(self._open, wanted, taken))
+        return self.make_streams(config, await open_sections(self._open, wanted, taken))
 
     def make_streams(self, config: Config, opened: Sequence[OpenedSection]) -> list[Stream]:
         """The streams around sources that are open. Raises what the parts raise."""
@@ -140,14 +146,15 @@ class StreamAssembly:
             for source in section.sources
         ]
 
-    def reopen_source(self, stream: StreamConfig, name: str, relay: StateRelay) -> Source:
+    async def reopen_source(self, stream: StreamConfig, name: str, relay: StateRelay) -> Source:
         """A new source in the place of one that was closed, for a live stream that is resumed."""
-        [source] = self._open(stream, name=name, on_state=relay, taken=())
+        [source] = await asyncio.to_thread(self._open, stream, name=name, on_state=relay, taken=())
         return source
 
     def open_sinks(self, addresses: Iterable[str]) -> dict[str, Sink]:
         """The sinks for events among the addresses, by their public names."""
-        return open_sinks(address for address in addresses if not address.startswith(VIDEO))
+        sinks = open_sinks(address for address in addresses if not address.startswith(VIDEO))
+        return trace_sinks(sinks, self._traces)
 
     def sink_name(self, address: str) -> str:
         """The name of a sink, under which the spool knows it."""
@@ -177,8 +184,20 @@ class StreamAssembly:
         detector = config.detector.model_dump(exclude={"device"})
         own = section.model_dump(exclude={"name", "paused", *_CONNECTION})
         settings = config_hash(own, shared, detector, self._start_time_ns)
-        content = _recording(section.source, source)
+        content = self._identify(section, source)
         return derived_run(content, source.name, settings, producer.detector, producer.version)
+
+    def _identify(self, section: StreamConfig, source: Source) -> str:
+        """The identity of a recording, asked for once: of a remote one the server has to answer."""
+        if not isinstance(source, WorkerSource | MovableSource):
+            return redact(section.source)
+        if source.recording is not None:
+            return identify_recording(str(source.recording))
+        if source.remote is None:
+            return redact(section.source)
+        if source.remote not in self._identities:
+            self._identities[source.remote] = identify_recording(source.remote, section.tls.options())
+        return self._identities[source.remote]
 
     def _make_stream(
         self,
@@ -194,7 +213,7 @@ class StreamAssembly:
         new_uid, run, written = random_uids(), self._run, self._written.get(source.name, 0)
         if not source.live:
             again = [str(self._opened[source.name])] if self._opened[source.name] > 1 else []
-            new_uid = derived_uids(_recording(stream.source, source), source.name, producer.config_hash, *again)
+            new_uid = derived_uids(self._identify(stream, source), source.name, producer.config_hash, *again)
             run, written = self._recording_run(config, stream, source, producer), 0
         zones, lines, masks = make_places(stream)
         kind = "streams" if source.live else "files"
@@ -219,10 +238,13 @@ class StreamAssembly:
         return made_stream
 
 
-def open_sections(
+async def open_sections(
     open_sources: OpenSources, wanted: Sequence[StreamConfig], taken: Collection[str] = ()
 ) -> list[OpenedSection]:
-    """The sources of every stream, each with a name of its own; given names go before those that are made."""
+    """The sources of every stream, each with a name of its own; given names go before those that are made.
+
+    Servers may be asked for some seconds what they send: `open_sources` is called in a thread.
+    """
     given = [stream.name for stream in wanted if stream.name is not None]
     for name in given:
         if given.count(name) > 1 or name in taken:
@@ -231,7 +253,8 @@ def open_sections(
     opened = []
     for stream in wanted:
         relay = StateRelay()
-        sources = open_sources(stream, name=stream.name, on_state=relay, taken=used - {stream.name})
+        taken_now = used - {stream.name}
+        sources = await asyncio.to_thread(open_sources, stream, name=stream.name, on_state=relay, taken=taken_now)
         used.update(source.name for source in sources)
         opened.append(OpenedSection(stream, relay, sources))
     return opened
@@ -245,35 +268,50 @@ def check_parts(config: Config) -> None:
         make_places(stream)
 
 
+def open_stream(
+    stream: StreamConfig,
+    *,
+    name: str | None = None,
+    on_state: OnState | None = None,
+    start_time_ns: int | None = None,
+    strict: bool = False,
+    taken: Collection[str] = (),
+) -> list[Source]:
+    """The sources of a section of the configuration, by its own settings. Raises what `open_sources` raises."""
+    return open_sources(
+        stream.source,
+        name=name,
+        on_state=on_state,
+        start_time_ns=start_time_ns,
+        transport=stream.transport,
+        live=stream.live,
+        track=stream.track,
+        stall_s=stream.stall_s,
+        poll_s=stream.poll_s,
+        clock=ClockLimits(stream.clock.latency_s, stream.clock.synchronised),
+        tls=stream.tls.options(),
+        strict=strict,
+        taken=taken,
+    )
+
+
 def source_opener(
     own: Mapping[str, Source], pool: DecodePool, *, start_time_ns: int | None = None, strict: bool = False
 ) -> OpenSources:
     """Opens the source that the address of a stream names, to be read by a worker of `pool`; streams named in `own`
     have their source there."""
 
-    def open_stream(
+    def open_moved(
         stream: StreamConfig, *, name: str | None, on_state: StateRelay, taken: Collection[str]
     ) -> Sequence[Source]:
         if name is not None and name in own:
             return [own[name]]
-        opened = open_sources(
-            stream.source,
-            name=name,
-            on_state=on_state,
-            start_time_ns=start_time_ns,
-            transport=stream.transport,
-            live=stream.live,
-            track=stream.track,
-            stall_s=stream.stall_s,
-            poll_s=stream.poll_s,
-            clock=ClockLimits(stream.clock.latency_s, stream.clock.synchronised),
-            tls=stream.tls.options(),
-            strict=strict,
-            taken=taken,
+        opened = open_stream(
+            stream, name=name, on_state=on_state, start_time_ns=start_time_ns, strict=strict, taken=taken
         )
         return [pool.move(source, on_state) for source in opened]
 
-    return open_stream
+    return open_moved
 
 
 def annotated_video(path: Path, source: Source, analysis: StreamAnalysis) -> AnnotatedVideo:
@@ -306,16 +344,3 @@ def _settings(config: Config) -> dict[str, Any]:
     """The settings that results depend on: neither where recordings lie (their content counts), nor where events go."""
     elsewhere = {"sinks", "spool", "metrics_port", "metrics_host", "web", "media"}
     return config.model_dump(exclude={"streams": {"__all__": _CONNECTION}, **dict.fromkeys(elsewhere, True)})
-
-
-def _recording(address: str, source: Source) -> str:
-    """The identity of a recording: the content of a file, the images of a folder, else the address."""
-    path = source.recording if isinstance(source, WorkerSource | MovableSource) else None
-    try:
-        if path is None:
-            return redact(address)
-        if path.is_dir():
-            return "\n".join(f"{name} {(path / name).stat().st_size}" for name in natural(image_names(path)))
-        return fingerprint(path)
-    except OSError:
-        return str(path)  # reading it reports the error

@@ -19,11 +19,12 @@ RESERVED = {
     "transformers": ("detectors/",),
     "av": ("streamer/sources/", "streamer/recorders/"),
     "kafka": ("sinks/kafka/",),
+    "obstore": ("streamer/object_store.py",),
     "ray": ("streamer/cluster/",),
     "fastapi": ("streamer/web/",),
     "uvicorn": ("streamer/web/",),
 }
-HEAVY = ("torch", "transformers", "supervision", "cv2", "av", "kafka", "fastapi", "ray")
+HEAVY = ("torch", "transformers", "supervision", "cv2", "av", "kafka", "fastapi", "ray", "obstore")
 
 
 def modules() -> list[Path]:

@@ -41,8 +41,12 @@ def metrics() -> dict[str, set[str]]:
         async with Bench([camera(FakeSource("gate", count=1))]) as bench:
             await bench.run()
             families = list(PipelineMetrics(bench.pipeline).collect())
+        ends = {"counter": "_total", "histogram": "_bucket"}
         return {
-            family.name + ("_total" if family.type == "counter" else ""): set(getattr(family, "_labelnames"))  # noqa: B009
+            family.name + ends.get(family.type, ""): {
+                *getattr(family, "_labelnames"),  # noqa: B009
+                *(["le"] if family.type == "histogram" else []),
+            }
             for family in families
         }
 

@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -50,6 +51,10 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 CACHED_PROMPTS = 256
+CACHED_SHAPES = 64  # of maps
+CACHED_TEXTS = 16  # combinations of captions in a batch
+CACHED_NUMBERS = 512  # combinations of sizes, rows or thresholds in a batch
+SECOND_LOOK = 2000  # best candidates given to suppression where the first look was not enough
 ROUNDS = 12  # of suppression on a GPU before the result is inspected
 
 
@@ -130,7 +135,8 @@ class Glip:
         self.device = choose_device(device)
         self.precision = choose_precision(dtype, self.device)
         self.threshold = threshold
-        self.model = compile_model(use_deform(self.precision.lower(model.to(self.device)), deform), backend)
+        lowered = self.precision.lower(model.to(self.device))
+        self.model = compile_model(use_deform(lowered, deform, self.device, self.precision.dtype), backend)
         self._tokenizer = tokenizer
         self._tuned = tuned
         self._embed = embed
@@ -138,7 +144,10 @@ class Glip:
         self._size = model.config.image.resized(short_side, long_side)
         self._largest_batch = largest_batch
         self._prompts: OrderedDict[tuple[str | None, tuple[str, ...]], GlipPrompt] = OrderedDict()
-        self._anchors: dict[object, Tensor] = {}
+        # Kept on the device: an upload for every batch would make the host wait for the device.
+        self._anchors = lru_cache(CACHED_SHAPES)(self.model.anchors)
+        self._stack_text = lru_cache(CACHED_TEXTS)(_stack_text)
+        self._upload_numbers = lru_cache(CACHED_NUMBERS)(self._make_numbers)
         if tokenizer.size > model.config.text.vocab_size:
             raise DetectorError(
                 f"the vocabulary has {tokenizer.size} pieces, this GLIP knows {model.config.text.vocab_size}: "
@@ -279,44 +288,59 @@ class Glip:
         return maps
 
     def _find_boxes(self, maps: list[Tensor], views: Sequence[ImageView]) -> FoundBoxes:
-        rows = [view.row for view in views]
-        if rows != list(range(len(maps[0]))):
-            maps = [level[rows] for level in maps]
-        text, tokens = _stack_text([view.chunk for view in views])
+        rows = tuple(view.row for view in views)
+        if rows != tuple(range(len(maps[0]))):
+            chosen = self._upload_numbers(rows)
+            maps = [level.index_select(0, chosen) for level in maps]
+        text, tokens = self._stack_text(tuple(view.chunk for view in views))
         with self.precision.autocast():
             predictions = self.model.rpn.head(maps, text)
-        if predictions.shapes not in self._anchors:
-            self._anchors[predictions.shapes] = self.model.anchors(predictions.shapes)
-        sizes = torch.tensor([view.picture.resized for view in views], device=self.device)
-        least = torch.tensor(_least_by_label(views, tokens.shape[2]), device=self.device)
+        sizes = self._upload_numbers(tuple(view.picture.resized for view in views))
+        least = self._upload_numbers(_least_by_label(views, tokens.shape[2]), torch.float32)
         rule = self.model.config.postprocess
-        found = find_candidates(predictions, self._anchors[predictions.shapes], tokens, sizes, rule, least)
+        found = find_candidates(predictions, self._anchors(predictions.shapes), tokens, sizes, rule, least)
         numbers = torch.isfinite(predictions.logits).all() & torch.isfinite(predictions.deltas).all()
         return FoundBoxes(views, found, rule, numbers)
+
+    def _make_numbers(
+        self, values: tuple[float, ...] | tuple[tuple[float, ...], ...], dtype: torch.dtype = torch.int64
+    ) -> Tensor:
+        return torch.tensor(values, device=self.device, dtype=dtype)
 
 
 class FoundBoxes:
     """Boxes of some views, still on the device.
 
-    `rows` is (B, M, 7): box, score, label, whether it is a box; `numbers`, (), whether all predictions are finite.
+    `rows` is (B, M, 7): box, score, label, whether it is a box; `sure` (B,), whether a view's rows are complete;
+    `numbers`, (), whether all predictions are finite.
     """
 
     def __init__(
         self, views: Sequence[ImageView], everything: BoxCandidates, rule: PostprocessConfig, numbers: Tensor
     ) -> None:
         self.views, self._everything, self._rule, self.numbers = views, everything, rule, numbers
-        if everything.scores.device.type == "cpu":  # asking how many there are waits for nothing here
+        look_at = FIRST_LOOK
+        rounds: int | None = ROUNDS
+        if _is_readable(everything.valid):
             look_at, rounds = min(FIRST_LOOK, max(int(everything.valid.sum(1).max()), 1)), None
-        else:
-            look_at, rounds = FIRST_LOOK, ROUNDS
         kept, self.sure = select_boxes(everything, rule.nms_iou, rule.detections_per_image, look_at, rounds)
         self.rows = _pack_rows(kept)
 
-    def all_rows(self) -> Tensor:
-        """The rows from all candidates, with suppression followed to its end."""
-        everything = self._everything
-        whole = everything.scores.shape[1]
-        return _pack_rows(select_boxes(everything, self._rule.nms_iou, self._rule.detections_per_image, whole)[0])
+    def complete_rows(self, view: int) -> Tensor:
+        """(M, 7): one view's rows with suppression followed to its end, from as many candidates as that needs.
+
+        One view at a time: suppression among N candidates needs memory for N * N numbers.
+        """
+        rule, one = self._rule, BoxCandidates(*(part[view : view + 1] for part in self._everything))
+        kept, sure = select_boxes(one, rule.nms_iou, rule.detections_per_image, SECOND_LOOK)
+        if not sure.all():
+            kept, _ = select_boxes(one, rule.nms_iou, rule.detections_per_image, one.scores.shape[1])
+        return _pack_rows(kept)[0]
+
+
+def _is_readable(values: Tensor) -> bool:
+    """Whether reading values waits for nothing: they lie in the host's memory."""
+    return values.device.type == "cpu"
 
 
 def _pack_rows(found: BoxCandidates) -> Tensor:
@@ -335,9 +359,9 @@ def _download_results(prompts: Sequence[GlipPrompt], found: Sequence[FoundBoxes]
             raise DetectorError(
                 "the model's predictions are not numbers: use the option dtype=float32, or other weights"
             )
-        rows = rows.view(some.rows.shape) if sure.all() else some.all_rows().cpu()
-        for view, row in zip(some.views, rows.numpy(), strict=True):
-            results[view.picture.index].append(_rescale_rows(row[row[:, 6] > 0, :6], view))
+        for number, (view, row) in enumerate(zip(some.views, rows.view(some.rows.shape), strict=True)):
+            whole = (row if sure[number] else some.complete_rows(number).cpu()).numpy()
+            results[view.picture.index].append(_rescale_rows(whole[whole[:, 6] > 0, :6], view))
     return [_join_detections(parts, prompt) for parts, prompt in zip(results, prompts, strict=True)]
 
 
@@ -360,14 +384,18 @@ def _split_batches(things: Sequence[T], most: int) -> Iterable[Sequence[T]]:
     return (things[start : start + most] for start in range(0, len(things), most))
 
 
-def _least_by_label(views: Sequence[ImageView], labels: int) -> list[list[float]]:
+def _least_by_label(views: Sequence[ImageView], labels: int) -> tuple[tuple[float, ...], ...]:
     """(B, K) the lowest score to return for each label of each caption; 1 for labels that a caption does not have."""
-    least = [[view.least[query] for query in view.chunk.queries] for view in views]
-    return [row + [1.0] * (labels - len(row)) for row in least]
+    least = [tuple(view.least[query] for query in view.chunk.queries) for view in views]
+    return tuple(row + (1.0,) * (labels - len(row)) for row in least)
 
 
 def _stack_text(chunks: Sequence[PromptChunk]) -> tuple[TextFeatures, Tensor]:
     """Captions side by side, padded to the longest: features (B, L, D) and token maps (B, L, K)."""
+    if len(set(chunks)) == 1:  # no copies
+        same = chunks[0]
+        text = TextFeatures(*(part.expand(len(chunks), *part.shape[1:]) for part in same.text))
+        return text, same.tokens.expand(len(chunks), -1, -1)
     length = max(chunk.tokens.shape[0] for chunk in chunks)
     labels = max(chunk.tokens.shape[1] for chunk in chunks)
 

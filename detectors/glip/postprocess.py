@@ -83,7 +83,7 @@ def find_candidates(
     passed = probabilities > rule.score_threshold
     if least is not None:
         passed = passed & (weighed >= least.pow(1 + rule.centerness_weight)[:, None])
-    weighed = torch.where(passed, weighed, -1.0)
+    weighed = weighed.masked_fill(~passed, -1.0)
     labels = tokens.shape[-1]
     best, index, start = [], [], 0
     for level in torch.split(weighed, [height * width for height, width in predictions.shapes], dim=1):
@@ -101,7 +101,8 @@ def find_candidates(
 
 def best_first(found: BoxCandidates, limit: int) -> BoxCandidates:
     """The `limit` best, in order of descending score."""
-    order = torch.where(found.valid, found.scores, -1.0).topk(min(limit, found.scores.shape[1]), dim=1).indices
+    scores = found.scores.masked_fill(~found.valid, -1.0)
+    order = scores.topk(min(limit, scores.shape[1]), dim=1).indices
     boxes = found.boxes.gather(1, order[..., None].expand(-1, -1, 4))
     scores, labels, valid = (part.gather(1, order) for part in (found.scores, found.labels, found.valid))
     return BoxCandidates(boxes, scores, labels, valid)
@@ -122,7 +123,7 @@ def select_boxes(
     if limit > 0:
         rank = kept.cumsum(1)
         full = rank[:, -1] >= limit
-        last = torch.where(kept & (rank == limit), ahead.scores, 0.0).amax(1, keepdim=True)
+        last = ahead.scores.masked_fill(~(kept & (rank == limit)), 0.0).amax(1, keepdim=True)
         kept = kept & (~full[:, None] | (ahead.scores >= last))
         enough = enough | full
     return ahead._replace(valid=kept), sure & enough

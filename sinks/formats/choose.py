@@ -15,19 +15,26 @@ Headers = list[tuple[str, bytes]]
 Encode = Callable[["Event"], tuple[bytes, Headers]]
 Decode = Callable[[bytes, Headers], "Event"]
 
-FORMATS = ("json", "binary", "avro", "protobuf", "nv", "nv-json")
+FORMATS = ("json", "binary", "avro", "protobuf", "nv", "nv-json", "onvif")
 NV_FORMATS = ("nv", "nv-json")
+FRAME_FORMATS = (*NV_FORMATS, "onvif")
 """Formats of the per-frame detections; they cannot be read back."""
+INCIDENT_TYPES = ("zone.enter", "zone.dwell", "line.cross")
+ONVIF_TYPES = (
+    *("detections", "track.end", "track.merge", "match.begin"),
+    *("zone.enter", "zone.exit", "zone.dwell", "line.cross", "count"),
+)
+"""Kinds of events that ONVIF metadata has a place for."""
 
 _STRUCTURED: Headers = [("content-type", b"application/cloudevents+json; charset=utf-8")]
 _ATTRIBUTES = (
     *("specversion", "id", "source", "type", "subject", "time", "dataschema"),
-    *("partitionkey", "sequence", "epoch"),
+    *("partitionkey", "sequence", "epoch", "traceparent"),
 )
 
 
 def open_format(options: AddressOptions, tls: TlsOptions | None = None) -> Encode:
-    """Returns the encoder that the options `format` (json, binary, avro, protobuf, nv, nv-json) and `registry` ask for.
+    """Returns the encoder that the options `format` (one of `FORMATS`) and `registry` ask for.
 
     `tls` is for a registry at `https://`.
     """
@@ -39,6 +46,10 @@ def open_format(options: AddressOptions, tls: TlsOptions | None = None) -> Encod
         names: tuple[NvType, NvType] = ("query_id", "text")
         object_type = options.choice("nv_type", names, "query_id")
         return (NvProtobufFormat if name == "nv" else NvJsonFormat)(object_type).encode
+    if registry is None and name == "onvif":
+        from sinks.formats.onvif import OnvifFormat
+
+        return OnvifFormat().encode
     if name == "avro":
         from sinks.formats.avro import AvroFormat
 
@@ -50,6 +61,17 @@ def open_format(options: AddressOptions, tls: TlsOptions | None = None) -> Encod
     if registry is not None:
         raise options.error(f"option registry has no use with format={name}: it is for avro and protobuf")
     return encode_json if name == "json" else encode_binary
+
+
+def types_of_format(scheme: str, options: AddressOptions) -> tuple[str, ...]:
+    """Returns the only types of events that the address's format has a place for; empty: all."""
+    kind = "onvif" if scheme == "onvif" else options.peek("format")
+    if kind == "onvif":
+        return ONVIF_TYPES
+    if kind in NV_FORMATS:
+        incidents = options.peek("incidents")
+        return ("detections", *(INCIDENT_TYPES if kind == "nv" and incidents not in (None, "none") else ()))
+    return ()
 
 
 def encode_json(event: Event) -> tuple[bytes, Headers]:

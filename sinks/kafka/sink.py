@@ -18,7 +18,7 @@ from typing import Any
 
 from sinks.address import SinkAddress
 from sinks.event import Event, EventType
-from sinks.formats.choose import NV_FORMATS, Encode, open_format
+from sinks.formats.choose import FRAME_FORMATS, Encode, open_format
 from sinks.kafka.batches import MessageBatches
 from sinks.kafka.client import (
     BrokerClient,
@@ -42,7 +42,6 @@ log = logging.getLogger("sinks.kafka")
 
 DEFAULT_TOPIC = "groundstream.events"
 _CHECK_S = 8.0
-INCIDENTS = ("zone.enter", "zone.dwell", "line.cross")
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _STATE_TYPES = frozenset({EventType.STREAM_ONLINE, EventType.STREAM_OFFLINE, EventType.COVERAGE})
 _POISON = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError, errors.InvalidRecordError)
@@ -89,7 +88,6 @@ class KafkaSink:
     """The key is the stream, so order holds per stream; the value is what `encode` makes of the event."""
 
     batch_events = 4096
-    default_types: Sequence[str] = ()
     """What the sink gets unless its address chooses."""
 
     def __init__(self, broker: BrokerClient, topics: TopicChoice, encode: Encode) -> None:
@@ -314,9 +312,8 @@ def open_kafka(address: SinkAddress) -> KafkaSink:
     and every setting of kafka-python's producer by its name.
     """
     options = address.options
-    nv_format = options.peek("format")
-    if nv_format in NV_FORMATS:
-        return _open_nv(address, with_incidents=nv_format == "nv")
+    if options.peek("format") in FRAME_FORMATS:
+        return _open_frames(address)
     events = address.path or DEFAULT_TOPIC
     stem = events.removesuffix(".events")
     retention_s = options.number("retention", -1, least=-1)
@@ -337,13 +334,18 @@ def open_kafka(address: SinkAddress) -> KafkaSink:
     return KafkaSink(parse_broker(address, kafka.KafkaProducer.DEFAULT_CONFIG, tls), topics, encode)
 
 
-def _open_nv(address: SinkAddress, *, with_incidents: bool) -> KafkaSink:
-    """A sink of detections for NVIDIA's systems; zone and line events go to the topic of the option `incidents`."""
+def _open_frames(address: SinkAddress) -> KafkaSink:
+    """A sink of detections for other systems.
+
+    Zone and line events of `format=nv` go to the topic of the option `incidents`, those of ONVIF to the one topic.
+    """
     options = address.options
-    incidents = _topic_name(options.text("incidents"), "") if with_incidents else ""
+    kind = options.peek("format")
+    topic = address.path or ("groundstream.onvif" if kind == "onvif" else "mdx-raw")
+    incidents = _topic_name(options.text("incidents"), "") if kind == "nv" else ""
     topics = TopicChoice(
-        incidents,
-        address.path or "mdx-raw",
+        topic if kind == "onvif" else incidents,
+        topic,
         "",
         options.flag("create", True),
         options.whole("partitions", -1, least=-1),
@@ -351,9 +353,7 @@ def _open_nv(address: SinkAddress, *, with_incidents: bool) -> KafkaSink:
     )
     tls = parse_tls(address)
     encode = open_format(options, tls)
-    sink = KafkaSink(parse_broker(address, kafka.KafkaProducer.DEFAULT_CONFIG, tls), topics, encode)
-    sink.default_types = ("detections", *(INCIDENTS if incidents else ()))
-    return sink
+    return KafkaSink(parse_broker(address, kafka.KafkaProducer.DEFAULT_CONFIG, tls), topics, encode)
 
 
 def _topic_name(text: str | None, default: str) -> str:

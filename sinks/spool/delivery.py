@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sinks.address import redact
+from sinks.histogram import Histogram
 from sinks.permissions import open_private
 from sinks.sink import PoisonError, ReaderGone, Sink, SinkError
 
@@ -42,6 +43,8 @@ class SinkStatus:
     dead: int
     failures: int
     backlog: int
+    send_seconds: Histogram
+    """Durations of the batches that the sink took."""
 
 
 class SinkDelivery:
@@ -75,6 +78,7 @@ class SinkDelivery:
         self._dead_letter = dead_letter
         self._reader_gone = reader_gone
         self._delivered = self._dead = self._failures = 0
+        self.send_seconds = Histogram()
         self._error = ""
         self._since_ns = time.time_ns()
 
@@ -89,6 +93,7 @@ class SinkDelivery:
             self._dead,
             self._failures,
             0 if self.finished else max(0, last - self.cursor),
+            self.send_seconds,
         )
 
     async def run(self) -> None:
@@ -119,8 +124,10 @@ class SinkDelivery:
                 wait_s = _BACK_OFF_S[0]
 
     async def _send_events(self, events: list[Numbered]) -> None:
+        began_s = time.monotonic()
         try:
             await self.sink.send_batch([event for _, event in events])
+            self.send_seconds.observe(time.monotonic() - began_s)
         except PoisonError as poison:
             if not poison.reasons and len(events) > 1:
                 for item in events:  # one of them is poison, and it is not known which

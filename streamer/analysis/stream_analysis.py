@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -98,6 +99,7 @@ class StreamAnalysis:
         self.matches = QueryMatches()
         self._tracker = tracker
         self._embed = embed
+        self.tracked_ns = 0  # UTC, when the tracker had the latest frame
         self._sizes = FrameSizes()
         self.default_threshold = default_threshold
         self._stream = identity.stream
@@ -134,6 +136,7 @@ class StreamAnalysis:
         if self._embed is not None and len(named):
             named.data["embedding"] = self._embed(frame.image, np.asarray(named.xyxy, np.float32))
         tracked = self._sizes.update(self._tracker, named, frame, moved)
+        self.tracked_ns = time.time_ns()
         if len(tracked):
             tracked.confidence = scores[tracked.data["detection_index"]]
         seen = self._without_departed(FrameObservation.of(tracked, self._tracker, numbers, frame))

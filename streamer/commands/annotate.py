@@ -34,6 +34,10 @@ def annotate(
     ] = None,
     masks: Masks = None,
     gligen: Annotated[bool, typer.Option("--gligen", help="Also write input for GLIGEN.")] = False,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FORMAT", help="Also write for a tool: cvat, datumaro, label-studio, yolo; repeatable."),
+    ] = None,
     describe: Annotated[
         bool, typer.Option("--describe", help="Also describe each frame with GLaMM, in GranD's structure.")
     ] = False,
@@ -68,6 +72,7 @@ def annotate(
         tracker=tracks,
         sam=masks,
         gligen=gligen,
+        exports=export or (),
         describe=GlammLoading(model, clip, device, None, bits) if describe else None,
     )
     work(task, as_json=as_json, quiet=quiet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +12,10 @@ def doctor(
     sink: Annotated[list[str] | None, typer.Option("--sink", help="Also try this sink's address; repeatable.")] = None,
     source: Annotated[
         list[str] | None, typer.Option("--source", help="Also try to get a frame from this source; repeatable.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE", help="Also try every stream and sink of this configuration."),
     ] = None,
     send_test: Annotated[
         bool, typer.Option("--send-test", help="Send a test message to the webhooks and chats among the sinks.")
@@ -23,6 +28,6 @@ def doctor(
     """
     from streamer.tasks.doctor import run_checks, show_results
 
-    findings = run_checks(sinks=sink or [], sources=source or [], send_test=send_test)
+    findings = run_checks(sinks=sink or [], sources=source or [], config=config, send_test=send_test)
     show_results(findings, as_json=as_json)
     raise typer.Exit(1 if any(finding.state == "broken" for finding in findings) else 0)

@@ -15,7 +15,7 @@ from detectors import Detector
 from groundstream import GroundstreamError
 from sinks.address import redact
 from sinks.files import JsonlSink
-from sinks.registry import open_sinks
+from sinks.registry import open_sinks, wants_detections
 from sinks.sink import Sink, SinkError
 from streamer.analysis.stream_analysis import StreamAnalysis
 from streamer.assembly import VIDEO, annotated_video, check_parts, settings_hash
@@ -27,12 +27,13 @@ from streamer.jobs.event_archive import DATABASE, LINES, EventArchive
 from streamer.jobs.job import ProcessJob, StreamSummary, job_config, parse_start_time
 from streamer.jobs.result_folder import ResultFolder
 from streamer.jobs.shared_parts import SharedDetector, share_sinks
-from streamer.jobs.units import RecordingUnit, identify_recording, identify_settings, list_units
+from streamer.jobs.units import RecordingUnit, identify_settings, list_units
 from streamer.pipeline import Pipeline, Recorder
 from streamer.recorders.coco import CocoJson
 from streamer.recorders.label_exports import write_exports
 from streamer.recorders.text import MotText
 from streamer.sources import Source
+from streamer.sources.identity import identify_recording
 from streamer.sources.workers.pool import DecodePool
 from streamer.threads import usable_cores
 
@@ -242,7 +243,8 @@ class JobRunner:
         videos = [address for address in self._config.sinks if address.startswith(VIDEO)]
         if len(self._units) > 1:  # each recording gets a file of its own
             videos = [address if "{stream}" in address else _with_stream(address, unit.name) for address in videos]
-        return self._config.model_copy(update={"streams": [stream], "sinks": videos})
+        wants = self._config.detections or wants_detections(self._config.sinks)
+        return self._config.model_copy(update={"streams": [stream], "sinks": videos, "detections": wants})
 
     async def _run_unit(
         self,

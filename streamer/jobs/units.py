@@ -6,15 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from sinks.address import redact
 from streamer.errors import ConfigError
 from streamer.jobs.job import ProcessJob
-from streamer.rules.track_ids import fingerprint
 from streamer.sources import open_sources
 from streamer.sources.file import FileSource
-from streamer.sources.images import ImageSource, image_names
+from streamer.sources.images import ImageSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +29,8 @@ def list_units(job: ProcessJob) -> list[RecordingUnit]:
     taken: set[str] = set()
     for video in job.videos:
         for source in open_sources(video, taken=taken):
-            path = source.recording if isinstance(source, FileSource | ImageSource) else None
-            units.append(RecordingUnit(source.name, video if path is None else str(path), source.live))
+            place = (source.recording or source.remote) if isinstance(source, FileSource | ImageSource) else None
+            units.append(RecordingUnit(source.name, video if place is None else str(place), source.live))
             taken.add(source.name)
     for unit in units:
         if unit.name in (".", "..") or "/" in unit.name:
@@ -47,19 +44,6 @@ def list_units(job: ProcessJob) -> list[RecordingUnit]:
 def shard_of(name: str, count: int) -> int:
     """Returns the shard of a recording, 0 to `count` - 1: the same on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % count
-
-
-def identify_recording(address: str) -> str:
-    """Returns the identity of a recording: the content of a file, the images of a folder, else the address."""
-    path = Path(address)
-    try:
-        if path.is_dir():
-            return digest(f"{name} {(path / name).stat().st_size}" for name in sorted(image_names(path)))
-        if path.is_file():
-            return fingerprint(path)
-    except OSError:
-        pass  # opening it reports the reason
-    return redact(address)
 
 
 def identify_settings(job: ProcessJob, config_hash: str) -> str:

@@ -26,11 +26,15 @@ class PipelineParts(Protocol):
 
     def producer(self, config: Config) -> Producer: ...
 
-    def open_streams(
+    async def open_streams(
         self, config: Config, wanted: Sequence[StreamConfig], taken: Collection[str] = ()
-    ) -> list[Stream]: ...
+    ) -> list[Stream]:
+        """May ask servers what they send, without blocking the event loop."""
+        ...
 
-    def reopen_source(self, section: StreamConfig, name: str, relay: StateRelay) -> Source: ...
+    async def reopen_source(self, section: StreamConfig, name: str, relay: StateRelay) -> Source:
+        """As `open_streams`."""
+        ...
 
     def open_sinks(self, addresses: Iterable[str]) -> dict[str, Sink]: ...
 
@@ -107,7 +111,7 @@ class ChangePlan:
             await sink.aclose()
 
 
-def plan_change(plan: ChangePlan, old: Config, streams: Iterable[Stream], parts: PipelineParts) -> None:
+async def plan_change(plan: ChangePlan, old: Config, streams: Iterable[Stream], parts: PipelineParts) -> None:
     """Fill in the plan: opens the new parts. Raises what they raise; the plan then holds those to discard."""
     new = plan.config
     _refuse_fixed(old, new)
@@ -124,13 +128,13 @@ def plan_change(plan: ChangePlan, old: Config, streams: Iterable[Stream], parts:
     plan.removed = [stream for gone in present.values() for stream in gone]
     for kept in plan.kept:
         if kept.is_resumed_now and kept.stream.is_live:
-            kept.source = parts.reopen_source(kept.section, kept.stream.name, kept.relay)
+            kept.source = await parts.reopen_source(kept.section, kept.stream.name, kept.relay)
             if kept.source is kept.stream.source:
                 kept.source = None
                 raise ConfigError(
                     f"{kept.stream.name} cannot be resumed: its source was given as an object, which opens only once"
                 )
-    plan.added = parts.open_streams(new, added, {kept.stream.name for kept in plan.kept})
+    plan.added = await parts.open_streams(new, added, {kept.stream.name for kept in plan.kept})
     fresh = [address for address in new.sinks if address not in old.sinks]
     for kept in plan.kept:
         kept.videos = parts.make_videos(fresh, kept.stream, new)

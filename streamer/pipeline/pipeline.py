@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import supervision as sv
 
 from detectors import Detector, DetectorError
+from sinks.event import Producer
 from sinks.sink import SinkError
 from sinks.spool.delivery import SinkStatus
 from sinks.spool.spool import Spool, StorageStatus
@@ -39,7 +40,9 @@ from streamer.pipeline.loop_lag import LoopLag
 from streamer.pipeline.merge import FrameMerge
 from streamer.pipeline.sections import count_plans, default_threshold, make_sampling
 from streamer.pipeline.stream import Stream, StreamChange, StreamReport
+from streamer.pipeline.timings import PipelineTimings
 from streamer.sources.source import SourceState
+from streamer.tracing import FrameTraces
 from trackers import TrackerError
 
 log = logging.getLogger("groundstream")
@@ -75,6 +78,7 @@ class Pipeline:
         new_enricher: NewEnricher | None = None,
         snapshots: SnapshotWriter | None = None,
         coverage_every_s: float = 10.0,
+        traces: FrameTraces | None = None,
     ) -> None:
         self._streams = {stream.name: stream for stream in streams}
         if len(self._streams) < len(streams):
@@ -87,7 +91,15 @@ class Pipeline:
         self._snapshots = snapshots
         self._coverage_every_s = coverage_every_s
         batch = batch if config is None else config.batch
-        self._detection = DetectionLoop(detector, self._streams, batch_size=batch.size, max_wait_s=batch.wait_ms / 1000)
+        self.timings = PipelineTimings()
+        self._detection = DetectionLoop(
+            detector,
+            self._streams,
+            batch_size=batch.size,
+            max_wait_s=batch.wait_ms / 1000,
+            timings=self.timings,
+            traces=traces,
+        )
         self._threshold = detector.threshold if config is None else default_threshold(config, detector)
         self._producer = None if config is None or parts is None else parts.producer(config)
         self._following = FollowingLoop(
@@ -97,6 +109,8 @@ class Pipeline:
             on_failed=self._end_failed,
             snapshots=snapshots,
             tick_s=coverage_every_s / 10,
+            timings=self.timings,
+            traces=traces,
         )
         self._ending: set[asyncio.Task[None]] = set()
         self.loop_lag = LoopLag()
@@ -115,6 +129,11 @@ class Pipeline:
         if self._config is None:
             raise RuntimeError("this pipeline was built without a configuration")
         return self._config
+
+    @property
+    def producer(self) -> Producer | None:
+        """What its events say of this program; None for a pipeline that was built without a configuration."""
+        return self._producer
 
     @property
     def streams(self) -> Sequence[Stream]:
@@ -187,7 +206,9 @@ class Pipeline:
                 raise ConfigError(_ENDED)
             plan = ChangePlan(config, self._parts.producer(config))
             try:
-                plan_change(plan, self.config, self._streams.values(), self._parts)
+                await plan_change(plan, self.config, list(self._streams.values()), self._parts)
+                if self._merge is None or self._following.is_stopping:
+                    raise ConfigError(_ENDED)
                 await self._detection.prepare_queries(plan.query_sets)
                 exchanged = await self._exchange_sinks(plan, self._parts)
             except BaseException as error:

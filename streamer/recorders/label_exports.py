@@ -135,7 +135,7 @@ def _cvat_lines(recording: LabelledRecording) -> Iterator[str]:
     """The lines of a CVAT file. Every box is a key frame: CVAT would interpolate between others."""
     width, height = recording.size
     count = recording.frame_count
-    labels = "".join(f"<label><name>{_xml_text(label)}</name></label>" for label in recording.labels)
+    labels = "".join(f"<label><name>{xml_text(label)}</name></label>" for label in recording.labels)
     yield '<?xml version="1.0" encoding="utf-8"?>'
     yield "<annotations><version>1.1</version>"
     yield (
@@ -144,7 +144,7 @@ def _cvat_lines(recording: LabelledRecording) -> Iterator[str]:
         f"<original_size><width>{width}</width><height>{height}</height></original_size></task></meta>"
     )
     for number, boxes in recording.tracks.items():
-        yield f'<track id="{number}" label={quoteattr(_clean_text(_main_label(boxes)))} source="auto">'
+        yield f'<track id="{number}" label={quoteattr(clean_text(_main_label(boxes)))} source="auto">'
         for box, following in zip(boxes, (*boxes[1:], None), strict=True):
             yield _cvat_box(box, box.frame, outside=False)
             after = box.frame + 1
@@ -173,7 +173,7 @@ def _write_label_studio(folder: Path, recording: LabelledRecording) -> None:
     target.mkdir()
     tasks = [{"data": {"video": recording.source}, "predictions": [prediction]}]
     (target / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
-    names = "".join(f"<Label value={quoteattr(_clean_text(label))}/>" for label in recording.labels)
+    names = "".join(f"<Label value={quoteattr(clean_text(label))}/>" for label in recording.labels)
     (target / "config.xml").write_text(
         f'<View><Labels name="label" toName="video">{names}</Labels>'
         f'<Video name="video" value="$video" framerate="{recording.fps:.6g}"/>'
@@ -209,7 +209,7 @@ def _label_studio_track(recording: LabelledRecording, number: int, boxes: list[T
         "value": {
             "framesCount": recording.frame_count,
             "duration": round(recording.frame_count / recording.fps, 6),
-            "labels": [_clean_text(_main_label(boxes))],
+            "labels": [clean_text(_main_label(boxes))],
             "sequence": sequence,
         },
     }
@@ -233,7 +233,7 @@ def _write_yolo(folder: Path, recording: LabelledRecording) -> None:
         lines = (_yolo_line(box, classes[box.label], frame) for box in of_frame.get(frame.index, ()))
         (labels / frame.file_name).with_suffix(".txt").write_text("".join(lines))
         if (saved := folder / IMAGES / frame.file_name).is_file():
-            _link_file(saved, pictures / frame.file_name)
+            link_file(saved, pictures / frame.file_name)
     names = dict(enumerate(recording.labels))
     text = yaml.safe_dump(
         {"train": "images/train", "val": "images/train", "names": names}, sort_keys=False, allow_unicode=True
@@ -247,7 +247,7 @@ def _yolo_line(box: TrackBox, number: int, frame: ListedFrame) -> str:
     return f"{number} {x:.8f} {y:.8f} {box.width / frame.width:.8f} {box.height / frame.height:.8f}\n"
 
 
-def _link_file(source: Path, target: Path) -> None:
+def link_file(source: Path, target: Path) -> None:
     """Makes a hard link, or a copy where the file system has none."""
     try:
         os.link(source, target)
@@ -260,12 +260,12 @@ def _main_label(boxes: Sequence[TrackBox]) -> str:
     return Counter(box.label for box in boxes).most_common(1)[0][0]
 
 
-def _clean_text(text: str) -> str:
+def clean_text(text: str) -> str:
     return text.translate(_NOT_IN_XML)
 
 
-def _xml_text(text: str) -> str:
-    return escape(_clean_text(text))
+def xml_text(text: str) -> str:
+    return escape(clean_text(text))
 
 
 EXPORTS: Mapping[str, Callable[[Path, LabelledRecording], None]] = {

@@ -83,5 +83,5 @@ class AnnotatedVideo:
         if self._writer is None:
             from streamer.recorders.video_writer import VideoWriter
 
-            self._writer = VideoWriter(self.path, size)
-        self._writer.write(self._painter.paint(frame.image, tracked, counts), frame.time_ns)
+            self._writer = VideoWriter(self.path, size, pixel_aspect=frame.pixel_aspect)
+        self._writer.write(self._painter.paint(frame.image, tracked, counts), frame.time_ns, frame.pixel_aspect)

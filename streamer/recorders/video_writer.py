@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 
 _TICKS = 90_000  # per second: the usual clock of video
 _QUEUE = 8
+_MOST_ASPECT = 1000  # H.264 has 16 bits for either part of the ratio
+_SAME_ASPECT = 0.01  # a relative difference that is less than a pixel in a hundred
 
 
 class VideoWriter:
     """Encodes in its own thread; after a crash the file can be played up to the last key frame.
 
-    `size` is (width, height) of the first image; odd sizes lose their last row or column, which H.264 cannot store.
-    Images of another size are scaled to fit, with black bars where their shape differs: no part is cut off.
+    `size` is (width, height) of the first image and `pixel_aspect` the width of its pixels by their height, which
+    players apply; odd sizes lose their last row or column, which H.264 cannot store. Images of another size or aspect
+    are scaled to fit, with black bars where their shape differs: no part is cut off.
     With `when_full="block"` a slow encoder blocks `write`; with "drop" images are left out and counted in
     `dropped`. Raises `SinkError` when the file cannot be written, at the latest in `close`.
     """
@@ -35,6 +38,7 @@ class VideoWriter:
         path: str | Path,
         size: tuple[int, int],
         *,
+        pixel_aspect: float = 1.0,
         when_full: Literal["block", "drop"] = "block",
         quality: int = 23,
     ) -> None:
@@ -43,6 +47,7 @@ class VideoWriter:
         self.written = 0
         self._path = Path(path)
         self._size = size
+        self._aspect = pixel_aspect
         self._width, self._height = size[0] // 2 * 2, size[1] // 2 * 2
         if min(self._width, self._height) < 2:
             raise SinkAddressError(f"a video of {size[0]}x{size[1]} pixels is too small: it needs 2x2 at least")
@@ -60,10 +65,11 @@ class VideoWriter:
         stream = self._container.add_stream("libx264", options={"preset": "veryfast", "crf": str(quality), "bf": "0"})
         stream.width, stream.height = self._width, self._height
         stream.pix_fmt = "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(pixel_aspect).limit_denominator(_MOST_ASPECT)
         stream.codec_context.time_base = stream.time_base = Fraction(1, _TICKS)
         stream.codec_context.thread_type = "SLICE"
         self._stream = stream
-        self._queue: queue.Queue[tuple[npt.NDArray[np.uint8], int] | None] = queue.Queue(_QUEUE)
+        self._queue: queue.Queue[tuple[npt.NDArray[np.uint8], int, float] | None] = queue.Queue(_QUEUE)
         self._thread = threading.Thread(target=self._run, name="video-writer", daemon=True)
         self._thread.start()
 
@@ -75,15 +81,19 @@ class VideoWriter:
     ) -> None:
         self.close()
 
-    def write(self, image: npt.NDArray[np.uint8], time_ns: int) -> None:
-        """Adds an image, BGR (height, width, 3), which must not change afterwards; `time_ns` is its capture time."""
+    def write(self, image: npt.NDArray[np.uint8], time_ns: int, pixel_aspect: float | None = None) -> None:
+        """Adds an image, BGR (height, width, 3), which must not change afterwards.
+
+        `time_ns` is its capture time; `pixel_aspect` that of the first image when absent.
+        """
+        item = (image, time_ns, self._aspect if pixel_aspect is None else pixel_aspect)
         if self._error:
             raise SinkError(self._error)
         if self._when_full == "block":
-            self._queue.put((image, time_ns))
+            self._queue.put(item)
             return
         try:
-            self._queue.put_nowait((image, time_ns))
+            self._queue.put_nowait(item)
         except queue.Full:
             self.dropped += 1
 
@@ -108,11 +118,11 @@ class VideoWriter:
             first_ns = 0
             last = -1
             while (item := self._queue.get()) is not None:
-                image, time_ns = item
+                image, time_ns, aspect = item
                 if last < 0:
                     first_ns = time_ns
-                if image.shape[:2] != self._size[::-1]:
-                    image = _fit_picture(image, self._size)
+                if image.shape[:2] != self._size[::-1] or abs(aspect / self._aspect - 1) > _SAME_ASPECT:
+                    image = _fit_picture(image, self._size, aspect / self._aspect)
                 picture = np.ascontiguousarray(image[: self._height, : self._width])
                 frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
                 # presentation times must rise even where capture times do not
@@ -132,11 +142,14 @@ class VideoWriter:
         )
 
 
-def _fit_picture(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """The whole picture, as large as fits amid a black one of `size` (width, height)."""
+def _fit_picture(image: npt.NDArray[np.uint8], size: tuple[int, int], stretch: float) -> npt.NDArray[np.uint8]:
+    """The whole picture, as large as fits amid a black one of `size` (width, height).
+
+    `stretch` is the width of its pixels by that of the result's.
+    """
     import cv2
 
-    height, width = image.shape[:2]
+    height, width = image.shape[0], image.shape[1] * stretch
     scale = min(size[0] / width, size[1] / height)
     inner = max(1, round(width * scale)), max(1, round(height * scale))
     left, top = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2

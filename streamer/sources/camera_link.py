@@ -21,6 +21,7 @@ class CameraLink:
     address: str
     kind: Literal["rtsp", "device", "web"] = "web"
     form: str | None = None
+    over_udp: bool = False  # asks for RTP over UDP first
     options: Mapping[str, str] = field(default_factory=dict)
     stall_s: float | None = None
     poll_s: float | None = None

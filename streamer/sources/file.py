@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -12,10 +13,12 @@ from sinks.address import redact
 from sinks.tls import TlsOptions
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
+from streamer.object_store import ObjectFile, ObjectStoreError, parse_s3
 from streamer.sources.clock import FileClock
 from streamer.sources.completeness import is_cut_off
 from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.handover import FrameQueue, Handover, joined
+from streamer.sources.packet_clips import PacketLimits, PacketRing
 from streamer.sources.source import OnState, SourceRecipe, SourceState, StateChange
 from streamer.sources.transport_stream import clock_gap_ns
 from streamer.sources.web import HttpConnection, WebError, WebFile
@@ -30,13 +33,13 @@ _JOIN_S = 5.0
 
 
 class FileSource:
-    """Frames of one recording: a file, or an `http(s)` address of one.
+    """Frames of one recording: a file, or an `http(s)` or `s3` address of one.
 
     Decodes in a thread a few frames ahead of the reader and waits for it. Damaged frames are counted, never handed on.
     Where the end of the recording is missing, all that there is comes first, then `SourceError`.
 
-    `recording` is the file, None where it lies behind an address. `track` is the number of the video track, from 0;
-    None takes the one marked as default, of several the largest.
+    `recording` is the file, None where it lies behind an address, which is then in `remote`. `track` is the number of
+    the video track, from 0; None takes the one marked as default, of several the largest.
     Capture times are presentation times from `start_time_ns` (UTC), else from the recording date in the container,
     else from 1970.
     """
@@ -57,6 +60,7 @@ class FileSource:
         self.account = FrameCounter()
         self.expected_frames: int | None = None  # by the container's own account, once it is open
         self.recording = None if "://" in path else Path(path)
+        self.remote = path if self.recording is None else None
         self._path = path
         self._shown = redact(path)
         self._start_time_ns = start_time_ns
@@ -67,7 +71,8 @@ class FileSource:
         self._taken: Handover | None = None  # the same, where this object is iterated
         self._thread = threading.Thread(target=self._read_all, name=f"read {name}", daemon=True)
         self._closed = False
-        self._web_parts: WebFile | Playlist | None = None
+        self._remote_parts: WebFile | Playlist | ObjectFile | None = None
+        self._ring: PacketRing | None = None
 
     def __repr__(self) -> str:
         return f"FileSource({self._shown!r})"
@@ -92,6 +97,10 @@ class FileSource:
             "tls": self._tls,
         }
         return SourceRecipe(FileSource, arguments)
+
+    def keep_packets(self, limits: PacketLimits, on_kept: Callable[[bool], object] | None = None) -> PacketRing:
+        self._ring = PacketRing(limits, on_kept)
+        return self._ring
 
     def start_reading(self, queue: FrameQueue) -> None:
         self._handover = queue
@@ -122,7 +131,7 @@ class FileSource:
             error = SourceError(f"{self._shown} holds no pictures that can be decoded: give a video file")
         except DecodeError as failure:
             error = SourceError(self._explain(reason(failure)))
-        except WebError as failure:
+        except (WebError, ObjectStoreError) as failure:
             error = SourceError(f"{self._shown} cannot be read: {failure}")
         except Exception as failure:  # any other one reaches the reader too, instead of ending this thread in silence
             error = failure
@@ -132,23 +141,29 @@ class FileSource:
     def _open(self) -> VideoReader:
         from streamer.sources.decode import VideoReader
 
+        if self._path.startswith("s3://"):
+            return self._open_remote(ObjectFile(parse_s3(self._path), self._tls))
         if self.recording is None:
             return self._open_web()
         # Without "file:" FFmpeg takes what stands before a colon in a file's name for a protocol.
         return VideoReader(f"file:{self._path}", track=self._track)
 
     def _open_web(self) -> VideoReader:
-        from streamer.sources.decode import VideoReader
         from streamer.sources.playlist import Playlist
         from streamer.sources.web_kind import find_kind
 
         client = HttpConnection(self._path, self._tls)
         kind = find_kind(client)
         if kind.form == "playlist":
-            playlist = self._web_parts = Playlist(client, kind)
+            playlist = self._remote_parts = Playlist(client, kind)
             return playlist.open_video(self._track)
+        return self._open_remote(WebFile(client, client.open()))
+
+    def _open_remote(self, file: WebFile | ObjectFile) -> VideoReader:
+        from streamer.sources.decode import VideoReader
+
         with contextlib.ExitStack() as stack:
-            file = self._web_parts = stack.enter_context(WebFile(client, client.open()))
+            self._remote_parts = stack.enter_context(contextlib.closing(file))
             video = VideoReader(file, track=self._track)
             stack.pop_all()
         return video
@@ -156,6 +171,8 @@ class FileSource:
     def _hand_over(self, video: VideoReader, handover: FrameQueue) -> None:
         from streamer.sources.decode import LostPictures
 
+        if self._ring is not None:
+            video.keep_packets(self._ring)
         self.expected_frames = video.frame_count
         clock, basis = self._clocks(video)
         before: DecodedPicture | None = None
@@ -170,10 +187,13 @@ class FileSource:
             gap_ns = None
             if clock.leaps(picture.pts_ns) and before is not None:
                 gap_ns = self._gap_ns(before, picture)
+            time_ns = clock.time_ns(picture.pts_ns, gap_ns)
+            if self._ring is not None:
+                self._ring.note_time(picture.pts_ns, time_ns)
             frame = Frame(
                 self.name,
                 self.account.receive(),
-                clock.time_ns(picture.pts_ns, gap_ns),
+                time_ns,
                 basis,
                 picture,
                 (picture.width, picture.height),
@@ -185,8 +205,8 @@ class FileSource:
                 return
         if before is None:
             raise SourceError(f"{self._shown} holds no frame that is whole: it is damaged or was cut off")
-        if self._web_parts is not None and self._web_parts.broken is not None:
-            raise self._web_parts.broken
+        if self._remote_parts is not None and self._remote_parts.broken is not None:
+            raise self._remote_parts.broken
         self._check_end(video)
 
     def _gap_ns(self, before: DecodedPicture, after: DecodedPicture) -> int | None:

@@ -44,6 +44,7 @@ class ImageSource:
         self.name = name
         self.account = FrameCounter()
         self.recording: Path | None = folder
+        self.remote: str | None = None
         self._folder = folder
         self._arguments = {"folder": folder, "name": name, "fps": fps, "start_time_ns": start_time_ns}
         self._paths = [folder / entry for entry in natural(image_names(folder))]

@@ -11,13 +11,14 @@ import sys
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from importlib.metadata import entry_points
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from sinks.address import redact
 from sinks.tls import TlsOptions
 from streamer.errors import SourceAddressError, SourceError
+from streamer.object_store import ObjectStoreError, is_pattern, list_objects, parse_s3
 from streamer.sources.address import natural, stream_name, unique
 from streamer.sources.camera_link import CameraLink
 from streamer.sources.clock import ClockLimits
@@ -29,7 +30,7 @@ from streamer.sources.web import HttpConnection, WebError
 from streamer.sources.web_kind import VIDEO_SUFFIXES, find_kind, likely_live
 
 _ASK_S = 5.0
-_KINDS = "a video file, a folder, rtsp://, rtsps://, http://, https://, webcam:0 or synthetic:street"
+_KINDS = "a video file, a folder, s3://, rtsp://, rtsps://, http://, https://, webcam:0 or synthetic:street"
 
 
 def open_sources(
@@ -94,6 +95,13 @@ def open_sources(
             link = replace(link, stall_s=stall_s, poll_s=poll_s, track=track, tls=secure, clock=clock or ClockLimits())
             called_by = one.replace(":", "") if scheme == "webcam" else one
             sources.append(LiveSource(link, called(called_by), strict=strict, on_state=on_state))
+        elif scheme == "s3":
+            sources += [
+                FileSource(
+                    place, called(place), start_time_ns=start_time_ns, track=track, tls=secure, on_state=on_state
+                )
+                for place in _stored_recordings(one, secure)
+            ]
         elif scheme == "synthetic":
             sources.append(_synthetic(one, called("street"), on_state))
         elif added := tuple(entry_points(group="groundstream.sources", name=scheme)):
@@ -148,7 +156,7 @@ def _rtsp(address: str, transport: str) -> CameraLink:
     options = {"rtsp_transport": "tcp+udp", "analyzeduration": "0", "probesize": "32", "allowed_media_types": "video"}
     if transport == "tcp":
         options["rtsp_flags"] = "prefer_tcp"
-    return CameraLink(address, kind="rtsp", options=options)
+    return CameraLink(address, kind="rtsp", over_udp=transport == "udp", options=options)
 
 
 def _webcam(address: str) -> CameraLink:
@@ -171,6 +179,21 @@ def _synthetic(address: str, name: str, on_state: OnState | None) -> Source:
     if scene != "street":
         raise SourceAddressError(f"{address} names an unknown scene: give synthetic:street")
     return StreetSource.from_query(dict(parse_qsl(query)), name, on_state)
+
+
+def _stored_recordings(text: str, tls: TlsOptions) -> list[str]:
+    """The addresses of the recordings that an `s3://` address stands for."""
+    address = parse_s3(text)
+    if not is_pattern(address):
+        return [text]
+    try:
+        found = list_objects(address, tls)
+    except ObjectStoreError as error:
+        raise SourceError(f"{redact(text)} cannot be listed: {error}") from error
+    videos = [place for place in found if PurePosixPath(parse_s3(place).key).suffix.lower() in VIDEO_SUFFIXES]
+    if not videos:
+        raise SourceError(f"{redact(text)} holds no videos: give a folder or a pattern that does, or an object")
+    return natural(videos)
 
 
 def _paths(address: str) -> list[Path]:

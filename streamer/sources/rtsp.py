@@ -2,7 +2,7 @@
 
 FFmpeg's RTSP client accepts every certificate, knows only MD5, and reports most refusals as "4XX". `RtspRelay` stands
 between it and such a camera: it proves its identity first, adds the authorisation to FFmpeg's requests, and passes the
-rest on. FFmpeg never gets the password.
+rest on. FFmpeg never gets the password. RTP over UDP passes through it, too, where losses are to be noticed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from sinks.address import redact
 from sinks.tls import TlsOptions, TlsOptionsError, tls_cause
 from streamer.sources.camera_link import CameraTrouble
+from streamer.sources.rtp_relay import DatagramRelay
 
 PORTS = {"rtsp": 554, "rtsps": 322}
 _CHUNK = 2**16
 _MOST_HEAD = 2**16
 _HANDSHAKE_S = 5.0
+_FILL_POLL_S = 0.01  # while packets are missing that may still come
+_CLIENT_PORTS = re.compile(rb"client_port=(\d+)(?:-(\d+))?")
 _SEND_S = 15.0
 _HASHES: dict[str, Callable[[bytes], Any]] = {
     "MD5": partial(hashlib.md5, usedforsecurity=False),
@@ -203,6 +206,8 @@ class RtspRelay:
         self._request = b""
         self._retried = False
         self._is_playing = False
+        self._is_h265 = False
+        self._datagrams: DatagramRelay | None = None
         self._thread = threading.Thread(target=self._run, name="rtsp relay", daemon=True)
         self._thread.start()
 
@@ -234,6 +239,8 @@ class RtspRelay:
         finally:
             self._listener.close()
             self._camera.close()
+            if self._datagrams is not None:
+                self._datagrams.close()
             if client is not None:
                 client.close()
 
@@ -244,7 +251,9 @@ class RtspRelay:
         client.settimeout(_SEND_S)
         while not self._closing.is_set():
             pending = isinstance(camera, ssl.SSLSocket) and camera.pending() > 0
-            ready = [camera] if pending else select.select([client, camera], [], [], 0.1)[0]
+            ready = self._wait_ready(client, 0.0 if pending else 0.1)
+            if pending:
+                ready.append(camera)
             if client in ready:
                 data = client.recv(_CHUNK)
                 if not data:
@@ -271,6 +280,19 @@ class RtspRelay:
                     client.sendall(from_camera)
                     from_camera = b""
 
+    def _wait_ready(self, client: socket.socket, limit_s: float) -> list[socket.socket]:
+        """The connections on which something has come; datagrams are passed on here."""
+        datagrams = self._datagrams
+        if datagrams is None:
+            return select.select([client, self._camera], [], [], limit_s)[0]
+        if datagrams.is_waiting:
+            limit_s = min(limit_s, _FILL_POLL_S)
+        ready: list[socket.socket] = select.select([client, self._camera, *datagrams.sockets], [], [], limit_s)[0]
+        now_s = time.monotonic()
+        datagrams.forward(ready, now_s)
+        datagrams.fill(now_s)
+        return ready
+
     def _receive(self) -> bytes | None:
         """What the camera has sent, b"" at its end; None where TLS had only messages of its own."""
         self._camera.setblocking(False)
@@ -285,8 +307,24 @@ class RtspRelay:
         if message[:1] == b"$":
             self._camera.sendall(message)
             return
-        self._request, self._retried = message.replace(self._local_origin.encode(), self._origin.encode()), False
+        message = message.replace(self._local_origin.encode(), self._origin.encode())
+        if message.startswith(b"SETUP "):
+            message = self._ask_datagrams(message)
+        self._request, self._retried = message, False
         self._camera.sendall(self._authorised(self._request))
+
+    def _ask_datagrams(self, request: bytes) -> bytes:
+        """The SETUP request with ports of this relay in the place of FFmpeg's, where it asks for UDP."""
+        if self._datagrams is not None:
+            self._datagrams.close()
+            self._datagrams = None
+        ports = _CLIENT_PORTS.search(request)
+        if ports is None:
+            return request
+        first = int(ports[1])
+        self._datagrams = DatagramRelay(self._camera, (first, int(ports[2] or first + 1)), fills=self._is_h265)
+        ours = "client_port={}-{}".format(*self._datagrams.camera_ports).encode()
+        return request[: ports.start()] + ours + request[ports.end() :]
 
     def _authorised(self, request: bytes) -> bytes:
         line, _, rest = request.partition(b"\r\n")
@@ -314,6 +352,11 @@ class RtspRelay:
         if answer.status >= 400:
             self.trouble = refusal(answer.status)
         self._is_playing = answer.status == 200 and self._request.startswith(b"PLAY ")
+        if self._request.startswith(b"DESCRIBE "):
+            self._is_h265 = b"h265/" in message.lower()
+        transport = answer.header("transport")
+        if self._datagrams is not None and self._request.startswith(b"SETUP ") and answer.status == 200 and transport:
+            message = message.replace(transport.encode(), self._datagrams.answer_setup(transport).encode(), 1)
         client.sendall(message)
 
 

@@ -69,9 +69,13 @@ class SourceRecipe(NamedTuple):
 
 @runtime_checkable
 class MovableSource(Source, Protocol):
-    """A source that a decode worker can read instead. `recording` is the file or folder it reads, None elsewhere."""
+    """A source that a decode worker can read instead.
+
+    `recording` is the file or folder it reads, `remote` the address of a recording elsewhere; both None for cameras.
+    """
 
     recording: Path | None
+    remote: str | None
 
     def recipe(self) -> SourceRecipe: ...
 

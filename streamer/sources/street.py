@@ -72,6 +72,7 @@ class StreetSource:
         self.name, self.live = name, live
         self.account = FrameCounter()
         self.recording: Path | None = None
+        self.remote: str | None = None
         self._arguments = {
             "name": name,
             "seed": seed,

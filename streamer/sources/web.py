@@ -50,6 +50,7 @@ class WebResponse:
         self.boundary = headers.get_param("boundary", "", "Content-Type") if "Content-Type" in headers else ""
         length = headers.get("Content-Length", "")
         self.length: int | None = int(length) if length.isdecimal() else None
+        self.version = headers.get("ETag") or headers.get("Last-Modified") or ""
         self.takes_ranges = "bytes" in headers.get("Accept-Ranges", "").lower()
         self.is_part = response.status == 206
         total = headers.get("Content-Range", "").rpartition("/")[2]

@@ -24,6 +24,7 @@ from streamer.boxes import box_polygon
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError, StreamerError
 from streamer.frame import Frame
+from streamer.recorders.picture_exports import check_picture_exports, write_picture_exports
 from streamer.sources import Source, open_sources
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 
 _JPEG_QUALITY = 92
 _NO_TRACK = -1
-_DATA_SET_FILES = ("annotations.json", "review.html", "gligen.jsonl", "grand.json", "images")
+_DATA_SET_FILES = ("annotations.json", "review.html", "gligen.jsonl", "grand.json", "images",
+                   "cvat.zip", "label-studio", "yolo", "datumaro")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class AnnotateTask:
     tracker: str | None = None
     sam: str | None = None
     gligen: bool = False
+    exports: Sequence[str] = ()
     describe: GlammLoading | None = None
 
 
@@ -184,6 +187,7 @@ class _AnnotateWork:
     def __init__(self, task: AnnotateTask, data: DataSet) -> None:
         self._task = task
         self._data = data
+        self._exports = check_picture_exports(task.exports)
         self._sources = open_sources(task.sources)  # reports a wrong address before models are loaded
         self._by_name = {source.name: source for source in self._sources}
         _check_outputs(task.out, self._sources)
@@ -282,12 +286,13 @@ class _AnnotateWork:
             files["review.html"] = review_page(coco, "images", self._records)
         for name, text in files.items():
             write_text(out / name, text)
+        exported = write_picture_exports(out, self._exports, coco)
         return {
             "images": len(self._data.images),
             "annotations": len(self._data.annotations),
             "annotations_file": str(out / "annotations.json"),
             "review": str(out / "review.html"),
-            "files": [str(out / name) for name in files],
+            "files": [*(str(out / name) for name in files), *map(str, exported)],
         }
 
 

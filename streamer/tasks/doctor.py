@@ -10,6 +10,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -24,6 +25,8 @@ from streamer.threads import describe_threads
 
 if TYPE_CHECKING:
     from sinks.event import Event
+    from streamer.config import StreamConfig
+    from streamer.sources import StateChange
 
 _NEEDED = ("av", "numpy", "opencv-python", "pydantic", "scipy", "supervision", "torch", "transformers")
 _OPTIONAL = {
@@ -38,6 +41,7 @@ _OPTIONAL = {
 }
 _LEAST_DISK = 2 * 1024**3
 _SOURCE_WAIT_S = 15.0
+_SOURCES_AT_ONCE = 8
 _FILE_SINKS = ("jsonl", "sqlite", "parquet")
 
 State = Literal["works", "missing", "broken"]
@@ -52,8 +56,21 @@ class CheckResult:
     detail: str
 
 
-def run_checks(sinks: Sequence[str] = (), sources: Sequence[str] = (), *, send_test: bool = False) -> list[CheckResult]:
-    """Runs all checks; changes nothing except a probe file in the state folder."""
+def run_checks(
+    sinks: Sequence[str] = (), sources: Sequence[str] = (), *, config: Path | None = None, send_test: bool = False
+) -> list[CheckResult]:
+    """Runs all checks; changes nothing except a probe file in the state folder.
+
+    The streams of the `config` file are opened with their own settings (TLS, transport, track); its sinks are checked,
+    too. Raises `ConfigError` for a file that is no configuration.
+    """
+    from streamer.config import StreamConfig, load_config
+
+    streams = [StreamConfig(source=address) for address in sources]
+    if config is not None:
+        loaded = load_config(config)
+        streams += [stream for stream in loaded.streams if not stream.paused]
+        sinks = [*sinks, *loaded.sinks]
     checks: list[Callable[[], Iterator[CheckResult]]] = [
         _check_python,
         _check_libraries,
@@ -66,7 +83,8 @@ def run_checks(sinks: Sequence[str] = (), sources: Sequence[str] = (), *, send_t
     ]
     findings = [finding for run_check in checks for finding in run_check()]
     findings += [_check_sink(address, send_test=send_test) for address in sinks]
-    findings += [_check_source(address) for address in sources]
+    with ThreadPoolExecutor(_SOURCES_AT_ONCE) as pool:
+        findings += pool.map(_check_source, streams)
     return findings
 
 
@@ -177,6 +195,9 @@ def _check_sink(text: str, *, send_test: bool = False) -> CheckResult:
     from sinks.sink import SinkError
 
     async def try_it() -> str:
+        if text.startswith("video:"):
+            _check_writable(Path(text.removeprefix("video:")), is_folder=False)
+            return "can be written"
         address = parse_address(text)
         if address.scheme in _FILE_SINKS and address.path:
             return await _file_sink(address.scheme, address.path, text.partition(":")[2])
@@ -262,27 +283,36 @@ def _check_writable(path: Path, *, is_folder: bool) -> None:
         raise SinkError(f"{path} cannot be written: {nearest} may not be changed by this user")
 
 
-def _check_source(address: str) -> CheckResult:
+def _check_source(stream: StreamConfig) -> CheckResult:
     from sinks.address import redact
     from streamer.errors import SourceError
 
-    name = f"source {redact(address)}"
+    name = f"source {redact(stream.source)}" if stream.name is None else f"source {stream.name}"
+    causes: list[str] = []
     try:
-        return CheckResult(name, "works", asyncio.run(_first_frame(address)))
+        return CheckResult(name, "works", asyncio.run(_first_frame(stream, causes)))
     except SourceError as error:
         return CheckResult(name, "broken", str(error))
     except TimeoutError:
-        return CheckResult(name, "broken", f"no picture within {_SOURCE_WAIT_S:.0f} s")
+        cause = f": {causes[-1]}" if causes else ""
+        return CheckResult(name, "broken", f"no picture within {_SOURCE_WAIT_S:.0f} s{cause}")
 
 
-async def _first_frame(address: str) -> str:
-    from streamer.sources import open_sources
+async def _first_frame(stream: StreamConfig, causes: list[str]) -> str:
+    """What the first frame of a stream shows; `causes` gets each outage before it. Raises `SourceError`."""
+    from streamer.assembly import open_stream
 
-    source = open_sources(address, strict=True)[0]
+    def note(change: StateChange) -> None:
+        if change.cause:
+            causes.append(change.cause)
+
+    opened = await asyncio.to_thread(open_stream, stream, on_state=note, strict=True)
+    source = opened[0]
+    unverified = ", its certificate is not verified (tls.insecure)" if stream.tls.insecure else ""
     try:
         async with asyncio.timeout(_SOURCE_WAIT_S):
             async for frame in source:
-                return f"{frame.width}x{frame.height}, clock {frame.clock.basis}"
+                return f"{frame.width}x{frame.height}, clock {frame.clock.basis}{unverified}"
     finally:
         await source.aclose()
     return "it ended without a picture"

@@ -20,7 +20,8 @@ import supervision as sv
 from rich.console import Console
 from rich.table import Table
 
-from detectors.coco_data import DataSetError, fold_name
+from detectors.coco_data import fold_name
+from detectors.data_files import DataSetError
 from detectors.glamm import metrics
 from streamer.enrichment import grounded
 from streamer.enrichment.loading import GlammLoading

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import supervision as sv
 
-from detectors import coco_data
+from detectors import coco_data, data_files
 
 BoolMask = npt.NDArray[np.bool_]
 _LARGEST_SIDE = 1 << 16  # pixels of a mask
@@ -48,11 +48,11 @@ def read_records(path: Path) -> dict[str, MaskRecord]:
     GranD-f's own form, `{file_name, caption, groundings: {phrase: {rle_masks}}}`, is read too. Several records of one
     image are joined. Raises `DataSetError` with every flaw.
     """
-    text = coco_data.read_text(path)
+    text = data_files.read_text(path)
     if text.lstrip().startswith("["):
-        table = coco_data.parse_json(text, path)
+        table = data_files.parse_json(text, path)
     else:
-        table = [coco_data.parse_json(row, path) for row in text.splitlines() if row.strip()]
+        table = [data_files.parse_json(row, path) for row in text.splitlines() if row.strip()]
     flaws = coco_data.Flaws(path)
     records: dict[str, MaskRecord] = {}
     for number, entry in enumerate(table):

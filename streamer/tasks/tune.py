@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from detectors import coco_data
+from detectors import coco_data, data_files
 from detectors.device import choose_device
 from detectors.glip.model_files import ModelFiles, find_files, write_folder
 from detectors.glip.training import fitting
@@ -124,7 +124,7 @@ def _read_data(task: TuneTask) -> tuple[dict[str, Any], dict[str, Any]]:
         read = coco_data.read_data_set(task.val, for_training=True)
         other = coco_data.merge_categories(data, read, task.val)
     if not any(map(fitting.is_learned, other["annotations"])):
-        raise coco_data.DataSetError(
+        raise data_files.DataSetError(
             f"{task.val or task.truth} has no box to choose an epoch by: add annotations, or leave out --val"
         )
     return data, other

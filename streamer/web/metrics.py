@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from streamer.errors import StreamerError
@@ -80,7 +80,11 @@ class PipelineMetrics(Collector):
             "groundstream_sink_dead_letters", "Events that the sink refused for good.", labels=["sink"]
         )
         failures = CounterMetricFamily("groundstream_sink_failures", "Attempts that failed.", labels=["sink"])
+        send_seconds = HistogramMetricFamily(
+            "groundstream_sink_send_seconds", "Seconds until the sink took a batch of events.", labels=["sink"]
+        )
         for sink in self._pipeline.sinks():
+            send_seconds.add_metric([sink.name], sink.send_seconds.cumulative(), sink.send_seconds.total)
             delivered.add_metric([sink.name], sink.delivered)
             dead.add_metric([sink.name], sink.dead)
             failures.add_metric([sink.name], sink.failures)
@@ -105,9 +109,36 @@ class PipelineMetrics(Collector):
         )
         for quantile in ("0.5", "0.95", "0.99", "1"):
             lag.add_metric([quantile], self._pipeline.loop_lag.quantile(float(quantile)))
-        frames = [received, analysed, dropped, age, tracks, online, lag]
+        frames = [received, analysed, dropped, age, tracks, online, lag, *self._collect_timings()]
         spool = [stored, spooled, limit, forgotten]
-        return [*frames, events, lost, *spool, delivered, dead, failures, backlog, up, enriched, pictures]
+        sinks = [delivered, dead, failures, backlog, up, send_seconds]
+        return [*frames, events, lost, *spool, *sinks, enriched, pictures, self._collect_build()]
+
+    def _collect_timings(self) -> list[Metric]:
+        timings = self._pipeline.timings
+        latency = HistogramMetricFamily(
+            "groundstream_frame_latency_seconds",
+            "Seconds from capture to events of each frame of a camera.",
+            labels=["stream"],
+        )
+        for stream, histogram in timings.frame_seconds.items():
+            latency.add_metric([stream], histogram.cumulative(), histogram.total)
+        seconds = HistogramMetricFamily("groundstream_detector_batch_seconds", "Seconds of a batch in the detector.")
+        seconds.add_metric([], timings.batch_seconds.cumulative(), timings.batch_seconds.total)
+        size = HistogramMetricFamily("groundstream_detector_batch_frames", "Frames of a batch of the detector.")
+        size.add_metric([], timings.batch_frames.cumulative(), timings.batch_frames.total)
+        queries = GaugeMetricFamily("groundstream_queries", "Queries that are watched for.", labels=["stream"])
+        for watched in self._pipeline.streams:
+            queries.add_metric([watched.name], len(watched.analysis.queries.at()))
+        return [latency, seconds, size, queries]
+
+    def _collect_build(self) -> Metric:
+        build = GaugeMetricFamily(
+            "groundstream_build_info", "1, with what runs.", labels=["version", "detector", "tracker"]
+        )
+        if (producer := self._pipeline.producer) is not None:
+            build.add_metric([producer.version, producer.detector, producer.tracker], 1.0)
+        return build
 
 
 def serve_metrics(pipeline: Pipeline, port: int, host: str) -> tuple[WSGIServer, Thread]:

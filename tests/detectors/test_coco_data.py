@@ -12,13 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detectors.coco_data import (
-    DataSetError,
-    check_pictures,
-    merge_categories,
-    read_data_set,
-    read_results,
-)
+from detectors.coco_data import check_pictures, merge_categories, read_data_set, read_results
+from detectors.data_files import DataSetError
 
 DATA: dict[str, Any] = {
     "images": [

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -249,6 +251,39 @@ async def test_a_camera_is_paused_disconnected_and_resumed_as_one_outage():
     assert offline.data.outage.cause == online.data.outage.cause == "paused"
     assert online.data.outage.since_ns == offline.data.outage.since_ns
     assert [event.data.track.end_reason for event in watched.of("track.end")] == ["stream_down", "shutdown"]
+
+
+@in_loop
+async def test_a_camera_whose_server_does_not_answer_blocks_nothing_while_it_is_added():
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections and answers nothing
+        slow = {"source": f"http://127.0.0.1:{silent.getsockname()[1]}/live"}
+        async with watching() as watched:
+            await watched.frames(1)
+            adding = asyncio.create_task(watched.apply(streams=[*watched.raw["streams"], slow]))
+            await asyncio.sleep(0.2)  # the server is asked now
+            before = watched.report().tally.analysed
+            await watched.frames(3)
+            assert watched.report().tally.analysed >= before + 3
+            assert not adding.done()
+            adding.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await adding
+            assert [report.stream for report in watched.pipeline.report()] == ["gate"]
+            assert await watched.apply(queries=["dog"])  # the next change is not held up
+
+
+@in_loop
+async def test_the_end_of_the_pipeline_refuses_a_camera_that_is_being_added(monkeypatch):
+    monkeypatch.setattr("streamer.sources.opening._ASK_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        slow = {"source": f"http://127.0.0.1:{silent.getsockname()[1]}/live"}
+        async with watching() as watched:
+            await watched.frames(1)
+            adding = asyncio.create_task(watched.apply(streams=[*watched.raw["streams"], slow]))
+            await asyncio.sleep(0.1)
+            await watched.pipeline.stop()
+            with pytest.raises(ConfigError):
+                await adding
 
 
 @in_loop

@@ -9,6 +9,7 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import jsonschema
@@ -19,7 +20,9 @@ from sinks.event import Event
 from streamer.build import open_pipeline
 from streamer.cli import main
 from streamer.jobs.result_folder import ResultFolder
+from tests.sinks.authority import Authority
 from tests.support.clips import make_clip
+from tests.support.web_server import Answer, WebServer
 
 
 @dataclass
@@ -141,6 +144,15 @@ def test_schema_prints_what_events_are_and_checks_files(groundstream, clip, scri
     bad = groundstream("schema", "--validate", events)
     assert bad.code == 1
     assert "events.jsonl:" in bad.err
+
+
+def test_the_annotated_video_keeps_the_shape_of_pixels(groundstream, tmp_path):
+    import av
+
+    clip = make_clip(tmp_path / "wide.mkv", 5, options={"x264-params": "sar=64/45"})
+    assert groundstream("process", clip, "-q", "anything that moves", "--out", tmp_path / "out").code == 0
+    with av.open(str(tmp_path / "out" / "wide" / "video.mp4")) as video:
+        assert video.streams.video[0].sample_aspect_ratio == Fraction(64, 45)
 
 
 def test_doctor_reports_what_works(groundstream, tmp_path, monkeypatch):
@@ -358,6 +370,48 @@ def test_the_table_of_doctor_shows_states_as_words(groundstream, tmp_path, monke
     assert re.search(r"│ broken +│", out)
     assert "[red]" not in out
     assert "pip install 'groundstream[" in out or "works" in out
+
+
+def test_doctor_opens_streams_with_their_own_tls_options_and_names_the_check_that_failed(
+    groundstream, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    authority = Authority(tmp_path)
+    clip = Answer(make_clip(tmp_path / "clip.mkv", 10).read_bytes(), ranges=True)
+    trusted = {"tls": {"cafile": str(authority.certificate)}}
+    with (
+        WebServer({"/a.mkv": clip}, certificate=authority.issue("127.0.0.1")) as good,
+        WebServer({"/a.mkv": clip}, certificate=authority.issue("127.0.0.1", expired=True)) as expired,
+        WebServer({"/a.mkv": clip}, certificate=authority.issue("camera.example")) as elsewhere,
+    ):
+        addresses = [server.url("/a.mkv") for server in (good, expired, elsewhere)]
+        streams = [{"source": address, "name": f"s{n}", **trusted} for n, address in enumerate(addresses)]
+        streams += [{"source": good.url("/a.mkv?2"), "name": "open", "tls": {"insecure": True}}]
+        streams += [{"source": good.url("/a.mkv?3"), "name": "none"}]
+        config = {"streams": streams, "queries": ["dog"], "sinks": [f"jsonl:{tmp_path}/e.jsonl", f"video:{tmp_path}"]}
+        path = tmp_path / "watch.yaml"
+        path.write_text(json.dumps(config))
+        run = groundstream("doctor", "--json", "--config", path)
+    details = [f["state"] + ": " + f["detail"] for f in json.loads(run.out) if f["what"].startswith("source ")]
+    assert details[0] == "works: 320x240, clock file_pts"
+    assert re.match("broken: .*has expired", details[1])
+    assert re.match("broken: .*for another host", details[2])
+    assert re.match("works: .*not verified", details[3])
+    assert re.match("broken: .*not trusted .*cafile", details[4])
+    sinks = [f["state"] for f in json.loads(run.out) if f["what"].startswith("sink ")]
+    assert sinks == ["works", "broken"]
+    assert run.code == 1
+
+
+def test_doctor_says_why_no_picture_came(groundstream, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr("streamer.tasks.doctor._SOURCE_WAIT_S", 2)
+    with WebServer({"/live": Answer(status=503)}) as server:
+        path = tmp_path / "watch.yaml"
+        path.write_text(json.dumps({"streams": [{"source": server.url("/live"), "live": True}], "queries": ["dog"]}))
+        run = groundstream("doctor", "--json", "-c", path)
+    assert "no picture within 2 s: the server reports a failure of its own (503)" in run.out
+    assert groundstream("doctor", "-c", tmp_path / "none.yaml").code == 2
 
 
 @pytest.mark.parametrize("scheme", ["jsonl", "sqlite", "parquet"])

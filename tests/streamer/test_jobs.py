@@ -182,6 +182,12 @@ def test_an_unreadable_recording_does_not_stop_the_others(clips: Path, tmp_path:
     assert [video["stream"] for video in whole["videos"]] == ["bad", "c"]
 
 
+def test_a_sink_of_detections_gets_every_frame_of_a_recording(clips: Path, tmp_path: Path) -> None:
+    file = tmp_path / "metadata.xml"
+    assert run(*MOVING, clips / "c.mp4", "--out", tmp_path / "out", "--sink", f"onvif:{file}").returncode == 0
+    assert file.read_text().count("<tt:Transformation>") == 30
+
+
 def test_addresses_come_from_a_file_or_standard_input(clips: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"\ufeff# recordings\n{clips / 'a.mp4'}\n\n{clips / 'b.mp4'}\n")
     assert read_addresses(str(tmp_path / "list.txt")) == [str(clips / "a.mp4"), str(clips / "b.mp4")]

@@ -206,7 +206,7 @@ def test_a_frozen_camera_is_noticed_and_reported_once(clips: dict[str, Path], fa
 
 
 # Not here, since FFmpeg's decoders do not notice: bytes that were overwritten (check sums keep those from us on real
-# networks) and, in H.265, a picture whose last packets are missing.
+# networks) and, in H.265 over TCP, a picture whose last packets are missing.
 @pytest.mark.parametrize(
     ("codec", "fault"),
     [("large", {"drop": 0.03}), ("large", {"drop_pictures": 0.1}), ("large h265", {"drop_pictures": 0.1})],
@@ -230,6 +230,44 @@ def test_no_picture_with_losses_is_ever_handed_on(clips: dict[str, Path], codec:
                 assert np.array_equal(frame.image, original[number])
             tally = account.tally()
             assert tally.received == tally.analysed + sum(tally.dropped.values())
+
+    run(work)
+
+
+def test_h265_over_udp_that_loses_the_ends_of_pictures_shows_none_of_them(clips: dict[str, Path]) -> None:
+    original = decode_all(clips["large h265"])
+
+    async def work() -> None:
+        random.seed(5)
+        with RtspServer({"cam": clips["large h265"]}) as server:
+            async with Watch(server.url(), transport="udp") as watch:
+                account = watch.source.account
+                await watch.more(5)
+                server.faults.drop_ends = 0.15
+                await watch.until(lambda: account.tally().dropped.get("corrupt", 0) > 50 and len(watch.frames) > 10, 25)
+                server.faults.drop_ends = 0.0
+                await watch.more(10)
+            for frame in watch.frames:
+                number = read_index(frame.image)
+                assert number is not None
+                assert np.array_equal(frame.image, original[number])
+            tally = account.tally()
+            assert tally.received == tally.analysed + sum(tally.dropped.values())
+            assert server.transports == ["udp", "udp"]
+
+    run(work)
+
+
+def test_h265_over_udp_that_comes_in_another_order_loses_no_picture(clips: dict[str, Path]) -> None:
+    async def work() -> None:
+        random.seed(6)
+        with RtspServer({"cam": clips["large h265"]}, auth=("ann", "pw")) as server:
+            server.algorithm, server.faults.reorder = "SHA-256", 0.3
+            async with Watch(server.url(user="ann", password="pw"), transport="udp") as watch:
+                await watch.more(60)
+            tally = watch.source.account.tally()
+            assert tally.dropped.get("corrupt", 0) == 0
+            assert [change.state.value for change in watch.changes] == ["connecting", "live", "closed"]
 
     run(work)
 

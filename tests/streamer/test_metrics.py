@@ -64,6 +64,12 @@ def test_what_became_of_frames_and_events_is_served_over_http():
     assert reported["groundstream_sink_failures_total", name] == 1
     assert reported["groundstream_sink_backlog", name] == 0
     assert reported["groundstream_sink_up", name] == 1
+    batches = reported["groundstream_detector_batch_seconds_count",]
+    assert batches == reported["groundstream_detector_batch_frames_bucket", "+Inf"] > 0
+    assert reported["groundstream_detector_batch_frames_sum",] == 12
+    assert reported["groundstream_queries", "gate"] == 1
+    # A batch that the sink refused in part has its duration among the failures.
+    assert ("groundstream_sink_send_seconds_count", name) in reported
 
 
 def test_a_port_that_is_taken_is_reported():

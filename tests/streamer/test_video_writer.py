@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -42,6 +43,23 @@ def test_colours_are_blue_green_red(tmp_path: Path) -> None:
     ((_, found),) = read(tmp_path / "v.mp4")
     assert found[32, 20, 0] > 200 > 60 > found[32, 20, 2]
     assert found[32, 80, 2] > 200 > 60 > found[32, 80, 0]
+
+
+def test_the_shape_of_pixels_is_kept(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "v.mp4", (96, 64), pixel_aspect=64 / 45) as video:
+        video.write(picture(90), 0)
+    with av.open(str(tmp_path / "v.mp4")) as found:
+        assert found.streams.video[0].sample_aspect_ratio == Fraction(64, 45)
+
+
+def test_a_picture_with_other_pixels_keeps_its_shape_among_bars(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "v.mp4", (96, 64)) as video:
+        video.write(picture(200), 0)
+        video.write(picture(200, (48, 64)), 40 * MS, 2.0)  # the same shape
+        video.write(picture(200), 80 * MS, 0.5)  # half as wide
+    images = [image for _, image in read(tmp_path / "v.mp4")]
+    assert images[1].min() > 150
+    assert images[2][:, :20].max() < 60 < 150 < images[2][:, 30:66].min()
 
 
 def test_odd_sizes_lose_a_line_and_equal_times_lose_no_picture(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ class Faults:
     still_timestamps: bool = False  # sends new pictures, but their timestamps no longer move
     corrupt: float = 0.0  # share of RTP packets with some bytes overwritten
     drop: float = 0.0  # share of RTP packets that are not sent
+    drop_ends: float = 0.0  # share of pictures of several packets whose last packet is not sent
+    reorder: float = 0.0  # share of RTP packets that are sent after the next one
     drop_pictures: float = 0.0  # share of whole pictures, key frames apart, that are not sent
     silent: bool = False  # accepts connections and never answers
     reports: bool = True  # RTCP sender reports
@@ -386,13 +388,22 @@ class _Session:
             if faults.mutate is not None:
                 unit = [changed for nal in unit if (changed := faults.mutate(nal))]
             payloads = clip.payloads(unit)
+            cut = len(payloads) > 1 and random.random() < faults.drop_ends
+            held: bytes | None = None
             for n, payload in enumerate(payloads):
                 sequence = (sequence + 1) & 0xFFFF
-                if random.random() < faults.drop:
+                if random.random() < faults.drop or (cut and n == len(payloads) - 1):
                     continue
                 marker = 0x80 if n == len(payloads) - 1 else 0
                 header = struct.pack(">BBHII", 0x80, 96 | marker, sequence, timestamp, ssrc)
-                self._send(0, header + (_garbled(payload) if random.random() < faults.corrupt else payload))
+                packet = header + (_garbled(payload) if random.random() < faults.corrupt else payload)
+                if held is None and n < len(payloads) - 1 and random.random() < faults.reorder:
+                    held = packet
+                    continue
+                self._send(0, packet)
+                if held is not None:
+                    self._send(0, held)
+                    held = None
                 sent_packets += 1
                 sent_bytes += len(payload)
             self._server.sent[self._mount, number] = time.time()

@@ -16,7 +16,7 @@ import transformers
 import typer
 from typer.testing import CliRunner
 
-from detectors.coco_data import DataSetError
+from detectors.data_files import DataSetError
 from detectors.glamm.similarity import TextSimilarity
 from streamer.commands.evaluate_segmentation import SegmentationTask, evaluate_segmentation
 from streamer.errors import ConfigError
