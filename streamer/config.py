@@ -228,8 +228,15 @@ class EnrichConfig(_ConfigSection):
     per_stream_minute: int = Field(10, ge=1)
 
 
+class ClipConfig(_ConfigSection):
+    """Length of the clips of events."""
+
+    before_s: float = Field(5.0, ge=0, le=60, description="Seconds of a clip before its event.")
+    after_s: float = Field(5.0, ge=0, le=60, description="Seconds of a clip after its event.")
+
+
 class MediaConfig(_ConfigSection):
-    """Pictures of events: the best view so far of a track that matches a query, enters a zone or crosses a line."""
+    """Pictures and clips of events: of a track that matches a query, enters a zone or crosses a line."""
 
     folder: Path | None = Field(
         None, description="Folder of the pictures; `media` in the user's state folder if absent."
@@ -239,10 +246,20 @@ class MediaConfig(_ConfigSection):
         description="What is stored: the full frame and the part around the track, that part alone, or no picture. "
         "true is full, false is none.",
     )
-    max_age_days: float = Field(7.0, gt=0, le=3650, description="Days after which a picture is removed.")
-    max_bytes: int = Field(
-        5 << 30, ge=1 << 20, description="Bytes of all pictures in the folder; the oldest are removed first."
+    clips: ClipConfig | None = Field(
+        None,
+        description="Clips of the same events, without encoding where the source allows it; false or absent: none, "
+        "true: from 5 seconds before to 5 seconds after.",
     )
+    max_age_days: float = Field(7.0, gt=0, le=3650, description="Days after which a picture or clip is removed.")
+    max_bytes: int = Field(
+        5 << 30, ge=1 << 20, description="Bytes of all pictures and clips in the folder; the oldest are removed first."
+    )
+
+    @field_validator("clips", mode="before")
+    @classmethod
+    def _clips_by_switch(cls, value: object) -> object:
+        return ({} if value else None) if isinstance(value, bool) else value
 
     @field_validator("snapshots", mode="before")
     @classmethod
