@@ -23,7 +23,8 @@ class ProcessJob:
     """The options of `groundstream process`.
 
     `videos`: addresses of recordings; `out`: the folder of results; `jobs`: recordings at a time (None: by cores and
-    memory); `again`: redo finished recordings; `shard`: (number from 1, count), only this part of the recordings.
+    memory); `again`: redo finished recordings; `shard`: (number from 1, count), only this part of the recordings;
+    `close_timeout_s`: seconds that closing of sinks and files may take.
     """
 
     videos: Sequence[str]
@@ -37,6 +38,7 @@ class ProcessJob:
     masks: str | None = None
     detector_options: Sequence[str] = ()
     tracker: str = "default"
+    reid: str | None = None
     sinks: Sequence[str] = ()
     video: bool = True
     images: bool = False
@@ -51,6 +53,7 @@ class ProcessJob:
     jobs: int | None = None
     again: bool = False
     shard: tuple[int, int] | None = None
+    close_timeout_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +92,18 @@ def job_config(job: ProcessJob) -> Config:
         "streams": [{"source": video, **stream} for video in job.videos],
         "queries": list(job.queries),
         "detector": detector.section(),
-        "tracker": job.tracker,
+        "tracker": tracker_setting(job.tracker, job.reid),
         "batch": {"size": job.batch, "wait_ms": _WHOLE_BATCHES_MS},
         "sinks": list(job.sinks),
         "media": job.clips and {"folder": str(job.out / "media"), "clips": True, **_KEPT_MEDIA},
+        "close_timeout_s": job.close_timeout_s,
     }
     return parse_config(raw, "command line")
+
+
+def tracker_setting(name: str, reid: str | None) -> str | dict[str, str]:
+    """Returns the `tracker:` of a configuration."""
+    return name if reid is None else {"name": name, "reid": reid}
 
 
 def stream_settings(job: ProcessJob) -> dict[str, Any]:
