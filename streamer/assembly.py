@@ -22,6 +22,7 @@ from streamer.config import Config, StreamConfig
 from streamer.errors import ConfigError
 from streamer.pipeline import Recorder, StateRelay, Stream
 from streamer.pipeline.sections import (
+    condition_plans,
     count_plans,
     default_threshold,
     make_places,
@@ -226,6 +227,7 @@ class StreamAssembly:
             count_plans(stream),
             self._make_rules(source.name) if self._make_rules is not None else (),
             masks,
+            condition_plans(stream),
         )
         analysis.publishes_detections = self.publishes_detections(config)
         made = self._make_recorders(source, analysis) if self._make_recorders is not None else ()
