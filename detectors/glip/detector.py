@@ -132,7 +132,8 @@ class Glip:
         self.device = choose_device(device)
         self.precision = choose_precision(dtype, self.device)
         self.threshold = threshold
-        self.model = compile_model(use_deform(self.precision.lower(model.to(self.device)), deform), backend)
+        lowered = self.precision.lower(model.to(self.device))
+        self.model = compile_model(use_deform(lowered, deform, self.device, self.precision.dtype), backend)
         self._tokenizer = tokenizer
         self._tuned = tuned
         self._chunking, self._per_caption = chunking, per_caption
@@ -329,16 +330,16 @@ def _pack_rows(found: BoxCandidates) -> Tensor:
 def _download_results(prompts: Sequence[GlipPrompt], found: Sequence[FoundBoxes]) -> list[sv.Detections]:
     """One download for all; boxes in the cameras' pixels, in order of descending score."""
     parts = [part for some in found for part in (some.rows.flatten(), some.sure.float(), some.numbers.float()[None])]
-    flat = torch.cat(parts).cpu() if parts else torch.empty(0)
+    flat = (torch.cat(parts).cpu() if parts else torch.empty(0)).numpy()
     results: list[list[npt.NDArray[np.float32]]] = [[] for _ in prompts]
-    split = iter(torch.split(flat, [part.numel() for part in parts]))
+    split = iter(np.split(flat, np.cumsum([part.numel() for part in parts])))
     for some, rows, sure, numbers in zip(found, split, split, split, strict=False):
         if not numbers.all():
             raise DetectorError(
                 "the model's predictions are not numbers: use the option dtype=float32, or other weights"
             )
-        for number, (view, row) in enumerate(zip(some.views, rows.view(some.rows.shape), strict=True)):
-            whole = (row if sure[number] else some.complete_rows(number).cpu()).numpy()
+        for number, (view, row) in enumerate(zip(some.views, rows.reshape(some.rows.shape), strict=True)):
+            whole = row if sure[number] else some.complete_rows(number).cpu().numpy()
             results[view.picture.index].append(_rescale_rows(whole[whole[:, 6] > 0, :6], view))
     return [_join_detections(parts, prompt) for parts, prompt in zip(results, prompts, strict=True)]
 

@@ -41,15 +41,20 @@ _FREE = {"_unsafe_view", "_reshape_alias", "detach", "lift_fresh", "empty", "emp
 
 _WAITS = {
     "_local_scalar_dense": "reads a value of the device",
+    "item": "reads a value of the device",
+    "is_nonzero": "reads a value of the device",
+    "allclose": "reads a value of the device",
     "lift_fresh": "makes a tensor from values of the host",
     "scalar_tensor": "makes a tensor from a value of the host",
+    "argwhere": "asks how many values are true",
     "nonzero": "asks how many values are true",
     "masked_select": "asks how many values are true",
     "equal": "reads a value of the device",
     "unique_dim": "asks how many values there are",
     "_unique2": "asks how many values there are",
 }
-"""Operators for which the host waits for a GPU, each with the reason."""
+"""Operators for which the host waits for a GPU, each with the reason. In inference mode composite operators are seen
+whole."""
 
 
 def _is_view(operator: Any) -> bool:
@@ -97,10 +102,12 @@ class WaitFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         ):
             reason = "asks how many values are true"
+        if name == "where" and "Scalar" in func._overloadname:
+            reason = "makes a tensor from a value of the host"
         if reason is not None:
             self.waits.append(f"{name} {reason}, in {_caller()}")
         result = func(*args, **(kwargs or {}))
-        if name in ("_to_copy", "copy_"):
+        if name in ("_to_copy", "copy_", "to"):
             places = {part.device for part in tree_leaves((args, result)) if isinstance(part, Tensor)}
             if len(places) > 1:
                 self.waits.append(f"{name} copies between {' and '.join(sorted(map(str, places)))}, in {_caller()}")

@@ -4,12 +4,13 @@ A program computes a tile of output positions for all output channels. For each 
 gathers the four corners of its positions, weighs and adds them in single precision, and multiplies by the weights in
 the precision of the features. What `by_embedding_bag` writes and reads back (nine times the map) never leaves the chip.
 
-Checked with Triton's interpreter on a CPU (TRITON_INTERPRET=1); its speed has not been measured on a GPU, so it is
-chosen by name only (`deform="triton"`).
+Checked with Triton's interpreter on a CPU (TRITON_INTERPRET=1). On a GPU it is the default where it passes the
+self-test of `runtime.choose_deform`; sizes of tiles are chosen by timing them at the first call (`SETTINGS`).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -19,10 +20,15 @@ from torch import Tensor
 
 from detectors.glip.modeling.deform_grid import TAPS, JointGrid, Kernel
 
-TILE = 64  # output positions of a program
-SLICE = 64  # input channels at a time
+SETTINGS = [
+    triton.Config({"TILE": tile, "SLICE": slice_}, num_warps=warps)  # output positions, input channels at a time
+    for tile, slice_, warps in ((64, 64, 8), (64, 32, 8), (32, 64, 4), (128, 32, 8))
+]
+if os.environ.get("TRITON_INTERPRET") == "1":
+    del SETTINGS[1:]  # nothing to time
 
 
+@triton.autotune(SETTINGS, key=["channels", "width_out"])  # type: ignore[untyped-decorator]
 @triton.jit  # type: ignore[untyped-decorator]
 def _kernel(  # type: ignore[no-untyped-def]
     features, offsets, mask, base_y, base_x, heights, widths, starts, weight, bias, out,
@@ -87,9 +93,9 @@ def fused(regions: Tensor, grid: JointGrid, offsets: Tensor, mask: Tensor, kerne
     for count, (weight, bias) in zip(grid.counts, kernels, strict=True):
         width = len(weight)
         out = torch.empty(count, width, device=regions.device, dtype=regions.dtype)
-        _kernel[(triton.cdiv(count, TILE),)](
+        _kernel[lambda chosen, count=count: (triton.cdiv(count, chosen["TILE"]),)](
             *tensors, *sizes, weight.to(regions.dtype), bias, out, first, first + count, channels, width,
-            OUT=max(triton.next_power_of_2(width), 16), TILE=TILE, SLICE=SLICE, num_warps=8,
+            OUT=max(triton.next_power_of_2(width), 16),
         )  # fmt: skip
         results.append(out)
         first += count

@@ -27,7 +27,8 @@ def glip(folder: Path) -> Glip:
     return create("glip-mini", weights=folder, dtype="float32")
 
 
-def test_the_finder_names_what_waits() -> None:
+@pytest.mark.parametrize("inference", [False, True])
+def test_the_finder_names_what_waits(inference: bool) -> None:
     values = torch.arange(6.0)
     for work in (
         lambda: torch.tensor([1.0, 2.0]),
@@ -38,10 +39,10 @@ def test_the_finder_names_what_waits() -> None:
         lambda: bool(values.any()),
         lambda: values.nonzero(),
     ):
-        with WaitFinder() as finder:
+        with WaitFinder() as finder, torch.inference_mode(inference):
             work()
         assert finder.waits, "the work waits"
-    with WaitFinder() as finder:
+    with WaitFinder() as finder, torch.inference_mode(inference):
         values.masked_fill(values > 2, -1.0).index_select(0, torch.arange(3)).sum()
     assert finder.waits == []
 

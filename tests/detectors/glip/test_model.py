@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -166,17 +167,55 @@ def test_an_implementation_whose_package_is_not_there_is_refused(monkeypatch: py
         runtime.use_deform(model, "magic")
 
 
+def test_on_a_gpu_a_kernel_that_fails_its_self_test_is_replaced_and_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu, cpu = torch.device("cuda:1"), torch.device("cpu")
+    fault = runtime.find_deform_fault
+
+    def on_cpu(name: str, _device: torch.device, dtype: torch.dtype) -> str:
+        return fault(name, cpu, dtype)
+
+    def use(way: Implementation | None, dtype: torch.dtype = torch.float32) -> str:
+        monkeypatch.setattr(runtime, "find_deform_fault", on_cpu)
+        monkeypatch.setattr(runtime, "find_spec", lambda _package: way)
+        monkeypatch.setitem(runtime.IMPLEMENTATIONS, "triton", way or by_triton)
+        caplog.clear()
+        return runtime.choose_deform(gpu, dtype)
+
+    def broken(*_inputs: object) -> list[Tensor]:
+        raise RuntimeError("ptxas is not there\nsee the log")
+
+    def off(*inputs: Any) -> list[Tensor]:
+        return [part + 0.2 for part in by_embedding_bag(*inputs)]
+
+    assert use(by_embedding_bag) == use(by_embedding_bag, torch.bfloat16) == "triton"
+    assert caplog.text == ""
+    for way, reason in (
+        (None, "triton is not installed"),
+        (broken, "RuntimeError: ptxas is not there)"),
+        (off, "off by 0.2"),
+    ):
+        assert use(way) == "embedding-bag"
+        assert "cuda:1 go by embedding bags" in caplog.text
+        assert reason in caplog.text
+    assert runtime.choose_deform(cpu, torch.bfloat16) == "embedding-bag"
+
+
 def test_the_fused_kernel_equals_the_definition() -> None:
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("needs an NVIDIA GPU, or Triton with TRITON_INTERPRET=1")
     pytest.importorskip("triton")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.device(device):
-        x, offsets, mask, weight, bias = (part.to(device) for part in random_case(1))
-        grid = make_grid([(5, 7)], [0], [(5, 7)], 1)
-        mine = convolve(by_triton, x.flatten(1, 2), grid, offsets, mask, weight, bias)
-        want = convolve(by_embedding_bag, x.flatten(1, 2), grid, offsets, mask, weight, bias)
-    torch.testing.assert_close(mine, want, atol=1e-4, rtol=1e-4)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # The interpreter multiplies bfloat16 as whole numbers, which the self-test must notice.
+    for dtype in (torch.float32, torch.float16):
+        assert runtime.find_deform_fault("triton", device, dtype) == ""
+    assert bool(runtime.find_deform_fault("triton", device, torch.bfloat16)) == (device.type == "cpu")
+    x, offsets, mask, weight, bias = (part.to(device) for part in random_case(1))
+    grid = make_grid([(5, 7)], [0], [(5, 7)], 1, device)
+    mine = convolve(by_triton, x.flatten(1, 2), grid, offsets, mask, weight, bias)
+    want = by_definition(*(part.cpu() for part in (x, offsets, mask, weight, bias)), stride=1)
+    torch.testing.assert_close(mine.cpu(), want, atol=1e-4, rtol=1e-4)
 
 
 def test_offsets_and_mask_learn_through_the_deformable_convolution() -> None:
