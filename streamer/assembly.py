@@ -25,6 +25,7 @@ from streamer.pipeline.sections import (
     condition_plans,
     count_plans,
     default_threshold,
+    make_embedder,
     make_places,
     make_queries,
     make_sampling,
@@ -123,7 +124,7 @@ class StreamAssembly:
         return Producer(
             version=__version__,
             detector=name.partition(":")[0],
-            tracker=config.tracker,
+            tracker=config.tracker.name,
             config_hash=settings_hash(config),
         )
 
@@ -228,6 +229,7 @@ class StreamAssembly:
             self._make_rules(source.name) if self._make_rules is not None else (),
             masks,
             condition_plans(stream),
+            make_embedder(config),
         )
         analysis.publishes_detections = self.publishes_detections(config)
         made = self._make_recorders(source, analysis) if self._make_recorders is not None else ()
