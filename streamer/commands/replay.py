@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from streamer.commands.options import CloseTimeout
 
 if TYPE_CHECKING:
     from sinks.sink import Sink
@@ -30,10 +31,12 @@ def replay(
             metavar="CONFIG", help="Apply the rules of a configuration to recorded detections; send what they find."
         ),
     ] = None,
+    close_timeout: CloseTimeout = None,
 ) -> None:
     """Send past events to a sink again. Their ids stay, so a receiver recognises events that it has already."""
     from sinks.registry import open_sinks
     from sinks.subscribe import subscribe
+    from streamer.tasks.closing import CLOSE_TIMEOUT_S, ClosingDeadline
     from streamer.tasks.console import report_line
 
     applied = None
@@ -46,7 +49,8 @@ def replay(
             raise ConfigError("--rules needs all events of a stream: leave --type and --query out")
         applied = RuleReplay(load_config(rules))
     events = subscribe(source, types=type or (), streams=stream or (), queries=query or (), since=since)
-    count = asyncio.run(_replay_events(events, open_sinks(to), applied))
+    with ClosingDeadline(close_timeout or CLOSE_TIMEOUT_S, interrupted_code=130) as deadline:
+        count = deadline.run(_replay_events(events, open_sinks(to), deadline.timeout_s, applied))
     if applied is not None:
         report_line(f"{applied.frames} frames read" + ("" if applied.frames else _NO_FRAMES))
     missing = f", {events.missing} missing in their sequences" if events.missing else ""
@@ -55,14 +59,16 @@ def replay(
         report_line(reason)
 
 
-async def _replay_events(events: Subscription, sinks: dict[str, Sink], applied: RuleReplay | None) -> int:
+async def _replay_events(
+    events: Subscription, sinks: dict[str, Sink], close_timeout_s: float, applied: RuleReplay | None
+) -> int:
     from sinks.event import Event
     from sinks.sink import SinkError
     from sinks.spool.spool import Spool
 
     count = 0
     batch: list[Event] = []
-    async with events, await Spool.open(None, sinks, max_bytes=64 << 20) as spool:
+    async with events, await Spool.open(None, sinks, max_bytes=64 << 20, close_timeout_s=close_timeout_s) as spool:
         async for event in events:
             made = [event] if applied is None else list(applied.take(event))
             batch += made
