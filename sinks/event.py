@@ -211,11 +211,13 @@ class Producer(_Model):
 
 
 class RuleInfo(_Model):
-    """Finding of a rule that the application added."""
+    """Finding of a declared rule, or of one that the application added."""
 
     id: str = Field(description="the rule's id")
     text: str | None = Field(None, description="the finding in words")
     value: float | None = Field(None, description="the measured value, in the rule's own unit")
+    state: Literal["begin", "end"] | None = Field(None, description="for rules that hold for a time")
+    other: int | None = Field(None, ge=1, description="number of the other track that the finding is about")
 
 
 class EventData(_Model):

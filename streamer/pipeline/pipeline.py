@@ -39,7 +39,7 @@ from streamer.pipeline.following import (
 )
 from streamer.pipeline.loop_lag import LoopLag
 from streamer.pipeline.merge import FrameMerge
-from streamer.pipeline.sections import count_plans, default_threshold, make_sampling
+from streamer.pipeline.sections import condition_plans, count_plans, default_threshold, make_sampling
 from streamer.pipeline.stream import Stream, StreamChange, StreamReport
 from streamer.pipeline.timings import PipelineTimings
 from streamer.sources.source import SourceState
@@ -308,7 +308,9 @@ class Pipeline:
         sentences += [f"{stream.name}: query {changed.query.text!r} {changed.change}" for changed in queries]
         rules = None
         if plan.changes_rules or (queries and section.counts):
-            rules = analysis.plan_rules(plan.zones, plan.lines, count_plans(section), plan.masks)
+            rules = analysis.plan_rules(
+                plan.zones, plan.lines, count_plans(section), plan.masks, condition_plans(section)
+            )
         change = None
         if queries or rules is not None or whole.threshold is not None or is_new_producer:
             is_blind = bool(queries) and not analysis.queries.at()
