@@ -53,6 +53,14 @@ TrackerName = Annotated[
     str | None,
     typer.Option("--tracker", metavar="NAME", help="default, bytetrack, botsort, ocsort or sort (default: default)."),
 ]
+Reid = Annotated[
+    str | None,
+    typer.Option(
+        "--reid",
+        metavar="SOURCE",
+        help="Recognise objects by their appearance: detector (GLIP's own features) or MODULE:FUNCTION.",
+    ),
+]
 Sinks = Annotated[
     list[str] | None,
     typer.Option(

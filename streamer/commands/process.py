@@ -18,6 +18,7 @@ from streamer.commands.options import (
     Masks,
     Queries,
     Quiet,
+    Reid,
     SampleFps,
     Sinks,
     Threshold,
@@ -45,6 +46,7 @@ def process(
     masks: Masks = None,
     detector_option: DetectorOptions = None,
     tracker: TrackerName = None,
+    reid: Reid = None,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Folder of the results, with one folder per video.")
     ] = Path("out"),
@@ -110,6 +112,7 @@ def process(
         masks=masks,
         detector_options=detector_option or (),
         tracker=tracker or "default",
+        reid=reid,
         out=out,
         sinks=sink or (),
         video=video,

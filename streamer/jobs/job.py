@@ -37,6 +37,7 @@ class ProcessJob:
     masks: str | None = None
     detector_options: Sequence[str] = ()
     tracker: str = "default"
+    reid: str | None = None
     sinks: Sequence[str] = ()
     video: bool = True
     images: bool = False
@@ -84,11 +85,16 @@ def job_config(job: ProcessJob) -> Config:
         "streams": [{"source": video, **stream} for video in job.videos],
         "queries": list(job.queries),
         "detector": detector.section(),
-        "tracker": job.tracker,
+        "tracker": tracker_setting(job.tracker, job.reid),
         "batch": {"size": job.batch, "wait_ms": _WHOLE_BATCHES_MS},
         "sinks": list(job.sinks),
     }
     return parse_config(raw, "command line")
+
+
+def tracker_setting(name: str, reid: str | None) -> str | dict[str, str]:
+    """Returns the `tracker:` of a configuration."""
+    return name if reid is None else {"name": name, "reid": reid}
 
 
 def stream_settings(job: ProcessJob) -> dict[str, Any]:

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
+    from streamer.sources.packet_clips import PacketRing
+
 DecodeError = av.error.FFmpegError
 Unauthorised = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)
 NotFound = av.error.HTTPNotFoundError
@@ -294,6 +296,7 @@ class VideoReader:
         self.choice: PictureChoice | None = None  # for live streams: what to leave out because it is not wanted
         self._held: list[tuple[Packet[VideoStream], int, bool]] = []  # undecoded, until a wanted picture needs them
         self.packets_read = 0  # those that hold part of a picture
+        self._ring: PacketRing | None = None
         self._end: int | None = None  # where the last of them ends
 
     def _open_h265(self, codec: VideoCodecContext) -> PictureUnits:
@@ -433,6 +436,8 @@ class VideoReader:
                 failure = error
                 break
             self._note_sender_clock(packet)
+            if self._ring is not None:
+                self._ring.add(packet, self._ns(packet.pts))
             if packet.is_keyframe:
                 group = _PictureGroup(self._ns(packet.pts), group, is_cut=bool(self._held))
                 self._held.clear()
@@ -472,6 +477,11 @@ class VideoReader:
             choice.note_key(pts_ns)
             return PacketUse.DECODE
         return choice.use(pts_ns, is_reference=lambda: layout is None or layout.is_reference(bytes(packet)))
+
+    def keep_packets(self, ring: PacketRing) -> None:
+        """Adds every packet that is read from now on to `ring`."""
+        ring.begin(self._stream, is_timed=self.timed and self.times == "own")
+        self._ring = ring
 
     def _is_skipped(self, packet: Packet[VideoStream]) -> bool:
         """Whether the picture is to be left out, because decoding is behind."""

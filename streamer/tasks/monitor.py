@@ -17,7 +17,7 @@ from streamer.build import open_pipeline, settle
 from streamer.config import Config, WebConfig, load_config, parse_config
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError
-from streamer.jobs.job import parse_place
+from streamer.jobs.job import parse_place, tracker_setting
 from streamer.pipeline import Pipeline
 from streamer.spooling import spool_file, state_folder
 from streamer.tasks.closing import ClosingGuard
@@ -50,6 +50,7 @@ class MonitorOptions:
     zones: Sequence[str] = ()
     lines: Sequence[str] = ()
     tracker: str | None = None
+    reid: str | None = None
     sinks: Sequence[str] = ()
     fps: float | None = None
     udp: bool = False
@@ -94,7 +95,7 @@ class MonitorOptions:
             ],
             "queries": list(self.queries),
             "detector": self.detector.section(),
-            "tracker": self.tracker or "default",
+            "tracker": tracker_setting(self.tracker or "default", self.reid),
             "sinks": list(self.sinks) or ([] if sys.stdout.isatty() else ["stdout:"]),
             "metrics_port": self.metrics_port,
         }
@@ -109,6 +110,7 @@ class MonitorOptions:
             "--sink": self.sinks,
             **self.detector.flags,
             "--tracker": self.tracker,
+            "--reid": self.reid,
             "--fps": self.fps,
             "--udp": self.udp or None,
             "--metrics-port": self.metrics_port,
