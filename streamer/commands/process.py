@@ -10,6 +10,7 @@ import typer
 from streamer.commands.options import (
     AsJson,
     BatchSize,
+    CloseTimeout,
     DetectorName,
     DetectorOptions,
     Device,
@@ -84,6 +85,7 @@ def process(
         str | None,
         typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: HOST:PORT, or auto for the one of this machine."),
     ] = None,
+    close_timeout: CloseTimeout = None,
     as_json: AsJson = False,
     json_lines: Annotated[
         bool,
@@ -127,5 +129,6 @@ def process(
         jobs=jobs,
         again=again,
         shard=None if shard is None else parse_shard(shard),
+        close_timeout_s=close_timeout or 10.0,
     )
     raise typer.Exit(process_videos(job, as_json=as_json, json_lines=json_lines, quiet=quiet, cluster=cluster))

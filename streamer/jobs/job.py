@@ -23,7 +23,8 @@ class ProcessJob:
     """The options of `groundstream process`.
 
     `videos`: addresses of recordings; `out`: the folder of results; `jobs`: recordings at a time (None: by cores and
-    memory); `again`: redo finished recordings; `shard`: (number from 1, count), only this part of the recordings.
+    memory); `again`: redo finished recordings; `shard`: (number from 1, count), only this part of the recordings;
+    `close_timeout_s`: seconds that closing of sinks and files may take.
     """
 
     videos: Sequence[str]
@@ -51,6 +52,7 @@ class ProcessJob:
     jobs: int | None = None
     again: bool = False
     shard: tuple[int, int] | None = None
+    close_timeout_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ def job_config(job: ProcessJob) -> Config:
         "tracker": tracker_setting(job.tracker, job.reid),
         "batch": {"size": job.batch, "wait_ms": _WHOLE_BATCHES_MS},
         "sinks": list(job.sinks),
+        "close_timeout_s": job.close_timeout_s,
     }
     return parse_config(raw, "command line")
 
