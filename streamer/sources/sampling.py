@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from streamer.errors import ConfigError
 from streamer.frame import Frame
-from streamer.sources.source import Source
 
 _MOST_SLACK_NS = 20_000_000
 
@@ -49,18 +47,3 @@ class FrameSampling:
     def _slack_ns(period_ns: int) -> int:
         """How early a frame may be: at 25 frames a second, 5 a second is every fifth frame in spite of jitter."""
         return min(period_ns // 10, _MOST_SLACK_NS)
-
-
-async def sampled(sources: Sequence[Source], *, every: int = 1, fps: float | None = None) -> AsyncIterator[Frame]:
-    """The frames to analyse, of one source after the other."""
-    for source in sources:
-        sampling = FrameSampling(every, fps)
-        try:
-            async for frame in source:
-                if sampling.wants(frame):
-                    source.account.analyse()
-                    yield frame
-                else:
-                    source.account.drop("not_sampled")
-        finally:
-            await source.aclose()
