@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from streamer.commands.options import (
+    CloseTimeout,
     DetectorName,
     DetectorOptions,
     Device,
@@ -67,10 +68,7 @@ def monitor(
     duration: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0, help="Stop after so many seconds.")
     ] = None,
-    close_timeout: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Longest time for closing altogether (default: 10)."),
-    ] = None,
+    close_timeout: CloseTimeout = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no live table.")] = False,
     log_format: Annotated[
         LogFormat,

@@ -10,6 +10,7 @@ import typer
 from streamer.commands.options import (
     AsJson,
     BatchSize,
+    CloseTimeout,
     DetectorName,
     DetectorOptions,
     Device,
@@ -53,6 +54,9 @@ def process(
     sink: Sinks = None,
     video: Annotated[bool, typer.Option("--video/--no-video", help="Write an annotated MP4.")] = True,
     images: Annotated[bool, typer.Option("--images", help="Save the analysed frames beside the COCO file.")] = False,
+    clips: Annotated[
+        bool, typer.Option("--clips", help="Store pictures and clips of matches, zones and lines in OUT/media.")
+    ] = False,
     export: Annotated[
         list[str] | None,
         typer.Option(
@@ -84,6 +88,7 @@ def process(
         str | None,
         typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: HOST:PORT, or auto for the one of this machine."),
     ] = None,
+    close_timeout: CloseTimeout = None,
     as_json: AsJson = False,
     json_lines: Annotated[
         bool,
@@ -117,6 +122,7 @@ def process(
         sinks=sink or (),
         video=video,
         images=images,
+        clips=clips,
         exports=check_exports(export or ()),
         zones=zone or (),
         lines=line or (),
@@ -127,5 +133,6 @@ def process(
         jobs=jobs,
         again=again,
         shard=None if shard is None else parse_shard(shard),
+        close_timeout_s=close_timeout or 10.0,
     )
     raise typer.Exit(process_videos(job, as_json=as_json, json_lines=json_lines, quiet=quiet, cluster=cluster))

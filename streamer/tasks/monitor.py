@@ -20,7 +20,7 @@ from streamer.errors import ConfigError
 from streamer.jobs.job import parse_place, tracker_setting
 from streamer.pipeline import Pipeline
 from streamer.spooling import spool_file, state_folder
-from streamer.tasks.closing import ClosingGuard
+from streamer.tasks.closing import ClosingDeadline, run_until_stopped
 from streamer.tasks.console import UserConsole, make_folder, user_console
 from streamer.tasks.json_log import JsonConsole, JsonFormatter, is_json_log
 from streamer.tasks.live_table import LatestEvents, LiveTable
@@ -33,6 +33,7 @@ log = logging.getLogger("groundstream")
 
 RELOAD_EVERY_S = 1.0
 TABLE_RESTART_S = 5.0
+UNDELIVERED = "undelivered events stay in the spool"
 
 
 @dataclass(frozen=True)
@@ -150,14 +151,16 @@ def run_monitor(options: MonitorOptions, *, spool: Path | None, duration_s: floa
     make_folder(path.parent)
     is_json = is_json_log()
     console = JsonConsole(stderr=True) if is_json else user_console(stderr=True)
-    with _log_to(console):
-        return asyncio.run(_run_monitor(options, config, path, duration_s, console, shows_table=not (quiet or is_json)))
+    with _log_to(console), ClosingDeadline(config.close_timeout_s, kept=UNDELIVERED) as deadline:
+        shows_table = not (quiet or is_json)
+        return deadline.run(_run_monitor(options, config, path, deadline, duration_s, console, shows_table=shows_table))
 
 
 async def _run_monitor(
     options: MonitorOptions,
     config: Config,
     spool: Path,
+    deadline: ClosingDeadline,
     duration_s: float | None,
     console: UserConsole,
     *,
@@ -165,7 +168,7 @@ async def _run_monitor(
 ) -> bool:
     shows_table = shows_table and sys.stderr.isatty()
     latest = LatestEvents() if shows_table and not config.sinks else None
-    with _open_room(config, options.file) as room, ClosingGuard(config.close_timeout_s) as guard:
+    with _open_room(config, options.file) as room:
         sinks: dict[str, Sink] = {}
         if room is not None:  # which keeps changes made on the page
             sinks.update(room.sinks())
@@ -192,7 +195,7 @@ async def _run_monitor(
                         table = LiveTable(pipeline, latest)
                         side_tasks.start("the live table", lambda: table.show(console), restart_s=TABLE_RESTART_S)
                     _log_start(pipeline, spool)
-                    await guard.run(pipeline)
+                    await run_until_stopped(pipeline, deadline)
     for stream, error in pipeline.errors.items():
         console.print(f"{stream}: {error}")
     return bool(pipeline.errors)
