@@ -45,11 +45,12 @@ AnchorPoint = Annotated[
     Anchor,
     Field(description="Point of a box that decides: middle of the lower edge, centre, or any of the corners."),
 ]
+_PLACES = {"polygon", "points", "holes"}
 _TEXT_EXPECTED = ("string_type", "model_type", "model_attributes_type", "dict_type")
 
 
 class _ConfigSection(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class QueryConfig(_ConfigSection):
@@ -261,16 +262,15 @@ class StreamConfig(_ConfigSection):
             self.calibration.plane()
         for count in self.counts:
             if count.of is not None and count.of not in names:
-                raise ValueError(
-                    f"counts of {count.of!r}, but there are only {', '.join(names) or 'no zones or lines'}"
-                )
+                there = f"they are {', '.join(map(repr, names))}" if names else "the stream has none"
+                raise ValueError(f"counts {count.of!r}, which is no zone or line: {there}")
         return self
 
 
 class DetectorConfig(_ConfigSection):
     """The model that finds the queries. Further keys are options of that detector: `dtype`, `short_side`, ..."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     name: str = Field(
         "",
@@ -632,6 +632,8 @@ def _sentence(origin: str, mistake: Mapping[str, Any], spellings: Mapping[Place,
     if mistake["type"] == "value_error":
         return f"{origin}: {place + ' ' if place else ''}{mistake['ctx']['error']}"
     value = mistake["input"]
+    if mistake["type"] == "less_than_equal" and _PLACES & set(location):
+        return f"{origin}: {place} is {value!r}: give coordinates as fractions of the frame, from 0 to 1"
     if mistake["type"] in _TEXT_EXPECTED and (value is None or isinstance(value, bool | int | float)):
         text = (spellings or {}).get(tuple(location), str(value))
         return f'{origin}: {place} is {text}, which is read as {_kind(value)} and not as a text: quote it, "{text}"'
