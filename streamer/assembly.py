@@ -22,6 +22,7 @@ from streamer.config import Config, StreamConfig
 from streamer.errors import ConfigError
 from streamer.pipeline import Recorder, StateRelay, Stream
 from streamer.pipeline.sections import (
+    condition_plans,
     count_plans,
     default_threshold,
     make_embedder,
@@ -227,6 +228,7 @@ class StreamAssembly:
             count_plans(stream),
             self._make_rules(source.name) if self._make_rules is not None else (),
             masks,
+            condition_plans(stream),
             make_embedder(config),
         )
         analysis.publishes_detections = self.publishes_detections(config)
@@ -342,6 +344,6 @@ def settings_hash(config: Config) -> str:
 
 def _settings(config: Config) -> dict[str, Any]:
     """The settings that results depend on: neither where recordings lie (their content counts), nor where events go."""
-    elsewhere = {"sinks", "spool", "metrics_port", "metrics_host", "web", "media"}
+    elsewhere = {"sinks", "spool", "metrics_port", "metrics_host", "web", "media", "privacy"}
     plain = config.model_copy(update={"close_timeout_s": Config.model_fields["close_timeout_s"].default})
     return plain.model_dump(exclude={"streams": {"__all__": _CONNECTION}, **dict.fromkeys(elsewhere, True)})
