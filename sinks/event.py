@@ -174,6 +174,8 @@ class Media(_Model):
     sha256: str
     boxed: bool | None = Field(None, description="present where the box of the track is drawn on the picture")
     captured_ns: Nanoseconds | None = Field(None, description="capture time of the picture")
+    begin_ns: Nanoseconds | None = Field(None, description="capture time of the first picture of a clip")
+    end_ns: Nanoseconds | None = Field(None, description="capture time at which the last picture of a clip ends")
     box: Box | None = Field(None, description="the track in the full frame at that time")
 
 

@@ -45,11 +45,12 @@ AnchorPoint = Annotated[
     Anchor,
     Field(description="Point of a box that decides: middle of the lower edge, centre, or any of the corners."),
 ]
+_PLACES = {"polygon", "points", "holes"}
 _TEXT_EXPECTED = ("string_type", "model_type", "model_attributes_type", "dict_type")
 
 
 class _ConfigSection(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class QueryConfig(_ConfigSection):
@@ -261,16 +262,15 @@ class StreamConfig(_ConfigSection):
             self.calibration.plane()
         for count in self.counts:
             if count.of is not None and count.of not in names:
-                raise ValueError(
-                    f"counts of {count.of!r}, but there are only {', '.join(names) or 'no zones or lines'}"
-                )
+                there = f"they are {', '.join(map(repr, names))}" if names else "the stream has none"
+                raise ValueError(f"counts {count.of!r}, which is no zone or line: {there}")
         return self
 
 
 class DetectorConfig(_ConfigSection):
     """The model that finds the queries. Further keys are options of that detector: `dtype`, `short_side`, ..."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     name: str = Field(
         "",
@@ -344,8 +344,15 @@ class EnrichConfig(_ConfigSection):
     per_stream_minute: int = Field(10, ge=1)
 
 
+class ClipConfig(_ConfigSection):
+    """Length of the clips of events."""
+
+    before_s: float = Field(5.0, ge=0, le=60, description="Seconds of a clip before its event.")
+    after_s: float = Field(5.0, ge=0, le=60, description="Seconds of a clip after its event.")
+
+
 class MediaConfig(_ConfigSection):
-    """Pictures of events: the best view so far of a track that matches a query, enters a zone or crosses a line."""
+    """Pictures and clips of events: of a track that matches a query, enters a zone or crosses a line."""
 
     folder: Path | None = Field(
         None, description="Folder of the pictures; `media` in the user's state folder if absent."
@@ -355,15 +362,44 @@ class MediaConfig(_ConfigSection):
         description="What is stored: the full frame and the part around the track, that part alone, or no picture. "
         "true is full, false is none.",
     )
-    max_age_days: float = Field(7.0, gt=0, le=3650, description="Days after which a picture is removed.")
-    max_bytes: int = Field(
-        5 << 30, ge=1 << 20, description="Bytes of all pictures in the folder; the oldest are removed first."
+    clips: ClipConfig | None = Field(
+        None,
+        description="Clips of the same events, without encoding where the source allows it; false or absent: none, "
+        "true: from 5 seconds before to 5 seconds after.",
     )
+    max_age_days: float = Field(7.0, gt=0, le=3650, description="Days after which a picture or clip is removed.")
+    max_bytes: int = Field(
+        5 << 30, ge=1 << 20, description="Bytes of all pictures and clips in the folder; the oldest are removed first."
+    )
+
+    @field_validator("clips", mode="before")
+    @classmethod
+    def _clips_by_switch(cls, value: object) -> object:
+        return ({} if value else None) if isinstance(value, bool) else value
 
     @field_validator("snapshots", mode="before")
     @classmethod
     def _snapshots_by_switch(cls, value: object) -> object:
         return ("full" if value else "none") if isinstance(value, bool) else value
+
+
+class PrivacyConfig(_ConfigSection):
+    """What pictures show outside the frame path: in the page, snapshots, clips, videos and exports."""
+
+    pictures: Literal["all", "blur", "none"] = Field(
+        "all",
+        description="all: as they came. blur: the boxes of the named queries are blurred, and the whole frame where "
+        "they were not looked for. none: no picture is shown or stored.",
+    )
+    blur: list[str] = Field(default=[], max_length=100, description="Ids or texts of the queries to blur.")
+
+    @model_validator(mode="after")
+    def _check_names(self) -> PrivacyConfig:
+        if self.pictures == "blur" and not self.blur:
+            raise ValueError("pictures: blur needs names: give blur: [a person], or pictures: none")
+        if self.pictures != "blur" and self.blur:
+            raise ValueError(f"blur has no effect with pictures: {self.pictures}: write pictures: blur")
+        return self
 
 
 class WebTokens(_ConfigSection):
@@ -449,6 +485,9 @@ class Config(_ConfigSection):
     media: MediaConfig | None = Field(
         None, description="Pictures of events; true uses the defaults, absent or false stores none."
     )
+    privacy: PrivacyConfig = Field(
+        PrivacyConfig(), description="What pictures show; `none` for no pictures at all, `all` for everything."
+    )
     metrics_port: int | None = Field(None, ge=1, le=65535, description="serve Prometheus metrics here")
     metrics_host: str = Field("127.0.0.1", description="0.0.0.0 lets other machines read them")
     web: WebConfig | None = Field(None, description="The page and the HTTP API; true uses the defaults, false is off.")
@@ -459,6 +498,11 @@ class Config(_ConfigSection):
     @classmethod
     def _part_by_name(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("privacy", mode="before")
+    @classmethod
+    def _privacy_by_word(cls, value: object) -> object:
+        return {"pictures": value} if isinstance(value, str) else value
 
     @field_validator("web", "media", mode="before")
     @classmethod
@@ -588,6 +632,8 @@ def _sentence(origin: str, mistake: Mapping[str, Any], spellings: Mapping[Place,
     if mistake["type"] == "value_error":
         return f"{origin}: {place + ' ' if place else ''}{mistake['ctx']['error']}"
     value = mistake["input"]
+    if mistake["type"] == "less_than_equal" and _PLACES & set(location):
+        return f"{origin}: {place} is {value!r}: give coordinates as fractions of the frame, from 0 to 1"
     if mistake["type"] in _TEXT_EXPECTED and (value is None or isinstance(value, bool | int | float)):
         text = (spellings or {}).get(tuple(location), str(value))
         return f'{origin}: {place} is {text}, which is read as {_kind(value)} and not as a text: quote it, "{text}"'

@@ -203,7 +203,7 @@ class EventWriter:
         moment = _moment_of(happening, moment)
         identity = self._identity
         fields = dict(happening.data)
-        subject = identity.stream
+        subject = happening.subject or identity.stream
         if happening.track is not None:
             record = self._tracks.find(happening.track)
             assert record is not None, f"rule {happening.type} speaks of track {happening.track}, which never began"

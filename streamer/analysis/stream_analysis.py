@@ -253,11 +253,13 @@ class StreamAnalysis:
         return self._writer.write([RuleFinding(EventType.ENRICH, known, data)], result.moment)
 
     def pictured(self, snapshot: Snapshot) -> list[Event]:
-        """Event for pictures that were written later than the event that they belong to."""
+        """Event for pictures or a clip that were written later than the event that they belong to, perhaps after the
+        end of the track."""
         record = self.tracks.find(snapshot.track_number)
         known = snapshot.track_number if record is not None and record.uid == snapshot.track_uid else None
         data = {"media": list(snapshot.media), "cause": snapshot.cause}
-        return self._writer.write([RuleFinding(EventType.MEDIA, known, data)], snapshot.moment)
+        finding = RuleFinding(EventType.MEDIA, known, data, subject=snapshot.track_uid)
+        return self._writer.write([finding], snapshot.moment)
 
     def coverage(self, moment: EventTime, info: CoverageInfo) -> list[Event]:
         return self._writer.write([RuleFinding(EventType.COVERAGE, None, {"coverage": info})], moment)

@@ -23,6 +23,8 @@ from streamer.analysis.stream_analysis import AnalysisChange, CoverageMeter
 from streamer.config import BatchConfig, Config
 from streamer.enrichment.enricher import Enricher, Enrichment, EnrichTally
 from streamer.errors import ConfigError, StreamerError
+from streamer.media.clips import ClipWriter
+from streamer.media.privacy import PictureCover
 from streamer.media.snapshots import SnapshotTally, SnapshotWriter
 from streamer.pipeline.changes import ChangePlan, PipelineParts, StreamPlan, place_sentences, plan_change
 from streamer.pipeline.detection import DetectionLoop, Image
@@ -62,7 +64,8 @@ class Pipeline:
 
     An error of one stream ends that stream alone: it is in `errors` afterwards. With `config`, which the streams were
     made from, and `parts`, everything can be changed while it runs: see `apply`. `snapshots` writes pictures of
-    events and is closed at the end. `coverage_every_s` is the length of a coverage stretch.
+    events, `clips` their clips; both are closed at the end.
+    `cover` changes every picture before it is shown or stored. `coverage_every_s` is the length of a coverage stretch.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class Pipeline:
         on_frame: Callable[[str], None] | None = None,
         new_enricher: NewEnricher | None = None,
         snapshots: SnapshotWriter | None = None,
+        clips: ClipWriter | None = None,
+        cover: PictureCover | None = None,
         coverage_every_s: float = 10.0,
         traces: FrameTraces | None = None,
     ) -> None:
@@ -89,6 +94,8 @@ class Pipeline:
         self._new_enricher = new_enricher
         self._enricher: Enricher | None = None
         self._snapshots = snapshots
+        self._clips = clips
+        self._keeps_packets = clips is not None and cover is None  # packets cannot be covered
         self._coverage_every_s = coverage_every_s
         batch = batch if config is None else config.batch
         self.timings = PipelineTimings()
@@ -108,6 +115,8 @@ class Pipeline:
             on_frame=on_frame,
             on_failed=self._end_failed,
             snapshots=snapshots,
+            clips=clips,
+            cover=cover,
             tick_s=coverage_every_s / 10,
             timings=self.timings,
             traces=traces,
@@ -407,6 +416,10 @@ class Pipeline:
         """Counts of the events for which pictures are wanted; None where none are stored."""
         return None if self._snapshots is None else self._snapshots.tally()
 
+    def clips(self) -> SnapshotTally | None:
+        """Counts of the events for which clips are wanted; None where none are stored."""
+        return None if self._clips is None else self._clips.tally()
+
     @property
     def _has_paused(self) -> bool:
         return any(stream.is_paused for stream in self._streams.values())
@@ -421,8 +434,14 @@ class Pipeline:
         return add
 
     def _connect(self, stream: Stream) -> None:
-        """Queue the state changes of the stream's present source."""
+        """Queue the state changes of the stream's present source, and have it keep its packets for clips."""
         add, source = self._add_from_thread(), stream.source
+        if self._clips is not None:
+            if stream.cutter is not None:  # of the source before
+                self._clips.retire(stream.name, stream.cutter)
+                stream.cutter = None
+            if self._keeps_packets:
+                stream.keep_packets(self._clips.span.packet_limits())
         stream.relay.connect(stream.name, lambda change: add(SourceChanged(stream, source, change)))
 
     async def _detect_all(self, merge: FrameMerge) -> None:
@@ -459,6 +478,8 @@ class Pipeline:
             await asyncio.to_thread(self._enricher.close)
         if self._snapshots is not None:
             await asyncio.to_thread(self._snapshots.close)
+        if self._clips is not None:
+            await asyncio.to_thread(self._clips.close)
         if self._merge is not None:
             await self._merge.aclose()
         for stream in self._streams.values():
