@@ -22,8 +22,10 @@ from streamer.config import Config, StreamConfig
 from streamer.errors import ConfigError
 from streamer.pipeline import Recorder, StateRelay, Stream
 from streamer.pipeline.sections import (
+    condition_plans,
     count_plans,
     default_threshold,
+    make_embedder,
     make_places,
     make_queries,
     make_sampling,
@@ -122,7 +124,7 @@ class StreamAssembly:
         return Producer(
             version=__version__,
             detector=name.partition(":")[0],
-            tracker=config.tracker,
+            tracker=config.tracker.name,
             config_hash=settings_hash(config),
         )
 
@@ -226,6 +228,8 @@ class StreamAssembly:
             count_plans(stream),
             self._make_rules(source.name) if self._make_rules is not None else (),
             masks,
+            condition_plans(stream),
+            make_embedder(config),
         )
         analysis.publishes_detections = self.publishes_detections(config)
         made = self._make_recorders(source, analysis) if self._make_recorders is not None else ()
@@ -341,4 +345,5 @@ def settings_hash(config: Config) -> str:
 def _settings(config: Config) -> dict[str, Any]:
     """The settings that results depend on: neither where recordings lie (their content counts), nor where events go."""
     elsewhere = {"sinks", "spool", "metrics_port", "metrics_host", "web", "media"}
-    return config.model_dump(exclude={"streams": {"__all__": _CONNECTION}, **dict.fromkeys(elsewhere, True)})
+    plain = config.model_copy(update={"close_timeout_s": Config.model_fields["close_timeout_s"].default})
+    return plain.model_dump(exclude={"streams": {"__all__": _CONNECTION}, **dict.fromkeys(elsewhere, True)})

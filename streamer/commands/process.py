@@ -10,6 +10,7 @@ import typer
 from streamer.commands.options import (
     AsJson,
     BatchSize,
+    CloseTimeout,
     DetectorName,
     DetectorOptions,
     Device,
@@ -18,6 +19,7 @@ from streamer.commands.options import (
     Masks,
     Queries,
     Quiet,
+    Reid,
     SampleFps,
     Sinks,
     Threshold,
@@ -45,12 +47,16 @@ def process(
     masks: Masks = None,
     detector_option: DetectorOptions = None,
     tracker: TrackerName = None,
+    reid: Reid = None,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Folder of the results, with one folder per video.")
     ] = Path("out"),
     sink: Sinks = None,
     video: Annotated[bool, typer.Option("--video/--no-video", help="Write an annotated MP4.")] = True,
     images: Annotated[bool, typer.Option("--images", help="Save the analysed frames beside the COCO file.")] = False,
+    clips: Annotated[
+        bool, typer.Option("--clips", help="Store pictures and clips of matches, zones and lines in OUT/media.")
+    ] = False,
     export: Annotated[
         list[str] | None,
         typer.Option(
@@ -82,6 +88,7 @@ def process(
         str | None,
         typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: HOST:PORT, or auto for the one of this machine."),
     ] = None,
+    close_timeout: CloseTimeout = None,
     as_json: AsJson = False,
     json_lines: Annotated[
         bool,
@@ -110,10 +117,12 @@ def process(
         masks=masks,
         detector_options=detector_option or (),
         tracker=tracker or "default",
+        reid=reid,
         out=out,
         sinks=sink or (),
         video=video,
         images=images,
+        clips=clips,
         exports=check_exports(export or ()),
         zones=zone or (),
         lines=line or (),
@@ -124,5 +133,6 @@ def process(
         jobs=jobs,
         again=again,
         shard=None if shard is None else parse_shard(shard),
+        close_timeout_s=close_timeout or 10.0,
     )
     raise typer.Exit(process_videos(job, as_json=as_json, json_lines=json_lines, quiet=quiet, cluster=cluster))

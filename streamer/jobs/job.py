@@ -23,7 +23,8 @@ class ProcessJob:
     """The options of `groundstream process`.
 
     `videos`: addresses of recordings; `out`: the folder of results; `jobs`: recordings at a time (None: by cores and
-    memory); `again`: redo finished recordings; `shard`: (number from 1, count), only this part of the recordings.
+    memory); `again`: redo finished recordings; `shard`: (number from 1, count), only this part of the recordings;
+    `close_timeout_s`: seconds that closing of sinks and files may take.
     """
 
     videos: Sequence[str]
@@ -37,9 +38,11 @@ class ProcessJob:
     masks: str | None = None
     detector_options: Sequence[str] = ()
     tracker: str = "default"
+    reid: str | None = None
     sinks: Sequence[str] = ()
     video: bool = True
     images: bool = False
+    clips: bool = False
     exports: Sequence[str] = ()
     zones: Sequence[str] = ()
     lines: Sequence[str] = ()
@@ -50,6 +53,7 @@ class ProcessJob:
     jobs: int | None = None
     again: bool = False
     shard: tuple[int, int] | None = None
+    close_timeout_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,10 @@ class StreamSummary:
     places: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
+_KEPT_MEDIA = {"max_bytes": 1 << 50, "max_age_days": 3650}
+"""Pictures and clips of a job stay as other results do."""
+
+
 def job_config(job: ProcessJob) -> Config:
     """Returns the configuration of the job's options, one stream for each address. Raises `ConfigError`."""
     if not job.videos:
@@ -84,11 +92,18 @@ def job_config(job: ProcessJob) -> Config:
         "streams": [{"source": video, **stream} for video in job.videos],
         "queries": list(job.queries),
         "detector": detector.section(),
-        "tracker": job.tracker,
+        "tracker": tracker_setting(job.tracker, job.reid),
         "batch": {"size": job.batch, "wait_ms": _WHOLE_BATCHES_MS},
         "sinks": list(job.sinks),
+        "media": job.clips and {"folder": str(job.out / "media"), "clips": True, **_KEPT_MEDIA},
+        "close_timeout_s": job.close_timeout_s,
     }
     return parse_config(raw, "command line")
+
+
+def tracker_setting(name: str, reid: str | None) -> str | dict[str, str]:
+    """Returns the `tracker:` of a configuration."""
+    return name if reid is None else {"name": name, "reid": reid}
 
 
 def stream_settings(job: ProcessJob) -> dict[str, Any]:

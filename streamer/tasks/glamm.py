@@ -19,8 +19,9 @@ from streamer.enrichment.grounded import Image
 from streamer.enrichment.loading import GlammLoading
 from streamer.errors import ConfigError, StreamerError
 from streamer.sources.picture import read_picture
-from streamer.sources.sampling import sampled
+from streamer.sources.sampled import sampled_frames
 from streamer.sources.web_kind import VIDEO_SUFFIXES
+from streamer.tasks.closing import INTERRUPTED, ClosingDeadline
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -50,7 +51,8 @@ def run_segment(
     for phrase in phrases:
         prompts.clean(phrase)
     if _is_video(address):
-        return asyncio.run(_segment_video(address, phrases, loading, generate, fps, out, as_json))
+        with ClosingDeadline(interrupted_code=INTERRUPTED) as deadline:
+            return deadline.run(_segment_video(address, phrases, loading, generate, fps, out, as_json))
     image = read_picture(Path(address))
     glamm = loading.load()
     found = glamm.segment(image, phrases, generate=generate)
@@ -75,7 +77,7 @@ async def _segment_video(
 ) -> int:
     from streamer.sources import open_sources
 
-    frames = sampled(open_sources(address), fps=fps)
+    frames = sampled_frames(open_sources(address), fps=fps)
     glamm = loading.load()
     total = 0
     async for frame in frames:
