@@ -362,9 +362,9 @@ async def run_job(
 ) -> JobReport:
     """Runs a job; `ready` gets the runner, to interrupt it. Raises what prevents the whole job, see `JobRunner.run`."""
     feed = None if job.queue is None else open_queue(job)
-    units = list_units(job) if job.videos or feed is None else []
-    if feed is not None and units:
+    if feed is not None and job.videos:
         raise ConfigError("recordings come from a queue or from the command line: give only one of them")
+    units = list_units(job) if feed is None else []
     runner = JobRunner(job, units, progress or SilentProgress(), feed=feed)
     if ready is not None:
         ready(runner)
