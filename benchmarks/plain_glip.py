@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
@@ -12,21 +12,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detectors.glip.modeling import deform, dyhead, fusion, linear, swin
-from detectors.glip.modeling.deform_grid import TAPS, SamplingGrid
+from detectors.glip.modeling.deform_grid import TAPS, JointGrid, Kernel
 
 
 def deform_conv(
-    regions: Tensor, grid: SamplingGrid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor
-) -> Tensor:
-    """Four gathers of channels-first maps, weighted and added, then one product."""
-    batch, positions, channels = regions.shape
-    rows, weights = deform.corners(grid, offsets, mask, positions)
+    regions: Tensor, grid: JointGrid, offsets: Tensor, mask: Tensor, kernels: Sequence[Kernel]
+) -> list[Tensor]:
+    """For each convolution four gathers of channels-first maps, weighted and added, then one product."""
+    channels = regions.shape[-1]
+    rows, weights = (torch.split(part, [9 * n for n in grid.counts]) for part in deform.corners(grid, offsets, mask))
     table = regions.reshape(-1, channels).T.contiguous()  # (C, B * N)
-    columns = torch.zeros(channels, rows.shape[0])
-    for corner in range(4):
-        columns += table.gather(1, rows[:, corner].expand(channels, -1)) * weights[:, corner]
-    columns = columns.view(channels, batch, -1, TAPS).permute(1, 0, 3, 2).reshape(batch, channels * TAPS, -1)
-    return (weight.flatten(1) @ columns + bias[:, None]).mT
+    results = []
+    for row, weight, kernel in zip(rows, weights, kernels, strict=True):
+        columns = torch.zeros(channels, len(row))
+        for corner in range(4):
+            columns += table.gather(1, row[:, corner].long().expand(channels, -1)) * weight[:, corner]
+        columns = columns.view(channels, -1, TAPS).permute(2, 0, 1).reshape(TAPS * channels, -1)
+        results.append((kernel.weight @ columns + kernel.bias[:, None]).T)
+    return results
 
 
 def attend_windows(self: swin.WindowAttention, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -137,8 +137,9 @@ def _check_images(rows: Sequence[Any], flaws: Flaws, *, need_files: bool) -> dic
         if not isinstance(row.get("caption", ""), str):
             flaws.add(f"{place}.caption", f"is {_kind(row['caption'])}: expected a text")
         for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-            if not isinstance(row.get(key, []), list):
-                flaws.add(f"{place}.{key}", f"is {_kind(row[key])}: expected a list of category ids")
+            ids = row.get(key, [])
+            if not isinstance(ids, list) or not all(_is_id(one) for one in ids):
+                flaws.add(f"{place}.{key}", f"is {ids!r:.60}: expected a list of category ids")
     return known
 
 
@@ -194,7 +195,7 @@ def _check_reference(row: Row, key: str, known: Any, table: str, place: str, fla
     if _is_id(value) and value in known:
         return
     hint = ""
-    if isinstance(value, str) and value.isdecimal() and int(value) in known:
+    if isinstance(value, str) and value.isdecimal() and len(value) < 20 and int(value) in known:
         hint = f" (it is a text here and the number {value} there)"
     elif isinstance(value, int) and str(value) in known:
         hint = f" (it is a number here and the text '{value}' there)"
@@ -257,7 +258,12 @@ def _objects(rows: Sequence[Any], name: str, flaws: Flaws) -> Iterator[tuple[int
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that is no float
+        return False
 
 
 def _is_id(value: Any) -> bool:

@@ -257,6 +257,11 @@ class Event(_Model):
     epoch: str | None = Field(
         None, pattern=r"^\d{16}$", description="the run: events of one source are ordered by (epoch, sequence)"
     )
+    traceparent: str | None = Field(
+        None,
+        pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
+        description="the trace of the frame, where it is traced (W3C Trace Context)",
+    )
     data: EventData
 
     def to_json(self) -> bytes:

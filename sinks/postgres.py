@@ -259,14 +259,14 @@ def open_postgres(address: SinkAddress) -> PostgresSink:
     Options: `table`, `timeout` (seconds a batch), the TLS options; with `cafile` or `certfile` the server's
     certificate and name are checked, without TLS is used where the server offers it.
     """
-    client = _open_client(address)
+    client = open_client(address)
     address.options.finish()
     return PostgresSink(client)
 
 
 async def read_postgres(address: SinkAddress, start: StartPosition, follow: bool, group: str | None) -> Reader:
     """Rows in the order of their arrival."""
-    client = _open_client(address)
+    client = open_client(address)
     address.options.finish()
     worker = SinkWorker("read-postgres")
     try:
@@ -308,7 +308,9 @@ def _rows_after(client: PostgresClient, db: psycopg.Connection[Any], position: i
     return db.execute(client.query(text), (position, _ROWS)).fetchall()
 
 
-def _open_client(address: SinkAddress) -> PostgresClient:
+def open_client(address: SinkAddress, *, table: str = _TABLE, timeout_s: float = 10.0) -> PostgresClient:
+    """The client for an address; `table` and `timeout_s` are used where it has no such option. Raises
+    `SinkAddressError`."""
     options = address.options
     try:
         import psycopg  # noqa: F401  imported here, so that its absence is reported at start
@@ -317,10 +319,10 @@ def _open_client(address: SinkAddress) -> PostgresClient:
     database = address.path.strip("/")
     if not address.host or not database:
         raise SinkAddressError(f"{address.public}: host or database is missing: write postgresql://HOST/DATABASE")
-    table = options.text("table") or _TABLE
+    table = options.text("table") or table
     if not _NAME.fullmatch(table):
         raise options.error(f"option table={table!r} must be NAME or SCHEMA.NAME of letters, digits and _")
-    timeout_s = options.number("timeout", 10.0, least=0.1)
+    timeout_s = options.number("timeout", timeout_s, least=0.1)
     tls = TlsOptions.from_options(options)
     is_checked = bool(tls.cafile or tls.certfile)
     try:

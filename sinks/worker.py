@@ -1,4 +1,4 @@
-"""Daemon threads for libraries that block: a slow disk or peer then delays its own sink only, and never the exit."""
+"""Daemon threads and bounded waits for libraries that block: a slow disk or peer delays its sink, never the exit."""
 
 from __future__ import annotations
 
@@ -6,12 +6,23 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+async def finish_within(work: Coroutine[object, object, None], seconds: float) -> BaseException | None:
+    """Runs the coroutine for `seconds` at most, then cancels it and does not wait for it; returns its error."""
+    task = asyncio.ensure_future(work)
+    done, _ = await asyncio.wait([task], timeout=max(0.0, seconds))
+    if not done:
+        task.cancel()
+        return TimeoutError("it did not answer in time")
+    error: BaseException | None = None if task.cancelled() else task.exception()
+    return error
 
 
 class SinkWorker:

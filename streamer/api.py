@@ -97,7 +97,7 @@ async def watch(
     queries: Query | Sequence[Query],
     *,
     detector: str | Mapping[str, Any] | Detector | None = None,
-    tracker: str = "default",
+    tracker: str | Mapping[str, Any] = "default",
     sinks: Sequence[str] = (),
     stream: Mapping[str, Any] | None = None,
 ) -> AsyncGenerator[Event, None]:
@@ -127,7 +127,7 @@ async def watch_frames(
     queries: Query | Sequence[Query],
     *,
     detector: str | Mapping[str, Any] | Detector | None = None,
-    tracker: str = "default",
+    tracker: str | Mapping[str, Any] = "default",
     sinks: Sequence[str] = (),
     stream: Mapping[str, Any] | None = None,
 ) -> AsyncGenerator[TrackedFrame, None]:
@@ -183,7 +183,7 @@ def _read_arguments(
     source: Address | Sequence[Address],
     queries: Query | Sequence[Query],
     detector: str | Mapping[str, Any] | Detector | None,
-    tracker: str,
+    tracker: str | Mapping[str, Any],
     sinks: Sequence[str],
     stream: Mapping[str, Any] | None,
 ) -> tuple[Config, Detector | None]:
@@ -191,7 +191,7 @@ def _read_arguments(
     raw: dict[str, Any] = {
         "streams": [{"source": os.fspath(address), **(stream or {})} for address in _as_list(source)],
         "queries": _as_list(queries),
-        "tracker": tracker,
+        "tracker": tracker if isinstance(tracker, str) else dict(tracker),
         "sinks": list(sinks),
     }
     own = None

@@ -24,6 +24,7 @@ from streamer.pipeline import Recorder, StateRelay, Stream
 from streamer.pipeline.sections import (
     count_plans,
     default_threshold,
+    make_embedder,
     make_places,
     make_queries,
     make_sampling,
@@ -38,6 +39,7 @@ from streamer.sources.identity import identify_recording
 from streamer.sources.source import MovableSource
 from streamer.sources.workers.pool import DecodePool
 from streamer.sources.workers.proxy import WorkerSource
+from streamer.tracing import FrameTraces, trace_sinks
 
 VIDEO = "video:"
 _CONNECTION = {"source", "transport", "stall_s", "poll_s", "clock", "tls"}
@@ -84,6 +86,7 @@ class StreamAssembly:
         start_time_ns: int | None = None,
         make_rules: MakeRules | None = None,
         make_recorders: MakeRecorders | None = None,
+        traces: FrameTraces | None = None,
     ) -> None:
         self._detector = detector
         self._own_detector = own_detector
@@ -92,6 +95,7 @@ class StreamAssembly:
         self._written: Mapping[str, int] = {}
         self._make_rules = make_rules
         self._make_recorders = make_recorders
+        self._traces = traces
         self._open = open_sources
         self._opened: Counter[str] = Counter()
         self._identities: dict[str, str] = {}
@@ -119,7 +123,7 @@ class StreamAssembly:
         return Producer(
             version=__version__,
             detector=name.partition(":")[0],
-            tracker=config.tracker,
+            tracker=config.tracker.name,
             config_hash=settings_hash(config),
         )
 
@@ -149,7 +153,8 @@ class StreamAssembly:
 
     def open_sinks(self, addresses: Iterable[str]) -> dict[str, Sink]:
         """The sinks for events among the addresses, by their public names."""
-        return open_sinks(address for address in addresses if not address.startswith(VIDEO))
+        sinks = open_sinks(address for address in addresses if not address.startswith(VIDEO))
+        return trace_sinks(sinks, self._traces)
 
     def sink_name(self, address: str) -> str:
         """The name of a sink, under which the spool knows it."""
@@ -222,6 +227,7 @@ class StreamAssembly:
             count_plans(stream),
             self._make_rules(source.name) if self._make_rules is not None else (),
             masks,
+            make_embedder(config),
         )
         analysis.publishes_detections = self.publishes_detections(config)
         made = self._make_recorders(source, analysis) if self._make_recorders is not None else ()
@@ -337,4 +343,5 @@ def settings_hash(config: Config) -> str:
 def _settings(config: Config) -> dict[str, Any]:
     """The settings that results depend on: neither where recordings lie (their content counts), nor where events go."""
     elsewhere = {"sinks", "spool", "metrics_port", "metrics_host", "web", "media"}
-    return config.model_dump(exclude={"streams": {"__all__": _CONNECTION}, **dict.fromkeys(elsewhere, True)})
+    plain = config.model_copy(update={"close_timeout_s": Config.model_fields["close_timeout_s"].default})
+    return plain.model_dump(exclude={"streams": {"__all__": _CONNECTION}, **dict.fromkeys(elsewhere, True)})

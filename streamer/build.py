@@ -28,6 +28,7 @@ from streamer.sources import Source
 from streamer.sources.workers.pool import DecodePool
 from streamer.spooling import media_folder, open_spool
 from streamer.threads import limit_opencv, set_environment
+from streamer.tracing import trace_sinks, tracing
 
 log = logging.getLogger("groundstream")
 
@@ -72,7 +73,10 @@ async def open_pipeline(
     """
     set_environment()
     limit_opencv()
-    async with DecodePool() if decode_pool is None else nullcontext(decode_pool) as pool:
+    async with (
+        tracing() as traces,
+        DecodePool() if decode_pool is None else nullcontext(decode_pool) as pool,
+    ):
         own_sources = {} if sources is None else sources
         opener = source_opener(own_sources, pool, start_time_ns=start_time_ns, strict=strict)
         sections = await open_sections(opener, config.streams)
@@ -83,7 +87,7 @@ async def open_pipeline(
             **open_sinks(address for address in config.sinks if not address.startswith(VIDEO)),
             **(more_sinks or {}),
         }
-        async with open_spool(config, spool_path, sinks) as opened:
+        async with open_spool(config, spool_path, trace_sinks(sinks, traces)) as opened:
             spool = opened.spool
             assembly = StreamAssembly(
                 used_detector,
@@ -92,6 +96,7 @@ async def open_pipeline(
                 start_time_ns=start_time_ns,
                 make_rules=rules,
                 make_recorders=recorders,
+                traces=traces,
             )
             runs = assembly.recording_runs(config, sections)
             run = await spool.begin_run(time.time_ns())
@@ -109,6 +114,7 @@ async def open_pipeline(
                 on_frame=on_frame,
                 new_enricher=None if config.enrich is None else enricher_of(config.enrich),
                 snapshots=open_snapshots(config),
+                traces=traces,
             )
             opened.watch(pipeline)
             yield pipeline

@@ -156,6 +156,16 @@ def report_thread_death(death: threading.ExceptHookArgs) -> None:
 
 def main() -> None:
     """Runs the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
+    try:
+        _run_app()
+    except SystemExit as end:
+        if (closing := sys.modules.get("streamer.tasks.closing")) is not None:
+            sys.stdout.flush()
+            closing.bound_exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
+
+
+def _run_app() -> None:
     set_environment()
     threading.excepthook = report_thread_death
     # Decoding threads need the interpreter for microseconds, several times a frame. At Python's 5 ms they would wait

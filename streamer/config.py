@@ -14,7 +14,16 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from detectors.registry import default_detector
 from sinks.address import redact
@@ -198,6 +207,34 @@ class DetectorConfig(_ConfigSection):
     masks: str | None = Field(None, description="SAM model that adds masks to boxes, such as facebook/sam-vit-base.")
 
 
+class TrackerConfig(_ConfigSection):
+    """The tracker and how it recognises objects again."""
+
+    name: str = Field("default", description="Tracker name: default, bytetrack, botsort, ocsort or sort.")
+    reid: str | None = Field(
+        None,
+        description="Embeddings by which objects are recognised again: `detector`, from the detector's own features, "
+        "or MODULE:FUNCTION, which takes a BGR image and boxes (N, 4) in pixels and returns (N, D) numbers.",
+    )
+    reid_s: float | None = Field(
+        None, ge=0, description="Seconds for which lost tracks are recognised by their appearance; 30 by default."
+    )
+
+    @model_serializer(mode="wrap")
+    def _name_alone(self, serialise: SerializerFunctionWrapHandler) -> object:
+        """The name alone where nothing else is given, as it is written in a file."""
+        given = serialise(self)
+        return self.name if self.reid is None and self.reid_s is None else given
+
+    @field_validator("reid")
+    @classmethod
+    def _reid_has_a_source(cls, value: str | None) -> str | None:
+        module, colon, function = (value or "").partition(":")
+        if value is None or value == "detector" or (colon and module and function.isidentifier()):
+            return value
+        raise ValueError(f"{value!r} gives no embeddings: write detector, or MODULE:FUNCTION")
+
+
 class BatchConfig(_ConfigSection):
     size: int = Field(8, ge=1, le=1024, description="frames that the detector sees at once")
     wait_ms: float = Field(10.0, ge=0, le=10_000, description="how long to wait for more of them")
@@ -307,7 +344,7 @@ class Config(_ConfigSection):
     streams: list[StreamConfig] = Field(min_length=1)
     queries: list[QueryConfig] = Field(default=[], description="for every stream that has none of its own")
     detector: DetectorConfig = DetectorConfig()
-    tracker: str = Field("default", description="Tracker name: default, bytetrack, botsort, ocsort or sort.")
+    tracker: TrackerConfig = TrackerConfig()
     stationary_s: float | None = Field(
         None,
         ge=0,
@@ -339,9 +376,9 @@ class Config(_ConfigSection):
 
     _texts = field_validator("queries", mode="before")(lambda value: _queries_from_texts(value))
 
-    @field_validator("detector", mode="before")
+    @field_validator("detector", "tracker", mode="before")
     @classmethod
-    def _detector_by_name(cls, value: object) -> object:
+    def _part_by_name(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
 
     @field_validator("web", "media", mode="before")
@@ -363,6 +400,13 @@ class Config(_ConfigSection):
             queries += [query.text for stream in self.streams for query in stream.queries or ()]
             named = self.detector.model_copy(update={"name": default_detector(queries)})
             object.__setattr__(self, "detector", named)
+        return self
+
+    @model_validator(mode="after")
+    def _detector_gives_embeddings(self) -> Config:
+        if self.tracker.reid == "detector":
+            embedding = DetectorConfig.model_validate({**self.detector.model_dump(), "embed": True})
+            object.__setattr__(self, "detector", embedding)
         return self
 
     @model_validator(mode="after")

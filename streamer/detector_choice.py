@@ -90,9 +90,10 @@ def load_detector(config: DetectorConfig) -> Detector:
     """The detector that a configuration names, with masks where it asks for them.
 
     Options that were not given keep the detector's own defaults. Raises `DetectorError` on an unknown name or option
-    and on whatever loading fails of.
+    and on whatever loading fails of, `ConfigError` where embeddings are wanted that the detector does not have.
     """
     from detectors import create_detector
+    from detectors.registry import detector_options
 
     options: Mapping[str, Any] = {
         "weights": config.weights,
@@ -101,6 +102,11 @@ def load_detector(config: DetectorConfig) -> Detector:
         "threshold": config.threshold,
         **(config.model_extra or {}),
     }
+    if options.get("embed") and "embed" not in detector_options(config.name):
+        raise ConfigError(
+            f"the detector {config.name!r} gives no embeddings: for tracker.reid use a GLIP model, or a function of "
+            "your own, MODULE:FUNCTION"
+        )
     detector = create_detector(config.name, **{name: value for name, value in options.items() if value is not None})
     if config.masks is None:
         return detector

@@ -16,6 +16,9 @@ MASK_SIDE = 32  # samples of a mask over its box, in each direction
 MASK_PAIR = 0.1  # box overlap from which masks are compared
 AMBIGUOUS = 0.5  # tracks that overlap each other more than this are separated by their masks alone
 
+EVEN_LOOK = 0.5  # likeness that neither raises nor lowers a cost: the median of one object at two times
+LEAST_LOOKS = 8  # embeddings from which on their common part is known
+
 NEAR_COST = 0.5  # BoT-SORT: appearance counts only for boxes that overlap at least half ...
 LIKE_COST = 0.25  # ... and up to this distance
 MEMORY = 0.9  # share of the old embedding that remains after a confident detection
@@ -98,6 +101,38 @@ def fuse(costs: Floats, apart: Floats, kept: Floats, vectors: Floats, rows: Ints
     distance[(distance > LIKE_COST) | (apart > NEAR_COST)] = 1.0
     fused: Floats = np.minimum(costs, distance)
     return fused
+
+
+class LookCentre:
+    """The common part of all embeddings of a stream, which is most of each of them and says nothing: their mean.
+
+    Every track counts twice at most, so that one that stays long does not become the common part.
+    """
+
+    def __init__(self) -> None:
+        self.total: Floats = np.zeros(0)
+        self.count = 0
+
+    def add(self, vectors: Floats) -> None:
+        """Takes embeddings (N, D) of N tracks into account."""
+        self.total = self.total + vectors.sum(axis=0) if self.count else vectors.sum(axis=0)
+        self.count += len(vectors)
+
+    def likeness(self, first: Floats, second: Floats) -> Floats | None:
+        """(M, N) cosines, -1..1, between (M, D) and (N, D) without the common part; None while that is not known."""
+        mean = self._mean()
+        return None if mean is None else _normalised(first - mean) @ _normalised(second - mean).T
+
+    def likeness_of_pairs(self, first: Floats, second: Floats) -> Floats | None:
+        """(P,) cosines between the rows of (P, D) and (P, D), as `likeness`."""
+        mean = self._mean()
+        if mean is None:
+            return None
+        alike: Floats = np.einsum("pd,pd->p", _normalised(first - mean), _normalised(second - mean))
+        return alike
+
+    def _mean(self) -> Floats | None:
+        return self.total / self.count if self.count >= LEAST_LOOKS else None
 
 
 def blend(kept: Floats, vectors: Floats, fresh: Bools) -> Floats:

@@ -58,6 +58,7 @@ def associate_in_stages(
     options: TrackerOptions,
     motion: MotionModel,
     memory: TrackSlots,
+    centre: appearance.LookCentre,
     match: Ints,
     free: Bools,
 ) -> None:
@@ -70,7 +71,7 @@ def associate_in_stages(
     shift = _common_motion(tracks, predicted, found.boxes, free) if options.common_motion else None
     if shift is not None:
         predicted += np.concatenate((shift, shift))
-    pairs = _match_confident(tracks, predicted, found, options, memory, match, free)
+    pairs = _match_confident(tracks, predicted, found, options, memory, centre, match, free)
     if options.low_score is not None:
         low = (scores > options.low_score) & (scores <= options.high_score)
         if low.any():
@@ -141,7 +142,7 @@ def remember_looks(
     if options.mask_weight and found.given.mask is not None:
         crops = appearance.crop_masks(found.given, found.index, found.boxes)
         memory.column("mask", crops.shape[1:], np.bool_)[slots] = crops[what]
-    if options.appearance:
+    if options.appearance and len(found.given):
         vectors = appearance.read_embeddings(found.given, found.index)
         kept = memory.column("embedding", vectors.shape[1:], np.float64)
         fresh = tracks.hits[who] <= 1
@@ -156,6 +157,7 @@ def _match_confident(
     found: FrameDetections,
     options: TrackerOptions,
     memory: TrackSlots,
+    centre: appearance.LookCentre,
     match: Ints,
     free: Bools,
 ) -> CandidatePairs:
@@ -179,7 +181,7 @@ def _match_confident(
     if options.class_weight:
         costs += options.class_weight * (tracks.label[rows] != found.labels[cols])
     if options.appearance:
-        costs = _with_appearance(costs, tracks, found, memory, pairs)
+        costs = _with_appearance(costs, tracks, found, options, memory, centre, pairs)
     pool = tracks.confirmed if options.tentative_limit is not None else np.ones_like(tracks.confirmed)
     _match_stage(match, free, pairs, costs, pool, options.limit)
     return pairs
@@ -257,7 +259,13 @@ def _with_masks(
 
 
 def _with_appearance(
-    costs: Floats, tracks: TrackStates, found: FrameDetections, memory: TrackSlots, pairs: CandidatePairs
+    costs: Floats,
+    tracks: TrackStates,
+    found: FrameDetections,
+    options: TrackerOptions,
+    memory: TrackSlots,
+    centre: appearance.LookCentre,
+    pairs: CandidatePairs,
 ) -> Floats:
     vectors = appearance.read_embeddings(found.given, found.index)
     kept = memory.column("embedding", vectors.shape[1:], np.float64)
@@ -265,7 +273,10 @@ def _with_appearance(
         raise TrackerInputError(
             f"embeddings have {vectors.shape[1]} numbers, those before had {kept.shape[1]}: use one model per tracker"
         )
-    return appearance.fuse(costs, 1.0 - pairs.overlap, kept[tracks.slot], vectors, pairs.rows, pairs.cols)
+    if options.appearance_weight is None:
+        return appearance.fuse(costs, 1.0 - pairs.overlap, kept[tracks.slot], vectors, pairs.rows, pairs.cols)
+    likeness = centre.likeness_of_pairs(kept[tracks.slot[pairs.rows]], vectors[pairs.cols])
+    return costs if likeness is None else costs + options.appearance_weight * (appearance.EVEN_LOOK - likeness) / 2
 
 
 def _direction_agreement(

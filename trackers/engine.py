@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from trackers import kalman, snapshot
 from trackers.adaptive import BirthRecord, RateNoise, normalised
+from trackers.appearance import LookCentre
 from trackers.association import (
     LAST_PIXEL,
     FrameDetections,
@@ -22,7 +23,7 @@ from trackers.association import (
 from trackers.boxes import Bools, Floats, Ints, box_centres, from_centre, overlapping, to_centre
 from trackers.memory import TrackSlots
 from trackers.options import TrackerOptions
-from trackers.relink import STAND_S, LostGallery, LostTracks
+from trackers.relink import STAND_S, LostGallery, LostTracks, NewTracks
 from trackers.tracker import TrackerError, TrackerInputError, TrackMerge
 from trackers.tracks import Scores, TrackStates, TrackTable
 
@@ -53,7 +54,8 @@ class TrackerEngine:
         options = self.options
         self._tracks = TrackStates.empty()
         self._memory = TrackSlots(options.history)
-        self._gallery = LostGallery(options.relink_s, options.stationary_s, per_class=options.per_class)
+        self._gallery = LostGallery(options)
+        self._centre = LookCentre()
         self._rate_noise = RateNoise(options.adapt_rate_noise)
         self._motion.scale_rate_noise(np.ones((4, 1)))
         self._births = BirthRecord()
@@ -178,6 +180,7 @@ class TrackerEngine:
                 tracks=self._tracks,
                 memory=self._memory,
                 gallery=self._gallery,
+                centre=self._centre,
                 rate_noise=self._rate_noise,
                 rates=self._motion.rate,
                 births=self._births,
@@ -196,6 +199,7 @@ class TrackerEngine:
         saved = snapshot.from_arrays(self.options, state)
         self._clear_state()
         self._tracks, self._memory, self._gallery = saved.tracks, saved.memory, saved.gallery
+        self._centre = saved.centre
         self._rate_noise, self._births = saved.rate_noise, saved.births
         self._motion.rate = saved.rates
         self._last_id, self.dropped_boxes = saved.last_id, saved.dropped_boxes
@@ -289,7 +293,7 @@ class TrackerEngine:
                 reference = reference_boxes(tracks, self._memory, self._frame) if options.direction else None
                 associate_at_once(tracks, found, options, self._motion, reference, match, free)
             else:
-                associate_in_stages(tracks, found, options, self._motion, self._memory, match, free)
+                associate_in_stages(tracks, found, options, self._motion, self._memory, self._centre, match, free)
         return match, free
 
     def _correct_tracks(self, found: FrameDetections, match: Ints, seen: Bools) -> None:
@@ -400,7 +404,7 @@ class TrackerEngine:
             self._end_doubles(seen, ended, options.merge_overlap)
         if not ended.any():
             return None
-        if options.relink_s or options.stationary_s:
+        if options.relink_s or options.stationary_s or options.appearance:
             self._remember_lost((ended & (tracks.id > 0)).nonzero()[0])
         self._memory.give_back(tracks.slot[ended])
         kept = ~ended
@@ -421,8 +425,15 @@ class TrackerEngine:
                 position=to_centre(tracks.observed[:, who]),
                 velocity=tracks.state[4:6, who],
                 label=tracks.label[who],
+                looks=self._looks(who),
             )
+            self._centre.add(lost.looks)
             self._gallery.add(lost, only_stationary=only_stationary)
+
+    def _looks(self, who: Ints) -> Floats:
+        """(N, D) embeddings of tracks; D is 0 without appearance."""
+        kept = self._memory.rows.get("embedding") if self.options.appearance else None
+        return np.zeros((who.size, 0)) if kept is None else kept[self._tracks.slot[who]]
 
     def _end_doubles(self, seen: Bools, ended: Bools, overlap: float) -> None:
         """Marks in `ended` the younger one of a lost and a seen track at the same place."""
@@ -487,10 +498,17 @@ class TrackerEngine:
         tracks = self._tracks
         if self._frame - self._first_frame > self.options.warmup_frames:
             self._births.learn(new.size, 0)
+        looks = self._looks(new)
+        self._centre.add(looks)
         if len(self._gallery.rows):
-            found = to_centre(tracks.observed[:, new])
+            found = NewTracks(
+                first_s=tracks.first_s[new],
+                position=to_centre(tracks.observed[:, new]),
+                label=tracks.label[new],
+                likeness=self._centre.likeness(self._gallery.looks, looks) if looks.size else None,
+            )
             others = self._motion.centre(tracks.state[:, tracks.id > 0])
-            claims, ids, first_s = self._gallery.claim(tracks.first_s[new], found, tracks.label[new], others)
+            claims, ids, first_s = self._gallery.claim(found, others)
             tracks.id[new[claims]], tracks.first_s[new[claims]] = ids, first_s
             new = new[tracks.id[new] == 0]
         tracks.id[new] = np.arange(self._last_id + 1, self._last_id + 1 + new.size)

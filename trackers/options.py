@@ -44,7 +44,8 @@ class TrackerOptions:
     per_class: bool = False  # only detections of the track's last class_id are its own
     class_weight: float = 0.0  # what a differing class_id adds to the cost of the first stage
     mask_weight: float = 0.0  # share of the masks' overlap in the first stage, where detections have masks
-    appearance: bool = False  # detections carry data["embedding"], which the first stage uses
+    appearance: bool = False  # detections carry data["embedding"], which association and re-linking use
+    appearance_weight: float | None = None  # what an unlike look adds to a cost of the first stage; None: as BoT-SORT
 
     confirm_hits: int = 1  # a track is shown once it was found again this often in a row
     doubtful_births: float | None = None  # ... once more where a larger share of new tracks than this vanishes
@@ -55,6 +56,7 @@ class TrackerOptions:
     merge_overlap: float | None = 0.85  # of a lost and a seen track that overlap more, the younger ends
     stationary_s: float = 0.0  # longest time in seconds for which lost tracks that stood still can be found again
     relink_s: float = 0.0  # seconds for which lost tracks can be found again; 0: not at all
+    reid_s: float = 0.0  # ... by their appearance, where the option `appearance` is on
 
     re_update: bool = False  # replay the filter along a straight line through a gap (OC-SORT)
     show_observed: bool = False  # output the detection's box, not the filter's
@@ -67,7 +69,15 @@ class TrackerOptions:
 
 
 _CHOICES = {"motion": get_args(MotionName), "on_backwards": get_args(Backwards)}
-_MAY_BE_NONE = {"score_doubt", "low_score", "tentative_limit", "recover", "doubtful_births", "merge_overlap"}
+_MAY_BE_NONE = {
+    "score_doubt",
+    "low_score",
+    "tentative_limit",
+    "recover",
+    "doubtful_births",
+    "merge_overlap",
+    "appearance_weight",
+}
 _SHARES = {"high_score", "low_score", "birth_score", "recover", "merge_overlap", "doubtful_births", "mask_weight"}
 _LEAST = {"history": 4, "score_doubt": 1.0}
 _KINDS = {field.name: type(field.default) for field in fields(TrackerOptions)}
@@ -108,9 +118,11 @@ PRESETS: Mapping[str, TrackerOptions] = {
         grow=0.05,
         tentative_limit=0.6,
         newborn_reach=1.0,
+        appearance_weight=0.3,
         common_motion=True,
         doubtful_births=0.5,
         relink_s=5.0,
+        reid_s=30.0,
         stationary_s=300.0,
     ),
     # arXiv:1602.00763, code abewley/sort

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trackers.adaptive import BirthRecord, RateNoise
+from trackers.appearance import LookCentre
 from trackers.boxes import Floats
 from trackers.memory import TrackSlots
 from trackers.relink import LostGallery
@@ -30,6 +31,7 @@ class EngineState:
     tracks: TrackStates
     memory: TrackSlots
     gallery: LostGallery
+    centre: LookCentre
     rate_noise: RateNoise
     rates: Floats  # (4, 1) variances of the noise of the rates, as learnt
     births: BirthRecord
@@ -49,7 +51,8 @@ def to_arrays(options: TrackerOptions, state: EngineState) -> dict[str, npt.NDAr
     arrays["options"] = np.array(json.dumps(asdict(options), sort_keys=True))
     arrays["counters"] = np.array([state.last_id, state.dropped_boxes, state.frame, state.first_frame])
     arrays["now"] = np.array(state.now)
-    arrays["gallery"] = state.gallery.rows.copy()
+    arrays["gallery"], arrays["gallery.looks"] = state.gallery.rows.copy(), state.gallery.looks.copy()
+    arrays["looks"], arrays["looks.count"] = state.centre.total.copy(), np.array(state.centre.count)
     arrays["rate_noise"] = np.array([*state.rate_noise.products, state.rate_noise.pairs])
     arrays["rates"] = state.rates.copy()
     arrays["births"] = np.array([state.births.confirmed, state.births.died])
@@ -70,8 +73,9 @@ def from_arrays(options: TrackerOptions, arrays: Mapping[str, npt.NDArray[Any]])
         _check_options(options, json.loads(str(arrays["options"])))
         memory = TrackSlots(options.history)
         memory.load({key[7:]: np.array(arrays[key]) for key in arrays if key.startswith("memory.")})
-        gallery = LostGallery(options.relink_s, options.stationary_s, per_class=options.per_class)
-        gallery.rows = np.array(arrays["gallery"])
+        gallery, centre = LostGallery(options), LookCentre()
+        gallery.rows, gallery.looks = np.array(arrays["gallery"]), np.array(arrays["gallery.looks"])
+        centre.total, centre.count = np.array(arrays["looks"]), int(arrays["looks.count"])
         rate_noise = RateNoise(options.adapt_rate_noise)
         *products, rate_noise.pairs = (float(number) for number in arrays["rate_noise"])
         rate_noise.products = products
@@ -84,6 +88,7 @@ def from_arrays(options: TrackerOptions, arrays: Mapping[str, npt.NDArray[Any]])
             ),
             memory=memory,
             gallery=gallery,
+            centre=centre,
             rate_noise=rate_noise,
             rates=np.array(arrays["rates"]),
             births=births,

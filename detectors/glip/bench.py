@@ -22,22 +22,11 @@ from detectors.detector import Detector, OptionError, Request
 from detectors.glip.caption import BertTokenizer
 from detectors.glip.config import CONFIGS, GlipConfig
 from detectors.glip.detector import Glip
-from detectors.glip.modeling.dyhead import DyConv
-from detectors.glip.modeling.fpn import Fpn
-from detectors.glip.modeling.fusion import Fusion
+from detectors.glip.device_work import STAGES
 from detectors.glip.modeling.linear import linear
 from detectors.glip.modeling.model import GlipModel
-from detectors.glip.modeling.swin import Swin
-from detectors.glip.modeling.text import TextLayer
 from detectors.glip.runtime import use_huge_pages
 
-STAGES: dict[type[nn.Module], str] = {
-    Swin: "picture encoder",
-    Fpn: "feature pyramid",
-    Fusion: "fusion",
-    TextLayer: "text layers",
-    DyConv: "dynamic head",
-}
 REST = "the rest"  # upload, resizing, scores, suppression, download
 WORDS = ("person", "bicycle", "car", "bus", "truck", "dog", "backpack", "umbrella", "suitcase", "bench")
 

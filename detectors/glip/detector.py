@@ -27,6 +27,7 @@ from detectors.detector import (
 from detectors.device import choose_device
 from detectors.glip.caption import BertTokenizer, clean_name
 from detectors.glip.config import PostprocessConfig
+from detectors.glip.embedding import embed_boxes
 from detectors.glip.model_files import find_files
 from detectors.glip.modeling.model import GlipModel
 from detectors.glip.modeling.text import TextFeatures
@@ -113,6 +114,7 @@ class Glip:
         dtype: str | None = None,
         threshold: float = 0.5,
         tuned: TunedPrompt | None = None,
+        embed: bool = False,
         chunking: bool = True,
         per_caption: int | None = None,
         short_side: int | None = None,
@@ -125,16 +127,19 @@ class Glip:
 
         `short_side`, `long_side`: the size in pixels at which the network sees pictures (see `ImageConfig`); the
         model's own when absent, the long one in proportion when only the short one is given.
-        `tuned` replaces the text encoder for the words that it was tuned for.
+        `tuned` replaces the text encoder for the words that it was tuned for. With `embed` detections carry
+        `data["embedding"]`, (N, D) float32, by which trackers recognise objects again.
         """
         if not 0 <= threshold <= 1:
             raise PromptError(f"threshold is {threshold}: it must lie between 0 and 1")
         self.device = choose_device(device)
         self.precision = choose_precision(dtype, self.device)
         self.threshold = threshold
-        self.model = compile_model(use_deform(self.precision.lower(model.to(self.device)), deform), backend)
+        lowered = self.precision.lower(model.to(self.device))
+        self.model = compile_model(use_deform(lowered, deform, self.device, self.precision.dtype), backend)
         self._tokenizer = tokenizer
         self._tuned = tuned
+        self._embed = embed
         self._chunking, self._per_caption = chunking, per_caption
         self._size = model.config.image.resized(short_side, long_side)
         self._largest_batch = largest_batch
@@ -244,6 +249,7 @@ class Glip:
             picture = measure_image(index, image, self._size.min_side, self._size.max_side)
             groups[picture.padded].append(picture)
         found: list[FoundBoxes] = []
+        finest: dict[int, Tensor] = {}  # the finest map of each picture, where its boxes get embeddings
         for pictures in groups.values():
             for some in _split_batches(pictures, self._largest_batch):
                 maps = self._encode_images(load_images(images, some, self.device))
@@ -253,7 +259,23 @@ class Glip:
                     for c in prompts[p.index].chunks
                 ]
                 found += [self._find_boxes(maps, together) for together in _split_batches(views, self._largest_batch)]
-        return _download_results(prompts, found)
+                if self._embed:
+                    finest.update({picture.index: maps[0][row] for row, picture in enumerate(some)})
+        results = _download_results(prompts, found)
+        if self._embed:
+            for pictures in groups.values():
+                for picture in pictures:
+                    self._add_embeddings(results[picture.index], picture, finest[picture.index])
+        return results
+
+    def _add_embeddings(self, found: sv.Detections, picture: PreparedImage, features: Tensor) -> None:
+        """Fills `data["embedding"]` from the features (C, h, w) of the picture."""
+        (height, width), (tall, wide) = picture.original, picture.resized
+        boxes = torch.from_numpy(found.xyxy).to(features.device) * features.new_tensor(
+            [wide / width, tall / height] * 2, dtype=torch.float32
+        )
+        stride = self.model.config.anchors.strides[0]
+        found.data["embedding"] = embed_boxes(features, boxes, stride).cpu().numpy()
 
     def _check_prompt(self, prompt: Prompt) -> GlipPrompt:
         if not isinstance(prompt, GlipPrompt) or prompt.owner is not self:
@@ -329,16 +351,16 @@ def _pack_rows(found: BoxCandidates) -> Tensor:
 def _download_results(prompts: Sequence[GlipPrompt], found: Sequence[FoundBoxes]) -> list[sv.Detections]:
     """One download for all; boxes in the cameras' pixels, in order of descending score."""
     parts = [part for some in found for part in (some.rows.flatten(), some.sure.float(), some.numbers.float()[None])]
-    flat = torch.cat(parts).cpu() if parts else torch.empty(0)
+    flat = (torch.cat(parts).cpu() if parts else torch.empty(0)).numpy()
     results: list[list[npt.NDArray[np.float32]]] = [[] for _ in prompts]
-    split = iter(torch.split(flat, [part.numel() for part in parts]))
+    split = iter(np.split(flat, np.cumsum([part.numel() for part in parts])))
     for some, rows, sure, numbers in zip(found, split, split, split, strict=False):
         if not numbers.all():
             raise DetectorError(
                 "the model's predictions are not numbers: use the option dtype=float32, or other weights"
             )
-        for number, (view, row) in enumerate(zip(some.views, rows.view(some.rows.shape), strict=True)):
-            whole = (row if sure[number] else some.complete_rows(number).cpu()).numpy()
+        for number, (view, row) in enumerate(zip(some.views, rows.reshape(some.rows.shape), strict=True)):
+            whole = row if sure[number] else some.complete_rows(number).cpu().numpy()
             results[view.picture.index].append(_rescale_rows(whole[whole[:, 6] > 0, :6], view))
     return [_join_detections(parts, prompt) for parts, prompt in zip(results, prompts, strict=True)]
 
@@ -395,6 +417,7 @@ def create(
     dtype: str | None = None,
     threshold: float | None = None,
     tuned: str | Path | None = None,
+    embed: bool = False,
     chunking: bool = True,
     per_caption: int | None = None,
     short_side: int | None = None,
@@ -406,8 +429,9 @@ def create(
     """The GLIP called `name`, with weights from `weights` (a checkpoint or a folder), the cache, or the package.
 
     `vocabulary`: bert-base-uncased's `vocab.txt`, looked for beside the weights when absent; `tuned`: a file of
-    learned text features (`tuning.TunedPrompt`); `backend`: one of `runtime.BACKENDS`; `deform`: one of
-    `deform.IMPLEMENTATIONS`; `dtype`: one of `runtime.DTYPES`, by default the device's fastest (`fast_precision`).
+    learned text features (`tuning.TunedPrompt`); `embed`: detections carry embeddings; `backend`: one of
+    `runtime.BACKENDS`; `deform`: one of `deform.IMPLEMENTATIONS`; `dtype`: one of `runtime.DTYPES`, by default the
+    device's fastest (`fast_precision`).
     Raises `DetectorError` that names the ways out when there are no weights.
     """
     use_huge_pages()
@@ -419,6 +443,7 @@ def create(
         dtype=fast_precision(choose_device(device)) if dtype is None else dtype,
         threshold=model.config.postprocess.threshold if threshold is None else threshold,
         tuned=None if tuned is None else TunedPrompt.load(Path(tuned)),
+        embed=embed,
         chunking=chunking,
         per_caption=per_caption,
         short_side=short_side,

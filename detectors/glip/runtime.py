@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from dataclasses import dataclass
@@ -13,8 +14,11 @@ from torch import nn
 from detectors.detector import OptionError
 from detectors.device import has_fast_bfloat16
 from detectors.glip.modeling.deform import IMPLEMENTATIONS
-from detectors.glip.modeling.dyhead import ConvAndNorm
+from detectors.glip.modeling.deform_grid import Kernel, join_grids, make_grid
+from detectors.glip.modeling.dyhead import DyConv
 from detectors.glip.modeling.model import GlipModel
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BACKENDS = ("eager", "compile")
@@ -72,19 +76,65 @@ def compile_model(model: GlipModel, backend: str | None) -> GlipModel:
     return model
 
 
-def use_deform(model: GlipModel, name: str | None) -> GlipModel:
-    """Compute the deformable convolutions by one of `deform.IMPLEMENTATIONS`; by embedding bags when None."""
+def use_deform(
+    model: GlipModel, name: str | None, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> GlipModel:
+    """Compute the deformable convolutions by one of `deform.IMPLEMENTATIONS`; by `choose_deform`'s when None."""
     if name is None:
-        return model
+        name = choose_deform(device or torch.device("cpu"), dtype)
     if name not in IMPLEMENTATIONS:
         raise OptionError(f"unknown deformable convolution {name!r}: use {', '.join(IMPLEMENTATIONS)}")
     package = {"torchvision": "torchvision", "triton": "triton"}.get(name)
     if package and find_spec(package) is None:
         raise OptionError(f"the deformable convolution {name!r} needs the package {package}, which is not installed")
     for module in model.modules():
-        if isinstance(module, ConvAndNorm):
+        if isinstance(module, DyConv):
             module.implementation = IMPLEMENTATIONS[name]
     return model
+
+
+def choose_deform(device: torch.device, dtype: torch.dtype) -> str:
+    """The fastest deformable convolution that works on a device: `triton` on a GPU where it passes a self-test, else
+    `embedding-bag`. A fallback on a GPU is reported with its reason."""
+    if device.type != "cuda":
+        return "embedding-bag"
+    reason = "the package triton is not installed"
+    if find_spec("triton") is not None:
+        reason = find_deform_fault("triton", device, dtype)
+    if not reason:
+        return "triton"
+    log.warning("deformable convolutions on %s go by embedding bags, which is slower: %s", device, reason)
+    return "embedding-bag"
+
+
+def find_deform_fault(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """What is wrong with an implementation on a device, compared with embedding bags on random maps; "" for nothing."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int, spread: float = 1.0) -> torch.Tensor:
+        return (spread * torch.randn(*shape, generator=generator)).to(device)
+
+    shapes, channels = ((12, 20), (6, 10)), 64
+    grids = [make_grid(shapes, [0, 1], shapes, 1, device), make_grid(shapes, [0], shapes[1:], 2, device)]
+    grid = join_grids(grids, batch=2)
+    kernels = [Kernel(random(channels, 9 * channels, spread=0.05), random(channels)) for _ in grids]
+    offsets, mask = random(sum(grid.counts), 18, spread=3), random(sum(grid.counts), 9).sigmoid()
+    regions = random(2, 300, channels)
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            mine, want = (
+                torch.cat([part.float() for part in IMPLEMENTATIONS[way](regions, grid, offsets, mask, kernels)])
+                for way in (name, "embedding-bag")
+            )
+            worst = float((mine - want).abs().max())
+    except Exception as error:  # compilers and drivers fail in many ways, and none may stop the detector
+        return f"{name} failed in its self-test ({type(error).__name__}: {_first_line(error)})"
+    limit = 1e-3 if dtype == torch.float32 else 0.05
+    return "" if worst <= limit else f"{name} failed in its self-test (it is off by {worst:.3g})"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
 
 
 def use_huge_pages() -> None:

@@ -29,7 +29,7 @@ ONVIF_TYPES = (
 _STRUCTURED: Headers = [("content-type", b"application/cloudevents+json; charset=utf-8")]
 _ATTRIBUTES = (
     *("specversion", "id", "source", "type", "subject", "time", "dataschema"),
-    *("partitionkey", "sequence", "epoch"),
+    *("partitionkey", "sequence", "epoch", "traceparent"),
 )
 
 

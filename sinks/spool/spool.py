@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from sinks.spool.open_state import OpenItem
 from sinks.spool.schema import DROPPABLE, EventBlock, StoreDamaged, parse_line
 from sinks.spool.store import SpoolStore
 from sinks.spool.writer import SendRequest, SpoolClosed, SpoolWriter
-from sinks.worker import SinkWorker
+from sinks.worker import SinkWorker, finish_within
 
 __all__ = ["CLOSE_TIMEOUT_S", "DEFAULT_MAX_BYTES", "Spool", "SpoolClosed", "StorageStatus", "WhenFull"]
 
@@ -322,10 +322,10 @@ class Spool:
             log.error("the spool did not close in time: %s", self.storage_error or "its disk does not answer")
 
     async def _close_reader(self, deadline: float) -> None:
-        await _finish_within(self._reader.aclose(last=_do_nothing), deadline - self._loop.time())
+        await finish_within(self._reader.aclose(last=_do_nothing), deadline - self._loop.time())
 
     async def _close_sink(self, delivery: SinkDelivery, deadline: float) -> None:
-        error = await _finish_within(delivery.sink.aclose(), deadline - self._loop.time())
+        error = await finish_within(delivery.sink.aclose(), deadline - self._loop.time())
         if error is not None:
             log.warning("sink %s did not close: %s", delivery.name, str(error) or type(error).__name__)
 
@@ -540,17 +540,6 @@ class Spool:
             await self._reader.call(append_dead_letter, self._dead_letters, sink, event, reason)
         log.warning("sink %s will never take event %s: %s", sink, event.id, reason)
         self._count_drop("dead_letter", event.data.stream)
-
-
-async def _finish_within(work: Coroutine[object, object, None], seconds: float) -> BaseException | None:
-    """Runs the coroutine for so many seconds at most, then leaves it; returns its error."""
-    task = asyncio.ensure_future(work)
-    done, _ = await asyncio.wait([task], timeout=max(0.0, seconds))
-    if not done:
-        task.cancel()
-        return TimeoutError("it did not answer in time")
-    error: BaseException | None = None if task.cancelled() else task.exception()
-    return error
 
 
 def _report_death(task: asyncio.Task[None]) -> None:

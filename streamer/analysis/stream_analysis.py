@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from sinks.event import Box, CoverageInfo, Detection, Event, EventType, OutageInfo, Producer, QueryInfo
 from streamer.analysis.event_writer import EventTime, EventWriter, StreamIdentity
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from streamer.frame import Frame
     from streamer.media.snapshots import Snapshot
     from trackers import Tracker
+
+
+Embed = Callable[["npt.NDArray[np.uint8]", "npt.NDArray[np.float32]"], "npt.NDArray[np.floating[Any]]"]
+"""A BGR image and boxes (N, 4) in its pixels -> embeddings (N, D) of what is in the boxes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +91,15 @@ class StreamAnalysis:
         counts: Sequence[CountPlan] = (),
         rules: Sequence[Rule] = (),
         masks: Sequence[IgnoredRegion] = (),
+        embed: Embed | None = None,
     ) -> None:
+        """`embed` gives the tracker the embeddings of detections; None where the detector does, or without them."""
         self.queries = queries
         self.tracks = TrackLives(identity.new_uid)
         self.matches = QueryMatches()
         self._tracker = tracker
+        self._embed = embed
+        self.tracked_ns = 0  # UTC, when the tracker had the latest frame
         self._sizes = FrameSizes()
         self.default_threshold = default_threshold
         self._stream = identity.stream
@@ -123,7 +133,10 @@ class StreamAnalysis:
         if self._place_rules.masks and len(found):
             found = self._without_masked(found, frame)
         named, scores = for_tracker(found, numbers, thresholds)
+        if self._embed is not None and len(named):
+            named.data["embedding"] = self._embed(frame.image, np.asarray(named.xyxy, np.float32))
         tracked = self._sizes.update(self._tracker, named, frame, moved)
+        self.tracked_ns = time.time_ns()
         if len(tracked):
             tracked.confidence = scores[tracked.data["detection_index"]]
         seen = self._without_departed(FrameObservation.of(tracked, self._tracker, numbers, frame))

@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from streamer.commands.options import (
+    CloseTimeout,
     DetectorName,
     DetectorOptions,
     Device,
     Lines,
     Masks,
     OptionalQueries,
+    Reid,
     SampleFps,
     Sinks,
     Threshold,
@@ -47,6 +49,7 @@ def monitor(
     masks: Masks = None,
     detector_option: DetectorOptions = None,
     tracker: TrackerName = None,
+    reid: Reid = None,
     sink: Sinks = None,
     fps: SampleFps = None,
     udp: Annotated[bool, typer.Option("--udp", help="RTSP over UDP instead of TCP.")] = False,
@@ -65,10 +68,7 @@ def monitor(
     duration: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0, help="Stop after so many seconds.")
     ] = None,
-    close_timeout: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Longest time for closing altogether (default: 10)."),
-    ] = None,
+    close_timeout: CloseTimeout = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no live table.")] = False,
     log_format: Annotated[
         LogFormat,
@@ -94,6 +94,7 @@ def monitor(
         lines=line or (),
         detector=DetectorChoice(detector, weights, tuned, device, threshold, masks, detector_option or ()),
         tracker=tracker,
+        reid=reid,
         sinks=sink or (),
         fps=fps,
         udp=udp,

@@ -53,6 +53,14 @@ TrackerName = Annotated[
     str | None,
     typer.Option("--tracker", metavar="NAME", help="default, bytetrack, botsort, ocsort or sort (default: default)."),
 ]
+Reid = Annotated[
+    str | None,
+    typer.Option(
+        "--reid",
+        metavar="SOURCE",
+        help="Recognise objects by their appearance: detector (GLIP's own features) or MODULE:FUNCTION.",
+    ),
+]
 Sinks = Annotated[
     list[str] | None,
     typer.Option(
@@ -83,6 +91,16 @@ BatchSize = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+CloseTimeout = Annotated[
+    float | None,
+    typer.Option(
+        "--close-timeout",
+        metavar="SECONDS",
+        min=0.1,
+        max=3600,
+        help="Longest time for closing altogether (default: 10).",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress.")]
 EventStreams = Annotated[
     list[str] | None, typer.Option("--stream", metavar="NAME", help="Only this stream; repeatable, * matches any text.")

@@ -10,6 +10,7 @@ import typer
 from streamer.commands.options import (
     AsJson,
     BatchSize,
+    CloseTimeout,
     DetectorName,
     DetectorOptions,
     Device,
@@ -18,6 +19,7 @@ from streamer.commands.options import (
     Masks,
     Queries,
     Quiet,
+    Reid,
     SampleFps,
     Sinks,
     Threshold,
@@ -49,6 +51,7 @@ def process(
     masks: Masks = None,
     detector_option: DetectorOptions = None,
     tracker: TrackerName = None,
+    reid: Reid = None,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Folder of the results, with one folder per video.")
     ] = Path("out"),
@@ -86,6 +89,7 @@ def process(
         str | None,
         typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: HOST:PORT, or auto for the one of this machine."),
     ] = None,
+    close_timeout: CloseTimeout = None,
     as_json: AsJson = False,
     json_lines: Annotated[
         bool,
@@ -117,6 +121,7 @@ def process(
         masks=masks,
         detector_options=detector_option or (),
         tracker=tracker or "default",
+        reid=reid,
         out=out,
         sinks=sink or (),
         video=video,
@@ -131,5 +136,6 @@ def process(
         jobs=jobs,
         again=again,
         shard=None if shard is None else parse_shard(shard),
+        close_timeout_s=close_timeout or 10.0,
     )
     raise typer.Exit(process_videos(job, as_json=as_json, json_lines=json_lines, quiet=quiet, cluster=cluster))

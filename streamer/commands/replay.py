@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from streamer.commands.options import CloseTimeout
 
 if TYPE_CHECKING:
     from sinks.sink import Sink
@@ -21,28 +22,31 @@ def replay(
     type: Annotated[list[str] | None, typer.Option(help="Only this type, such as track.begin or zone.*.")] = None,
     query: Annotated[list[str] | None, typer.Option(help="Only events about these words.")] = None,
     since: Annotated[str | None, typer.Option(help="earliest, a time, 10m ago, or the last id seen.")] = None,
+    close_timeout: CloseTimeout = None,
 ) -> None:
     """Send past events to a sink again. Their ids stay, so a receiver recognises events that it has already."""
     from sinks.registry import open_sinks
     from sinks.subscribe import subscribe
+    from streamer.tasks.closing import CLOSE_TIMEOUT_S, ClosingDeadline
     from streamer.tasks.console import report_line
 
     events = subscribe(source, types=type or (), streams=stream or (), queries=query or (), since=since)
-    count = asyncio.run(_replay_events(events, open_sinks(to)))
+    with ClosingDeadline(close_timeout or CLOSE_TIMEOUT_S, interrupted_code=130) as deadline:
+        count = deadline.run(_replay_events(events, open_sinks(to), deadline.timeout_s))
     missing = f", {events.missing} missing in their sequences" if events.missing else ""
     report_line(f"{count} events replayed{missing}")
     for reason in events.unreadable[-3:]:
         report_line(reason)
 
 
-async def _replay_events(events: Subscription, sinks: dict[str, Sink]) -> int:
+async def _replay_events(events: Subscription, sinks: dict[str, Sink], close_timeout_s: float) -> int:
     from sinks.event import Event
     from sinks.sink import SinkError
     from sinks.spool.spool import Spool
 
     count = 0
     batch: list[Event] = []
-    async with events, await Spool.open(None, sinks, max_bytes=64 << 20) as spool:
+    async with events, await Spool.open(None, sinks, max_bytes=64 << 20, close_timeout_s=close_timeout_s) as spool:
         async for event in events:
             batch.append(event)
             count += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -40,10 +39,10 @@ def subscribe(
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many events.")] = None,
 ) -> None:
     """Show events, each once; gaps in their sequences are reported on standard error."""
-    import contextlib
     import os
 
     from sinks.subscribe import subscribe as open_subscription
+    from streamer.tasks.closing import INTERRUPTED, ClosingDeadline
     from streamer.tasks.console import report_line
 
     events = open_subscription(
@@ -57,9 +56,12 @@ def subscribe(
         on_gap=lambda gap: report_line(str(gap)),
     )
     as_table = format is OutputFormat.TABLE or (format is None and sys.stdout.isatty())
-    with contextlib.suppress(KeyboardInterrupt):
+    interrupted = False
+    with ClosingDeadline(interrupted_code=INTERRUPTED) as deadline:
         try:
-            asyncio.run(_show_table(events, limit) if as_table else _print_lines(events, limit))
+            deadline.run(_show_table(events, limit) if as_table else _print_lines(events, limit))
+        except KeyboardInterrupt:
+            interrupted = True
         except BrokenPipeError:
             # The reader has had enough; Python would complain once more when it flushes at the end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,6 +69,8 @@ def subscribe(
         report_line(reason)
     if events.read and not events.chosen:
         report_line(f"0 of {events.read} events match: there are {events.summary()}")
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
 
 
 async def _print_lines(events: Subscription, limit: int | None) -> None:

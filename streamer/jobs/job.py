@@ -24,7 +24,8 @@ class ProcessJob:
 
     `videos`: addresses of recordings; `out`: the folder of results; `jobs`: recordings at a time (None: by cores and
     memory); `again`: redo finished recordings; `shard`: (number from 1, count), only this part of the recordings;
-    `queue`: the address of a Kafka topic of addresses, instead of `videos`.
+    `queue`: the address of a Kafka topic of addresses, instead of `videos`;
+    `close_timeout_s`: seconds that closing of sinks and files may take.
     """
 
     videos: Sequence[str]
@@ -38,6 +39,7 @@ class ProcessJob:
     masks: str | None = None
     detector_options: Sequence[str] = ()
     tracker: str = "default"
+    reid: str | None = None
     sinks: Sequence[str] = ()
     video: bool = True
     images: bool = False
@@ -52,6 +54,7 @@ class ProcessJob:
     again: bool = False
     shard: tuple[int, int] | None = None
     queue: str | None = None
+    close_timeout_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +90,17 @@ def job_config(job: ProcessJob) -> Config:
         "streams": [{"source": video, **stream} for video in sources],
         "queries": list(job.queries),
         "detector": detector.section(),
-        "tracker": job.tracker,
+        "tracker": tracker_setting(job.tracker, job.reid),
         "batch": {"size": job.batch, "wait_ms": _WHOLE_BATCHES_MS},
         "sinks": list(job.sinks),
+        "close_timeout_s": job.close_timeout_s,
     }
     return parse_config(raw, "command line")
+
+
+def tracker_setting(name: str, reid: str | None) -> str | dict[str, str]:
+    """Returns the `tracker:` of a configuration."""
+    return name if reid is None else {"name": name, "reid": reid}
 
 
 def stream_settings(job: ProcessJob) -> dict[str, Any]:

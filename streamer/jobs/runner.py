@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from sinks.address import redact
 from sinks.files import JsonlSink
 from sinks.registry import open_sinks, wants_detections
 from sinks.sink import Sink, SinkError
+from sinks.worker import finish_within
 from streamer.analysis.stream_analysis import StreamAnalysis
 from streamer.assembly import VIDEO, annotated_video, check_parts, settings_hash
 from streamer.build import open_pipeline
@@ -37,6 +39,8 @@ from streamer.sources import Source
 from streamer.sources.identity import identify_recording
 from streamer.sources.workers.pool import DecodePool
 from streamer.threads import usable_cores
+
+log = logging.getLogger("groundstream")
 
 _UNIT_MEMORY = 600 * 1024**2
 """Bytes that one recording of 1080p needs while it is processed, generously."""
@@ -129,6 +133,7 @@ class JobRunner:
         self._pipelines: dict[str, Pipeline] = {}
         self._running: dict[str, tuple[RecordingUnit, asyncio.Task[StreamSummary]]] = {}
         self._stopping: list[asyncio.Future[None]] = []  # kept, or a stop could be collected before it ran
+        self._interruption = asyncio.Event()
         self._pool: DecodePool | None = None
         self._archive = EventArchive(job.out) if archive else None
         for address in self._config.sinks:
@@ -143,7 +148,7 @@ class JobRunner:
         sinks = open_sinks(address for address in self._config.sinks if not address.startswith(VIDEO))
         shared_sinks = share_sinks(sinks)
         try:
-            shared = await self._prepare_detector()
+            shared = await self._prepare_unless_interrupted()
             if self._archive is not None:
                 self._archive.open()
             await self._feed.open()
@@ -155,11 +160,7 @@ class JobRunner:
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
-            await self._feed.aclose()
-            for sink in sinks.values():
-                await sink.aclose()
-            if self._archive is not None:
-                await self._archive.aclose()
+            await self._close_outputs(sinks)
         self._report.seconds = time.monotonic() - started
         self._report.invalid = self._feed.invalid
         return self._report
@@ -174,9 +175,20 @@ class JobRunner:
             if not summary.interrupted:
                 await self._feed.finish(unit)
 
+    async def _close_outputs(self, sinks: Mapping[str, Sink]) -> None:
+        """Closes queue, sinks and archive, all at once and within the closing time of the job; what does not close is left."""
+        closing = {"the queue": self._feed.aclose(), **{name: sink.aclose() for name, sink in sinks.items()}}
+        if self._archive is not None:
+            closing[f"{self._archive.database}"] = self._archive.aclose()
+        found = await asyncio.gather(*(finish_within(work, self._job.close_timeout_s) for work in closing.values()))
+        for name, error in zip(closing, found, strict=True):
+            if error is not None:
+                log.warning("%s did not close: %s", name, str(error) or type(error).__name__)
+
     def interrupt(self) -> None:
         """Ends the job: recordings stop where they are, cameras end cleanly. Call it in the loop of `run`."""
         self._report.interrupted = True
+        self._interruption.set()
         self._feed.stop()
         for unit, task in self._running.values():
             pipeline = self._pipelines.get(unit.name)
@@ -185,6 +197,17 @@ class JobRunner:
             else:
                 # No closing events: a later run gives the same events the same ids.
                 task.cancel()
+
+    async def _prepare_unless_interrupted(self) -> SharedDetector | None:
+        """As `_prepare_detector`; an interruption does not wait for it, the thread that loads ends by itself."""
+        loading = asyncio.ensure_future(self._prepare_detector())
+        interruption = asyncio.ensure_future(self._interruption.wait())
+        try:
+            await asyncio.wait({loading, interruption}, return_when=asyncio.FIRST_COMPLETED)
+            return loading.result() if loading.done() else None
+        finally:
+            loading.cancel()
+            interruption.cancel()
 
     async def _prepare_detector(self) -> SharedDetector | None:
         """Loads the model and checks the words before any result is touched; None: each recording has its own."""

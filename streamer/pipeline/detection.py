@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,9 @@ from streamer.frame import Frame
 from streamer.pipeline.merge import FrameMerge
 from streamer.pipeline.stream import Stream
 from streamer.pipeline.timings import PipelineTimings
+
+if TYPE_CHECKING:
+    from streamer.tracing import FrameTraces
 
 log = logging.getLogger("groundstream")
 
@@ -57,12 +61,14 @@ class DetectionLoop:
         batch_size: int = 8,
         max_wait_s: float = 0.01,
         timings: PipelineTimings | None = None,
+        traces: FrameTraces | None = None,
     ) -> None:
         self.batch_size = batch_size
         self.max_wait_s = max_wait_s
         self._detector = detector
         self._streams = streams
         self._timings = timings or PipelineTimings()
+        self._traces = traces
         self._is_busy = False
         self._calls: list[Callable[[], None]] = []
         self._prompts: dict[tuple[str, ...], Prompt] = {}
@@ -100,8 +106,13 @@ class DetectionLoop:
                 self._is_busy = True
                 batch = [self._choose_queries(frame) for frame in frames]
                 wanted = [chosen for chosen in batch if chosen[2]]
+                began_ns = time.time_ns()
                 found = await loop.run_in_executor(self._thread, self._detect_batch, wanted) if wanted else []
-                await deliver(self._count_batch(batch, found))
+                counted = self._count_batch(batch, found)
+                if self._traces is not None:
+                    analysed = [each.frame for each in counted if each.detections is not None]
+                    self._traces.note_batch(analysed, began_ns, time.time_ns())
+                await deliver(counted)
                 self._is_busy = False
                 self._make_calls()
         finally:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import supervision as sv
 
@@ -23,6 +24,9 @@ from streamer.pipeline.stream import Recorder, Stream, StreamChange
 from streamer.pipeline.timings import PipelineTimings
 from streamer.sources.frame_counter import FrameTally
 from streamer.sources.source import Source, SourceState, StateChange
+
+if TYPE_CHECKING:
+    from streamer.tracing import FrameTraces
 
 log = logging.getLogger("groundstream")
 
@@ -118,6 +122,7 @@ class FollowingLoop:
         snapshots: SnapshotWriter | None = None,
         tick_s: float = 1.0,
         timings: PipelineTimings | None = None,
+        traces: FrameTraces | None = None,
     ) -> None:
         self.enricher: Enricher | None = None
         self.is_stopping = False
@@ -128,6 +133,7 @@ class FollowingLoop:
         self._snapshots = snapshots
         self._tick_s = tick_s
         self._timings = timings or PipelineTimings()
+        self._traces = traces
         self._written: dict[str, int] = {}  # events of streams that were removed
         self._items: asyncio.Queue[FollowItem | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(_BATCHES_AHEAD)
@@ -197,7 +203,11 @@ class FollowingLoop:
             except Exception as error:
                 stream.has_failed = True
                 failed[stream] = error
+        began_ns = time.time_ns()
         await self._spool.send_batch([event for _, events in sent for event in events])
+        if self._traces is not None:
+            for found in batch:
+                self._traces.note_sent(found.frame, began_ns)
         for stream, events in sent:
             stream.event_counts.update(event.type for event in events)
         for stream, reason in failed.items():
@@ -269,7 +279,10 @@ class FollowingLoop:
             stream.not_sampled += not found.queries
             stream.failed += bool(found.queries)
         else:
+            began_ns = time.time_ns()
             tracked, happened = stream.analysis.analyse(frame, found.detections, found.queries, moved)
+            if self._traces is not None:
+                self._traces.note_followed(frame, began_ns, stream.analysis.tracked_ns, happened)
             events += happened
             stream.analysed += 1
             if self.enricher is not None:

@@ -42,6 +42,7 @@ from streamer.pipeline.sections import count_plans, default_threshold, make_samp
 from streamer.pipeline.stream import Stream, StreamChange, StreamReport
 from streamer.pipeline.timings import PipelineTimings
 from streamer.sources.source import SourceState
+from streamer.tracing import FrameTraces
 from trackers import TrackerError
 
 log = logging.getLogger("groundstream")
@@ -77,6 +78,7 @@ class Pipeline:
         new_enricher: NewEnricher | None = None,
         snapshots: SnapshotWriter | None = None,
         coverage_every_s: float = 10.0,
+        traces: FrameTraces | None = None,
     ) -> None:
         self._streams = {stream.name: stream for stream in streams}
         if len(self._streams) < len(streams):
@@ -96,6 +98,7 @@ class Pipeline:
             batch_size=batch.size,
             max_wait_s=batch.wait_ms / 1000,
             timings=self.timings,
+            traces=traces,
         )
         self._threshold = detector.threshold if config is None else default_threshold(config, detector)
         self._producer = None if config is None or parts is None else parts.producer(config)
@@ -107,6 +110,7 @@ class Pipeline:
             snapshots=snapshots,
             tick_s=coverage_every_s / 10,
             timings=self.timings,
+            traces=traces,
         )
         self._ending: set[asyncio.Task[None]] = set()
         self.loop_lag = LoopLag()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import cast
+
 from detectors import Detector
 from streamer.analysis.queries import Query, query_slug
-from streamer.analysis.stream_analysis import CountPlan
+from streamer.analysis.stream_analysis import CountPlan, Embed
 from streamer.config import Config, StreamConfig
+from streamer.errors import ConfigError
 from streamer.rules.places import IgnoredRegion, Line, Zone
 from streamer.sources.sampling import FrameSampling
 from trackers import Tracker, create_tracker
@@ -47,8 +53,30 @@ def make_places(section: StreamConfig) -> tuple[list[Zone], list[Line], list[Ign
 
 def make_tracker(config: Config) -> Tracker:
     """A new tracker for one stream. Raises `TrackerError`."""
-    options = {} if config.stationary_s is None else {"stationary_s": config.stationary_s}
-    return create_tracker(config.tracker, **options)
+    section = config.tracker
+    options: dict[str, object] = {} if section.reid is None else {"appearance": True}
+    if config.stationary_s is not None:
+        options["stationary_s"] = config.stationary_s
+    if section.reid_s is not None:
+        options["reid_s"] = section.reid_s
+    return create_tracker(section.name, **options)
+
+
+def make_embedder(config: Config) -> Embed | None:
+    """The user's function for embeddings, None where there is none. Raises `ConfigError`."""
+    reid = config.tracker.reid
+    if reid is None or reid == "detector":
+        return None
+    module, _, name = reid.partition(":")
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.append(folder)  # where a user's own module usually lies
+    try:
+        function = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"tracker.reid {reid!r} cannot be imported ({error}): give MODULE:FUNCTION") from error
+    if not callable(function):
+        raise ConfigError(f"tracker.reid {reid!r} is {type(function).__name__}, not a function: give MODULE:FUNCTION")
+    return cast("Embed", function)
 
 
 def count_plans(section: StreamConfig) -> list[CountPlan]:

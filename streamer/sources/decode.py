@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
+    from streamer.sources.packet_clips import PacketRing
+
 DecodeError = av.error.FFmpegError
 Unauthorised = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)
 NotFound = av.error.HTTPNotFoundError
@@ -284,6 +286,7 @@ class VideoReader:
         self.bursts = "hls" in self._container.format.name.split(",")
         self.catch_up: CatchUp | None = None  # for live streams: what to skip when decoding falls behind
         self.packets_read = 0  # those that hold part of a picture
+        self._ring: PacketRing | None = None
         self._end: int | None = None  # where the last of them ends
 
     def _open_h265(self, codec: VideoCodecContext) -> PictureUnits:
@@ -423,6 +426,8 @@ class VideoReader:
                 failure = error
                 break
             self._note_sender_clock(packet)
+            if self._ring is not None:
+                self._ring.add(packet, self._ns(packet.pts))
             if packet.is_keyframe:
                 group = _PictureGroup(self._ns(packet.pts), group)
             if group is None:  # nothing can be shown before the first picture that builds on no other
@@ -440,6 +445,11 @@ class VideoReader:
             yield from self._give_up(sent)
         if failure is not None:
             raise failure
+
+    def keep_packets(self, ring: PacketRing) -> None:
+        """Adds every packet that is read from now on to `ring`."""
+        ring.begin(self._stream, is_timed=self.timed and self.times == "own")
+        self._ring = ring
 
     def _is_skipped(self, packet: Packet[VideoStream]) -> bool:
         """Whether the picture is to be left out, because decoding is behind."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -17,6 +18,7 @@ from streamer.sources.clock import FileClock
 from streamer.sources.completeness import is_cut_off
 from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.handover import FrameQueue, Handover, joined
+from streamer.sources.packet_clips import PacketLimits, PacketRing
 from streamer.sources.source import OnState, SourceRecipe, SourceState, StateChange
 from streamer.sources.transport_stream import clock_gap_ns
 from streamer.sources.web import HttpConnection, WebError, WebFile
@@ -70,6 +72,7 @@ class FileSource:
         self._thread = threading.Thread(target=self._read_all, name=f"read {name}", daemon=True)
         self._closed = False
         self._remote_parts: WebFile | Playlist | ObjectFile | None = None
+        self._ring: PacketRing | None = None
 
     def __repr__(self) -> str:
         return f"FileSource({self._shown!r})"
@@ -94,6 +97,10 @@ class FileSource:
             "tls": self._tls,
         }
         return SourceRecipe(FileSource, arguments)
+
+    def keep_packets(self, limits: PacketLimits, on_kept: Callable[[bool], object] | None = None) -> PacketRing:
+        self._ring = PacketRing(limits, on_kept)
+        return self._ring
 
     def start_reading(self, queue: FrameQueue) -> None:
         self._handover = queue
@@ -164,6 +171,8 @@ class FileSource:
     def _hand_over(self, video: VideoReader, handover: FrameQueue) -> None:
         from streamer.sources.decode import LostPictures
 
+        if self._ring is not None:
+            video.keep_packets(self._ring)
         self.expected_frames = video.frame_count
         clock, basis = self._clocks(video)
         before: DecodedPicture | None = None
@@ -178,10 +187,13 @@ class FileSource:
             gap_ns = None
             if clock.leaps(picture.pts_ns) and before is not None:
                 gap_ns = self._gap_ns(before, picture)
+            time_ns = clock.time_ns(picture.pts_ns, gap_ns)
+            if self._ring is not None:
+                self._ring.note_time(picture.pts_ns, time_ns)
             frame = Frame(
                 self.name,
                 self.account.receive(),
-                clock.time_ns(picture.pts_ns, gap_ns),
+                time_ns,
                 basis,
                 picture,
                 (picture.width, picture.height),

@@ -7,7 +7,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from streamer.sources.clock import LiveClock
 from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.handover import FrameQueue, Handover, joined
 from streamer.sources.pace import CameraPace, Stalled, StallWatchdog
+from streamer.sources.packet_clips import PacketLimits, PacketRing
 from streamer.sources.rtsp import PORTS, RtspRelay, find_refusal, needs_relay
 from streamer.sources.source import OnState, SourceRecipe, SourceState, StateChange
 
@@ -77,6 +78,7 @@ class LiveSource:
         self._open_s: float | None = None  # what the last successful opening took
         self._handover: FrameQueue | None = None  # where frames go
         self._taken: Handover | None = None  # the same, where this object is iterated
+        self._ring: PacketRing | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"watch {name}", daemon=True)
 
@@ -96,6 +98,10 @@ class LiveSource:
 
     def recipe(self) -> SourceRecipe:
         return SourceRecipe(LiveSource, {"link": self._link, "name": self.name, "strict": self._strict})
+
+    def keep_packets(self, limits: PacketLimits, on_kept: Callable[[bool], object] | None = None) -> PacketRing:
+        self._ring = PacketRing(limits, on_kept)
+        return self._ring
 
     def start_reading(self, queue: FrameQueue) -> None:
         self._handover = queue
@@ -148,6 +154,11 @@ class LiveSource:
             decoder = video.video if isinstance(video, RelayedReader) else video
             if isinstance(decoder, VideoReader) and video.timed and decoder.times == "own" and not video.bursts:
                 decoder.catch_up = CatchUp()
+            if self._ring is not None:
+                if isinstance(decoder, VideoReader):
+                    decoder.keep_packets(self._ring)
+                else:
+                    self._ring.begin(None, is_timed=False)
             for picture in video.pictures():
                 if self._closing.is_set():
                     return
@@ -281,6 +292,8 @@ class LiveSource:
         pts_ns = picture.pts_ns if timed else None
         time_ns, basis, uncertainty_ms = self._clock.read(pts_ns, picture.sender_ns, arrival_ns)
         uncertainty_ms += picture.arrival_slack_ns / 1e6
+        if self._ring is not None:
+            self._ring.note_time(pts_ns, time_ns)
         if bursts:
             uncertainty_ms += _HLS_BEHIND_MS
         clock = FrameClock(basis, uncertainty_ms, arrival_ns, self._connection)

@@ -29,6 +29,7 @@ from streamer.sources import Source, open_sources
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource
 from streamer.sources.sampling import sampled
+from streamer.tasks.closing import INTERRUPTED, ClosingDeadline
 from streamer.tasks.console import make_folder, report_line, user_console, write_text
 from streamer.tasks.review_page import by_image, review_page
 from trackers import Tracker, create_tracker
@@ -171,7 +172,8 @@ def run_annotate(task: AnnotateTask, *, as_json: bool = False, quiet: bool = Fal
     """Runs the task and prints what was written. Raises what sources, detectors and the model raise."""
     data = DataSet(clean_queries(task.queries))
     console = user_console(stderr=True, quiet=quiet or as_json or not sys.stderr.isatty())
-    written = asyncio.run(_AnnotateWork(task, data).run(console))
+    with ClosingDeadline(interrupted_code=INTERRUPTED) as deadline:
+        written = deadline.run(_AnnotateWork(task, data).run(console))
     if as_json:
         Console(soft_wrap=True).print_json(json.dumps(written))
     else:

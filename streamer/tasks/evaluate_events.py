@@ -132,7 +132,7 @@ def _parse_line(line: str) -> LabelledEvent | None:
         datetime.fromisoformat(_required_text(row, "time")).timestamp(),
         kind,
         _required_text(place, "id"),
-        place.get("direction"),
+        _optional_text(place, "direction"),
         _required_text(data, "stream"),
         None if emitted is None else _finite_number(emitted, "data.clock.emitted_ns") / 1e9,
     )
@@ -143,7 +143,9 @@ def _parse_label(row: dict[str, Any]) -> LabelledEvent | None:
     if kind not in PLACED:
         return None
     time_s = _finite_number(row.get("time_s"), "time_s")
-    return LabelledEvent(time_s, kind, _required_text(row, "place"), row.get("direction"), str(row.get("stream", "")))
+    return LabelledEvent(
+        time_s, kind, _required_text(row, "place"), _optional_text(row, "direction"), str(row.get("stream", ""))
+    )
 
 
 def _required_part(row: dict[str, Any], name: str) -> dict[str, Any]:
@@ -156,6 +158,13 @@ def _required_part(row: dict[str, Any], name: str) -> dict[str, Any]:
 def _required_text(row: dict[str, Any], name: str) -> str:
     value = row.get(name)
     if not isinstance(value, str) or not value:
+        raise ValueError(f"expected a text as {name!r}, found {value!r:.40}")
+    return value
+
+
+def _optional_text(row: dict[str, Any], name: str) -> str | None:
+    value = row.get(name)
+    if value is not None and not isinstance(value, str):
         raise ValueError(f"expected a text as {name!r}, found {value!r:.40}")
     return value
 

@@ -21,6 +21,7 @@ from streamer.errors import ConfigError, StreamerError
 from streamer.sources.picture import read_picture
 from streamer.sources.sampling import sampled
 from streamer.sources.web_kind import VIDEO_SUFFIXES
+from streamer.tasks.closing import INTERRUPTED, ClosingDeadline
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -50,7 +51,8 @@ def run_segment(
     for phrase in phrases:
         prompts.clean(phrase)
     if _is_video(address):
-        return asyncio.run(_segment_video(address, phrases, loading, generate, fps, out, as_json))
+        with ClosingDeadline(interrupted_code=INTERRUPTED) as deadline:
+            return deadline.run(_segment_video(address, phrases, loading, generate, fps, out, as_json))
     image = read_picture(Path(address))
     glamm = loading.load()
     found = glamm.segment(image, phrases, generate=generate)

@@ -17,10 +17,10 @@ from streamer.build import open_pipeline, settle
 from streamer.config import Config, WebConfig, load_config, parse_config
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError
-from streamer.jobs.job import parse_place
+from streamer.jobs.job import parse_place, tracker_setting
 from streamer.pipeline import Pipeline
 from streamer.spooling import spool_file, state_folder
-from streamer.tasks.closing import ClosingGuard
+from streamer.tasks.closing import ClosingDeadline, run_until_stopped
 from streamer.tasks.console import UserConsole, make_folder, user_console
 from streamer.tasks.json_log import JsonConsole, JsonFormatter, is_json_log
 from streamer.tasks.live_table import LatestEvents, LiveTable
@@ -33,6 +33,7 @@ log = logging.getLogger("groundstream")
 
 RELOAD_EVERY_S = 1.0
 TABLE_RESTART_S = 5.0
+UNDELIVERED = "undelivered events stay in the spool"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class MonitorOptions:
     zones: Sequence[str] = ()
     lines: Sequence[str] = ()
     tracker: str | None = None
+    reid: str | None = None
     sinks: Sequence[str] = ()
     fps: float | None = None
     udp: bool = False
@@ -94,7 +96,7 @@ class MonitorOptions:
             ],
             "queries": list(self.queries),
             "detector": self.detector.section(),
-            "tracker": self.tracker or "default",
+            "tracker": tracker_setting(self.tracker or "default", self.reid),
             "sinks": list(self.sinks) or ([] if sys.stdout.isatty() else ["stdout:"]),
             "metrics_port": self.metrics_port,
         }
@@ -109,6 +111,7 @@ class MonitorOptions:
             "--sink": self.sinks,
             **self.detector.flags,
             "--tracker": self.tracker,
+            "--reid": self.reid,
             "--fps": self.fps,
             "--udp": self.udp or None,
             "--metrics-port": self.metrics_port,
@@ -148,14 +151,16 @@ def run_monitor(options: MonitorOptions, *, spool: Path | None, duration_s: floa
     make_folder(path.parent)
     is_json = is_json_log()
     console = JsonConsole(stderr=True) if is_json else user_console(stderr=True)
-    with _log_to(console):
-        return asyncio.run(_run_monitor(options, config, path, duration_s, console, shows_table=not (quiet or is_json)))
+    with _log_to(console), ClosingDeadline(config.close_timeout_s, kept=UNDELIVERED) as deadline:
+        shows_table = not (quiet or is_json)
+        return deadline.run(_run_monitor(options, config, path, deadline, duration_s, console, shows_table=shows_table))
 
 
 async def _run_monitor(
     options: MonitorOptions,
     config: Config,
     spool: Path,
+    deadline: ClosingDeadline,
     duration_s: float | None,
     console: UserConsole,
     *,
@@ -163,7 +168,7 @@ async def _run_monitor(
 ) -> bool:
     shows_table = shows_table and sys.stderr.isatty()
     latest = LatestEvents() if shows_table and not config.sinks else None
-    with _open_room(config, options.file) as room, ClosingGuard(config.close_timeout_s) as guard:
+    with _open_room(config, options.file) as room:
         sinks: dict[str, Sink] = {}
         if room is not None:  # which keeps changes made on the page
             sinks.update(room.sinks())
@@ -190,7 +195,7 @@ async def _run_monitor(
                         table = LiveTable(pipeline, latest)
                         side_tasks.start("the live table", lambda: table.show(console), restart_s=TABLE_RESTART_S)
                     _log_start(pipeline, spool)
-                    await guard.run(pipeline)
+                    await run_until_stopped(pipeline, deadline)
     for stream, error in pipeline.errors.items():
         console.print(f"{stream}: {error}")
     return bool(pipeline.errors)

@@ -20,10 +20,10 @@ from streamer.jobs.event_archive import DATABASE, LINES
 from streamer.jobs.runner import JobRunner, ProgressListener, SilentProgress
 from streamer.jobs.units import RecordingUnit
 from streamer.sources import Source
-from streamer.tasks.closing import on_signals
+from streamer.tasks.closing import INTERRUPTED, ClosingDeadline
 from streamer.tasks.console import UserConsole, report_line, user_console
 
-INTERRUPTED = 130
+COMPLETE_STAYS = "complete recordings are kept, the others begin again with the next run"
 
 
 class Stoppable(Protocol):
@@ -59,12 +59,16 @@ def process_videos(
     shown = console.is_terminal and not (quiet or as_json or json_lines)
     display: ProgressDisplay | JsonLines | SilentProgress
     display = JsonLines() if json_lines else ProgressDisplay(console) if shown else SilentProgress()
-    with contextlib.nullcontext() if as_json else _report_failures_once(), _entered_display(display) as progress:
-        report = asyncio.run(_run_job(job, progress)) if cluster is None else _run_on_cluster(job, cluster, progress)
-    if as_json or json_lines:
-        _print_json(job_as_json(report), whole=True)
-    else:
-        show_report(console, report, job)
+    with ClosingDeadline(job.close_timeout_s, interrupted_code=INTERRUPTED, kept=COMPLETE_STAYS) as deadline:
+        with contextlib.nullcontext() if as_json else _report_failures_once(), _entered_display(display) as progress:
+            if cluster is None:
+                report = deadline.run(_run_job(job, progress, deadline))
+            else:
+                report = _run_on_cluster(job, cluster, progress)
+        if as_json or json_lines:
+            _print_json(job_as_json(report), whole=True)
+        else:
+            show_report(console, report, job)
     if report.interrupted:
         return INTERRUPTED
     if report.undelivered is not None:
@@ -91,11 +95,11 @@ def _run_on_cluster(job: ProcessJob, address: str, progress: ProgressListener) -
     return process_on_cluster(job, check_address(address), progress)
 
 
-async def _run_job(job: ProcessJob, progress: ProgressListener) -> JobReport:
+async def _run_job(job: ProcessJob, progress: ProgressListener, deadline: ClosingDeadline) -> JobReport:
     with contextlib.ExitStack() as stack:
 
         def ready(runner: JobRunner) -> None:
-            stack.enter_context(on_signals(runner.interrupt))
+            stack.enter_context(deadline.on_stop(runner.interrupt))
 
         return await run_job(job, progress, ready)
 
@@ -195,7 +199,7 @@ def show_report(console: UserConsole, report: JobReport, job: ProcessJob) -> Non
             f"queue     {report.completed} complete, {report.failed} failed, {report.invalid} invalid records"
         )
     if report.interrupted:
-        report_line("interrupted: complete recordings are kept, the others begin again with the next run")
+        report_line(f"interrupted: {COMPLETE_STAYS}")
 
 
 @contextlib.contextmanager

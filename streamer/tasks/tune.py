@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from detectors import coco_data, data_files
@@ -17,10 +15,8 @@ from detectors.device import choose_device
 from detectors.glip.model_files import ModelFiles, find_files, write_folder
 from detectors.glip.training import fitting
 from streamer.errors import ConfigError
+from streamer.tasks.closing import INTERRUPTED, SignalWatch
 from streamer.tasks.console import make_folder, user_console
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +89,9 @@ def run_tune(task: TuneTask, *, as_json: bool = False) -> int:
         report_epoch(0, 0.0, result.ap)
     else:
         course = fitting.FittingCourse(task.mode, task.shots, task.seed, task.epochs, task.batch, task.rate)
-        with _stop_on_signals() as stop:
-            result = fitting.fit(network, learning, checking, course, report_epoch, stop)
+        stop = threading.Event()
+        with SignalWatch(stop.set):
+            result = fitting.fit(network, learning, checking, course, report_epoch, stop.is_set)
         if result.interrupted:
             console.print(f"interrupted: the best epoch so far, {result.epoch}, is written")
         if result.epoch == 0:
@@ -156,24 +153,6 @@ def _check_output(task: TuneTask, source: ModelFiles) -> None:
         probe.unlink()
     except OSError as error:
         raise ConfigError(f"cannot write into {folder}: {error.strerror}; choose another --out") from error
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[Any]:
-    """Yields a function that says whether Ctrl-C or a stop signal has come; a second one ends the program at once."""
-    received: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _read_descriptions(given: Sequence[str]) -> dict[str, str]:

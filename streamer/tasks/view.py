@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from pathlib import Path
 
+from streamer.tasks.closing import SignalWatch
 from streamer.tasks.console import user_console
 from streamer.tasks.monitor import parse_bind
 from streamer.web.results import serve_results
@@ -15,10 +15,8 @@ def view_results(folder: Path, address: str) -> None:
     """Serves the results in a folder until Ctrl-C or SIGTERM. Raises `ConfigError`, `StreamerError`."""
     host, port = parse_bind(address)
     stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
     console = user_console(stderr=True)
-    with serve_results(folder, host, port) as served:
+    with SignalWatch(stopped.set), serve_results(folder, host, port) as served:
         console.print(f"page      {served.url}")
         console.print(f"log in    {served.login_url}  (works once, for 15 minutes)")
         console.print("Ctrl-C ends it.")

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -113,7 +114,7 @@ def test_a_second_signal_ends_at_once_without_a_traceback(start: Start, tmp_path
     time.sleep(1)
     assert process.poll() is None, "it waits for the reader"
     process.send_signal(signal.SIGINT)
-    assert process.wait(LIMIT_S) == -signal.SIGINT
+    assert process.wait(LIMIT_S) == 128 + signal.SIGINT
     os.close(reader)
     assert process.stderr is not None
     assert b"Traceback" not in process.stderr.read()
@@ -187,3 +188,151 @@ def test_a_thread_that_dies_is_reported(caplog: pytest.LogCaptureFixture, monkey
     thread.start()
     thread.join()
     assert "the thread 'reader of gate' has failed (ValueError: lost)" in caplog.text
+
+
+def run_code(code: str, *signals: tuple[float, int]) -> tuple[int, str, str]:
+    """Runs Python code; sends each (seconds after 'ready' or the signal before, number). (exit code, stdout, stderr)"""
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "ready\n"
+            for wait_s, number in signals:
+                time.sleep(wait_s)
+                process.send_signal(number)
+            out, errors = process.communicate(timeout=LIMIT_S)
+        finally:
+            process.kill()
+    return process.returncode, out, errors
+
+
+BLOCKED_POOL = """
+    import asyncio, threading
+    from streamer.tasks.closing import ClosingDeadline
+
+    async def main():
+        pool = asyncio.ensure_future(asyncio.to_thread(threading.Event().wait))
+        print("ready", flush=True)
+        await asyncio.sleep({seconds})
+
+    with ClosingDeadline(0.5, interrupted_code=130, kept="nothing is lost") as deadline:
+        deadline.run(main())
+    print("closed")
+"""
+
+
+@pytest.mark.parametrize(("seconds", "signals", "code"), [("0.2", [], 1), ("600", [(0.3, signal.SIGTERM)], 130)])
+def test_a_thread_of_the_pool_that_never_returns_is_cut_off(
+    seconds: str, signals: list[tuple[float, int]], code: int
+) -> None:
+    """The event loop waits for its thread pool without bound, after everything else is closed."""
+    found, out, errors = run_code(BLOCKED_POOL.format(seconds=seconds), *signals)
+    assert found == code
+    assert out == ""
+    assert "groundstream: closing took more than 0.5 s and was cut off (threads still at work: asyncio_0" in errors
+    assert errors.rstrip().endswith("; nothing is lost")
+    assert "Traceback" not in errors
+
+
+def test_a_thread_that_never_ends_does_not_keep_the_interpreter() -> None:
+    code = """
+        import sys, threading
+        from streamer import cli
+        from streamer.tasks import closing
+
+        closing.CLOSE_TIMEOUT_S = 0.5
+        def work():
+            threading.Thread(target=threading.Event().wait, name="stuck").start()
+            print("ready", flush=True)
+            raise SystemExit(3)
+
+        cli.app = work
+        cli.main()
+    """
+    found, _, errors = run_code(code)
+    assert found == 3, "the exit code of the command stays"
+    assert "the end of the program was held up and is forced (threads still at work: stuck" in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_a_program_that_is_inside_native_code(number: int) -> None:
+    """The main thread does not come back to Python, so no handler written in Python runs there."""
+    code = """
+        import ctypes
+        from streamer.tasks.closing import SignalWatch
+
+        with SignalWatch(lambda: print("first", flush=True)):
+            print("ready", flush=True)
+            while True:
+                ctypes.CDLL(None).usleep(600_000_000)
+    """
+    code = code.replace("usleep(600_000_000)", "sigsuspend(ctypes.create_string_buffer(b'\\\\x00' * 128))")
+    found, out, errors = run_code(code, (0.3, number), (1.0, number))
+    assert found == 128 + number
+    assert out == "first\n"
+    assert errors == ""
+
+
+def test_one_order_to_stop_that_arrives_twice_counts_once() -> None:
+    """`timeout` sends its signal to the process and to the group of the process."""
+    code = """
+        import time
+        from streamer.tasks.closing import SignalWatch
+
+        with SignalWatch(lambda: print("first", flush=True)):
+            print("ready", flush=True)
+            end = time.monotonic() + 1.5
+            while time.monotonic() < end:
+                time.sleep(0.1)
+        print("closed")
+    """
+    found, out, errors = run_code(code, (0.3, signal.SIGTERM), (0.05, signal.SIGTERM))
+    assert (found, out, errors) == (0, "first\nclosed\n", "")
+
+
+def test_an_interrupt_before_the_work_has_begun_ends_the_command() -> None:
+    """No part asks to be stopped yet: the first signal is a KeyboardInterrupt."""
+    code = """
+        import asyncio
+        from streamer import cli
+        from streamer.tasks.closing import ClosingDeadline
+
+        async def main():
+            print("ready", flush=True)
+            try:
+                await asyncio.sleep(600)
+            finally:
+                print("cleaned")
+
+        def work():
+            with ClosingDeadline() as deadline:
+                deadline.run(main())
+
+        cli.app = work
+        cli.main()
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        found, out, errors = run_code(code, (0.3, number))
+        assert (found, out, errors) == (130, "cleaned\n", "")
+
+
+def test_an_interrupt_while_the_model_loads_ends_the_job(tmp_path: Path) -> None:
+    code = f"""
+        import pathlib, sys, time
+        from streamer import cli
+        from streamer.jobs import runner
+
+        def load(_):
+            print("ready", flush=True)
+            time.sleep(600)
+
+        runner.load_detector = load
+        sys.argv = ["groundstream", "process", "synthetic:street?seed=1&duration=2", "-q", "anything that moves",
+                    "--detector", "motion", "--out", {str(tmp_path / "out")!r}, "--close-timeout", "0.5"]
+        cli.main()
+    """
+    found, _, errors = run_code(code, (0.3, signal.SIGINT))
+    assert found == 130
+    assert "closing took more than 0.5 s and was cut off" in errors
+    assert "complete recordings are kept" in errors
+    assert "Traceback" not in errors

@@ -22,7 +22,7 @@ from streamer.frame import Frame
 from streamer.pipeline.merge import FrameMerge
 from streamer.sources import SourceState, StateChange, open_sources
 from streamer.sources.sampling import FrameSampling
-from streamer.sources.source import Source
+from streamer.sources.source import Source, SourceRecipe
 from streamer.sources.workers import ring
 from streamer.sources.workers.pool import DecodePool
 from streamer.sources.workers.proxy import WorkerSource
@@ -195,6 +195,66 @@ def test_closing_at_any_moment_loses_no_frame_from_the_account_and_no_slot(tmp_p
             # The workers are as good as new: a whole file comes through each.
             for _ in range(2):
                 assert len(await read(pool.move(open_sources(str(path))[0]))) == 200
+
+    run(work)
+
+
+class PausingSource(FakeSource):
+    """A recording of three frames whose reading pauses for as long as a file exists."""
+
+    recording = None
+
+    def __init__(self, pause: Path, on_state: Any = None) -> None:
+        super().__init__("pausing", count=3)
+        self._pause = pause
+
+    def recipe(self) -> SourceRecipe:
+        return SourceRecipe(PausingSource, {"pause": self._pause})
+
+    async def __anext__(self) -> Frame:
+        while self.account.tally().received == 2 and self._pause.exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        return await super().__anext__()
+
+
+def test_frames_before_a_pause_of_reading_come_without_the_next(tmp_path: Path):
+    pause = tmp_path / "pause"
+    pause.touch()
+
+    async def work() -> None:
+        async with pool_of() as pool:
+            source = pool.move(PausingSource(pause))
+            frames = aiter(source)
+            async with asyncio.timeout(20):
+                assert [(await anext(frames)).index for _ in range(2)] == [0, 1]
+            pause.unlink()
+            assert [frame.index async for frame in frames] == [2]
+
+    run(work)
+
+
+def test_a_slot_that_comes_back_while_the_loop_is_about_to_wait_wakes_it(tmp_path: Path):
+    """The garbage collector may let go of a picture in the loop's thread when no callback is being run."""
+    path = make_clip(tmp_path / "clip.mp4", 10)
+
+    async def work() -> None:
+        async with pool_of() as pool:
+            source = pool.move(open_sources(str(path))[0])
+            assert isinstance(source, WorkerSource)
+            frames = await read(source)
+            loop = asyncio.get_running_loop()
+            woken: list[Callable[..., object]] = []
+            wake = loop.call_soon_threadsafe
+
+            def note(callback: Callable[..., object], *values: object, **more: Any) -> asyncio.Handle:
+                woken.append(callback)
+                return wake(callback, *values, **more)  # type: ignore[arg-type]
+
+            loop.call_soon_threadsafe = note  # type: ignore[method-assign, assignment]
+            frames.clear()
+            gc.collect()
+            assert len(woken) == 1
+            assert source.leased_slots == 0
 
     run(work)
 

@@ -94,3 +94,11 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
     path.write_text('\ufeff{"time_s": 1, "type": "zone.exit", "place": "yard"}\n')
     assert len(read_labelled_events(path)) == 1
+
+
+@pytest.mark.parametrize("direction", [["in"], {}, 3, True])
+def test_a_direction_that_is_no_text_is_named(tmp_path: Path, direction: object) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text(json.dumps({"time_s": 1, "type": "line.cross", "place": "gate", "direction": direction}))
+    with pytest.raises(LabelError, match=r"line 1 .* expected a text as 'direction'"):
+        read_labelled_events(path)

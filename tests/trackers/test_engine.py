@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trackers.scenes import EMPTY, boxes, crowd, ids, walker
-from trackers import TrackerError, TrackerInputError, create_tracker, tracker_names
+from trackers import Tracker, TrackerError, TrackerInputError, create_tracker, tracker_names
 
 NAMES = tracker_names()
 
@@ -243,6 +244,82 @@ def test_appearance_decides_between_boxes_that_are_equally_near() -> None:
         assert by_detection[0] == first
     with pytest.raises(TrackerInputError, match='needs data\\["embedding"\\]'):
         seeing.update(boxes(walker(100)), 1.0)
+
+
+LOOKS = np.random.default_rng(5).normal(size=(12, 32)) + 4.0  # a large common part, as real embeddings have
+
+
+def dressed(*people: tuple[int, tuple[float, ...]]) -> sv.Detections:
+    """Detections of people, each with the number of its look."""
+    found = boxes(*(box for _, box in people)) if people else EMPTY
+    noise = np.random.default_rng(len(people)).normal(scale=0.2, size=(len(people), 32))
+    return replace(found, data={"embedding": LOOKS[[look for look, _ in people]] + noise})
+
+
+def meet_everybody(tracker: Tracker) -> None:
+    """Ten people in turn, so that the common part of looks is known; their tracks are over afterwards."""
+    for number in range(10):
+        ids(tracker, [dressed((number, walker(150 * number + 8 * n, y=900))) for n in range(6)], start_s=10.0 * number)
+    ids(tracker, [dressed()] * 2, start_s=200.0)
+
+
+def hide_and_show(tracker: Tracker, gap_s: float, *, look: int) -> list[int]:
+    """Ids after two people went and one with `look` came back elsewhere, off the way of both."""
+    way = [dressed((1, walker(100 + 3.0 * n)), (2, walker(100 + 3.0 * n, y=400))) for n in range(30)]
+    first, second = ids(tracker, way, start_s=300.0)[-1]
+    ids(tracker, [dressed()] * 40, start_s=301.0)
+    back = ids(tracker, [dressed((look, walker(300, y=250)))] * 4, start_s=301.0 + gap_s)[-1]
+    return [{first: 1, second: 2}.get(number, 0) for number in back]
+
+
+@pytest.mark.parametrize("gap_s", [3.0, 10.0, 25.0])
+def test_a_look_that_returns_off_its_way_is_the_same_track(gap_s: float) -> None:
+    for look in (1, 2):
+        seeing, plain = create_tracker("default", appearance=True), create_tracker("default")
+        meet_everybody(seeing)
+        meet_everybody(plain)
+        assert hide_and_show(seeing, gap_s, look=look) == [look]
+        assert hide_and_show(plain, gap_s, look=look) == [0]
+
+
+def test_another_look_on_the_way_of_a_lost_track_is_a_new_one() -> None:
+    for look, same in ((1, True), (7, False)):
+        tracker = create_tracker("default", appearance=True)
+        meet_everybody(tracker)
+        [before] = ids(tracker, [dressed((1, walker(100 + 3.0 * n))) for n in range(30)], start_s=300.0)[-1]
+        ids(tracker, [dressed()] * 60, start_s=301.0)
+        after = [dressed((look, walker(100 + 3.0 * n))) for n in range(90, 94)]
+        assert (ids(tracker, after, start_s=303.0)[-1] == [before]) is same
+
+
+def test_two_lost_tracks_that_look_alike_are_not_taken_for_one_another() -> None:
+    tracker = create_tracker("default", appearance=True)
+    meet_everybody(tracker)
+    way = [dressed((1, walker(100 + 3.0 * n)), (1, walker(100 + 3.0 * n, y=400))) for n in range(30)]
+    before = ids(tracker, way, start_s=300.0)[-1]
+    ids(tracker, [dressed()] * 40, start_s=301.0)
+    assert not set(ids(tracker, [dressed((1, walker(300, y=250)))] * 4, start_s=306.0)[-1]) & set(before)
+
+
+def test_a_look_is_forgotten_after_its_time() -> None:
+    tracker = create_tracker("default", appearance=True, reid_s=8.0)
+    meet_everybody(tracker)
+    assert hide_and_show(tracker, 12.0, look=1) == [0]
+
+
+def test_before_the_common_part_of_looks_is_known_the_way_decides() -> None:
+    tracker = create_tracker("default", appearance=True)
+    ids(tracker, [dressed((1, walker(100 + 3.0 * n))) for n in range(30)])
+    ids(tracker, [dressed()] * 60, start_s=1.0)
+    assert ids(tracker, [dressed((1, walker(100 + 3.0 * n))) for n in range(90, 94)], start_s=3.0)[-1] == [1]
+
+
+def test_a_tracker_with_looks_goes_on_after_it_was_stored() -> None:
+    whole, first, second = (create_tracker("default", appearance=True) for _ in range(3))
+    for tracker in (whole, first):
+        meet_everybody(tracker)
+    second.load_state_dict(first.state_dict())
+    assert hide_and_show(second, 10.0, look=2) == hide_and_show(whole, 10.0, look=2) == [2]
 
 
 def test_masks_decide_where_boxes_cannot() -> None:

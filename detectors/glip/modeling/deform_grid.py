@@ -1,9 +1,10 @@
-"""Sampling grid of the modulated deformable convolution (DCNv2, arXiv:1811.11168), shared by its implementations."""
+"""Grids and kernels of the modulated deformable convolution (DCNv2, arXiv:1811.11168) for all implementations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,11 +12,18 @@ from torch import Tensor
 TAPS = 9
 
 
+class Kernel(NamedTuple):
+    """Weight (O, 9 * C), all channels of the first tap first, and bias (O,) of one convolution."""
+
+    weight: Tensor
+    bias: Tensor
+
+
 @dataclass(frozen=True)
 class SamplingGrid:
     """Where the taps of P output positions fall without offsets, and in which of the concatenated maps.
 
-    `y`, `x` (P, 9) float32; `height`, `width`, `start` (P, 1) int64: the source map's size and its first row among the
+    `y`, `x` (P, 9) float32; `height`, `width`, `start` (P, 1) int32: the source map's size and its first row among the
     concatenated positions of all levels. The rest is what `make_grid` was given.
     """
 
@@ -28,6 +36,11 @@ class SamplingGrid:
     sources: tuple[int, ...]
     outputs: tuple[tuple[int, int], ...]
     stride: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of positions of each output map."""
+        return [height * width for height, width in self.outputs]
 
 
 def make_grid(
@@ -52,37 +65,101 @@ def make_grid(
         x = numbers(columns)[None, :, None, None] * stride + tap[None, None, None, :]
         ys.append(y.expand(rows, columns, 3, 3).reshape(-1, TAPS))
         xs.append(x.expand(rows, columns, 3, 3).reshape(-1, TAPS))
-        size = torch.tensor([[*shapes[source], starts[source]]], device=device)
+        size = torch.tensor([[*shapes[source], starts[source]]], dtype=torch.int32, device=device)
         sizes.append(size.expand(rows * columns, 3))
     height, width, start = torch.cat(sizes)[..., None].unbind(1)  # (P, 1) each
     plan = tuple(shapes), tuple(sources), tuple(outputs), stride
     return SamplingGrid(torch.cat(ys), torch.cat(xs), height, width, start, *plan)
 
 
-def corners(grid: SamplingGrid, offsets: Tensor, mask: Tensor, positions: int) -> tuple[Tensor, Tensor]:
-    """Rows to read and their weights, both (B * P * 9, 4).
+@dataclass(frozen=True)
+class JointGrid:
+    """Grids of several convolutions for a batch: Q output positions, convolution by convolution, in each output map by
+    output map, in each picture by picture. What is derived from them is kept, ready for `corners`.
 
-    offsets (B, P, 18): dy and dx of each tap in turn; mask (B, P, 9); `positions` is the number of rows of one picture.
+    `base` (2, Q, 9) float32: y and x of the taps without offsets; `size` (2, Q, 1) float32 and `last` (2, 1, Q, 1)
+    int32: height and width of the source map, and its last row and column; `width` and `start` (Q, 1) int32: the source
+    map's width, and its first row among the positions of all pictures. The rest are constants.
     """
-    offsets, mask = offsets.float(), mask.float()
+
+    parts: tuple[SamplingGrid, ...]
+    batch: int
+    base: Tensor
+    size: Tensor
+    last: Tensor
+    width: Tensor
+    start: Tensor
+    outside: Tensor  # (1,) float32: -1
+    first: Tensor  # (1,) int32: 0
+    steps: Tensor  # (2, 1, 1) int32: 0, 1
+    whole: Tensor  # (2, 1, 1) float32: 1, 0
+    signs: Tensor  # (2, 1, 1) float32: -1, 1
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows of the Q that belong to each convolution."""
+        return [self.batch * len(part.y) for part in self.parts]
+
+
+def join_grids(parts: Sequence[SamplingGrid], batch: int) -> JointGrid:
+    """The grids of convolutions over the same levels, for `batch` pictures."""
+    device = parts[0].y.device
+    positions = sum(height * width for height, width in parts[0].shapes)
+
+    def joined(name: str, step: int = 0) -> Tensor:
+        maps = [
+            level + step * picture
+            for part in parts
+            for level in torch.split(getattr(part, name), part.sizes)
+            for picture in range(batch)
+        ]
+        return torch.cat(maps)
+
+    size = torch.stack([joined("height"), joined("width")])
+
+    def constants(*values: float, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    return JointGrid(
+        parts=tuple(parts),
+        batch=batch,
+        base=torch.stack([joined("y"), joined("x")]),
+        size=size.float(),
+        last=(size - 1)[:, None].contiguous(),
+        width=size[1].contiguous(),
+        start=joined("start", positions),
+        outside=constants(-1),
+        first=constants(0, dtype=torch.int32),
+        steps=constants(0, 1, dtype=torch.int32)[:, None, None],
+        whole=constants(1, 0)[:, None, None],
+        signs=constants(-1, 1)[:, None, None],
+    )
+
+
+def corners(grid: JointGrid, offsets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows to read, int32, and their weights, float32, both (Q * 9, 4).
+
+    offsets (Q, 18): dy and dx of each tap in turn; mask (Q, 9).
+    """
+    moves = torch.unflatten(offsets, 1, (TAPS, 2)).permute(2, 0, 1)
+    moves = moves.to(torch.float32, memory_format=torch.contiguous_format)  # (2, Q, 9)
     # Beyond one pixel outside nothing is read, so a far sample may be brought near: indices stay small.
-    y = torch.minimum((grid.y + offsets[..., 0::2]).clamp(min=-1), grid.height.float())  # (B, P, 9)
-    x = torch.minimum((grid.x + offsets[..., 1::2]).clamp(min=-1), grid.width.float())
-    top, left = y.detach().floor(), x.detach().floor()
-    dy, dx = y - top, x - left
-    row, column = top.long(), left.long()
-    picture = torch.arange(offsets.shape[0], device=offsets.device)[:, None, None] * positions + grid.start
-    rows, weights = [], []
-    for r, wy in ((row, 1 - dy), (row + 1, dy)):
-        inside_y = (r >= 0) & (r < grid.height)
-        line = picture + torch.minimum(r.clamp(min=0), grid.height - 1) * grid.width
-        for c, wx in ((column, 1 - dx), (column + 1, dx)):
-            inside = inside_y & (c >= 0) & (c < grid.width)
-            rows.append(line + torch.minimum(c.clamp(min=0), grid.width - 1))
-            weights.append(wy * wx * mask * inside)
-    return torch.stack(rows, -1).view(-1, 4), torch.stack(weights, -1).view(-1, 4)
+    at = torch.clamp(grid.base + moves, grid.outside, grid.size)
+    near = at.detach().floor()
+    cells = near.int()[:, None] + grid.steps  # (2, 2, Q, 9): y and x, near and far
+    inside = torch.clamp(cells, grid.first, grid.last)
+    shares = torch.addcmul(grid.whole, (at - near)[:, None], grid.signs) * (cells == inside)
+    vertical, horizontal = shares[0] * mask, shares[1]
+    lines = torch.addcmul(grid.start, inside[0], grid.width)
+    rows, weights = lines[:, None] + inside[1], vertical[:, None] * horizontal  # (2, 2, Q, 9)
+    return rows.permute(2, 3, 0, 1).reshape(-1, 4), weights.permute(2, 3, 0, 1).reshape(-1, 4)
 
 
 def by_tap(weight: Tensor) -> Tensor:
     """(O, C, 3, 3) -> (O, 9 * C), all channels of the first tap first."""
     return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
+
+
+def by_channel(weight: Tensor) -> Tensor:
+    """The inverse of `by_tap`."""
+    return weight.view(len(weight), 3, 3, -1).permute(0, 3, 1, 2)

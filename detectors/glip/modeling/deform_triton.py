@@ -4,44 +4,50 @@ A program computes a tile of output positions for all output channels. For each 
 gathers the four corners of its positions, weighs and adds them in single precision, and multiplies by the weights in
 the precision of the features. What `by_embedding_bag` writes and reads back (nine times the map) never leaves the chip.
 
-Checked with Triton's interpreter on a CPU (TRITON_INTERPRET=1); its speed has not been measured on a GPU, so it is
-chosen by name only (`deform="triton"`).
+Checked with Triton's interpreter on a CPU (TRITON_INTERPRET=1). On a GPU it is the default where it passes the
+self-test of `runtime.choose_deform`; sizes of tiles are chosen by timing them at the first call (`SETTINGS`).
 """
 
 from __future__ import annotations
+
+import os
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from detectors.glip.modeling.deform_grid import TAPS, SamplingGrid, by_tap
+from detectors.glip.modeling.deform_grid import TAPS, JointGrid, Kernel
 
-TILE = 64  # output positions of a program
-SLICE = 64  # input channels at a time
+SETTINGS = [
+    triton.Config({"TILE": tile, "SLICE": slice_}, num_warps=warps)  # output positions, input channels at a time
+    for tile, slice_, warps in ((64, 64, 8), (64, 32, 8), (32, 64, 4), (128, 32, 8))
+]
+if os.environ.get("TRITON_INTERPRET") == "1":
+    del SETTINGS[1:]  # nothing to time
 
 
+@triton.autotune(SETTINGS, key=["channels", "width_out"])  # type: ignore[untyped-decorator]
 @triton.jit  # type: ignore[untyped-decorator]
 def _kernel(  # type: ignore[no-untyped-def]
     features, offsets, mask, base_y, base_x, heights, widths, starts, weight, bias, out,
-    positions, outputs, channels, width_out,
+    first_output, last_output, channels, width_out,
     OUT: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
-    picture = tl.program_id(1)
-    p = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    real = p < outputs
-    height = tl.load(heights + p, mask=real, other=0)
+    p = first_output + tl.program_id(0) * TILE + tl.arange(0, TILE)
+    real = p < last_output
+    height = tl.load(heights + p, mask=real, other=0).to(tl.int32)
     width = tl.load(widths + p, mask=real, other=0)
-    start = picture * positions + tl.load(starts + p, mask=real, other=0)
-    at = picture * outputs + p
+    start = tl.load(starts + p, mask=real, other=0)
     o = tl.arange(0, OUT)
     total = tl.zeros((TILE, OUT), dtype=tl.float32)
     for tap in range(9):
         y = tl.load(base_y + p * 9 + tap, mask=real, other=0.0)
-        y += tl.load(offsets + at * 18 + 2 * tap, mask=real, other=0.0).to(tl.float32)
+        y += tl.load(offsets + p * 18 + 2 * tap, mask=real, other=0.0).to(tl.float32)
         x = tl.load(base_x + p * 9 + tap, mask=real, other=0.0)
-        x += tl.load(offsets + at * 18 + 2 * tap + 1, mask=real, other=0.0).to(tl.float32)
-        strength = tl.load(mask + at * 9 + tap, mask=real, other=0.0).to(tl.float32)
+        x += tl.load(offsets + p * 18 + 2 * tap + 1, mask=real, other=0.0).to(tl.float32)
+        strength = tl.load(mask + p * 9 + tap, mask=real, other=0.0).to(tl.float32)
         y = tl.minimum(tl.maximum(y, -1.0), height.to(tl.float32))
         x = tl.minimum(tl.maximum(x, -1.0), width.to(tl.float32))
         top, left = tl.floor(y), tl.floor(x)
@@ -63,32 +69,37 @@ def _kernel(  # type: ignore[no-untyped-def]
             lower = e * (1 - dx)[:, None] + f * dx[:, None]
             sample = (upper * (1 - dy)[:, None] + lower * dy[:, None]) * strength[:, None]
             w = tl.load(
-                weight + (tap * channels + k)[:, None] * width_out + o[None, :],
+                weight + (tap * channels + k)[:, None] + o[None, :] * (9 * channels),
                 mask=(k < channels)[:, None] & (o < width_out)[None, :],
                 other=0.0,
             )
             total = tl.dot(sample.to(w.dtype), w, total, input_precision="tf32x3")
     total += tl.load(bias + o, mask=o < width_out, other=0.0).to(tl.float32)[None, :]
     tl.store(
-        out + at[:, None].to(tl.int64) * width_out + o[None, :], total, mask=real[:, None] & (o < width_out)[None, :]
+        out + (p - first_output)[:, None].to(tl.int64) * width_out + o[None, :],
+        total,
+        mask=real[:, None] & (o < width_out)[None, :],
     )
 
 
-def fused(regions: Tensor, grid: SamplingGrid, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As `deform.deform_conv`, without gradients: (B, N, C) -> (B, P, O), in single precision."""
+def fused(regions: Tensor, grid: JointGrid, offsets: Tensor, mask: Tensor, kernels: Sequence[Kernel]) -> list[Tensor]:
+    """As `deform.by_embedding_bag`, without gradients, in the precision of the computation."""
     if torch.is_autocast_enabled(regions.device.type):
         regions = regions.to(torch.get_autocast_dtype(regions.device.type))
-    batch, positions, channels = regions.shape
-    outputs, width_out = offsets.shape[1], weight.shape[0]
-    out = torch.empty(batch, outputs, width_out, device=regions.device)
-    kernel = by_tap(weight).to(regions.dtype).T.contiguous()  # (9 * C, O)
-    _kernel[(triton.cdiv(outputs, TILE), batch)](
-        regions.contiguous(), offsets.contiguous(), mask.contiguous(), grid.y, grid.x,
-        *(part.int().contiguous() for part in (grid.height, grid.width, grid.start)),
-        kernel, bias, out, positions, outputs, channels, width_out,
-        OUT=max(triton.next_power_of_2(width_out), 16), TILE=TILE, SLICE=SLICE, num_warps=8,
-    )  # fmt: skip
-    return out
+    channels = regions.shape[-1]
+    tensors = regions.contiguous(), offsets.contiguous(), mask.contiguous(), grid.base[0], grid.base[1]
+    sizes = grid.size[0], grid.width, grid.start
+    results, first = [], 0
+    for count, (weight, bias) in zip(grid.counts, kernels, strict=True):
+        width = len(weight)
+        out = torch.empty(count, width, device=regions.device, dtype=regions.dtype)
+        _kernel[lambda chosen, count=count: (triton.cdiv(count, chosen["TILE"]),)](
+            *tensors, *sizes, weight.to(regions.dtype), bias, out, first, first + count, channels, width,
+            OUT=max(triton.next_power_of_2(width), 16),
+        )  # fmt: skip
+        results.append(out)
+        first += count
+    return results
 
 
 assert TAPS == 9, "the kernel counts them"

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from streamer.sources.packet_clips import PacketLimits
     from streamer.sources.planes import PictureLayout
     from streamer.sources.sampling import FrameSampling
     from streamer.sources.source import SourceRecipe
@@ -32,6 +33,7 @@ class OpenSource(NamedTuple):
     first: int
     rings: int
     sampling: FrameSampling | None
+    packets: PacketLimits | None = None
 
 
 class CloseSource(NamedTuple):
@@ -52,6 +54,22 @@ class SampleSource(NamedTuple):
 
     source: int
     sampling: FrameSampling | None
+
+
+class CutClip(NamedTuple):
+    """Write a clip of these capture times to `path`, also after the source has ended; `ClipCut` is the answer."""
+
+    source: int
+    clip: int
+    from_ns: int
+    until_ns: int
+    path: str
+
+
+class ForgetPackets(NamedTuple):
+    """No more clips of the source are wanted."""
+
+    source: int
 
 
 # From the worker.
@@ -96,6 +114,23 @@ class StateChanged(NamedTuple):
     state: str
     time_ns: int
     cause: str
+
+
+class PacketsKept(NamedTuple):
+    """Whether the packets of the present connection are kept for clips."""
+
+    source: int
+    kept: bool
+
+
+class ClipCut(NamedTuple):
+    """The fields of a `CutResult`."""
+
+    source: int
+    clip: int
+    begin_ns: int
+    end_ns: int
+    error: str
 
 
 class SourceEnded(NamedTuple):

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Protocol, Self
 
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
 from streamer.sources.frame_counter import FrameCounter
+from streamer.sources.packet_clips import ClipCutter, CutResult, DeliverCut, PacketLimits, PacketSource
 from streamer.sources.sampling import FrameSampling
 from streamer.sources.source import MovableSource, OnState, SourceRecipe, SourceState, StateChange
 from streamer.sources.workers.protocol import (
+    ClipCut,
     CloseSource,
+    CutClip,
+    ForgetPackets,
     FrameDecoded,
     FramesCounted,
     FreeSlots,
     OpenSource,
+    PacketsKept,
     RingOpened,
     SampleSource,
     SourceEnded,
@@ -92,6 +97,10 @@ class WorkerSource:
         self._delivered = 0  # frames that came from this worker
         self._is_dark = False
         self._said_closed = False
+        self._can_keep_packets = isinstance(source, PacketSource)
+        self._packet_limits: PacketLimits | None = None
+        self._cutter: _WorkerCutter | None = None
+        self._clip_link: WorkerLink | None = None  # also after the end, until the packets are released
         self._freed: deque[tuple[int, int]] = deque()
         self._is_freeing = False
 
@@ -113,10 +122,17 @@ class WorkerSource:
             self._link.send(SampleSource(self.number, self._sampling))
         return FrameSampling()
 
+    def keep_packets(self, limits: PacketLimits, on_kept: Callable[[bool], object] | None = None) -> ClipCutter | None:
+        """Has the worker keep packets, where the source can. To be called before the source is iterated."""
+        if not self._can_keep_packets:
+            return None
+        self._packet_limits = limits
+        self._cutter = _WorkerCutter(self._send_for_clips, self._release_packets, on_kept)
+        return self._cutter
+
     def __aiter__(self) -> Self:
         if self._link is None and not self._is_closing and not self._is_over.is_set():
             self._loop = asyncio.get_running_loop()
-            self._loop_thread = threading.get_ident()
             self._open(self._open_link)
         return self
 
@@ -155,6 +171,9 @@ class WorkerSource:
         elif isinstance(item, RingOpened):
             self._rings = item.ring
             self._ring = ReadingRing(item.ring, descriptors.popleft(), item.slot_bytes, item.slots, self._give_back)
+        elif isinstance(item, PacketsKept | ClipCut):
+            if self._cutter is not None:
+                self._cutter.receive(item)
         elif isinstance(item, SourceEnded):
             error: Exception | None = None
             if item.error is not None:
@@ -163,7 +182,9 @@ class WorkerSource:
 
     def lose_worker(self, cause: str) -> bool:
         """The worker has died: count what it had not sent. Returns whether the source is to be opened again."""
-        self._link, self._ring = None, None
+        self._link, self._ring, self._clip_link = None, None, None
+        if self._cutter is not None:
+            self._cutter.lose_worker()
         if self._is_closing or self._is_over.is_set():
             self._finish(None)
             return False
@@ -207,11 +228,12 @@ class WorkerSource:
         except OSError as error:
             self.fail(error)
             return
+        self._clip_link = None if self._cutter is None else self._link
         self._link.send(self._order(recipe))
 
     def _order(self, recipe: SourceRecipe) -> OpenSource:
         first = 0 if self.live else self._next_index
-        return OpenSource(self.number, recipe, self.live, first, self._rings, self._sampling)
+        return OpenSource(self.number, recipe, self.live, first, self._rings, self._sampling, self._packet_limits)
 
     def _add_frame(self, item: FrameDecoded) -> None:
         basis, uncertainty_ms, received_ns, connection = item.clock
@@ -295,8 +317,21 @@ class WorkerSource:
             self._drop_waiting()
         if self._loop is not None:
             self._report(SourceState.CLOSED, str(error or ""))
-        self._close_link(self)
+        if self._clip_link is None:
+            self._close_link(self)
         self._wake()
+
+    def _send_for_clips(self, make: Callable[[int], object]) -> bool:
+        if self._clip_link is None:
+            return False
+        self._clip_link.send(make(self.number))
+        return True
+
+    def _release_packets(self) -> None:
+        if self._send_for_clips(ForgetPackets):
+            self._clip_link = None
+            if self._is_over.is_set():
+                self._close_link(self)
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
@@ -311,10 +346,9 @@ class WorkerSource:
             return
         self._is_freeing = True
         with contextlib.suppress(RuntimeError):  # the loop is closed, and the worker with it
-            if threading.get_ident() == self._loop_thread:
-                self._loop.call_soon(self._send_freed)
-            else:
-                self._loop.call_soon_threadsafe(self._send_freed)
+            # In the loop's own thread, too: the garbage collector may come here while the loop is about to wait, and
+            # `call_soon` would not wake it.
+            self._loop.call_soon_threadsafe(self._send_freed)
 
     def _send_freed(self) -> None:
         self._is_freeing = False
@@ -323,3 +357,48 @@ class WorkerSource:
             slots.append(self._freed.popleft())
         if slots and self._link is not None:
             self._link.send(FreeSlots(self.number, slots))
+
+
+class _WorkerCutter:
+    """The clips of a source that a decode worker keeps the packets of. For the event loop."""
+
+    def __init__(
+        self,
+        send: Callable[[Callable[[int], object]], bool],
+        release: Callable[[], None],
+        on_kept: Callable[[bool], object] | None,
+    ) -> None:
+        self._send, self._release, self._on_kept = send, release, on_kept
+        self._is_keeping = False
+        self._orders: dict[int, DeliverCut] = {}
+        self._count = 0
+
+    @property
+    def can_cut(self) -> bool:
+        return self._is_keeping
+
+    def cut(self, from_ns: int, until_ns: int, path: Path, deliver: DeliverCut) -> None:
+        self._count += 1
+        clip = self._count
+        self._orders[clip] = deliver
+        if not self._send(lambda source: CutClip(source, clip, from_ns, until_ns, str(path.absolute()))):
+            self.lose_worker()
+
+    def release(self) -> None:
+        self._release()
+        self.lose_worker()
+
+    def receive(self, item: PacketsKept | ClipCut) -> None:
+        if isinstance(item, PacketsKept):
+            self._is_keeping = item.kept
+            if self._on_kept is not None:
+                self._on_kept(item.kept)
+        elif (deliver := self._orders.pop(item.clip, None)) is not None:
+            deliver(CutResult(item.begin_ns, item.end_ns, item.error))
+
+    def lose_worker(self) -> None:
+        """No answer comes to what was ordered."""
+        self._is_keeping = False
+        orders, self._orders = self._orders, {}
+        for deliver in orders.values():
+            deliver(CutResult(error="no_packets"))

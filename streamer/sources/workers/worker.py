@@ -8,6 +8,7 @@ of a second.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import select
@@ -17,19 +18,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from streamer.errors import SourceError
 from streamer.frame import Frame
 from streamer.sources.frame_counter import FrameCounter
+from streamer.sources.packet_clips import ClipCutter, CutResult, PacketSource
 from streamer.sources.source import PushSource, Source, StateChange
 from streamer.sources.workers.protocol import (
+    ClipCut,
     CloseSource,
+    CutClip,
+    ForgetPackets,
     FrameDecoded,
     FramesCounted,
     FreeSlots,
     MessageDecoder,
     OpenSource,
+    PacketsKept,
     RingOpened,
     SampleSource,
     SourceEnded,
@@ -56,6 +63,8 @@ _FILE_BYTES = 128 * 2**20  # what the pictures of a recording may take together,
 _LEAST_SLOTS = 4
 _BATCH = 4  # frames of a recording in one message
 _BATCH_S = 0.01
+_IDLE_CHECK_S = 0.05
+"""How often batches of recordings are checked that no further frame completes, because reading has paused."""
 
 
 class _Outlet:
@@ -172,6 +181,12 @@ class RingHandover:
                 self._flush()
             self._changed.notify_all()
 
+    def flush_overdue(self) -> None:
+        """Send a batch that has waited for its next frame for too long: reading has paused, as in the network."""
+        with self._changed:
+            if self._batch and time.monotonic() - self._batch_began > _BATCH_S:
+                self._flush()
+
     def report_counts(self) -> None:
         with self._changed:
             if not self._ended:
@@ -239,6 +254,7 @@ class _ServedSource:
     """One source that this worker reads."""
 
     def __init__(self, order: OpenSource, outlet: _Outlet) -> None:
+        self.is_live = order.live
         self._number = order.source
         self._outlet = outlet
         self.handover = RingHandover(order.source, outlet, order)
@@ -248,6 +264,9 @@ class _ServedSource:
             self.handover.finish(error)
             raise
         source = self._source
+        self.cutter: ClipCutter | None = None
+        if order.packets is not None and isinstance(source, PacketSource):
+            self.cutter = source.keep_packets(order.packets, self._report_packets)
         self.handover.account = source.account
         self.handover.expected_frames = lambda: source.expected_frames
         if isinstance(source, PushSource):
@@ -283,6 +302,9 @@ class _ServedSource:
                 source.account.drop("shutdown")
                 return
 
+    def _report_packets(self, kept: bool) -> None:
+        self._outlet.send([PacketsKept(self._number, kept)])
+
     def _report_state(self, change: StateChange) -> None:
         self._outlet.send([StateChanged(self._number, change.state.value, change.time_ns, change.cause)])
 
@@ -295,18 +317,24 @@ class DecodeWorker:
         self._outlet = _Outlet(connection)
         self._decoder = MessageDecoder()
         self._sources: dict[int, _ServedSource] = {}
+        self._cutters: dict[int, ClipCutter] = {}  # also of sources that have ended
 
     def serve(self) -> None:
         """Until the other end is closed."""
         due = time.monotonic() + BEAT_S
         while True:
             wait_s = max(0.0, due - time.monotonic())
+            batching = [served.handover for served in self._sources.values() if not served.is_live]
+            if batching:
+                wait_s = min(wait_s, _IDLE_CHECK_S)
             if select.select([self._connection], [], [], wait_s)[0]:
                 data = self._connection.recv(65536)
                 if not data:
                     return
                 for item in self._decoder.feed(data):
                     self._obey(item)
+            for handover in batching:
+                handover.flush_overdue()
             if time.monotonic() >= due:
                 due = time.monotonic() + BEAT_S
                 self._outlet.send([])
@@ -316,20 +344,41 @@ class DecodeWorker:
     def _obey(self, item: Any) -> None:
         if isinstance(item, OpenSource):
             try:
-                self._sources[item.source] = _ServedSource(item, self._outlet)
+                served = self._sources[item.source] = _ServedSource(item, self._outlet)
+                if served.cutter is not None:
+                    self._cutters[item.source] = served.cutter
             except Exception:
                 log.debug("a source could not be opened; its reader has been informed", exc_info=True)
             return
-        served = self._sources.get(item.source)
-        if served is None:
+        if isinstance(item, CutClip):
+            self._cut_clip(item)
+            return
+        if isinstance(item, ForgetPackets):
+            if (cutter := self._cutters.pop(item.source, None)) is not None:
+                cutter.release()
+            return
+        found = self._sources.get(item.source)
+        if found is None:
             return
         if isinstance(item, FreeSlots):
-            served.handover.free(list(item.slots))
+            found.handover.free(list(item.slots))
         elif isinstance(item, SampleSource):
-            served.handover.sampling = item.sampling
+            found.handover.sampling = item.sampling
         elif isinstance(item, CloseSource):
-            served.close()
+            found.close()
             del self._sources[item.source]
+
+    def _cut_clip(self, order: CutClip) -> None:
+        def deliver(result: CutResult) -> None:
+            answer = ClipCut(order.source, order.clip, result.begin_ns, result.end_ns, result.error)
+            with contextlib.suppress(OSError):  # the other end is gone, and this process ends
+                self._outlet.send([answer])
+
+        cutter = self._cutters.get(order.source)
+        if cutter is None:
+            deliver(CutResult(error="no_packets"))
+        else:
+            cutter.cut(order.from_ns, order.until_ns, Path(order.path), deliver)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,19 @@ def test_a_file_that_runs_code_when_loaded_is_not_loaded(tmp_path: Path) -> None
     with pytest.raises(CheckpointError):
         load_checkpoint(tmp_path / "trap.pth")
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_with_damaged_instructions_is_refused(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"model": {"w": torch.ones(2)}}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    start = whole.index(b"ctorch._utils") if not zipped else whole.index(b"\x80\x02")
+    for at in range(start, start + 150):  # the interpreter then calls anything with anything
+        path.unlink()  # an earlier one may be mapped into memory
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x15]) + whole[at + 1 :])
+        with contextlib.suppress(CheckpointError):
+            load_checkpoint(path)
 
 
 def test_files_without_weights_are_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from detectors import create_detector
 from detectors.detector import DetectorError, PromptError, Request
 from detectors.glip import model_files as source
 from detectors.glip.detector import Glip, create
+from detectors.glip.embedding import embed_boxes
 from detectors.glip.training.tuned_prompt import TunedPrompt, add_offsets
 from tests.detectors.glip.conftest import CONFIG, PIECES
 
@@ -230,6 +231,40 @@ def test_thresholds_by_query_let_doubtful_ones_through_down_to_a_half(folder: Pa
     assert scores("dog", [1.0, 0.1], threshold=1.0).min() < 0.2
     with pytest.raises(PromptError, match="must lie between 0 and 1"):
         create("glip-mini", weights=folder, threshold=2.0)
+
+
+def test_embeddings_are_those_of_the_boxes_and_do_not_depend_on_company(folder: Path) -> None:
+    plain, embedding = create("glip-mini", weights=folder), create("glip-mini", weights=folder, embed=True)
+    for glip in (plain, embedding):
+        glip.model.rpn.head.bias0.fill_(-2.8)
+    images = [picture(64, 96), picture(120, 90), picture(64, 96, seed=1)]
+    requests = [(image, ["person", "dog"]) for image in images]
+    for without, found, alone in zip(
+        run(plain, *requests), run(embedding, *requests), (run(embedding, one)[0] for one in requests), strict=True
+    ):
+        np.testing.assert_array_equal(without.xyxy, found.xyxy)
+        assert "embedding" not in without.data
+        vectors = found.data["embedding"]
+        assert vectors.dtype == np.float32
+        assert vectors.shape == (len(found), 8 * embedding.model.config.head.channels)
+        assert np.isfinite(vectors).all()
+        np.testing.assert_allclose(vectors, alone.data["embedding"], rtol=1e-3, atol=1e-3)
+        assert len(found[:0].data["embedding"]) == 0
+
+
+def test_an_embedding_reads_the_features_in_its_box() -> None:
+    features = torch.zeros(2, 10, 20)
+    features[0, :, 10:] = 1.0  # the right half
+    features[1, 5:] = 1.0  # the lower half
+    boxes = torch.tensor([[0.0, 0, 80, 80], [80, 0, 160, 80], [0, 0, 160, 80], [-20, -20, 900, 900]])
+    left, right, whole, beyond = embed_boxes(features, boxes, stride=8).reshape(4, 2, 4, 2)
+    assert left[0].max() < 0.3
+    assert right[0].min() > 0.7
+    assert whole[0, :, 0].max() < 0.3
+    assert whole[0, :, 1].min() > 0.7
+    assert whole[1, 0].max() < 0.3
+    assert whole[1, 3].min() > 0.7
+    assert torch.isfinite(beyond).all()
 
 
 def test_a_prompt_of_another_detector_is_refused(glip: Glip, folder: Path) -> None:

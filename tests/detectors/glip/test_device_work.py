@@ -13,9 +13,12 @@ from torch.utils._pytree import tree_leaves
 from detectors.boxes import suppress
 from detectors.detector import Request
 from detectors.glip import detector
+from detectors.glip.config import CONFIGS
 from detectors.glip.detector import Glip, create
-from detectors.glip.device_work import WaitFinder, WorkCounter
+from detectors.glip.device_work import WaitFinder, WorkCounter, count_forward
+from detectors.glip.modeling.dyhead import DyConv
 from detectors.images import normalise
+from tests.detectors.glip.conftest import CONFIG
 from tests.detectors.glip.test_detector import picture, same
 
 
@@ -24,7 +27,8 @@ def glip(folder: Path) -> Glip:
     return create("glip-mini", weights=folder, dtype="float32")
 
 
-def test_the_finder_names_what_waits() -> None:
+@pytest.mark.parametrize("inference", [False, True])
+def test_the_finder_names_what_waits(inference: bool) -> None:
     values = torch.arange(6.0)
     for work in (
         lambda: torch.tensor([1.0, 2.0]),
@@ -35,10 +39,10 @@ def test_the_finder_names_what_waits() -> None:
         lambda: bool(values.any()),
         lambda: values.nonzero(),
     ):
-        with WaitFinder() as finder:
+        with WaitFinder() as finder, torch.inference_mode(inference):
             work()
         assert finder.waits, "the work waits"
-    with WaitFinder() as finder:
+    with WaitFinder() as finder, torch.inference_mode(inference):
         values.masked_fill(values > 2, -1.0).index_select(0, torch.arange(3)).sum()
     assert finder.waits == []
 
@@ -124,3 +128,34 @@ def test_work_is_counted_without_views() -> None:
         (x.mT.reshape(2, 8) + 1)[:, :3]
     assert counter.launches == {"ones": 1, "clone": 1, "add": 1} or counter.launches["add"] == 1
     assert counter.bytes["add"] == 2 * 16 * np.dtype(np.float32).itemsize
+
+
+def test_a_forward_pass_is_few_launches() -> None:
+    one, eight = (count_forward(CONFIGS["glip-tiny"], batch=batch) for batch in (1, 8))
+    for work in (one, eight):
+        assert work.launches["all"] < 1200
+    assert one.launches["dynamic head"] == eight.launches["dynamic head"], "no copies for the batch's sake"
+    assert eight.bytes / 8 < 5.5e9
+
+
+def test_counting_leaves_no_tensors_without_data_behind(glip: Glip) -> None:
+    request = Request(picture(64, 96), glip.prepare(["person"]))
+    (before,) = glip.detect([request])
+    count_forward(CONFIG, width=96, height=64, tokens=5)
+    (after,) = glip.detect([request])
+    assert same(before, after)
+
+
+def test_prepared_weights_follow_changed_ones() -> None:
+    torch.manual_seed(0)
+    stage = DyConv(16, 4).eval()
+    shapes = ((4, 6), (2, 3), (1, 2))
+    regions = torch.randn(2, 32, 16)
+    with torch.no_grad():
+        before = stage(regions, shapes)
+        assert torch.equal(stage(regions, shapes), before)
+        conv = stage.DyConv[1].get_submodule("conv")
+        conv.get_parameter("weight").mul_(-1)
+        changed = stage(regions, shapes)
+    assert not torch.allclose(changed, before)
+    torch.testing.assert_close(stage(regions, shapes).detach(), changed)  # with gradients nothing is prepared

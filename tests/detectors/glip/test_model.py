@@ -7,17 +7,18 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from detectors.glip import runtime
 from detectors.glip.config import CONFIGS, GlipConfig, GlipConfigError
 from detectors.glip.convert import build_from, build_released
-from detectors.glip.modeling.deform import by_embedding_bag as deform_conv
-from detectors.glip.modeling.deform import by_torchvision, by_triton
-from detectors.glip.modeling.deform_grid import make_grid
+from detectors.glip.modeling.deform import Implementation, by_embedding_bag, by_torchvision, by_triton
+from detectors.glip.modeling.deform_grid import Kernel, SamplingGrid, by_channel, by_tap, join_grids, make_grid
 from detectors.glip.modeling.fusion import CrossAttention
 from detectors.glip.modeling.model import GlipModel
 
@@ -49,6 +50,32 @@ def random_case(stride: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, 
     return x, offsets, mask, weight, torch.randn(6, generator=generator)
 
 
+def convolve(
+    how: Implementation,
+    regions: Tensor,
+    grid: SamplingGrid,
+    offsets: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+) -> Tensor:
+    """One convolution: regions (B, N, C), offsets (B, P, 18), mask (B, P, 9), weight (O, C, 3, 3) -> (B, P, O)."""
+    batch = len(regions)
+
+    def by_level(values: Tensor) -> Tensor:
+        return torch.cat([part.flatten(0, 1) for part in torch.split(values, grid.sizes, dim=1)])
+
+    kernel = Kernel(by_tap(weight), bias)
+    (rows,) = how(regions, join_grids([grid], batch), by_level(offsets), by_level(mask), [kernel])
+    levels = torch.split(rows, [batch * size for size in grid.sizes])
+    return torch.cat([level.unflatten(0, (batch, -1)) for level in levels], dim=1)
+
+
+def test_weights_by_tap_come_back_by_channel() -> None:
+    weight = torch.randn(6, 4, 3, 3)
+    assert torch.equal(by_channel(by_tap(weight)), weight)
+
+
 def by_definition(
     x: torch.Tensor, offsets: torch.Tensor, mask: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, stride: int
 ) -> torch.Tensor:
@@ -76,7 +103,7 @@ def test_deformable_convolution_is_what_its_formula_says(stride: int) -> None:
     x, offsets, mask, weight, bias = random_case(stride)
     shape = (-(-5 // stride), -(-7 // stride))
     grid = make_grid([(5, 7)], [0], [shape], stride)
-    mine = deform_conv(x.flatten(1, 2), grid, offsets, mask, weight, bias)
+    mine = convolve(by_embedding_bag, x.flatten(1, 2), grid, offsets, mask, weight, bias)
     torch.testing.assert_close(mine, by_definition(x, offsets, mask, weight, bias, stride), atol=1e-4, rtol=1e-4)
 
 
@@ -90,7 +117,8 @@ def test_without_offsets_it_is_an_ordinary_convolution_on_every_level(stride: in
     outputs = [(level.shape[2], level.shape[3]) for level in want]
     grid = make_grid(shapes, [0, 1], outputs, stride)
     positions = sum(height * width for height, width in outputs)
-    mine = deform_conv(regions, grid, torch.zeros(2, positions, 18), torch.ones(2, positions, 9), weight, bias)
+    offsets, mask = torch.zeros(2, positions, 18), torch.ones(2, positions, 9)
+    mine = convolve(by_embedding_bag, regions, grid, offsets, mask, weight, bias)
     torch.testing.assert_close(mine, torch.cat([level.flatten(2).mT for level in want], dim=1), atol=1e-5, rtol=1e-4)
 
 
@@ -126,7 +154,8 @@ def test_by_torchvision_each_level_reaches_the_operator_as_it_wants_it(
     weight, bias = torch.randn(5, 4, 3, 3), torch.randn(5)
     grid = make_grid(shapes, [0, 1], outputs, stride)
     inputs = (regions, grid, offsets, mask, weight, bias)
-    torch.testing.assert_close(by_torchvision(*inputs), deform_conv(*inputs), atol=1e-4, rtol=1e-4)
+    mine, want = convolve(by_torchvision, *inputs), convolve(by_embedding_bag, *inputs)
+    torch.testing.assert_close(mine, want, atol=1e-4, rtol=1e-4)
 
 
 def test_an_implementation_whose_package_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,30 +167,69 @@ def test_an_implementation_whose_package_is_not_there_is_refused(monkeypatch: py
         runtime.use_deform(model, "magic")
 
 
+def test_on_a_gpu_a_kernel_that_fails_its_self_test_is_replaced_and_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu, cpu = torch.device("cuda:1"), torch.device("cpu")
+    fault = runtime.find_deform_fault
+
+    def on_cpu(name: str, _device: torch.device, dtype: torch.dtype) -> str:
+        return fault(name, cpu, dtype)
+
+    def use(way: Implementation | None, dtype: torch.dtype = torch.float32) -> str:
+        monkeypatch.setattr(runtime, "find_deform_fault", on_cpu)
+        monkeypatch.setattr(runtime, "find_spec", lambda _package: way)
+        monkeypatch.setitem(runtime.IMPLEMENTATIONS, "triton", way or by_triton)
+        caplog.clear()
+        return runtime.choose_deform(gpu, dtype)
+
+    def broken(*_inputs: object) -> list[Tensor]:
+        raise RuntimeError("ptxas is not there\nsee the log")
+
+    def off(*inputs: Any) -> list[Tensor]:
+        return [part + 0.2 for part in by_embedding_bag(*inputs)]
+
+    assert use(by_embedding_bag) == use(by_embedding_bag, torch.bfloat16) == "triton"
+    assert caplog.text == ""
+    for way, reason in (
+        (None, "triton is not installed"),
+        (broken, "RuntimeError: ptxas is not there)"),
+        (off, "off by 0.2"),
+    ):
+        assert use(way) == "embedding-bag"
+        assert "cuda:1 go by embedding bags" in caplog.text
+        assert reason in caplog.text
+    assert runtime.choose_deform(cpu, torch.bfloat16) == "embedding-bag"
+
+
 def test_the_fused_kernel_equals_the_definition() -> None:
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("needs an NVIDIA GPU, or Triton with TRITON_INTERPRET=1")
     pytest.importorskip("triton")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.device(device):
-        x, offsets, mask, weight, bias = (part.to(device) for part in random_case(1))
-        grid = make_grid([(5, 7)], [0], [(5, 7)], 1)
-        mine = by_triton(x.flatten(1, 2), grid, offsets, mask, weight, bias)
-        want = deform_conv(x.flatten(1, 2), grid, offsets, mask, weight, bias)
-    torch.testing.assert_close(mine, want, atol=1e-4, rtol=1e-4)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # The interpreter multiplies bfloat16 as whole numbers, which the self-test must notice.
+    for dtype in (torch.float32, torch.float16):
+        assert runtime.find_deform_fault("triton", device, dtype) == ""
+    assert bool(runtime.find_deform_fault("triton", device, torch.bfloat16)) == (device.type == "cpu")
+    x, offsets, mask, weight, bias = (part.to(device) for part in random_case(1))
+    grid = make_grid([(5, 7)], [0], [(5, 7)], 1, device)
+    mine = convolve(by_triton, x.flatten(1, 2), grid, offsets, mask, weight, bias)
+    want = by_definition(*(part.cpu() for part in (x, offsets, mask, weight, bias)), stride=1)
+    torch.testing.assert_close(mine.cpu(), want, atol=1e-4, rtol=1e-4)
 
 
 def test_offsets_and_mask_learn_through_the_deformable_convolution() -> None:
     x, offsets, mask, weight, bias = (part.double().float().requires_grad_() for part in random_case(1))
     grid = make_grid([(5, 7)], [0], [(5, 7)], 1)
-    deform_conv(x.flatten(1, 2), grid, offsets, mask, weight, bias).square().sum().backward()
+    convolve(by_embedding_bag, x.flatten(1, 2), grid, offsets, mask, weight, bias).square().sum().backward()
     step = 1e-2
     with torch.no_grad():
         index = offsets.grad.abs().flatten().argmax() if offsets.grad is not None else torch.tensor(0)
         nudged = offsets.clone()
         nudged.view(-1)[index] += step
         before, after = (
-            deform_conv(x.flatten(1, 2), grid, value, mask, weight, bias).square().sum() for value in (offsets, nudged)
+            convolve(by_embedding_bag, x.flatten(1, 2), grid, value, mask, weight, bias).square().sum()
+            for value in (offsets, nudged)
         )
     assert offsets.grad is not None
     assert mask.grad is not None
