@@ -177,7 +177,7 @@ class JobRunner:
 
     async def _close_outputs(self, sinks: Mapping[str, Sink]) -> None:
         """Closes queue, sinks and archive, all at once and within the closing time of the job; what does not close is left."""
-        closing = {"the queue": self._feed.aclose(), **{name: sink.aclose() for name, sink in sinks.items()}}
+        closing = {"the queue": self._feed.aclose()} | {name: sink.aclose() for name, sink in sinks.items()}
         if self._archive is not None:
             closing[f"{self._archive.database}"] = self._archive.aclose()
         found = await asyncio.gather(*(finish_within(work, self._job.close_timeout_s) for work in closing.values()))
