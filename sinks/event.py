@@ -174,6 +174,8 @@ class Media(_Model):
     sha256: str
     boxed: bool | None = Field(None, description="present where the box of the track is drawn on the picture")
     captured_ns: Nanoseconds | None = Field(None, description="capture time of the picture")
+    begin_ns: Nanoseconds | None = Field(None, description="capture time of the first picture of a clip")
+    end_ns: Nanoseconds | None = Field(None, description="capture time at which the last picture of a clip ends")
     box: Box | None = Field(None, description="the track in the full frame at that time")
 
 
@@ -209,11 +211,13 @@ class Producer(_Model):
 
 
 class RuleInfo(_Model):
-    """Finding of a rule that the application added."""
+    """Finding of a declared rule, or of one that the application added."""
 
     id: str = Field(description="the rule's id")
     text: str | None = Field(None, description="the finding in words")
     value: float | None = Field(None, description="the measured value, in the rule's own unit")
+    state: Literal["begin", "end"] | None = Field(None, description="for rules that hold for a time")
+    other: int | None = Field(None, ge=1, description="number of the other track that the finding is about")
 
 
 class EventData(_Model):

@@ -22,6 +22,7 @@ from streamer.config import Config, StreamConfig
 from streamer.errors import ConfigError
 from streamer.pipeline import Recorder, StateRelay, Stream
 from streamer.pipeline.sections import (
+    condition_plans,
     count_plans,
     default_threshold,
     make_embedder,
@@ -227,6 +228,7 @@ class StreamAssembly:
             count_plans(stream),
             self._make_rules(source.name) if self._make_rules is not None else (),
             masks,
+            condition_plans(stream),
             make_embedder(config),
         )
         analysis.publishes_detections = self.publishes_detections(config)

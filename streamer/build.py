@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from detectors import Detector
@@ -21,6 +22,7 @@ from streamer.detector_choice import load_detector
 from streamer.enrichment.describers import Describer, GlammDescriber, MaskDescriber
 from streamer.enrichment.enricher import CallBudget, Enricher, EnrichPlan
 from streamer.errors import ConfigError
+from streamer.media.clips import ClipSpan, ClipWriter
 from streamer.media.folder import MediaFolder
 from streamer.media.snapshots import SnapshotWriter
 from streamer.pipeline import NewEnricher, Pipeline
@@ -105,6 +107,7 @@ async def open_pipeline(
             crashed = close_crashed(left_open, run)
             await spool.send_batch(crashed)
             assembly.begin_run(run, Counter(event.data.stream for event in crashed))
+            media = open_media(config)
             pipeline = Pipeline(
                 assembly.make_streams(config, sections),
                 used_detector,
@@ -113,7 +116,8 @@ async def open_pipeline(
                 parts=assembly,
                 on_frame=on_frame,
                 new_enricher=None if config.enrich is None else enricher_of(config.enrich),
-                snapshots=open_snapshots(config),
+                snapshots=media.snapshots,
+                clips=media.clips,
                 traces=traces,
             )
             opened.watch(pipeline)
@@ -121,12 +125,19 @@ async def open_pipeline(
             await opened.finish(pipeline, patience_s)
 
 
-def open_snapshots(config: Config) -> SnapshotWriter | None:
-    """The writer of pictures of events, None where the configuration stores none. Raises `ConfigError` for a folder
-    that cannot be used."""
+@dataclass(frozen=True, slots=True)
+class MediaWriters:
+    """The writers of pictures and clips of events, None where the configuration stores none."""
+
+    snapshots: SnapshotWriter | None = None
+    clips: ClipWriter | None = None
+
+
+def open_media(config: Config) -> MediaWriters:
+    """The writers of pictures and clips of events. Raises `ConfigError` for a folder that cannot be used."""
     settings = config.media
-    if settings is None or settings.snapshots == "none":
-        return None
+    if settings is None or (settings.snapshots == "none" and settings.clips is None):
+        return MediaWriters()
     path = media_folder(config)
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -137,7 +148,12 @@ def open_snapshots(config: Config) -> SnapshotWriter | None:
     if not os.access(path, os.W_OK | os.X_OK):
         raise ConfigError(f"media.folder {path} cannot be written: give a folder that this user may write to")
     folder = MediaFolder(path, max_age_s=settings.max_age_days * 86_400, max_bytes=settings.max_bytes)
-    return SnapshotWriter(folder, settings.snapshots)
+    return MediaWriters(
+        None if settings.snapshots == "none" else SnapshotWriter(folder, settings.snapshots),
+        None
+        if settings.clips is None
+        else ClipWriter(folder, ClipSpan(settings.clips.before_s, settings.clips.after_s)),
+    )
 
 
 def enricher_of(config: EnrichConfig) -> NewEnricher:

@@ -30,6 +30,7 @@ from sinks.address import redact
 from sinks.tls import TlsOptions
 from streamer.analysis.queries import query_slug
 from streamer.errors import ConfigError
+from streamer.rules.ground import GroundPlane
 from streamer.rules.rule import Anchor
 from streamer.rules.zones import SETTLE_S
 from streamer.yaml_reader import Place, read_yaml
@@ -44,11 +45,12 @@ AnchorPoint = Annotated[
     Anchor,
     Field(description="Point of a box that decides: middle of the lower edge, centre, or any of the corners."),
 ]
+_PLACES = {"polygon", "points", "holes"}
 _TEXT_EXPECTED = ("string_type", "model_type", "model_attributes_type", "dict_type")
 
 
 class _ConfigSection(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class QueryConfig(_ConfigSection):
@@ -98,6 +100,66 @@ class CountConfig(_ConfigSection):
     window_s: float = Field(60.0, gt=0, description="Seconds of one window, at whose end a count event is sent.")
 
 
+class GroundPointConfig(_ConfigSection):
+    image: Point = Field(description="The point in fractions of the frame.")
+    ground: tuple[float, float] = Field(description="The same point on the ground, in metres from an origin of choice.")
+
+
+class CalibrationConfig(_ConfigSection):
+    """Ground plane of a camera, from which speeds and distances in metres follow."""
+
+    points: list[GroundPointConfig] = Field(
+        min_length=4, description="At least four points on flat ground, no three of them in a line."
+    )
+
+    def plane(self) -> GroundPlane:
+        """The plane. Raises `ConfigError`."""
+        return GroundPlane([point.image for point in self.points], [point.ground for point in self.points])
+
+
+class _RuleConfig(_ConfigSection):
+    id: str = Field(min_length=1, description="Name of the rule in its events.")
+    query: str = Field(min_length=1, description="Id of the query whose tracks the rule is about.")
+    zone: str | None = Field(None, description="Id of the zone in which it holds; the whole frame by default.")
+    for_s: float = Field(1.0, ge=0, le=86_400, description="Seconds for which it must hold before it is reported.")
+
+
+class SpeedRuleConfig(_RuleConfig):
+    """Tracks of a query that are faster than a limit."""
+
+    kind: Literal["speed"]
+    above_kmh: float = Field(gt=0, description="Limit, kilometres an hour; needs a calibration.")
+
+
+class DistanceRuleConfig(_RuleConfig):
+    """Tracks of two queries, or of the same one, that are closer than a limit."""
+
+    kind: Literal["distance"]
+    other: str | None = Field(None, description="Id of the other query; the same query by default.")
+    below_m: float = Field(gt=0, description="Limit, metres; needs a calibration.")
+
+
+class WithoutRuleConfig(_RuleConfig):
+    """Tracks of a query with nothing of another query upon them, such as persons without a helmet."""
+
+    kind: Literal["without"]
+    without: str = Field(min_length=1, description="Id of the query of what is missing.")
+
+
+class LeftRuleConfig(_RuleConfig):
+    """Objects of a query that somebody was near and left, such as bags."""
+
+    kind: Literal["left"]
+    thing: str = Field(min_length=1, description="Id of the query of the objects; `query` is of those who leave them.")
+    away_m: float = Field(2.0, gt=0, description="Metres from which one is away, with a calibration.")
+    away: float = Field(1.0, gt=0, description="Heights of the person's box from which one is away, without one.")
+
+
+RuleConfig = Annotated[
+    SpeedRuleConfig | DistanceRuleConfig | WithoutRuleConfig | LeftRuleConfig, Field(discriminator="kind")
+]
+
+
 class SampleConfig(_ConfigSection):
     """Which frames the detector looks at."""
 
@@ -144,6 +206,8 @@ class StreamConfig(_ConfigSection):
     zones: list[ZoneConfig] = []
     lines: list[LineConfig] = []
     counts: list[CountConfig] = []
+    calibration: CalibrationConfig | None = Field(None, description="Ground plane; rules in metres need it.")
+    rules: list[RuleConfig] = Field(default=[], description="Conditions on tracks whose begin and end are events.")
     ignore: list[MaskConfig] = Field(default=[], description="Regions of the frame in which detections are ignored.")
     sample: SampleConfig = SampleConfig()
     transport: Literal["tcp", "udp"] = Field(
@@ -180,18 +244,33 @@ class StreamConfig(_ConfigSection):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"{name!r} names two zones or lines: give each its own id")
+        ids = [rule.id for rule in self.rules]
+        zones = [zone.id for zone in self.zones]
+        for rule in self.rules:
+            if ids.count(rule.id) > 1:
+                raise ValueError(f"{rule.id!r} names two rules: give each its own id")
+            if rule.zone is not None and rule.zone not in zones:
+                raise ValueError(
+                    f"the rule {rule.id!r} is for the zone {rule.zone!r}, but there are only "
+                    f"{', '.join(zones) or 'no zones'}"
+                )
+            if isinstance(rule, SpeedRuleConfig | DistanceRuleConfig) and self.calibration is None:
+                raise ValueError(
+                    f"the rule {rule.id!r} is in metres, which needs `calibration`: give four points of the ground"
+                )
+        if self.calibration is not None:
+            self.calibration.plane()
         for count in self.counts:
             if count.of is not None and count.of not in names:
-                raise ValueError(
-                    f"counts of {count.of!r}, but there are only {', '.join(names) or 'no zones or lines'}"
-                )
+                there = f"they are {', '.join(map(repr, names))}" if names else "the stream has none"
+                raise ValueError(f"counts {count.of!r}, which is no zone or line: {there}")
         return self
 
 
 class DetectorConfig(_ConfigSection):
     """The model that finds the queries. Further keys are options of that detector: `dtype`, `short_side`, ..."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     name: str = Field(
         "",
@@ -265,8 +344,15 @@ class EnrichConfig(_ConfigSection):
     per_stream_minute: int = Field(10, ge=1)
 
 
+class ClipConfig(_ConfigSection):
+    """Length of the clips of events."""
+
+    before_s: float = Field(5.0, ge=0, le=60, description="Seconds of a clip before its event.")
+    after_s: float = Field(5.0, ge=0, le=60, description="Seconds of a clip after its event.")
+
+
 class MediaConfig(_ConfigSection):
-    """Pictures of events: the best view so far of a track that matches a query, enters a zone or crosses a line."""
+    """Pictures and clips of events: of a track that matches a query, enters a zone or crosses a line."""
 
     folder: Path | None = Field(
         None, description="Folder of the pictures; `media` in the user's state folder if absent."
@@ -276,10 +362,20 @@ class MediaConfig(_ConfigSection):
         description="What is stored: the full frame and the part around the track, that part alone, or no picture. "
         "true is full, false is none.",
     )
-    max_age_days: float = Field(7.0, gt=0, le=3650, description="Days after which a picture is removed.")
-    max_bytes: int = Field(
-        5 << 30, ge=1 << 20, description="Bytes of all pictures in the folder; the oldest are removed first."
+    clips: ClipConfig | None = Field(
+        None,
+        description="Clips of the same events, without encoding where the source allows it; false or absent: none, "
+        "true: from 5 seconds before to 5 seconds after.",
     )
+    max_age_days: float = Field(7.0, gt=0, le=3650, description="Days after which a picture or clip is removed.")
+    max_bytes: int = Field(
+        5 << 30, ge=1 << 20, description="Bytes of all pictures and clips in the folder; the oldest are removed first."
+    )
+
+    @field_validator("clips", mode="before")
+    @classmethod
+    def _clips_by_switch(cls, value: object) -> object:
+        return ({} if value else None) if isinstance(value, bool) else value
 
     @field_validator("snapshots", mode="before")
     @classmethod
@@ -414,6 +510,13 @@ class Config(_ConfigSection):
         for position, stream in enumerate(self.streams):
             queries = self.queries if stream.queries is None else stream.queries
             ids = [query.id or query_slug(query.text) for query in queries]
+            for rule in stream.rules:
+                named = [rule.query, *(getattr(rule, key, None) for key in ("other", "without", "thing"))]
+                if missing := [query for query in named if query is not None and query not in ids]:
+                    raise ValueError(
+                        f"streams[{position}]: the rule {rule.id!r} names the query {missing[0]!r}, but its queries' "
+                        f"ids are {', '.join(ids)}: give one of these"
+                    )
             for count in stream.counts:
                 if count.query is not None and count.query not in ids:
                     raise ValueError(
@@ -502,6 +605,8 @@ def _sentence(origin: str, mistake: Mapping[str, Any], spellings: Mapping[Place,
     if mistake["type"] == "value_error":
         return f"{origin}: {place + ' ' if place else ''}{mistake['ctx']['error']}"
     value = mistake["input"]
+    if mistake["type"] == "less_than_equal" and _PLACES & set(location):
+        return f"{origin}: {place} is {value!r}: give coordinates as fractions of the frame, from 0 to 1"
     if mistake["type"] in _TEXT_EXPECTED and (value is None or isinstance(value, bool | int | float)):
         text = (spellings or {}).get(tuple(location), str(value))
         return f'{origin}: {place} is {text}, which is read as {_kind(value)} and not as a text: quote it, "{text}"'

@@ -15,15 +15,15 @@ from sinks.spool.schema import parse_line
 
 log = logging.getLogger("sinks.spool")
 
-OpenKind = Literal["track", "visit", "match", "stream"]
+OpenKind = Literal["track", "visit", "match", "rule", "stream"]
 
-_KINDS: dict[str, OpenKind] = {"zone": "visit", "match": "match", "stream": "stream"}
+_KINDS: dict[str, OpenKind] = {"zone": "visit", "match": "match", "rule": "rule", "stream": "stream"}
 
 
 @dataclass(frozen=True, slots=True)
 class OpenItem:
-    """Something that has begun and not ended. `event` is the last one of a track or a stream, and the `zone.enter` or
-    `match.begin` that opened a visit or a match. `key` is unique."""
+    """Something that has begun and not ended. `event` is the last one of a track or a stream, and the one that opened a
+    visit, a match or the finding of a rule. `key` is unique."""
 
     kind: OpenKind
     key: str
@@ -33,7 +33,7 @@ class OpenItem:
 class OpenState:
     """Follows the events in their order. Not thread-safe.
 
-    Keys: a track has its uid; the others are `zone UID ID`, `match UID ID` and `stream NAME`.
+    Keys: a track has its uid; the others are `zone UID ID`, `match UID ID`, `rule UID OTHER ID` and `stream NAME`.
     """
 
     def __init__(self) -> None:
@@ -75,6 +75,9 @@ class OpenState:
             elif kind is EventType.ZONE_EXIT or kind is EventType.MATCH_END:
                 for key in _part_keys(event):
                     self._mark_closed(key)
+            elif kind is EventType.RULE and track.state != "ended":
+                for key in _part_keys(event):
+                    (self._mark_closed(key) if data.rule and data.rule.state == "end" else self._mark_open(key, event))
         stream = self._stream_keys.get(data.stream)
         if stream is None:
             stream = self._stream_keys[data.stream] = f"stream {data.stream}"
@@ -103,7 +106,7 @@ class OpenState:
     def _mark_open(self, key: str, event: Event) -> None:
         self._events[key] = self._changed[key] = event
         kind, _, rest = key.partition(" ")
-        if kind in ("zone", "match") and rest:
+        if kind in ("zone", "match", "rule") and rest:
             self._parts.setdefault(rest.partition(" ")[0], set()).add(key)
 
     def _mark_closed(self, key: str) -> None:
@@ -121,12 +124,15 @@ def _track_key(event: Event) -> tuple[str, ...]:
 
 
 def _part_keys(event: Event) -> list[str]:
-    """The keys of the visit or the matches that the event speaks of."""
+    """The keys of the visit, the matches or the finding of a rule that the event is about."""
     track, zone = event.data.track, event.data.zone
     if track is None:
         return []
     if zone is not None:
         return [f"zone {track.uid} {zone.id}"]
+    if event.data.rule is not None:
+        rule = event.data.rule
+        return [] if rule.state is None else [f"rule {track.uid} {rule.other or 0} {rule.id}"]
     return [f"match {track.uid} {match.query_id}" for match in event.data.matches or ()]
 
 

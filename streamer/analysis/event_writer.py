@@ -37,6 +37,7 @@ CRASH_CAUSE = "groundstream ended without closing the stream"
 _LAST = (EventType.ZONE_EXIT, EventType.MATCH_END, EventType.TRACK_END)
 _ORDER = {EventType.TRACK_BEGIN: 0, EventType.MATCH_BEGIN: 1, **{kind: 3 + rank for rank, kind in enumerate(_LAST)}}
 _CRASH_TYPES = {
+    "rule": EventType.RULE,
     "visit": EventType.ZONE_EXIT,
     "match": EventType.MATCH_END,
     "track": EventType.TRACK_END,
@@ -74,8 +75,9 @@ class StreamIdentity:
 def close_crashed(items: Iterable[OpenItem], run: int) -> list[Event]:
     """The ends of everything that earlier runs left open, as the first events of this run on their streams.
 
-    In each stream the visits end first (`zone.exit`), then the matches (`match.end`), the tracks (`track.end`,
-    `crashed`) and the stream itself (`stream.offline`), all at the time of the stream's last known event.
+    In each stream the findings of rules end first (`rule`), then the visits (`zone.exit`), the matches (`match.end`),
+    the tracks (`track.end`, `crashed`) and the stream itself (`stream.offline`), all at the time of the stream's last
+    known event.
     """
     ordered = sorted(items, key=lambda item: (item.event.data.stream, _CRASH_ORDER.index(item.kind), item.key))
     ends: list[Event] = []
@@ -133,6 +135,8 @@ class _CrashedStream:
         if item.kind == "visit" and data.zone is not None:
             stayed_s = max(0, track.last_seen_ns - data.clock.captured_ns) / 1e9
             yield "zone", ZoneInfo(id=data.zone.id, dwell_s=round(stayed_s, 6))
+        if item.kind == "rule" and data.rule is not None:
+            yield "rule", data.rule.model_copy(update={"state": "end"})
         if item.kind == "track":
             track = track.model_copy(update={"state": "ended", "end_reason": "crashed"})
         yield "track", track
@@ -199,7 +203,7 @@ class EventWriter:
         moment = _moment_of(happening, moment)
         identity = self._identity
         fields = dict(happening.data)
-        subject = identity.stream
+        subject = happening.subject or identity.stream
         if happening.track is not None:
             record = self._tracks.find(happening.track)
             assert record is not None, f"rule {happening.type} speaks of track {happening.track}, which never began"

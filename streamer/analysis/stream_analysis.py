@@ -16,6 +16,7 @@ from streamer.analysis.event_writer import EventTime, EventWriter, StreamIdentit
 from streamer.analysis.frame_sizes import FrameSizes
 from streamer.analysis.label_scores import for_tracker
 from streamer.analysis.queries import Query, QueryBook, QueryChange, QuerySet
+from streamer.rules.conditions import ConditionPlan, ConditionRule
 from streamer.rules.matches import QueryMatches
 from streamer.rules.places import Count, IgnoredRegion, Line, PlaceRules, Zone
 from streamer.rules.rule import FrameObservation, Rule, RuleFinding
@@ -56,13 +57,23 @@ class PlannedCount:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class PlannedCondition:
+    """A condition with what it was made from."""
+
+    plan: ConditionPlan
+    zone: Zone | None
+    rule: ConditionRule
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RuleSet:
-    """The zones, lines, counts and masks of a stream."""
+    """The zones, lines, counts, masks and conditions of a stream."""
 
     zones: tuple[Zone, ...] = ()
     lines: tuple[Line, ...] = ()
     counts: tuple[PlannedCount, ...] = ()
     masks: tuple[IgnoredRegion, ...] = ()
+    conditions: tuple[PlannedCondition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +102,7 @@ class StreamAnalysis:
         counts: Sequence[CountPlan] = (),
         rules: Sequence[Rule] = (),
         masks: Sequence[IgnoredRegion] = (),
+        conditions: Sequence[ConditionPlan] = (),
         embed: Embed | None = None,
     ) -> None:
         """`embed` gives the tracker the embeddings of detections; None where the detector does, or without them."""
@@ -104,8 +116,10 @@ class StreamAnalysis:
         self.default_threshold = default_threshold
         self._stream = identity.stream
         self.planned_rules = RuleSet()
-        self._place_rules = self.plan_rules(zones, lines, counts, masks)
-        self._places = PlaceRules(zones, lines, [planned.count for planned in self._place_rules.counts])
+        planned = self._place_rules = self.plan_rules(zones, lines, counts, masks, conditions)
+        self._places = PlaceRules(
+            zones, lines, [each.count for each in planned.counts], [each.rule for each in planned.conditions]
+        )
         self._rules = tuple(rules)
         self.publishes_detections = False  # an event with the detections of each analysed frame
         self.masked_detections = 0  # detections left out because a mask covers them
@@ -234,11 +248,13 @@ class StreamAnalysis:
         return self._writer.write([RuleFinding(EventType.ENRICH, known, data)], result.moment)
 
     def pictured(self, snapshot: Snapshot) -> list[Event]:
-        """Event for pictures that were written later than the event that they belong to."""
+        """Event for pictures or a clip that were written later than the event that they belong to, perhaps after the
+        end of the track."""
         record = self.tracks.find(snapshot.track_number)
         known = snapshot.track_number if record is not None and record.uid == snapshot.track_uid else None
         data = {"media": list(snapshot.media), "cause": snapshot.cause}
-        return self._writer.write([RuleFinding(EventType.MEDIA, known, data)], snapshot.moment)
+        finding = RuleFinding(EventType.MEDIA, known, data, subject=snapshot.track_uid)
+        return self._writer.write([finding], snapshot.moment)
 
     def coverage(self, moment: EventTime, info: CoverageInfo) -> list[Event]:
         return self._writer.write([RuleFinding(EventType.COVERAGE, None, {"coverage": info})], moment)
@@ -253,15 +269,26 @@ class StreamAnalysis:
         self._writer.continue_after(written)
 
     def plan_rules(
-        self, zones: Sequence[Zone], lines: Sequence[Line], counts: Sequence[CountPlan], masks: Sequence[IgnoredRegion]
+        self,
+        zones: Sequence[Zone],
+        lines: Sequence[Line],
+        counts: Sequence[CountPlan],
+        masks: Sequence[IgnoredRegion],
+        conditions: Sequence[ConditionPlan],
     ) -> RuleSet:
-        """Rules for a later `change`. A count of the rules planned last that stays as it is keeps its state."""
+        """Rules for a later `change`. What stays as it is of the rules planned last keeps its state."""
         present = {(rule.plan, id(rule.place), rule.query_text): rule for rule in self.planned_rules.counts}
         planned = []
         for plan in counts:
             made = self._plan_count(plan, zones, lines)
             planned.append(present.get((made.plan, id(made.place), made.query_text), made))
-        self.planned_rules = RuleSet(tuple(zones), tuple(lines), tuple(planned), tuple(masks))
+        held = {(rule.plan, id(rule.zone)): rule for rule in self.planned_rules.conditions}
+        by_name = {zone.name: zone for zone in zones}
+        conditioned = []
+        for condition in conditions:
+            zone = None if condition.zone is None else by_name[condition.zone]
+            conditioned.append(held.get((condition, id(zone))) or self._plan_condition(condition, zone))
+        self.planned_rules = RuleSet(tuple(zones), tuple(lines), tuple(planned), tuple(masks), tuple(conditioned))
         return self.planned_rules
 
     def change(self, change: AnalysisChange, moment: EventTime, ended: EventTime) -> list[Event]:
@@ -274,7 +301,9 @@ class StreamAnalysis:
         if change.rules is not None:
             rules = self._place_rules = change.rules
             counts = [planned.count for planned in rules.counts]
-            events += self._writer.write(self._places.replace(rules.zones, rules.lines, counts, ended.time_ns), ended)
+            conditions = [planned.rule for planned in rules.conditions]
+            gone = self._places.replace(rules.zones, rules.lines, counts, conditions, ended.time_ns)
+            events += self._writer.write(gone, ended)
         withdrawn = [changed.query.number for changed in change.queries if changed.change != "added"]
         if change.default_threshold != self.default_threshold:
             withdrawn += [query.number for query in self._known_queries.values() if query.threshold is None]
@@ -316,6 +345,14 @@ class StreamAnalysis:
             self.matches.denials = frozenset(query.number for query in queries if query.is_denial)
             cached = self._threshold_cache = (queries, numbers, thresholds)
         return cached[1], cached[2]
+
+    def _plan_condition(self, plan: ConditionPlan, zone: Zone | None) -> PlannedCondition:
+        condition = plan.make(None if zone is None else zone.region)
+        return PlannedCondition(plan, zone, ConditionRule(plan.name, condition, plan.for_s, self._number_of))
+
+    def _number_of(self, query_id: str) -> int | None:
+        query = self.queries.find(query_id)
+        return None if query is None else query.number
 
     def _plan_count(self, plan: CountPlan, zones: Sequence[Zone], lines: Sequence[Line]) -> PlannedCount:
         places: dict[str, Zone | Line] = {zone.name: zone for zone in zones}

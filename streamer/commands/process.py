@@ -58,6 +58,9 @@ def process(
     sink: Sinks = None,
     video: Annotated[bool, typer.Option("--video/--no-video", help="Write an annotated MP4.")] = True,
     images: Annotated[bool, typer.Option("--images", help="Save the analysed frames beside the COCO file.")] = False,
+    clips: Annotated[
+        bool, typer.Option("--clips", help="Store pictures and clips of matches, zones and lines in OUT/media.")
+    ] = False,
     export: Annotated[
         list[str] | None,
         typer.Option(
@@ -126,6 +129,7 @@ def process(
         sinks=sink or (),
         video=video,
         images=images,
+        clips=clips,
         exports=check_exports(export or ()),
         zones=zone or (),
         lines=line or (),

@@ -43,6 +43,7 @@ class ProcessJob:
     sinks: Sequence[str] = ()
     video: bool = True
     images: bool = False
+    clips: bool = False
     exports: Sequence[str] = ()
     zones: Sequence[str] = ()
     lines: Sequence[str] = ()
@@ -77,6 +78,10 @@ class StreamSummary:
     places: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
+_KEPT_MEDIA = {"max_bytes": 1 << 50, "max_age_days": 3650}
+"""Pictures and clips of a job stay as other results do."""
+
+
 def job_config(job: ProcessJob) -> Config:
     """Returns the configuration of the job's options, one stream for each address. Raises `ConfigError`."""
     if not job.videos and job.queue is None:
@@ -93,6 +98,7 @@ def job_config(job: ProcessJob) -> Config:
         "tracker": tracker_setting(job.tracker, job.reid),
         "batch": {"size": job.batch, "wait_ms": _WHOLE_BATCHES_MS},
         "sinks": list(job.sinks),
+        "media": job.clips and {"folder": str(job.out / "media"), "clips": True, **_KEPT_MEDIA},
         "close_timeout_s": job.close_timeout_s,
     }
     return parse_config(raw, "command line")

@@ -67,6 +67,8 @@ def identify_settings(job: ProcessJob, config_hash: str) -> str:
     written: list[object] = [job.start_time, job.video, job.images]
     if job.exports:  # results of earlier versions, which had none, stay valid
         written.append(sorted(job.exports))
+    if job.clips:
+        written.append("clips")
     return digest([config_hash, json.dumps(written)])
 
 

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -48,8 +49,7 @@ class MediaStore(Protocol):
 class MediaFolder:
     """The media in a folder whose files are named after their SHA-256, two digits of it as subfolder.
 
-    `max_age_s` and `max_bytes` limit what `remove_expired` leaves; without them everything stays. One thread writes;
-    any may find.
+    `max_age_s` and `max_bytes` limit what `remove_expired` leaves; without them everything stays. Thread-safe.
     """
 
     def __init__(self, folder: Path, *, max_age_s: float | None = None, max_bytes: int | None = None) -> None:
@@ -58,6 +58,7 @@ class MediaFolder:
         self._max_bytes = max_bytes
         self._bytes: int | None = None  # unknown before the folder was read
         self._checked_s = -math.inf
+        self._lock = threading.Lock()
 
     def find(self, sha256: str) -> MediaFile | None:
         """Returns the file with that content hash, None when it is not stored or the text is not a hash."""
@@ -79,7 +80,8 @@ class MediaFolder:
         except FileNotFoundError:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _write_whole(path, content)
-            self._bytes = None if self._bytes is None else self._bytes + len(content)
+            with self._lock:
+                self._bytes = None if self._bytes is None else self._bytes + len(content)
         return StoredFile(path, sha256)
 
     def remove_expired(self) -> int:
@@ -87,6 +89,10 @@ class MediaFolder:
 
         Reads the folder when the limit of bytes is exceeded, else once a minute. Raises `OSError`.
         """
+        with self._lock:
+            return self._remove_expired()
+
+    def _remove_expired(self) -> int:
         is_full = self._max_bytes is not None and (self._bytes or 0) > self._max_bytes
         if not is_full and time.monotonic() - self._checked_s < _CHECK_EVERY_S:
             return 0

@@ -55,6 +55,16 @@ def draw_box(image: Image, box: Sequence[float]) -> Image:
     return canvas
 
 
+def fit_within(image: Image, longest_side: int) -> Image:
+    """Returns the image, made smaller where a side is longer than `longest_side` pixels."""
+    height, width = image.shape[:2]
+    factor = longest_side / max(height, width)
+    if factor >= 1:
+        return image
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
 def square_pixels(image: Image, pixel_aspect: float) -> Image:
     """Returns the image with square pixels; `pixel_aspect` is the width of its pixels by their height."""
     width = round(image.shape[1] * pixel_aspect)

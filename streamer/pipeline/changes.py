@@ -188,11 +188,11 @@ def _plan_stream(stream: Stream, before: StreamConfig, section: StreamConfig, co
 
 
 def _rules_of(section: StreamConfig) -> tuple[object, ...]:
-    return section.zones, section.lines, section.counts, section.ignore
+    return section.zones, section.lines, section.counts, section.ignore, section.rules, section.calibration
 
 
 def place_sentences(before: StreamConfig, after: StreamConfig) -> list[str]:
-    """One sentence for each zone, line and count that was added, changed or removed."""
+    """One sentence for each zone, line, count and rule that was added, changed or removed."""
     sentences = []
     for word, old_places, new_places in (("zone", before.zones, after.zones), ("line", before.lines, after.lines)):
         old, new = ({place.id: place for place in places} for places in (old_places, new_places))
@@ -201,6 +201,12 @@ def place_sentences(before: StreamConfig, after: StreamConfig) -> list[str]:
         sentences += [f"{word} {name!r} removed" for name in old if name not in new]
     if before.counts != after.counts:
         sentences.append("counts changed")
+    if before.calibration != after.calibration:
+        sentences.append("calibration changed")
+    old_rules, new_rules = ({rule.id: rule for rule in rules} for rules in (before.rules, after.rules))
+    sentences += [f"rule {name!r} added" for name in new_rules if name not in old_rules]
+    sentences += [f"rule {name!r} changed" for name, rule in new_rules.items() if old_rules.get(name, rule) != rule]
+    sentences += [f"rule {name!r} removed" for name in old_rules if name not in new_rules]
     if before.ignore != after.ignore:
         sentences.append("regions to ignore changed")
     return sentences

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import supervision as sv
@@ -18,6 +18,7 @@ from streamer.analysis.event_writer import EventTime
 from streamer.enrichment.enricher import Enricher, Enrichment
 from streamer.errors import StreamerError
 from streamer.frame import Frame
+from streamer.media.clips import ClipWriter
 from streamer.media.snapshots import SnapshotWriter
 from streamer.pipeline.detection import DetectedFrame
 from streamer.pipeline.stream import Recorder, Stream, StreamChange
@@ -34,8 +35,10 @@ _CHANGE_WAIT_S = 2.0
 """How long a change waits for a frame captured after it, before it is applied and reported without one."""
 _SNAPSHOT_WAIT_S = 2.0
 """How long the end of a stream waits for its last pictures."""
+_CLIP_WAIT_S = 10.0
+"""How long the end of a stream waits for its last clips."""
 _RECORDING_WAIT_S = 30.0
-"""How long a recording waits for the pictures of one frame."""
+"""How long a recording waits for the pictures and clips that are due at one frame."""
 _BATCHES_AHEAD = 2
 """Batches that may wait for tracking: enough to keep the detector busy, few enough to stay fresh."""
 
@@ -120,6 +123,7 @@ class FollowingLoop:
         on_frame: Callable[[str], None] | None = None,
         on_failed: Callable[[Stream], None] | None = None,
         snapshots: SnapshotWriter | None = None,
+        clips: ClipWriter | None = None,
         tick_s: float = 1.0,
         timings: PipelineTimings | None = None,
         traces: FrameTraces | None = None,
@@ -131,6 +135,7 @@ class FollowingLoop:
         self._on_frame = on_frame
         self._on_failed = on_failed
         self._snapshots = snapshots
+        self._clips = clips
         self._tick_s = tick_s
         self._timings = timings or PipelineTimings()
         self._traces = traces
@@ -274,6 +279,7 @@ class FollowingLoop:
         if not stream.is_begun:
             events += stream.analysis.online(EventTime.of(frame), stream.dark_cause, stream.dark_since_ns)
             stream.is_begun, stream.dark_since_ns, stream.dark_cause = True, None, ""
+        happened: list[Event] = []
         if found.detections is None:
             tracked = stream.analysis.predict(frame)
             stream.not_sampled += not found.queries
@@ -291,7 +297,11 @@ class FollowingLoop:
                 # A recording can wait: it gets every picture, and the same ones each time.
                 await asyncio.to_thread(self._snapshots.drain, stream.name, _RECORDING_WAIT_S)
         events += self._report_snapshots(stream)
+        is_due = self._clips is not None and self._clips.offer(frame, happened, stream.cutter, is_live=stream.is_live)
+        if self._clips is not None and is_due:
+            await asyncio.to_thread(self._clips.drain, stream.name, _RECORDING_WAIT_S)
         events += self._note_frame(stream, frame)
+        events += self._report_clips(stream)
         await self._record(stream, frame, tracked, analysed=found.detections is not None)
         if self._on_frame is not None:
             self._on_frame(frame.stream)
@@ -303,6 +313,12 @@ class FollowingLoop:
         return [
             event for shot in self._snapshots.take_finished(stream.name) for event in stream.analysis.pictured(shot)
         ]
+
+    def _report_clips(self, stream: Stream) -> list[Event]:
+        """Events for the clips of a stream that were written meanwhile, at the present time of the stream."""
+        clips = [] if self._clips is None else self._clips.take_finished(stream.name)
+        moment = stream.event_time()
+        return [event for clip in clips for event in stream.analysis.pictured(replace(clip, moment=moment))]
 
     def _note_frame(self, stream: Stream, frame: Frame) -> list[Event]:
         """Remember the frame as the last one; returns the coverage of a recording where it is due."""
@@ -344,9 +360,11 @@ class FollowingLoop:
     async def _cover_live(self) -> None:
         now_ns = time.time_ns()
         await self._apply_overdue()
+        if self._clips is not None:
+            self._clips.finish_overdue()
         for stream in list(self._streams.values()):
             if not stream.is_closed:
-                await self._send(stream, self._report_snapshots(stream))
+                await self._send(stream, self._report_snapshots(stream) + self._report_clips(stream))
             if stream.is_live and not stream.is_closed and not stream.is_paused and stream.coverage_meter.due(now_ns):
                 await self._send(stream, self._cover(stream, stream.tally()))
 
@@ -359,6 +377,8 @@ class FollowingLoop:
         """End what is open in a camera that was paused; a recording only waits."""
         if not stream.is_live or stream.is_closed:
             return
+        if self._clips is not None:
+            self._clips.finish(stream.name)
         events = self._apply_changes(stream)
         if stream.is_begun and stream.dark_since_ns is None:
             moment = stream.event_time()
@@ -377,10 +397,22 @@ class FollowingLoop:
                 await asyncio.to_thread(self._snapshots.drain, stream.name, _SNAPSHOT_WAIT_S)
                 await self._send(stream, self._report_snapshots(stream))
                 self._snapshots.forget(stream.name)
+            if self._clips is not None:
+                await self._close_clips(stream, self._clips)
             if stream.is_begun or stream.is_live:
                 await self._send_last(stream, is_removed=is_removed)
         if is_removed:
             self._written[stream.name] = stream.analysis.events_written
+
+    async def _close_clips(self, stream: Stream, clips: ClipWriter) -> None:
+        """Write and report the last clips of a stream, then release the packets that they are made of."""
+        clips.finish(stream.name)
+        limit_s = _CLIP_WAIT_S if stream.is_live else _RECORDING_WAIT_S
+        await asyncio.to_thread(clips.drain, stream.name, limit_s)
+        await self._send(stream, self._report_clips(stream))
+        clips.forget(stream.name)
+        if stream.cutter is not None:
+            stream.cutter.release()
 
     async def _send_last(self, stream: Stream, *, is_removed: bool) -> None:
         try:

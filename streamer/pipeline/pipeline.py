@@ -23,6 +23,7 @@ from streamer.analysis.stream_analysis import AnalysisChange, CoverageMeter
 from streamer.config import BatchConfig, Config
 from streamer.enrichment.enricher import Enricher, Enrichment, EnrichTally
 from streamer.errors import ConfigError, StreamerError
+from streamer.media.clips import ClipWriter
 from streamer.media.snapshots import SnapshotTally, SnapshotWriter
 from streamer.pipeline.changes import ChangePlan, PipelineParts, StreamPlan, place_sentences, plan_change
 from streamer.pipeline.detection import DetectionLoop, Image
@@ -38,7 +39,7 @@ from streamer.pipeline.following import (
 )
 from streamer.pipeline.loop_lag import LoopLag
 from streamer.pipeline.merge import FrameMerge
-from streamer.pipeline.sections import count_plans, default_threshold, make_sampling
+from streamer.pipeline.sections import condition_plans, count_plans, default_threshold, make_sampling
 from streamer.pipeline.stream import Stream, StreamChange, StreamReport
 from streamer.pipeline.timings import PipelineTimings
 from streamer.sources.source import SourceState
@@ -62,7 +63,7 @@ class Pipeline:
 
     An error of one stream ends that stream alone: it is in `errors` afterwards. With `config`, which the streams were
     made from, and `parts`, everything can be changed while it runs: see `apply`. `snapshots` writes pictures of
-    events and is closed at the end. `coverage_every_s` is the length of a coverage stretch.
+    events, `clips` their clips; both are closed at the end. `coverage_every_s` is the length of a coverage stretch.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Pipeline:
         on_frame: Callable[[str], None] | None = None,
         new_enricher: NewEnricher | None = None,
         snapshots: SnapshotWriter | None = None,
+        clips: ClipWriter | None = None,
         coverage_every_s: float = 10.0,
         traces: FrameTraces | None = None,
     ) -> None:
@@ -89,6 +91,7 @@ class Pipeline:
         self._new_enricher = new_enricher
         self._enricher: Enricher | None = None
         self._snapshots = snapshots
+        self._clips = clips
         self._coverage_every_s = coverage_every_s
         batch = batch if config is None else config.batch
         self.timings = PipelineTimings()
@@ -108,6 +111,7 @@ class Pipeline:
             on_frame=on_frame,
             on_failed=self._end_failed,
             snapshots=snapshots,
+            clips=clips,
             tick_s=coverage_every_s / 10,
             timings=self.timings,
             traces=traces,
@@ -304,7 +308,9 @@ class Pipeline:
         sentences += [f"{stream.name}: query {changed.query.text!r} {changed.change}" for changed in queries]
         rules = None
         if plan.changes_rules or (queries and section.counts):
-            rules = analysis.plan_rules(plan.zones, plan.lines, count_plans(section), plan.masks)
+            rules = analysis.plan_rules(
+                plan.zones, plan.lines, count_plans(section), plan.masks, condition_plans(section)
+            )
         change = None
         if queries or rules is not None or whole.threshold is not None or is_new_producer:
             is_blind = bool(queries) and not analysis.queries.at()
@@ -405,6 +411,10 @@ class Pipeline:
         """Counts of the events for which pictures are wanted; None where none are stored."""
         return None if self._snapshots is None else self._snapshots.tally()
 
+    def clips(self) -> SnapshotTally | None:
+        """Counts of the events for which clips are wanted; None where none are stored."""
+        return None if self._clips is None else self._clips.tally()
+
     @property
     def _has_paused(self) -> bool:
         return any(stream.is_paused for stream in self._streams.values())
@@ -419,8 +429,13 @@ class Pipeline:
         return add
 
     def _connect(self, stream: Stream) -> None:
-        """Queue the state changes of the stream's present source."""
+        """Queue the state changes of the stream's present source, and have it keep its packets for clips."""
         add, source = self._add_from_thread(), stream.source
+        if self._clips is not None:
+            if stream.cutter is not None:  # of the source before
+                self._clips.retire(stream.name, stream.cutter)
+                stream.cutter = None
+            stream.keep_packets(self._clips.span.packet_limits())
         stream.relay.connect(stream.name, lambda change: add(SourceChanged(stream, source, change)))
 
     async def _detect_all(self, merge: FrameMerge) -> None:
@@ -457,6 +472,8 @@ class Pipeline:
             await asyncio.to_thread(self._enricher.close)
         if self._snapshots is not None:
             await asyncio.to_thread(self._snapshots.close)
+        if self._clips is not None:
+            await asyncio.to_thread(self._clips.close)
         if self._merge is not None:
             await self._merge.aclose()
         for stream in self._streams.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -10,13 +11,24 @@ from typing import cast
 from detectors import Detector
 from streamer.analysis.queries import Query, query_slug
 from streamer.analysis.stream_analysis import CountPlan, Embed
-from streamer.config import Config, StreamConfig
+from streamer.config import (
+    Config,
+    DistanceRuleConfig,
+    LeftRuleConfig,
+    RuleConfig,
+    SpeedRuleConfig,
+    StreamConfig,
+    WithoutRuleConfig,
+)
 from streamer.errors import ConfigError
+from streamer.rules.conditions import ClosePair, Condition, ConditionPlan, FastTrack, LeftBehind, MissingThing
+from streamer.rules.geometry import Region
+from streamer.rules.ground import GroundPlane
 from streamer.rules.places import IgnoredRegion, Line, Zone
 from streamer.sources.sampling import FrameSampling
 from trackers import Tracker, create_tracker
 
-CHANGEABLE = frozenset({"queries", "zones", "lines", "counts", "ignore", "sample", "paused"})
+CHANGEABLE = frozenset({"queries", "zones", "lines", "counts", "ignore", "rules", "calibration", "sample", "paused"})
 """Keys of a section that change while the source stays open; any other key opens the source again."""
 
 
@@ -49,6 +61,35 @@ def make_places(section: StreamConfig) -> tuple[list[Zone], list[Line], list[Ign
         lines,
         [IgnoredRegion(mask.id, mask.polygon, mask.holes, anchor=mask.anchor) for mask in section.ignore],
     )
+
+
+def condition_plans(section: StreamConfig) -> list[ConditionPlan]:
+    """The rules of a stream that are conditions on its tracks. Raises `ConfigError`."""
+    plane = None if section.calibration is None else section.calibration.plane()
+    return [
+        ConditionPlan(
+            rule.id,
+            rule.for_s,
+            rule.zone,
+            (rule.model_dump_json(), section.calibration and section.calibration.model_dump_json()),
+            partial(_make_condition, rule, plane),
+        )
+        for rule in section.rules
+    ]
+
+
+def _make_condition(rule: RuleConfig, plane: GroundPlane | None, region: Region | None) -> Condition:
+    match rule:
+        case SpeedRuleConfig():
+            assert plane is not None, "the configuration checks it"
+            return FastTrack(plane, rule.query, rule.above_kmh, region)
+        case DistanceRuleConfig():
+            assert plane is not None, "the configuration checks it"
+            return ClosePair(plane, rule.query, rule.other or rule.query, rule.below_m, region)
+        case WithoutRuleConfig():
+            return MissingThing(rule.query, rule.without, region)
+        case LeftRuleConfig():
+            return LeftBehind(rule.query, rule.thing, plane, rule.away_m, rule.away, region)
 
 
 def make_tracker(config: Config) -> Tracker:

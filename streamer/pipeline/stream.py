@@ -16,6 +16,7 @@ from streamer.analysis.stream_analysis import AnalysisChange, CoverageMeter, Str
 from streamer.config import StreamConfig
 from streamer.frame import Frame, FrameClock
 from streamer.sources.frame_counter import FrameTally
+from streamer.sources.packet_clips import ClipCutter, PacketLimits, PacketSource
 from streamer.sources.sampling import FrameSampling
 from streamer.sources.source import Source, SourceState, StateChange
 from streamer.sources.workers.proxy import WorkerSource
@@ -84,10 +85,10 @@ class Stream:
 
     `recorders` have names, so that one can be removed; `relay` is what the source was opened with as `on_state`;
     `section` is the part of the configuration that the stream comes from (not shown: it may hold a password). `error`
-    is one sentence, empty while all is well. The fields after it are the memory of the two halves of the pipeline:
-    `taken_ns` is the capture time of the newest frame that went to the detector, `in_flight` counts the frames
-    between the two halves, `changes` holds those that wait for the first frame captured after them, `changed_ns` is
-    the time from which the latest is in force.
+    is one sentence, empty while all is well; `cutter` makes clips of the packets of the source, where it keeps them.
+    The fields after it are the memory of the two halves of the pipeline: `taken_ns` is the capture time of the newest
+    frame that went to the detector, `in_flight` counts the frames between the two halves, `changes` holds those that
+    wait for the first frame captured after them, `changed_ns` is the time from which the latest is in force.
     """
 
     source: Source
@@ -99,6 +100,7 @@ class Stream:
     state: SourceState = field(default=SourceState.CONNECTING, init=False)
     age_s: float | None = field(default=None, init=False)
     error: str = field(default="", init=False)
+    cutter: ClipCutter | None = field(default=None, init=False, repr=False)
     event_counts: Counter[str] = field(default_factory=Counter, init=False)
     coverage_meter: CoverageMeter = field(default_factory=CoverageMeter, init=False)
     camera_watch: CameraWatch = field(default_factory=CameraWatch, init=False)
@@ -167,6 +169,11 @@ class Stream:
     def tally(self) -> FrameTally:
         """Frame counts of all sources that the stream has had: a camera that is resumed gets a new one."""
         return self.past_tally + self.source.account.tally()
+
+    def keep_packets(self, limits: PacketLimits) -> None:
+        """Have the present source keep its packets for clips, where it can; before it is read."""
+        if isinstance(self.source, PacketSource):
+            self.cutter = self.source.keep_packets(limits)
 
     def replace_source(self, source: Source) -> None:
         """Go on with another source of the same name."""

@@ -97,6 +97,7 @@ class RuleFinding:
 
     `track` is the tracker's id, None for a finding about the stream; `data` holds fields of the event's `data` by name.
     `time_ns` and `frame_index` say when it happened where that is earlier than the frame in which it became certain.
+    `subject` is that of the event where the track may be gone by now.
     """
 
     type: EventType
@@ -104,6 +105,7 @@ class RuleFinding:
     data: dict[str, Any] = field(default_factory=dict)
     time_ns: int | None = None
     frame_index: int | None = None
+    subject: str = ""
 
 
 class Rule(Protocol):

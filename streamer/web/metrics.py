@@ -102,6 +102,12 @@ class PipelineMetrics(Collector):
         if (shots := self._pipeline.snapshots()) is not None:
             for outcome, count in {"written": shots.written, **shots.dropped}.items():
                 pictures.add_metric([outcome], count)
+        clips = CounterMetricFamily(
+            "groundstream_clips", "Events for which clips are wanted, by outcome.", labels=["outcome"]
+        )
+        if (shots := self._pipeline.clips()) is not None:
+            for outcome, count in {"written": shots.written, **shots.dropped}.items():
+                clips.add_metric([outcome], count)
         lag = GaugeMetricFamily(
             "groundstream_loop_lag_seconds",
             "How late the event loop ran what was due, by quantile over the last minute.",
@@ -112,7 +118,7 @@ class PipelineMetrics(Collector):
         frames = [received, analysed, dropped, age, tracks, online, lag, *self._collect_timings()]
         spool = [stored, spooled, limit, forgotten]
         sinks = [delivered, dead, failures, backlog, up, send_seconds]
-        return [*frames, events, lost, *spool, *sinks, enriched, pictures, self._collect_build()]
+        return [*frames, events, lost, *spool, *sinks, enriched, pictures, clips, self._collect_build()]
 
     def _collect_timings(self) -> list[Metric]:
         timings = self._pipeline.timings

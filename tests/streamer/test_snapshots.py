@@ -17,7 +17,7 @@ import pytest
 import supervision as sv
 
 from sinks.event import Event, EventType
-from streamer.build import open_snapshots
+from streamer.build import open_media
 from streamer.config import parse_config
 from streamer.errors import ConfigError
 from streamer.frame import Frame, FrameClock
@@ -146,7 +146,7 @@ def test_crop_stores_no_full_frame(tmp_path):
 @pytest.mark.parametrize("section", [{}, {"media": False}, {"media": {"snapshots": False}}])
 def test_without_pictures_nothing_is_written(tmp_path, monkeypatch, section):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert open_snapshots(configured(section)) is None
+    assert open_media(configured(section)).snapshots is None
     assert list(tmp_path.iterdir()) == []
     assert EventType.MEDIA not in {one.type for one in run_painted(None).sink.events}
 
@@ -277,7 +277,7 @@ def test_a_wrong_setting_is_named(section, words):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"media\.folder .*file/media cannot be made: Not a directory"):
-        open_snapshots(configured({"media": {"folder": str(tmp_path / "file" / "media")}}))
+        open_media(configured({"media": {"folder": str(tmp_path / "file" / "media")}}))
 
 
 def configured(section: dict):

@@ -118,7 +118,7 @@ export async function eventView(page, id) {
   const kind = kindOf(event);
   const when = new Date(event.time);
   const words = describeEvent(event);
-  const clip = data.media?.find((medium) => medium.kind === "clip") ?? track?.media.find((medium) => medium.kind === "clip");
+  const clip = clipOf(event, track);
   const picture = clip
     ? make("div", { class: "view" }, make("video", { src: address(`/media/${clip.sha256}`), controls: true, preload: "metadata" }))
     : bigPicture(withStoredPicture(event, track), track, page);
@@ -140,6 +140,12 @@ export async function eventView(page, id) {
           fact("Id", event.id))),
           make("section", { class: "panel" }, make("details", {}, make("summary", {}, "The event as it was sent"), make("pre", { tabindex: "0" }, JSON.stringify(event, null, 2))))))),
   };
+}
+
+/** The clip of an event: its own, else that of a later event that names it as its cause. */
+function clipOf(event, track) {
+  const related = [event, ...(track?.events ?? []).filter((other) => other.data.cause === event.id)];
+  return related.flatMap((one) => one.data.media ?? []).find((medium) => medium.kind === "clip");
 }
 
 const fact = (name, value) => [make("dt", {}, name), make("dd", {}, value)];
