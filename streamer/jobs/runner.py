@@ -176,7 +176,7 @@ class JobRunner:
                 await self._feed.finish(unit)
 
     async def _close_outputs(self, sinks: Mapping[str, Sink]) -> None:
-        """Closes queue, sinks and archive, all at once and within the closing time of the job; what does not close is left."""
+        """Closes queue, sinks and archive, at once and within the closing time; what does not close is left."""
         closing = {"the queue": self._feed.aclose()} | {name: sink.aclose() for name, sink in sinks.items()}
         if self._archive is not None:
             closing[f"{self._archive.database}"] = self._archive.aclose()
