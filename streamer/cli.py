@@ -20,6 +20,7 @@ from streamer.commands import (
     doctor,
     evaluate,
     glamm,
+    mcp,
     models,
     monitor,
     process,
@@ -49,6 +50,7 @@ SECTIONS = {
         "subscribe": "Print events, past or live.",
         "replay": "Send past events to another sink.",
         "spool": "List events that wait for sinks; adopt or drop them.",
+        "mcp": "Serve a running monitor to language models (MCP).",
         "schema": "Print or check the schemas of events and configuration.",
     },
     "Images": {
@@ -132,6 +134,7 @@ app.command("monitor")(monitor.monitor)
 app.command("subscribe")(subscribe.subscribe)
 app.command("replay")(replay.replay)
 app.command("view")(view.view)
+app.command("mcp")(mcp.mcp)
 app.command("report")(report.report)
 app.command("demo")(demo.demo)
 app.command("detect")(detect.detect)

@@ -383,6 +383,25 @@ class MediaConfig(_ConfigSection):
         return ("full" if value else "none") if isinstance(value, bool) else value
 
 
+class PrivacyConfig(_ConfigSection):
+    """What pictures show outside the frame path: in the page, snapshots, clips, videos and exports."""
+
+    pictures: Literal["all", "blur", "none"] = Field(
+        "all",
+        description="all: as they came. blur: the boxes of the named queries are blurred, and the whole frame where "
+        "they were not looked for. none: no picture is shown or stored.",
+    )
+    blur: list[str] = Field(default=[], max_length=100, description="Ids or texts of the queries to blur.")
+
+    @model_validator(mode="after")
+    def _check_names(self) -> PrivacyConfig:
+        if self.pictures == "blur" and not self.blur:
+            raise ValueError("pictures: blur needs names: give blur: [a person], or pictures: none")
+        if self.pictures != "blur" and self.blur:
+            raise ValueError(f"blur has no effect with pictures: {self.pictures}: write pictures: blur")
+        return self
+
+
 class WebTokens(_ConfigSection):
     """Access tokens of the page and the HTTP API, best written as `${NAME}`."""
 
@@ -466,6 +485,9 @@ class Config(_ConfigSection):
     media: MediaConfig | None = Field(
         None, description="Pictures of events; true uses the defaults, absent or false stores none."
     )
+    privacy: PrivacyConfig = Field(
+        PrivacyConfig(), description="What pictures show; `none` for no pictures at all, `all` for everything."
+    )
     metrics_port: int | None = Field(None, ge=1, le=65535, description="serve Prometheus metrics here")
     metrics_host: str = Field("127.0.0.1", description="0.0.0.0 lets other machines read them")
     web: WebConfig | None = Field(None, description="The page and the HTTP API; true uses the defaults, false is off.")
@@ -476,6 +498,11 @@ class Config(_ConfigSection):
     @classmethod
     def _part_by_name(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("privacy", mode="before")
+    @classmethod
+    def _privacy_by_word(cls, value: object) -> object:
+        return {"pictures": value} if isinstance(value, str) else value
 
     @field_validator("web", "media", mode="before")
     @classmethod
