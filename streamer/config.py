@@ -284,6 +284,13 @@ class DetectorConfig(_ConfigSection):
         None, description="Least score (0..1) of a detection; the detector's own by default."
     )
     masks: str | None = Field(None, description="SAM model that adds masks to boxes, such as facebook/sam-vit-base.")
+    gate: Literal["motion", "coco-nano"] | None = Field(
+        None, description="Cheap detector that watches every picture, so that this one looks only at changes."
+    )
+    gate_moving_every: int = Field(
+        4, ge=1, description="With `gate`: pictures between two looks while something moves."
+    )
+    gate_still_every: int = Field(100, ge=1, description="With `gate`: pictures between two looks while nothing does.")
 
 
 class TrackerConfig(_ConfigSection):
