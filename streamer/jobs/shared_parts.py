@@ -59,6 +59,12 @@ class SharedDetector:
                 self._serve(together)
         return batch.result()
 
+    def forget(self, stream: str) -> None:
+        """Lets the detector drop what it remembers of a recording that has ended."""
+        if (forget := getattr(self._detector, "forget", None)) is not None:
+            with self._lock:
+                forget(stream)
+
     def _serve(self, batches: Sequence[_WaitingBatch]) -> None:
         try:
             found = self._detector.detect([request for batch in batches for request in batch.requests])

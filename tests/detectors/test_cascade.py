@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import supervision as sv
+
+from detectors import Detector, Request, create_detector
+from detectors.cascade import CascadeDetector
+from detectors.conformance import DetectorConformance
+from detectors.detector import DetectorError, OptionError
+from detectors.registry import ANYTHING_THAT_MOVES
+from detectors.scripted import ScriptedDetector
+
+IMAGE = np.zeros((100, 200, 3), np.uint8)
+
+
+class TestCascadeConforms(DetectorConformance):
+    sees_colours = False
+    remembers = True
+    queries = (ANYTHING_THAT_MOVES,)
+    other_queries = (ANYTHING_THAT_MOVES,)
+
+    def make(self) -> Detector:
+        return CascadeDetector(create_detector("motion"), create_detector("motion"), [ANYTHING_THAT_MOVES])
+
+
+def frames(boxes: Sequence[Sequence[Sequence[float]]]) -> list[list[dict[str, object]]]:
+    return [[{"query": "thing", "box": list(box), "confidence": 0.9} for box in frame] for frame in boxes]
+
+
+class Street:
+    """A cascade of two scripted detectors: what the gate sees in each picture, what the large one says at each look."""
+
+    def __init__(
+        self, gate: Sequence[Sequence[Sequence[float]]], looks: Sequence[Sequence[Sequence[float]]], **options
+    ):
+        self.cascade = CascadeDetector(
+            ScriptedDetector(frames(looks)), ScriptedDetector(frames(gate)), ["thing"], **options
+        )
+        self.prompt = self.cascade.prepare(["thing"])
+
+    def show(self, image: np.ndarray = IMAGE, thresholds: Sequence[float] | None = None) -> list[list[float]]:
+        [found] = self.cascade.detect([Request(image, self.prompt, "gate", thresholds)])
+        return found.xyxy.tolist()
+
+    def looks_over(self, pictures: int) -> list[int]:
+        """Shows pictures; gives the numbers of those that the large detector looked at."""
+        numbers = []
+        for number in range(pictures):
+            before = self.cascade.looks
+            self.show()
+            if self.cascade.looks > before:
+                numbers.append(number)
+        return numbers
+
+
+STANDING = [10.0, 10.0, 30.0, 50.0]
+
+
+def test_a_still_street_is_looked_at_first_and_then_rarely():
+    assert Street([[]] * 25, [[]] * 25, still_every=10).looks_over(25) == [0, 10, 20]
+
+
+def test_a_new_thing_is_looked_at_at_once():
+    assert Street([[]] * 5 + [[STANDING]] * 3, [[]] * 9, moving_every=4).looks_over(8) == [0, 5]
+
+
+def test_what_moves_is_looked_at_every_few_pictures():
+    walk = [[[10.0 + 2 * step, 10, 30 + 2 * step, 50]] for step in range(12)]
+    assert Street(walk, [[]] * 12, moving_every=4).looks_over(12) == [0, 4, 8]
+
+
+def test_a_thing_that_is_gone_for_some_pictures_is_looked_at_once():
+    looks = Street([[STANDING]] * 3 + [[]] * 12, [[]] * 15, moving_every=50, still_every=50).looks_over(15)
+    assert len(looks) == 2
+    assert 3 < looks[1] <= 8
+
+
+def test_a_box_that_flickers_parts_or_joins_is_nothing_new():
+    parted = [[10.0, 10.0, 30.0, 28.0], [10.0, 32.0, 30.0, 50.0]]
+    gate = [[STANDING], [], [STANDING], parted, [STANDING], [[8.0, 8.0, 60.0, 60.0]], [STANDING], []] * 3
+    assert Street(gate, [[]] * 30, moving_every=100, still_every=100).looks_over(24) == [0]
+
+
+def test_boxes_move_with_what_moves_below_them_and_others_stay():
+    parked = [100.0, 10.0, 150.0, 40.0]
+    walk = [[[10.0 + 3 * step, 10 + step, 30 + 3 * step, 50 + step]] for step in range(4)]
+    street = Street(walk, [[[12.0, 12.0, 28.0, 48.0], parked]], moving_every=10)
+    assert [street.show() for _ in range(4)][-1] == [[21.0, 15.0, 37.0, 51.0], parked]
+    assert street.cascade.looks == 1
+
+
+def test_boxes_do_not_jump_where_two_of_the_gate_become_one():
+    street = Street([[STANDING], [[10.0, 10.0, 40.0, 50.0]]], [[STANDING]], moving_every=10)
+    assert street.show() == street.show() == [STANDING]
+
+
+def test_a_box_is_cut_at_the_border_and_ends_when_it_has_left():
+    places = [[150.0 + 12 * step, 10.0, 190.0 + 12 * step, 50.0] for step in range(5)]
+    street = Street([[[x1, y1, min(x2, 200.0), y2]] for x1, y1, x2, y2 in places], [[places[0]]], moving_every=10)
+    found = [street.show() for _ in range(5)]
+    assert found[:4] == [[[x1, y1, min(x2, 200.0), y2]] for x1, y1, x2, y2 in places[:4]]
+    assert found[4] == []
+
+
+@pytest.mark.parametrize("change", ["words", "thresholds", "size"])
+def test_a_change_of_words_thresholds_or_size_is_looked_at(change):
+    street = Street([[]] * 4, [[]] * 4)
+    street.show()
+    street.show()
+    assert street.cascade.looks == 1
+    if change == "words":
+        street.prompt = street.cascade.prepare(["thing", "other"])
+    street.show(
+        np.zeros((50, 60, 3), np.uint8) if change == "size" else IMAGE, [0.2] if change == "thresholds" else None
+    )
+    assert street.cascade.looks == 2
+
+
+def test_streams_of_one_batch_are_decided_apart_and_keep_their_order():
+    cascade = CascadeDetector(
+        ScriptedDetector({"a": frames([[STANDING]] * 3), "b": frames([[]] * 3)}),
+        ScriptedDetector({"a": frames([[]] * 3), "b": frames([[], [STANDING], []])}),
+        ["thing"],
+    )
+    prompt = cascade.prepare(["thing"])
+    batch = [Request(IMAGE, prompt, name) for name in ("a", "b", "a", "b")]
+    assert [len(found) for found in cascade.detect(batch)] == [1, 0, 1, 0]
+    assert (cascade.looks, cascade.pictures) == (3, 4)
+
+
+def test_after_a_failure_the_next_picture_is_looked_at():
+    class Failing:
+        threshold = 0.5
+        calls = 0
+
+        def prepare(self, queries):
+            return create_detector("motion").prepare([ANYTHING_THAT_MOVES])
+
+        def detect(self, requests) -> list[sv.Detections]:
+            self.calls += 1
+            if self.calls == 1:
+                raise DetectorError("out of memory")
+            return [sv.Detections.empty() for _ in requests]
+
+    cascade = CascadeDetector(Failing(), ScriptedDetector(frames([[]] * 3)), ["thing"])
+    request = Request(IMAGE, cascade.prepare(["thing"]), "gate")
+    with pytest.raises(DetectorError, match="out of memory"):
+        cascade.detect([request])
+    assert [len(found) for found in cascade.detect([request])] == [0]
+    assert cascade.looks == 1
+
+
+def test_a_forgotten_stream_is_looked_at_again():
+    street = Street([[]] * 4, [[]] * 4)
+    street.show()
+    street.cascade.forget("gate")
+    street.show()
+    assert street.cascade.looks == 2
+
+
+@pytest.mark.parametrize(("moving", "still"), [(0, 10), (5, 4)])
+def test_impossible_intervals_are_refused(moving, still):
+    with pytest.raises(OptionError, match="expected 1 <= gate_moving_every <= gate_still_every"):
+        Street([[]], [[]], moving_every=moving, still_every=still)
