@@ -1,4 +1,4 @@
-"""Cascade against looking at every picture: events, calls of the large detector, CPU, on quiet and busy streets.
+"""Cascade against the large detector on every frame: events, analysed frames, CPU, on quiet and busy streets.
 
     python benchmarks/cascade.py [--streets 2] [--seconds 25] [--gates motion:4 motion:2]
 
@@ -36,7 +36,7 @@ class CascadeRun:
     """Sums over streets: pictures, calls, CPU seconds, and events that were right, reported, found and asked for."""
 
     pictures: int = 0
-    looks: int = 0
+    analysed: int = 0
     cpu_s: float = 0.0
     right: float = 0.0
     reported: int = 0
@@ -74,7 +74,7 @@ def measure(run: CascadeRun, seed: int, seconds: float, crowd: float, traffic: f
         run.cpu_s += time.process_time() - began
         pictures = round(seconds * FPS)
         run.pictures += pictures
-        run.looks += getattr(detector, "looks", pictures)
+        run.analysed += getattr(detector, "analysed", pictures)
         street = Street(seed, SIZE, FPS, Scenario(crowd=crowd, traffic=traffic))
         everything, visible = happenings(street.events(seconds, LINES, ZONES), "street")
         reported = read_labelled_events(events)
@@ -115,7 +115,7 @@ def main() -> None:
         f"{options.streets} streets of {options.seconds:g} s for each row. CPU is of the whole program, painting "
         "the street included.",
         "",
-        "| street | gate | looks of the large detector | CPU ms a picture | precision (events) | recall (events) |",
+        "| street | gate | analysed by the large detector | CPU ms a picture | precision (events) | recall (events) |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, (crowd, traffic) in STREETS.items():
@@ -124,7 +124,7 @@ def main() -> None:
             for number in range(options.streets):
                 measure(run, FIRST_SEED + number, options.seconds, crowd, traffic, gate)
             lines.append(
-                f"| {name} | {gate or 'none'} | {run.looks} of {run.pictures} "
+                f"| {name} | {gate or 'none'} | {run.analysed} of {run.pictures} "
                 f"| {1000 * run.cpu_s / run.pictures:.0f} | "
                 f"{share(run.right, run.reported)} ({run.reported}) | {share(run.found, run.asked)} ({run.asked}) |"
             )

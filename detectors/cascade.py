@@ -1,7 +1,7 @@
-"""Cascade: a cheap detector watches every picture, and the large one looks only when something has changed.
+"""Cascade: a cheap detector watches every picture, and the large one analyses a picture only when something has changed.
 
-Between two looks the boxes of the large detector are carried along with those of the cheap one: what moves is shifted
-with the box that covers it, what stands still stays.
+Between two analyses the boxes of the large detector follow the pixels below them: points inside each box are tracked from
+picture to picture, forward and backward, and the box moves by their median (median flow, Kalal et al. 2010).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -22,18 +23,22 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 Ints = npt.NDArray[np.int64]
+Grey = npt.NDArray[np.uint8]
 
 SAME_IOU = 0.3
 """Overlap from which on a box of the cheap detector is the one of the picture before."""
 _COVERED = 0.5  # share of a box that lies in another, from which on the one explains the other
 _REMEMBERED = 5  # pictures for which a box of the cheap detector explains others after it was last seen
 _LEAVES = 0.3  # share of a box that must stay inside the picture
-_BORDER = 1.0  # pixels from the border within which an edge counts as cut off
+_FLOW_SIDE = 320  # longest side at which points are tracked, pixels
+_GRID = np.stack(np.meshgrid(*[np.linspace(0.2, 0.8, 6)] * 2), axis=-1).reshape(-1, 2)  # (36, 2) places in a box
+_LEAST_POINTS = 9  # of a box that must be tracked both ways, else the box stays
+_RETURN = 1.0  # pixels within which a point must come back
 
 
 @dataclass(slots=True)
 class _StreamMemory:
-    """What is known of a stream: the newest boxes of both detectors, and how many pictures ago the large one looked.
+    """What is known of a stream: the newest boxes of both detectors, and how many pictures ago the large one ran.
 
     `lost` (M, 4) are boxes of the cheap detector that were not seen again, `lost_for` (M,) pictures ago.
     """
@@ -45,26 +50,26 @@ class _StreamMemory:
     lost: Floats = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     lost_for: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     found: sv.Detections | None = None
+    grey: Grey | None = None
     since: int = 0
 
 
 @dataclass(slots=True)
 class _PictureStep:
-    """One picture: the gate's boxes before and now, which are the same, and whether the large detector looks at it."""
+    """One picture of a stream, the one before, and whether the large detector analyses it."""
 
     memory: _StreamMemory
-    before: Floats
-    now: Floats
-    match: Ints
-    is_looked_at: bool
+    is_analysed: bool
+    grey_before: Grey | None
+    grey_now: Grey
 
 
 class CascadeDetector:
     """The large `detector` behind the cheap one `gate`, whose queries are `gate_queries`.
 
-    The large one looks at a picture of a stream when a thing appears or disappears for the gate, when `moving_every`
-    pictures have passed since its last look while something moves, or `still_every` while nothing does, and when words,
-    thresholds or the size of the pictures change. Pictures of a stream must come in order. `looks` counts the pictures
+    The large one analyses a picture of a stream when a thing appears or disappears for the gate, when `moving_every`
+    pictures have passed since the last one while something moves, or `still_every` while nothing does, and when words,
+    thresholds or the size of the pictures change. Pictures of a stream must come in order. `analysed` counts the pictures
     that the large one has seen, `pictures` all.
     """
 
@@ -83,7 +88,7 @@ class CascadeDetector:
                 f"gate_moving_every is {moving_every} and gate_still_every is {still_every}: expected 1 <= "
                 "gate_moving_every <= gate_still_every, in pictures"
             )
-        self.looks = 0
+        self.analysed = 0
         self.pictures = 0
         self._detector = detector
         self._gate = gate
@@ -113,45 +118,46 @@ class CascadeDetector:
             forget(stream)
 
     def detect(self, requests: Sequence[Request]) -> list[sv.Detections]:
-        """See `Detector.detect`; results of pictures between two looks follow from the ones before."""
+        """See `Detector.detect`; results of pictures between two analyses follow from the ones before."""
         watched = [Request(request.image, self._gate_prompt, request.stream) for request in requests]
         boxes = [np.asarray(found.xyxy, np.float32) for found in self._gate.detect(watched)]
         steps = [self._plan_step(request, seen) for request, seen in zip(requests, boxes, strict=True)]
-        chosen = [request for request, step in zip(requests, steps, strict=True) if step.is_looked_at]
+        chosen = [request for request, step in zip(requests, steps, strict=True) if step.is_analysed]
         try:
-            looked = iter(self._detector.detect(chosen) if chosen else ())
+            analysed = iter(self._detector.detect(chosen) if chosen else ())
         except Exception:
-            for request in chosen:  # the next picture of these streams is looked at
+            for request in chosen:  # the next picture of these streams is analysed
                 self._streams.pop(request.stream, None)
             raise
-        self.looks += len(chosen)
+        self.analysed += len(chosen)
         self.pictures += len(requests)
-        return [_follow_step(step, next(looked) if step.is_looked_at else None) for step in steps]
+        return [_follow_step(step, next(analysed) if step.is_analysed else None) for step in steps]
 
     def _plan_step(self, request: Request, now: Floats) -> _PictureStep:
-        """Decides whether the large detector looks at a picture, and remembers the gate's boxes for the next one."""
+        """Decides whether the large detector analyses a picture, and remembers the gate's boxes for the next one."""
         memory = self._streams.get(request.stream)
         settings = (request.prompt.queries, request.thresholds, request.image.shape)
         is_fresh = memory is None or (memory.queries, memory.thresholds, memory.shape) != settings
         if memory is None or is_fresh:
             memory = self._streams[request.stream] = _StreamMemory(*settings)
-        before, memory.seen = memory.seen, now
-        match = _match_boxes(before, now)
-        has_changed = _note_changes(memory, before, now, match)
+        has_changed = _note_changes(memory, now)
         memory.since += 1
         limit = self._moving_every if len(now) else self._still_every
-        is_looked_at = is_fresh or has_changed or memory.since >= limit
-        if is_looked_at:
+        is_analysed = is_fresh or has_changed or memory.since >= limit
+        if is_analysed:
             memory.since = 0
-        return _PictureStep(memory, before, now, match, is_looked_at)
+        grey_before, memory.grey = memory.grey, _shrink_grey(request.image)
+        return _PictureStep(memory, is_analysed, grey_before, memory.grey)
 
 
-def _note_changes(memory: _StreamMemory, before: Floats, now: Floats, match: Ints) -> bool:
+def _note_changes(memory: _StreamMemory, now: Floats) -> bool:
     """Whether a thing has appeared or is gone for the gate.
 
     Boxes of a cheap detector flicker, join and part: a box that lies in one of the last pictures, or holds one of them,
     is not new; one in whose place no other has been for `_REMEMBERED` pictures is gone.
     """
+    before, memory.seen = memory.seen, now
+    match = _match_boxes(before, now)
     known = np.concatenate([before, memory.lost])
     fresh = now[match < 0]
     is_new = bool((~_explained(fresh, known)).any())
@@ -183,59 +189,58 @@ def _covered_shares(boxes: Floats, others: Floats) -> Floats:
     return shares
 
 
-def _follow_step(step: _PictureStep, looked: sv.Detections | None) -> sv.Detections:
+def _follow_step(step: _PictureStep, analysed: sv.Detections | None) -> sv.Detections:
     """The detections of a picture: those of the large detector, else the ones before, moved with the gate's boxes."""
     memory = step.memory
-    if looked is None:
-        assert memory.found is not None, "the first picture of a stream is looked at"
-        looked = _carry_boxes(memory.found, step, memory.shape, memory.queries)
-    memory.found = looked
-    return looked
+    if analysed is None:
+        assert memory.found is not None, "the first picture of a stream is analysed"
+        analysed = _carry_boxes(memory.found, step, memory.shape, memory.queries)
+    memory.found = analysed
+    return analysed
 
 
 def _carry_boxes(
     found: sv.Detections, step: _PictureStep, shape: tuple[int, ...], queries: Sequence[str]
 ) -> sv.Detections:
-    """The detections, each moved with the smallest gate box that covers it; without those that leave the picture.
+    """The detections, each moved with the pixels below it; without those that leave the picture.
 
-    A thing has left when little of its box is inside, or when its gate box ended at the border. Masks and embeddings do
-    not move, so they are left out.
+    Masks and embeddings do not move, so they are left out.
     """
     height, width = shape[:2]
     boxes = np.array(found.xyxy, np.float32)
-    has_left = np.zeros(len(boxes), np.bool_)
-    if len(boxes) and len(step.before):
-        size = (step.before[:, 2:] - step.before[:, :2]).prod(-1)
-        cover = np.where(_covered_shares(boxes, step.before) >= _COVERED, size[None], np.inf)
-        holder = np.where(np.isfinite(cover.min(axis=1)), cover.argmin(axis=1), -1)
-        for row, col in enumerate(step.match.tolist()):
-            if col >= 0:
-                boxes[holder == col] += np.tile(_shift(step.before[col], step.now[row], width, height), 2)
-        low, high = step.before[:, :2] <= _BORDER, step.before[:, 2:] >= np.array([width, height]) - _BORDER
-        has_ended: npt.NDArray[np.bool_] = np.any(low | high, axis=1)
-        has_ended[step.match[step.match >= 0]] = False
-        has_left = (holder >= 0) & has_ended[holder]
+    if step.grey_before is not None and len(boxes):
+        scale = step.grey_now.shape[1] / width
+        boxes += np.tile(_track_shifts(step.grey_before, step.grey_now, boxes * scale) / scale, 2)
     inside = boxes.clip(0, (width, height, width, height))
     area, left = ((rows[:, 2:] - rows[:, :2]).prod(-1) for rows in (boxes, inside))
-    kept = (left > _LEAVES * area) & ~has_left
+    kept = left > _LEAVES * area
     assert found.confidence is not None
     assert found.class_id is not None
     return detections(inside[kept], found.confidence[kept], found.class_id[kept], queries)
 
 
-def _shift(before: Floats, now: Floats, width: int, height: int) -> Floats:
-    """(2,) how far a thing has moved whose box was `before` and is `now`: the lesser way of its two edges.
+def _shrink_grey(image: npt.NDArray[np.uint8]) -> Grey:
+    """A grey picture (h, w), uint8, of a BGR image, its longest side at most `_FLOW_SIDE` pixels."""
+    scale = _FLOW_SIDE / max(image.shape[:2])
+    if scale < 1:
+        size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
 
-    Both edges of what moves go the same way; where boxes join or part, one edge jumps and the other does not. An edge
-    at the border of the picture says nothing, so the other one counts alone.
-    """
-    ways = (now - before).reshape(2, 2)
-    lesser = np.where(np.sign(ways[0]) == np.sign(ways[1]), np.abs(ways).min(axis=0) * np.sign(ways[0]), 0)
-    at_start = np.minimum(before[:2], now[:2]) <= _BORDER
-    at_end = np.maximum(before[2:], now[2:]) >= np.array([width, height]) - _BORDER
-    ways = np.where(at_start & at_end, 0, np.where(at_start, ways[1], np.where(at_end, ways[0], lesser)))
-    shift: Floats = ways.astype(np.float32)
-    return shift
+
+def _track_shifts(before: Grey, now: Grey, boxes: Floats) -> Floats:
+    """(N, 2) how far what is below each of N boxes has moved, in pixels; zero where too few points can be tracked."""
+    corners, sizes = boxes[:, None, :2], boxes[:, None, 2:] - boxes[:, None, :2]
+    points = (corners + _GRID[None] * sizes).astype(np.float32).reshape(-1, 1, 2)
+    there, found_there, _ = cv2.calcOpticalFlowPyrLK(before, now, points, np.empty_like(points))
+    back, found_back, _ = cv2.calcOpticalFlowPyrLK(now, before, there, np.empty_like(points))
+    returned = np.abs(back - points).max(axis=(1, 2)) <= _RETURN
+    is_sure = (returned & (found_there[:, 0] == 1) & (found_back[:, 0] == 1)).reshape(len(boxes), -1)
+    ways = (there - points).reshape(len(boxes), -1, 2)
+    shifts = np.zeros((len(boxes), 2), np.float32)
+    for row in np.flatnonzero(is_sure.sum(axis=1) >= _LEAST_POINTS):
+        shifts[row] = np.median(ways[row][is_sure[row]], axis=0)
+    return shifts
 
 
 def _match_boxes(before: Floats, now: Floats) -> Ints:

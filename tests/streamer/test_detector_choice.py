@@ -90,7 +90,7 @@ def test_a_gate_is_an_option_of_every_detector(tmp_path: Path) -> None:
     assert isinstance(detector, CascadeDetector)
     still = Request(np.zeros((90, 120, 3), np.uint8), detector.prepare(["person"]), "camera")
     detector.detect([still] * 6)
-    assert (detector.looks, detector.pictures) == (2, 6)
+    assert (detector.analysed, detector.pictures) == (2, 6)
 
 
 def test_a_gate_before_a_detector_as_cheap_is_refused() -> None:
