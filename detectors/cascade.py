@@ -1,7 +1,7 @@
-"""Cascade: a cheap detector watches every picture, and the large one analyses a picture only when something has changed.
+"""Cascade: a cheap detector watches every picture, and the large one analyses only those in which something changes.
 
-Between two analyses the boxes of the large detector follow the pixels below them: points inside each box are tracked from
-picture to picture, forward and backward, and the box moves by their median (median flow, Kalal et al. 2010).
+Between two analyses the boxes of the large detector follow the pixels below them: points inside each box are tracked
+from picture to picture, forward and backward, and the box moves by their median (median flow, Kalal et al. 2010).
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class CascadeDetector:
 
     The large one analyses a picture of a stream when a thing appears or disappears for the gate, when `moving_every`
     pictures have passed since the last one while something moves, or `still_every` while nothing does, and when words,
-    thresholds or the size of the pictures change. Pictures of a stream must come in order. `analysed` counts the pictures
-    that the large one has seen, `pictures` all.
+    thresholds or the size of the pictures change. Pictures of a stream must come in order. `analysed` counts the
+    pictures that the large one has seen, `pictures` all.
     """
 
     def __init__(

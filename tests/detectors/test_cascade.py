@@ -32,7 +32,7 @@ def frames(boxes: Sequence[Sequence[Sequence[float]]]) -> list[list[dict[str, ob
 
 
 class Street:
-    """A cascade of two scripted detectors: what the gate sees in each picture, what the large one finds in each that it analyses."""
+    """A cascade of two scripted detectors: boxes of the gate by picture, those of the large one by analysis."""
 
     def __init__(
         self, gate: Sequence[Sequence[Sequence[float]]], analysed: Sequence[Sequence[Sequence[float]]], **options
