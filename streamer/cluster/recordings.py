@@ -213,7 +213,7 @@ class ClusterDriver:
         return summary
 
     def _judge_loss(self, error: BaseException, unit: RecordingUnit, attempt: int) -> StreamSummary | None:
-        if isinstance(error, self._ray.exceptions.RayTaskError):  # an error of the recording: trying again would not help
+        if isinstance(error, self._ray.exceptions.RayTaskError):  # the recording's own: another attempt would not help
             return self._give_up(unit, attempt, str(getattr(error, "cause", None) or error).splitlines()[0])
         reason = str(error).splitlines()[0]  # worker or node lost, out of memory
         if attempt < MOST_ATTEMPTS:

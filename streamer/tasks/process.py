@@ -23,6 +23,9 @@ from streamer.sources import Source
 from streamer.tasks.closing import INTERRUPTED, ClosingDeadline
 from streamer.tasks.console import UserConsole, report_line, user_console
 
+if TYPE_CHECKING:
+    from streamer.cluster.recordings import ClusterDriver
+
 COMPLETE_STAYS = "complete recordings are kept, the others begin again with the next run"
 
 
