@@ -32,6 +32,7 @@ from av.stream import Discard, Disposition
 from streamer.sources.catch_up import CatchUp
 from streamer.sources.h264 import FrameNumbers
 from streamer.sources.h265 import PictureUnits
+from streamer.sources.hardware import Decode, choose_accelerator, note_use
 from streamer.sources.nal_units import UnitLayout, parameter_sets
 from streamer.sources.orientation import UPRIGHT, Orientation
 from streamer.sources.picture_choice import PacketUse, PictureChoice
@@ -229,7 +230,7 @@ class VideoReader:
     `url` may be a file object. `options` are FFmpeg's. The time-outs are in seconds; None waits for ever. With
     `on_wait`, reading goes on after each `read_timeout_s` without data, once `on_wait` has returned; what it raises
     ends reading. `lossy` says that whole pictures may get lost on the way here. `track` is the number of the video
-    track, from 0; None takes the one marked as default, of several the largest.
+    track, from 0; None takes the one marked as default, of several the largest. `decode` chooses the device.
     """
 
     def __init__(
@@ -244,9 +245,11 @@ class VideoReader:
         io_open: Callable[..., object] | None = None,
         lossy: bool = False,
         track: int | None = None,
+        decode: Decode = "cpu",
     ) -> None:
         """Raises `DecodeError` where it cannot be opened, `NoVideo` where it holds no pictures."""
         began_ns = time.time_ns()
+        accelerator = choose_accelerator(decode)
         # Titles and comments come from outside, in any encoding: none of them may keep a video from being read.
         self._container: InputContainer = av.open(
             url,
@@ -256,6 +259,7 @@ class VideoReader:
             timeout=(open_timeout_s, read_timeout_s),
             io_open=io_open,
             metadata_errors="replace",
+            hwaccel=accelerator,
         )
         self._on_wait = on_wait
         # What is read right after opening came at any time during it.
@@ -269,6 +273,9 @@ class VideoReader:
         for stream in self._container.streams:
             if stream is not self._stream:
                 stream.discard = Discard.all
+        if accelerator is not None:
+            codec = self._stream.codec_context
+            note_use(decode, codec.name, is_used=codec.is_hwaccel)
         base = self._stream.time_base or Fraction(1, 90_000)
         self._tick_ns = base.numerator * 1_000_000_000, base.denominator
         codec = self._stream.codec_context

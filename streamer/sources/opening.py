@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from sinks.address import redact
@@ -28,6 +28,9 @@ from streamer.sources.live import LiveSource
 from streamer.sources.source import OnState, Source
 from streamer.sources.web import HttpConnection, WebError
 from streamer.sources.web_kind import VIDEO_SUFFIXES, find_kind, likely_live
+
+if TYPE_CHECKING:
+    from streamer.sources.hardware import Decode
 
 _ASK_S = 5.0
 _KINDS = "a video file, a folder, s3://, rtsp://, rtsps://, http://, https://, webcam:0 or synthetic:street"
@@ -48,6 +51,7 @@ def open_sources(
     live: bool | None = None,
     fps: float | None = None,
     track: int | None = None,
+    decode: Decode = "cpu",
     taken: Collection[str] = (),
 ) -> list[Source]:
     """The sources that `address` (or several) stands for; reading begins when one is iterated.
@@ -58,7 +62,7 @@ def open_sources(
     counts as stalled, by default after its own pace; `poll_s` between two requests of a snapshot address; `clock` for
     what is known of its times; `strict` for a first connection that must succeed. `tls` says whom to trust at `https`
     and `rtsps` addresses. `live` says whether an `http(s)` address is a camera; unsaid, the server is asked, for at
-    most some seconds. `fps` is the rate of a folder of images.
+    most some seconds. `fps` is the rate of a folder of images, `decode` the device that decodes videos.
 
     Raises `SourceAddressError` where an address cannot be understood, `SourceError` where there is nothing at it.
     """
@@ -72,6 +76,17 @@ def open_sources(
         used.add(chosen)
         return chosen
 
+    def read_recording(place: str) -> FileSource:
+        return FileSource(
+            place,
+            called(place),
+            start_time_ns=start_time_ns,
+            track=track,
+            decode=decode,
+            tls=secure,
+            on_state=on_state,
+        )
+
     for one in [address] if isinstance(address, str) else address:
         scheme = "" if Path(one).exists() else one.partition(":")[0].lower()
         if scheme in ("rtsp", "rtsps", "http", "https"):
@@ -84,7 +99,13 @@ def open_sources(
             if not (_asked_live(one, secure) if live is None else live):
                 sources.append(
                     FileSource(
-                        one, called(one), start_time_ns=start_time_ns, track=track, tls=secure, on_state=on_state
+                        one,
+                        called(one),
+                        start_time_ns=start_time_ns,
+                        track=track,
+                        decode=decode,
+                        tls=secure,
+                        on_state=on_state,
                     )
                 )
                 continue
@@ -92,13 +113,27 @@ def open_sources(
         else:
             link = None
         if link is not None:
-            link = replace(link, stall_s=stall_s, poll_s=poll_s, track=track, tls=secure, clock=clock or ClockLimits())
+            link = replace(
+                link,
+                stall_s=stall_s,
+                poll_s=poll_s,
+                track=track,
+                decode=decode,
+                tls=secure,
+                clock=clock or ClockLimits(),
+            )
             called_by = one.replace(":", "") if scheme == "webcam" else one
             sources.append(LiveSource(link, called(called_by), strict=strict, on_state=on_state))
         elif scheme == "s3":
             sources += [
                 FileSource(
-                    place, called(place), start_time_ns=start_time_ns, track=track, tls=secure, on_state=on_state
+                    place,
+                    called(place),
+                    start_time_ns=start_time_ns,
+                    track=track,
+                    decode=decode,
+                    tls=secure,
+                    on_state=on_state,
                 )
                 for place in _stored_recordings(one, secure)
             ]
@@ -118,7 +153,12 @@ def open_sources(
                 else:
                     sources.append(
                         FileSource(
-                            str(path), called(str(path)), start_time_ns=start_time_ns, track=track, on_state=on_state
+                            str(path),
+                            called(str(path)),
+                            start_time_ns=start_time_ns,
+                            track=track,
+                            decode=decode,
+                            on_state=on_state,
                         )
                     )
     return sources
