@@ -98,17 +98,7 @@ def open_sources(
             link = _webcam(one)
         elif scheme in ("http", "https"):
             if not (_asked_live(one, secure) if live is None else live):
-                sources.append(
-                    FileSource(
-                        one,
-                        called(one),
-                        start_time_ns=start_time_ns,
-                        track=track,
-                        decode=decode,
-                        tls=secure,
-                        on_state=on_state,
-                    )
-                )
+                sources.append(read_recording(one))
                 continue
             link = CameraLink(one)
         else:
@@ -126,18 +116,7 @@ def open_sources(
             called_by = one.replace(":", "") if scheme == "webcam" else one
             sources.append(LiveSource(link, called(called_by), strict=strict, on_state=on_state))
         elif scheme == "s3":
-            sources += [
-                FileSource(
-                    place,
-                    called(place),
-                    start_time_ns=start_time_ns,
-                    track=track,
-                    decode=decode,
-                    tls=secure,
-                    on_state=on_state,
-                )
-                for place in _stored_recordings(one, secure)
-            ]
+            sources += [read_recording(place) for place in _stored_recordings(one, secure)]
         elif scheme == "synthetic":
             sources.append(_synthetic(one, called("street"), on_state))
         elif added := tuple(entry_points(group="groundstream.sources", name=scheme)):
@@ -152,16 +131,7 @@ def open_sources(
                         ImageSource(path, called(str(path)), fps=fps, start_time_ns=start_time_ns, on_state=on_state)
                     )
                 else:
-                    sources.append(
-                        FileSource(
-                            str(path),
-                            called(str(path)),
-                            start_time_ns=start_time_ns,
-                            track=track,
-                            decode=decode,
-                            on_state=on_state,
-                        )
-                    )
+                    sources.append(read_recording(str(path)))
     return sources
 
 
