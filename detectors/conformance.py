@@ -66,9 +66,14 @@ class DetectorConformance:
     other_queries: tuple[str, ...] = ("dog",)
     large = (4320, 7680)
     remembers = False  # results depend on what a stream showed before
+    sees_colours = True  # results depend on colours, not on brightness and motion alone
 
     def make(self) -> Detector:
         raise NotImplementedError
+
+    def red_thing(self) -> tuple[np.ndarray, str] | None:
+        """A picture, BGR, of something red, and a query that names it with its colour; None where no query can."""
+        return None
 
     @pytest.fixture
     def detector(self) -> Detector:
@@ -126,6 +131,38 @@ class DetectorConformance:
         image = np.full((120, 160, 3), 127, np.uint8)
         [found] = detector.detect([Request(image, detector.prepare(self.queries), "empty")])
         check(found, image, self.queries)
+
+    def test_colours_are_seen(self, detector: Detector) -> None:
+        """Blue and red exchanged, which leaves all shapes as they are, changes the results."""
+        if not self.sees_colours:
+            pytest.skip("this detector does not use colours")
+        prompt, all_queries = detector.prepare(self.queries), [0.0] * len(self.queries)
+        changed = False
+        for seed in range(3):
+            image = picture(120, 160, seed)
+            plain, exchanged = (
+                detector.detect([Request(pixels, prompt, name, all_queries)])[0]
+                for name, pixels in ((f"plain {seed}", image), (f"exchanged {seed}", image[:, :, ::-1]))
+            )
+            assert plain.confidence is not None
+            assert exchanged.confidence is not None
+            if len(plain) != len(exchanged) or not np.allclose(plain.confidence, exchanged.confidence, atol=1e-4):
+                changed = True
+        assert changed, "results do not depend on colours: is that intended? then set sees_colours = False"
+
+    def test_red_is_red_and_not_blue(self, detector: Detector) -> None:
+        """Pictures are BGR: a thing that is called red scores higher in them than with blue and red exchanged."""
+        shown = self.red_thing()
+        if shown is None:
+            pytest.skip("no query of this detector names a colour")
+        image, query = shown
+        prompt = detector.prepare([query])
+        best = []
+        for name, pixels in (("red", image), ("blue", image[:, :, ::-1])):
+            [found] = detector.detect([Request(pixels, prompt, name, [0.0])])
+            assert found.confidence is not None
+            best.append(float(found.confidence.max(initial=0)))
+        assert best[0] > best[1] + 0.1
 
     def test_pixels_may_come_from_a_function(self, detector: Detector) -> None:
         image = picture(120, 160)

@@ -344,6 +344,6 @@ def settings_hash(config: Config) -> str:
 
 def _settings(config: Config) -> dict[str, Any]:
     """The settings that results depend on: neither where recordings lie (their content counts), nor where events go."""
-    elsewhere = {"sinks", "spool", "metrics_port", "metrics_host", "web", "media"}
+    elsewhere = {"sinks", "spool", "metrics_port", "metrics_host", "web", "media", "privacy"}
     plain = config.model_copy(update={"close_timeout_s": Config.model_fields["close_timeout_s"].default})
     return plain.model_dump(exclude={"streams": {"__all__": _CONNECTION}, **dict.fromkeys(elsewhere, True)})

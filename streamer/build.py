@@ -24,6 +24,7 @@ from streamer.enrichment.enricher import CallBudget, Enricher, EnrichPlan
 from streamer.errors import ConfigError
 from streamer.media.clips import ClipSpan, ClipWriter
 from streamer.media.folder import MediaFolder
+from streamer.media.privacy import PictureCover
 from streamer.media.snapshots import SnapshotWriter
 from streamer.pipeline import NewEnricher, Pipeline
 from streamer.sources import Source
@@ -118,6 +119,7 @@ async def open_pipeline(
                 new_enricher=None if config.enrich is None else enricher_of(config.enrich),
                 snapshots=media.snapshots,
                 clips=media.clips,
+                cover=open_cover(config),
                 traces=traces,
             )
             opened.watch(pipeline)
@@ -136,7 +138,11 @@ class MediaWriters:
 def open_media(config: Config) -> MediaWriters:
     """The writers of pictures and clips of events. Raises `ConfigError` for a folder that cannot be used."""
     settings = config.media
-    if settings is None or (settings.snapshots == "none" and settings.clips is None):
+    if (
+        settings is None
+        or config.privacy.pictures == "none"
+        or (settings.snapshots == "none" and settings.clips is None)
+    ):
         return MediaWriters()
     path = media_folder(config)
     try:
@@ -154,6 +160,12 @@ def open_media(config: Config) -> MediaWriters:
         if settings.clips is None
         else ClipWriter(folder, ClipSpan(settings.clips.before_s, settings.clips.after_s)),
     )
+
+
+def open_cover(config: Config) -> PictureCover | None:
+    """What covers pictures before they are shown or stored, None where they stay as they came."""
+    privacy = config.privacy
+    return None if privacy.pictures == "all" else PictureCover(privacy.pictures, privacy.blur)
 
 
 def enricher_of(config: EnrichConfig) -> NewEnricher:

@@ -45,11 +45,12 @@ AnchorPoint = Annotated[
     Anchor,
     Field(description="Point of a box that decides: middle of the lower edge, centre, or any of the corners."),
 ]
+_PLACES = {"polygon", "points", "holes"}
 _TEXT_EXPECTED = ("string_type", "model_type", "model_attributes_type", "dict_type")
 
 
 class _ConfigSection(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class QueryConfig(_ConfigSection):
@@ -261,16 +262,15 @@ class StreamConfig(_ConfigSection):
             self.calibration.plane()
         for count in self.counts:
             if count.of is not None and count.of not in names:
-                raise ValueError(
-                    f"counts of {count.of!r}, but there are only {', '.join(names) or 'no zones or lines'}"
-                )
+                there = f"they are {', '.join(map(repr, names))}" if names else "the stream has none"
+                raise ValueError(f"counts {count.of!r}, which is no zone or line: {there}")
         return self
 
 
 class DetectorConfig(_ConfigSection):
     """The model that finds the queries. Further keys are options of that detector: `dtype`, `short_side`, ..."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     name: str = Field(
         "",
@@ -383,6 +383,25 @@ class MediaConfig(_ConfigSection):
         return ("full" if value else "none") if isinstance(value, bool) else value
 
 
+class PrivacyConfig(_ConfigSection):
+    """What pictures show outside the frame path: in the page, snapshots, clips, videos and exports."""
+
+    pictures: Literal["all", "blur", "none"] = Field(
+        "all",
+        description="all: as they came. blur: the boxes of the named queries are blurred, and the whole frame where "
+        "they were not looked for. none: no picture is shown or stored.",
+    )
+    blur: list[str] = Field(default=[], max_length=100, description="Ids or texts of the queries to blur.")
+
+    @model_validator(mode="after")
+    def _check_names(self) -> PrivacyConfig:
+        if self.pictures == "blur" and not self.blur:
+            raise ValueError("pictures: blur needs names: give blur: [a person], or pictures: none")
+        if self.pictures != "blur" and self.blur:
+            raise ValueError(f"blur has no effect with pictures: {self.pictures}: write pictures: blur")
+        return self
+
+
 class WebTokens(_ConfigSection):
     """Access tokens of the page and the HTTP API, best written as `${NAME}`."""
 
@@ -466,6 +485,9 @@ class Config(_ConfigSection):
     media: MediaConfig | None = Field(
         None, description="Pictures of events; true uses the defaults, absent or false stores none."
     )
+    privacy: PrivacyConfig = Field(
+        PrivacyConfig(), description="What pictures show; `none` for no pictures at all, `all` for everything."
+    )
     metrics_port: int | None = Field(None, ge=1, le=65535, description="serve Prometheus metrics here")
     metrics_host: str = Field("127.0.0.1", description="0.0.0.0 lets other machines read them")
     web: WebConfig | None = Field(None, description="The page and the HTTP API; true uses the defaults, false is off.")
@@ -476,6 +498,11 @@ class Config(_ConfigSection):
     @classmethod
     def _part_by_name(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("privacy", mode="before")
+    @classmethod
+    def _privacy_by_word(cls, value: object) -> object:
+        return {"pictures": value} if isinstance(value, str) else value
 
     @field_validator("web", "media", mode="before")
     @classmethod
@@ -605,6 +632,8 @@ def _sentence(origin: str, mistake: Mapping[str, Any], spellings: Mapping[Place,
     if mistake["type"] == "value_error":
         return f"{origin}: {place + ' ' if place else ''}{mistake['ctx']['error']}"
     value = mistake["input"]
+    if mistake["type"] == "less_than_equal" and _PLACES & set(location):
+        return f"{origin}: {place} is {value!r}: give coordinates as fractions of the frame, from 0 to 1"
     if mistake["type"] in _TEXT_EXPECTED and (value is None or isinstance(value, bool | int | float)):
         text = (spellings or {}).get(tuple(location), str(value))
         return f'{origin}: {place} is {text}, which is read as {_kind(value)} and not as a text: quote it, "{text}"'

@@ -6,11 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # The suite runs several processes beside one another. Two threads of torch that share a core with them wait for each
 # other for seconds at every step, so each process, and every one that a test starts, has one. Torch reads this once,
 # when it is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# On a busy machine an example may take any time; the time-out of the test bounds them all.
+settings.register_profile("groundstream", deadline=None)
+settings.load_profile("groundstream")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

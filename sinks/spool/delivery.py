@@ -82,6 +82,11 @@ class SinkDelivery:
         self._error = ""
         self._since_ns = time.time_ns()
 
+    @property
+    def is_down(self) -> bool:
+        """Whether the sink did not take the last batch."""
+        return bool(self._error)
+
     def status(self, last: int) -> SinkStatus:
         """`last` is the number of the newest event in the spool."""
         return SinkStatus(

@@ -36,6 +36,8 @@ DEFAULT_MAX_BYTES = 1 << 30
 CLOSE_TIMEOUT_S = 10.0
 
 _TAIL_EVENTS = 4096
+_DOWN_EVENTS = 256
+"""Events that stay in memory for sinks that are down, which read the rest from the file: an event takes about 6 kB."""
 _FORGOTTEN_SHARE = 4
 """Sinks that are no longer configured may hold a quarter of `max_bytes`."""
 
@@ -465,8 +467,13 @@ class Spool:
             if gone:
                 self._stored_bytes -= sum(len(event.to_json()) for event in gone if event is not None)
                 self._room.set()
-        elif len(self._tail) - max(0, surplus) > 2 * _TAIL_EVENTS:
-            surplus = len(self._tail) - _TAIL_EVENTS
+        else:
+            healthy = (one.cursor for one in self._deliveries if not one.finished and not one.is_down)
+            taken = min(healthy, default=self._last) + 1 - self._tail_first
+            if taken - max(0, surplus) > 2 * _DOWN_EVENTS:
+                surplus = taken - _DOWN_EVENTS
+            if len(self._tail) - max(0, surplus) > 2 * _TAIL_EVENTS:
+                surplus = len(self._tail) - _TAIL_EVENTS
         if surplus > 0:
             del self._tail[:surplus]
             self._tail_first += surplus

@@ -58,6 +58,8 @@ def process_on_cluster(job: ProcessJob, address: str, progress: ProgressListener
     Complete recordings are skipped as in a local run; results, events and their ids are the same. Writes
     `cluster-report.json` into the output folder. Raises `ClusterError`, and what prevents the whole job.
     """
+    if job.queue is not None:
+        raise ConfigError("a queue is divided by its consumer group: run the command on each machine without --cluster")
     job_config(job)  # mistakes are reported before the cluster is asked
     units = list_units(job)
     ray = connect_cluster(address)

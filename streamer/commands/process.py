@@ -37,7 +37,11 @@ def process(
     ] = None,
     addresses: Annotated[
         str | None,
-        typer.Option("--from", metavar="FILE", help="File with one address per line, - for standard input."),
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="File with one address per line, - for standard input, or kafka://HOST/TOPIC with one per record.",
+        ),
     ] = None,
     detector: DetectorName = None,
     weights: Weights = None,
@@ -102,12 +106,15 @@ def process(
     video.mp4; the folder appears when it is complete. OUT/events.sqlite and OUT/events.jsonl hold the events of all.
     Complete recordings are skipped when the command runs again.
     """
+    from streamer.jobs.feeds import is_queue
     from streamer.jobs.job import ProcessJob, parse_shard, read_addresses
     from streamer.recorders.label_exports import check_exports
     from streamer.tasks.process import process_videos
 
+    queue = addresses if addresses is not None and is_queue(addresses) else None
     job = ProcessJob(
-        videos=[*(videos or ()), *(read_addresses(addresses) if addresses is not None else ())],
+        videos=[*(videos or ()), *(read_addresses(addresses) if addresses is not None and queue is None else ())],
+        queue=queue,
         queries=query,
         detector=detector,
         weights=weights,

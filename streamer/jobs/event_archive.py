@@ -30,6 +30,11 @@ class EventArchive:
 
     def open(self) -> None:
         """Opens or makes the files. Raises `SinkError` and `OutputError`."""
+        folder = self.lines.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the output folder {folder}: {error.strerror}; give another one") from error
         if self.lines.is_dir():
             raise OutputError(f"cannot write {self.lines}: Is a directory")
         if self.database.is_dir():

@@ -24,6 +24,7 @@ class ProcessJob:
 
     `videos`: addresses of recordings; `out`: the folder of results; `jobs`: recordings at a time (None: by cores and
     memory); `again`: redo finished recordings; `shard`: (number from 1, count), only this part of the recordings;
+    `queue`: the address of a Kafka topic of addresses, instead of `videos`;
     `close_timeout_s`: seconds that closing of sinks and files may take.
     """
 
@@ -53,6 +54,7 @@ class ProcessJob:
     jobs: int | None = None
     again: bool = False
     shard: tuple[int, int] | None = None
+    queue: str | None = None
     close_timeout_s: float = 10.0
 
 
@@ -82,14 +84,15 @@ _KEPT_MEDIA = {"max_bytes": 1 << 50, "max_age_days": 3650}
 
 def job_config(job: ProcessJob) -> Config:
     """Returns the configuration of the job's options, one stream for each address. Raises `ConfigError`."""
-    if not job.videos:
+    if not job.videos and job.queue is None:
         raise ConfigError("no recordings to process: give files, folders or addresses")
     detector = DetectorChoice(
         job.detector, job.weights, job.tuned, job.device, job.threshold, job.masks, job.detector_options
     )
     stream = stream_settings(job)
+    sources = job.videos or [job.queue or ""]
     raw: dict[str, Any] = {
-        "streams": [{"source": video, **stream} for video in job.videos],
+        "streams": [{"source": video, **stream} for video in sources],
         "queries": list(job.queries),
         "detector": detector.section(),
         "tracker": tracker_setting(job.tracker, job.reid),
@@ -127,6 +130,8 @@ def parse_place(text: str) -> tuple[str, list[list[float]]]:
             f"cannot parse zone or line {text!r}: expected NAME:x,y x,y ... in fractions of the frame, "
             "such as door:0.5,0 0.5,1"
         ) from None
+    if any(not 0 <= value <= 1 for point in points for value in point):
+        raise ConfigError(f"zone or line {text!r} reaches outside the frame: give x,y as fractions of it, from 0 to 1")
     return name, points
 
 
@@ -146,7 +151,7 @@ def parse_start_time(text: str) -> int:
 def parse_shard(text: str) -> tuple[int, int]:
     """'2/8' -> (2, 8). Raises `ConfigError`."""
     number, slash, count = text.partition("/")
-    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+    if slash and text.isascii() and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
         return int(number), int(count)
     raise ConfigError(f"shard {text!r} is not NUMBER/COUNT: write 1/8 for the first of eight parts")
 

@@ -26,6 +26,7 @@ from streamer.config import Config
 from streamer.detector_choice import load_detector
 from streamer.errors import ConfigError
 from streamer.jobs.event_archive import DATABASE, LINES, EventArchive
+from streamer.jobs.feeds import ListFeed, UnitFeed, open_queue
 from streamer.jobs.job import ProcessJob, StreamSummary, job_config, parse_start_time
 from streamer.jobs.result_folder import ResultFolder
 from streamer.jobs.shared_parts import SharedDetector, share_sinks
@@ -46,6 +47,7 @@ _UNIT_MEMORY = 600 * 1024**2
 _OWN_INSTANCES = ("motion", "scripted")
 """Detectors without weights: each recording gets one, so that they run in parallel."""
 EVENTS = "events.jsonl"
+_MOST_SUMMARIES = 1000
 
 
 class ProgressListener(Protocol):
@@ -78,34 +80,58 @@ class JobReport:
     """Result of a job: a summary for each recording in the order of the job.
 
     `skipped` names those that were complete before; `undelivered` is the error of a sink that did not take all events.
+    `completed` and `failed` count recordings, `invalid` records of a queue. Of a queue without end only the last
+    thousand summaries are kept.
     """
 
     summaries: list[StreamSummary] = field(default_factory=list)
     skipped: set[str] = field(default_factory=set)
+    invalid: int = 0
+    failed: int = 0
+    completed: int = 0
     undelivered: SinkError | None = None
     interrupted: bool = False
     seconds: float = 0.0
 
     @property
     def has_failed(self) -> bool:
-        return any(summary.error for summary in self.summaries)
+        return bool(self.failed or self.invalid)
+
+    def add(self, summary: StreamSummary) -> None:
+        """Counts a recording and keeps its summary."""
+        self.failed += bool(summary.error)
+        self.completed += not (summary.error or summary.interrupted)
+        self.summaries.append(summary)
+
+    def forget_oldest(self) -> None:
+        """Keeps the last thousand summaries, where there is no end to them."""
+        while len(self.summaries) > _MOST_SUMMARIES:
+            self.skipped.discard(self.summaries.pop(0).stream)
 
 
 class JobRunner:
     """Runs the units of one job; `interrupt` ends it early, complete recordings stay complete."""
 
     def __init__(
-        self, job: ProcessJob, units: Sequence[RecordingUnit], progress: ProgressListener, *, archive: bool = True
+        self,
+        job: ProcessJob,
+        units: Sequence[RecordingUnit],
+        progress: ProgressListener,
+        *,
+        feed: UnitFeed | None = None,
+        archive: bool = True,
     ) -> None:
-        """Without `archive`, the events of a recording stay in its folder alone."""
+        """Runs `units`, or what `feed` gives. Without `archive`, the events of a recording stay in its folder alone."""
         self._job = job
         self._units = units
+        self._is_endless = feed is not None
+        self._feed = ListFeed(units) if feed is None else feed
         self._progress = progress
         self._config = job_config(job)
         self._start_ns = None if job.start_time is None else parse_start_time(job.start_time)
         self._report = JobReport()
         self._pipelines: dict[str, Pipeline] = {}
-        self._running: dict[str, asyncio.Task[StreamSummary]] = {}
+        self._running: dict[str, tuple[RecordingUnit, asyncio.Task[StreamSummary]]] = {}
         self._stopping: list[asyncio.Future[None]] = []  # kept, or a stop could be collected before it ran
         self._interruption = asyncio.Event()
         self._pool: DecodePool | None = None
@@ -125,28 +151,33 @@ class JobRunner:
             shared = await self._prepare_unless_interrupted()
             if self._archive is not None:
                 self._archive.open()
-            waiting = list(enumerate(self._units))[::-1]
-            results: dict[int, StreamSummary] = {}
-
-            async def work() -> None:
-                while waiting and not self._report.interrupted:
-                    number, unit = waiting.pop()
-                    results[number] = await self._run_guarded(unit, shared, shared_sinks)
-
+            await self._feed.open()
             async with DecodePool() as self._pool, asyncio.TaskGroup() as workers:
                 for _ in range(self._parallel_units()):
-                    workers.create_task(work())
-            self._report.summaries = [results[number] for number in sorted(results)]
+                    workers.create_task(self._work(shared, shared_sinks))
+            order = {unit.name: number for number, unit in enumerate(self._units)}
+            self._report.summaries.sort(key=lambda summary: order.get(summary.stream, 0))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
             await self._close_outputs(sinks)
         self._report.seconds = time.monotonic() - started
+        self._report.invalid = self._feed.invalid
         return self._report
 
+    async def _work(self, detector: Detector | None, sinks: dict[str, Sink]) -> None:
+        """Runs one unit after the other."""
+        while not self._report.interrupted and (unit := await self._feed.take()) is not None:
+            summary = await self._run_guarded(unit, detector, sinks)
+            self._report.add(summary)
+            if self._is_endless:
+                self._report.forget_oldest()
+            if not summary.interrupted:
+                await self._feed.finish(unit)
+
     async def _close_outputs(self, sinks: Mapping[str, Sink]) -> None:
-        """Closes sinks and archive, all at once and within the closing time of the job; what does not close is left."""
-        closing = {name: sink.aclose() for name, sink in sinks.items()}
+        """Closes queue, sinks and archive, at once and within the closing time; what does not close is left."""
+        closing = {"the queue": self._feed.aclose()} | {name: sink.aclose() for name, sink in sinks.items()}
         if self._archive is not None:
             closing[f"{self._archive.database}"] = self._archive.aclose()
         found = await asyncio.gather(*(finish_within(work, self._job.close_timeout_s) for work in closing.values()))
@@ -158,14 +189,14 @@ class JobRunner:
         """Ends the job: recordings stop where they are, cameras end cleanly. Call it in the loop of `run`."""
         self._report.interrupted = True
         self._interruption.set()
-        for unit in self._units:
-            if (task := self._running.get(unit.name)) is not None:
-                pipeline = self._pipelines.get(unit.name)
-                if unit.live and pipeline is not None:
-                    self._stopping.append(asyncio.ensure_future(pipeline.stop()))
-                else:
-                    # No closing events: a later run gives the same events the same ids.
-                    task.cancel()
+        self._feed.stop()
+        for unit, task in self._running.values():
+            pipeline = self._pipelines.get(unit.name)
+            if unit.live and pipeline is not None:
+                self._stopping.append(asyncio.ensure_future(pipeline.stop()))
+            else:
+                # No closing events: a later run gives the same events the same ids.
+                task.cancel()
 
     async def _prepare_unless_interrupted(self) -> SharedDetector | None:
         """As `_prepare_detector`; an interruption does not wait for it, the thread that loads ends by itself."""
@@ -189,18 +220,23 @@ class JobRunner:
         return SharedDetector(detector, self._config.detector.name, combine=not device.startswith("cpu"))
 
     def _parallel_units(self) -> int:
+        most = usable_cores() if self._is_endless else max(1, len(self._units))
         if self._job.jobs is not None:
-            return min(self._job.jobs, max(1, len(self._units)))
+            return self._job.jobs if self._is_endless else min(self._job.jobs, most)
         with suppress(ValueError, OSError, AttributeError):  # not known on every system
             memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            return max(1, min(usable_cores(), memory // _UNIT_MEMORY, len(self._units)))
-        return max(1, min(usable_cores(), len(self._units)))
+            return max(1, min(usable_cores(), memory // _UNIT_MEMORY, most))
+        return max(1, min(usable_cores(), most))
 
     async def _run_guarded(
         self, unit: RecordingUnit, detector: Detector | None, sinks: dict[str, Sink]
     ) -> StreamSummary:
         """Runs one unit; its errors stand in its summary, other units go on."""
         folder = ResultFolder(self._job.out, unit.name)
+        if unit.error:
+            summary = StreamSummary(unit.name, folder=str(folder.final), error=unit.error)
+            self._progress.end_unit(unit, summary, skipped=False)
+            return summary
         recording = await asyncio.to_thread(identify_recording, unit.address)
         config = self._unit_config(unit)
         settings = identify_settings(self._job, settings_hash(config))
@@ -213,7 +249,7 @@ class JobRunner:
         folder.begin()
         blank = StreamSummary(unit.name, folder=str(folder.final), recording=recording, settings=settings)
         task = asyncio.ensure_future(self._run_unit(unit, config, folder, blank, detector, sinks))
-        self._running[unit.name] = task
+        self._running[unit.name] = unit, task
         try:
             summary = await task
         except asyncio.CancelledError:
@@ -265,7 +301,7 @@ class JobRunner:
     def _unit_config(self, unit: RecordingUnit) -> Config:
         stream = self._config.streams[0].model_copy(update={"source": unit.address, "name": unit.name})
         videos = [address for address in self._config.sinks if address.startswith(VIDEO)]
-        if len(self._units) > 1:  # each recording gets a file of its own
+        if self._is_endless or len(self._units) > 1:  # each recording gets a file of its own
             videos = [address if "{stream}" in address else _with_stream(address, unit.name) for address in videos]
         wants = self._config.detections or wants_detections(self._config.sinks)
         return self._config.model_copy(update={"streams": [stream], "sinks": videos, "detections": wants})
@@ -348,7 +384,11 @@ async def run_job(
     job: ProcessJob, progress: ProgressListener | None = None, ready: Callable[[JobRunner], object] | None = None
 ) -> JobReport:
     """Runs a job; `ready` gets the runner, to interrupt it. Raises what prevents the whole job, see `JobRunner.run`."""
-    runner = JobRunner(job, list_units(job), progress or SilentProgress())
+    feed = None if job.queue is None else open_queue(job)
+    if feed is not None and job.videos:
+        raise ConfigError("recordings come from a queue or from the command line: give only one of them")
+    units = list_units(job) if feed is None else []
+    runner = JobRunner(job, units, progress or SilentProgress(), feed=feed)
     if ready is not None:
         ready(runner)
     return await runner.run()

@@ -7,28 +7,44 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from streamer.errors import ConfigError
+from streamer.errors import ConfigError, SourceAddressError, SourceError
 from streamer.jobs.job import ProcessJob
 from streamer.sources import open_sources
+from streamer.sources.address import stream_name, unique
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingUnit:
-    """One recording: `name` is its stream and folder, `address` opens it."""
+    """One recording: `name` is its stream and folder, `address` opens it, `error` is why it cannot be opened."""
 
     name: str
     address: str
     live: bool = False
+    error: str = ""
 
 
 def list_units(job: ProcessJob) -> list[RecordingUnit]:
-    """Returns the recordings of the job's shard in order. Raises `SourceError` where an address stands for nothing."""
+    """Returns the recordings of the job's shard in order.
+
+    Of several addresses, one that stands for nothing is a unit with an `error`, so that the others are processed.
+    Raises `SourceError` where there is no other, and `ConfigError`.
+    """
     units: list[RecordingUnit] = []
     taken: set[str] = set()
     for video in job.videos:
-        for source in open_sources(video, taken=taken):
+        try:
+            sources = open_sources(video, taken=taken)
+        except SourceAddressError:
+            raise
+        except SourceError as error:
+            if len(job.videos) == 1:
+                raise
+            units.append(RecordingUnit(unique(stream_name(video), taken), video, error=str(error)))
+            taken.add(units[-1].name)
+            continue
+        for source in sources:
             place = (source.recording or source.remote) if isinstance(source, FileSource | ImageSource) else None
             units.append(RecordingUnit(source.name, video if place is None else str(place), source.live))
             taken.add(source.name)

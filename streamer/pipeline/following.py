@@ -19,6 +19,7 @@ from streamer.enrichment.enricher import Enricher, Enrichment
 from streamer.errors import StreamerError
 from streamer.frame import Frame
 from streamer.media.clips import ClipWriter
+from streamer.media.privacy import PictureCover
 from streamer.media.snapshots import SnapshotWriter
 from streamer.pipeline.detection import DetectedFrame
 from streamer.pipeline.stream import Recorder, Stream, StreamChange
@@ -124,6 +125,7 @@ class FollowingLoop:
         on_failed: Callable[[Stream], None] | None = None,
         snapshots: SnapshotWriter | None = None,
         clips: ClipWriter | None = None,
+        cover: PictureCover | None = None,
         tick_s: float = 1.0,
         timings: PipelineTimings | None = None,
         traces: FrameTraces | None = None,
@@ -136,6 +138,7 @@ class FollowingLoop:
         self._on_failed = on_failed
         self._snapshots = snapshots
         self._clips = clips
+        self._picture_cover = cover
         self._tick_s = tick_s
         self._timings = timings or PipelineTimings()
         self._traces = traces
@@ -293,18 +296,33 @@ class FollowingLoop:
             stream.analysed += 1
             if self.enricher is not None:
                 self.enricher.offer(frame, happened)
-            if self._snapshots is not None and self._snapshots.offer(frame, tracked, happened) and not stream.is_live:
-                # A recording can wait: it gets every picture, and the same ones each time.
-                await asyncio.to_thread(self._snapshots.drain, stream.name, _RECORDING_WAIT_S)
+        if self._picture_cover is not None:
+            matches = stream.analysis.matches
+            frame = self._picture_cover.cover(frame, tracked, found.detections, found.queries, matches)
+        await self._offer_pictures(found, frame, tracked, happened)
         events += self._report_snapshots(stream)
-        is_due = self._clips is not None and self._clips.offer(frame, happened, stream.cutter, is_live=stream.is_live)
-        if self._clips is not None and is_due:
-            await asyncio.to_thread(self._clips.drain, stream.name, _RECORDING_WAIT_S)
         events += self._note_frame(stream, frame)
         events += self._report_clips(stream)
         await self._record(stream, frame, tracked, analysed=found.detections is not None)
         if self._on_frame is not None:
             self._on_frame(frame.stream)
+
+    async def _offer_pictures(
+        self, found: DetectedFrame, frame: Frame, tracked: sv.Detections, happened: Sequence[Event]
+    ) -> None:
+        """Offer a frame, as it may be shown, to the writers of pictures and clips.
+
+        A recording can wait: it gets every picture and clip, and the same ones each time.
+        """
+        stream = found.stream
+        writers: list[SnapshotWriter | ClipWriter] = []
+        shots = None if found.detections is None else self._snapshots
+        if shots is not None and shots.offer(frame, tracked, happened) and not stream.is_live:
+            writers.append(shots)
+        if self._clips is not None and self._clips.offer(frame, happened, stream.cutter, is_live=stream.is_live):
+            writers.append(self._clips)
+        for writer in writers:
+            await asyncio.to_thread(writer.drain, stream.name, _RECORDING_WAIT_S)
 
     def _report_snapshots(self, stream: Stream) -> list[Event]:
         """Events for the pictures of a stream that were written meanwhile."""
@@ -393,6 +411,8 @@ class FollowingLoop:
             stream.state = SourceState.CLOSED
             for recorder in stream.recorders.values():
                 await _close_recorder(stream, recorder)
+            if self._picture_cover is not None:
+                self._picture_cover.forget(stream.name)
             if self._snapshots is not None:
                 await asyncio.to_thread(self._snapshots.drain, stream.name, _SNAPSHOT_WAIT_S)
                 await self._send(stream, self._report_snapshots(stream))

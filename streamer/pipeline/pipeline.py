@@ -24,6 +24,7 @@ from streamer.config import BatchConfig, Config
 from streamer.enrichment.enricher import Enricher, Enrichment, EnrichTally
 from streamer.errors import ConfigError, StreamerError
 from streamer.media.clips import ClipWriter
+from streamer.media.privacy import PictureCover
 from streamer.media.snapshots import SnapshotTally, SnapshotWriter
 from streamer.pipeline.changes import ChangePlan, PipelineParts, StreamPlan, place_sentences, plan_change
 from streamer.pipeline.detection import DetectionLoop, Image
@@ -63,7 +64,8 @@ class Pipeline:
 
     An error of one stream ends that stream alone: it is in `errors` afterwards. With `config`, which the streams were
     made from, and `parts`, everything can be changed while it runs: see `apply`. `snapshots` writes pictures of
-    events, `clips` their clips; both are closed at the end. `coverage_every_s` is the length of a coverage stretch.
+    events, `clips` their clips; both are closed at the end.
+    `cover` changes every picture before it is shown or stored. `coverage_every_s` is the length of a coverage stretch.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Pipeline:
         new_enricher: NewEnricher | None = None,
         snapshots: SnapshotWriter | None = None,
         clips: ClipWriter | None = None,
+        cover: PictureCover | None = None,
         coverage_every_s: float = 10.0,
         traces: FrameTraces | None = None,
     ) -> None:
@@ -92,6 +95,7 @@ class Pipeline:
         self._enricher: Enricher | None = None
         self._snapshots = snapshots
         self._clips = clips
+        self._keeps_packets = clips is not None and cover is None  # packets cannot be covered
         self._coverage_every_s = coverage_every_s
         batch = batch if config is None else config.batch
         self.timings = PipelineTimings()
@@ -112,6 +116,7 @@ class Pipeline:
             on_failed=self._end_failed,
             snapshots=snapshots,
             clips=clips,
+            cover=cover,
             tick_s=coverage_every_s / 10,
             timings=self.timings,
             traces=traces,
@@ -435,7 +440,8 @@ class Pipeline:
             if stream.cutter is not None:  # of the source before
                 self._clips.retire(stream.name, stream.cutter)
                 stream.cutter = None
-            stream.keep_packets(self._clips.span.packet_limits())
+            if self._keeps_packets:
+                stream.keep_packets(self._clips.span.packet_limits())
         stream.relay.connect(stream.name, lambda change: add(SourceChanged(stream, source, change)))
 
     async def _detect_all(self, merge: FrameMerge) -> None:

@@ -18,6 +18,8 @@ EDGE = 1e-9
 """Distance, in fractions of the frame, up to which a point lies on an edge: rounding of float64 stays far below."""
 LEAST_ROOM = 0.002
 """Distance between a line and the edge of the frame below which no track can be seen on that side."""
+GRID = 200
+"""Points in each direction by which areas are compared."""
 
 Points = Sequence[Sequence[float]]
 
@@ -193,6 +195,14 @@ class Inside:
         return result
 
 
+def _grid_over(corners: Floats) -> Floats:
+    """(N, 2) points spread evenly over the box around corners."""
+    steps = (np.arange(GRID) + 0.5) / GRID
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    x, y = np.meshgrid(*(low[:, None] + steps * (high - low)[:, None]))
+    return np.column_stack([x.ravel(), y.ravel()])
+
+
 class Region:
     """Closed polygon with holes: the area of a zone, or of a mask that hides a part of the frame."""
 
@@ -201,9 +211,12 @@ class Region:
         self.holes = tuple(polygon(f"hole {number} of {name}", hole) for number, hole in enumerate(holes, 1))
         self._inside = Inside(self.corners)
         self._holes = tuple(Inside(hole) for hole in self.holes)
-        for number, hole in enumerate(self.holes, 1):
-            if not self._inside(hole).all():
+        for number, (hole, inside) in enumerate(zip(self.holes, self._holes, strict=True), 1):
+            area = _grid_over(hole)
+            if not (self._inside(hole).all() and self._inside(area[inside.within(area)]).all()):
                 raise ConfigError(f"hole {number} of {name} reaches outside of it: move its corners inside")
+        if self.holes and not self(_grid_over(self.corners)).any():
+            raise ConfigError(f"the holes of {name} leave no area of it: make them smaller, or leave the zone out")
 
     def __call__(self, points: Floats) -> Bools:
         """`points` (N, 2) -> (N,) whether each is inside."""

@@ -49,7 +49,7 @@ class Zone:
         self.name = name
         self.region = Region(f"zone {name!r}", points, holes)
         self.anchor = checked_anchor(f"zone {name!r}", anchor)
-        self.dwell_s = sorted(dwell_s)
+        self.dwell_s = sorted(set(dwell_s))
         if any(limit <= 0 for limit in self.dwell_s):
             raise ConfigError(f"zone {name!r} has dwell time {self.dwell_s[0]}: give seconds above 0")
         self._settle_ns = settle_time(f"zone {name!r}", settle_s)

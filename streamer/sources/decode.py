@@ -34,6 +34,7 @@ from streamer.sources.h264 import FrameNumbers
 from streamer.sources.h265 import PictureUnits
 from streamer.sources.nal_units import UnitLayout, parameter_sets
 from streamer.sources.orientation import UPRIGHT, Orientation
+from streamer.sources.picture_choice import PacketUse, PictureChoice
 from streamer.sources.planes import PictureLayout, layout_of, pack_planes, upright_bgr
 from streamer.threads import decoding_turn
 
@@ -77,12 +78,13 @@ class LostPictures:
     """A frame that arrived damaged, or cannot be shown because it builds on one that did or never came.
 
     `awaits_key` is True for one that came before the first key picture, `is_skipped` for one that was left undecoded
-    because decoding was behind: nothing is wrong with either.
+    because decoding was behind, `is_unwanted` for one that sampling does not want: nothing is wrong with any of them.
     """
 
     pts_ns: int | None
     awaits_key: bool = False
     is_skipped: bool = False
+    is_unwanted: bool = False
 
 
 class DecodedPicture:
@@ -178,10 +180,12 @@ class PictureReader(Protocol):
 class _PictureGroup:
     """A key picture and those that build on it, in decoding order. Damage to one is damage to all that follow."""
 
-    __slots__ = ("_key_pts_ns", "_previous", "broken", "orientation", "pixel_aspect")
+    __slots__ = ("_is_cut", "_key_pts_ns", "_previous", "broken", "orientation", "pixel_aspect")
 
-    def __init__(self, key_pts_ns: int | None, previous: _PictureGroup | None) -> None:
+    def __init__(self, key_pts_ns: int | None, previous: _PictureGroup | None, *, is_cut: bool) -> None:
+        """`is_cut` says that the end of the group before was not decoded."""
         self._key_pts_ns = key_pts_ns
+        self._is_cut = is_cut
         self._previous = previous
         self.broken = False
         self.orientation: Orientation | None = None  # both once the first frame is there
@@ -191,7 +195,8 @@ class _PictureGroup:
 
     def shows(self, pts_ns: int | None) -> bool:
         """Whether a picture of this group is whole. One shown before the key picture builds on the last group, too."""
-        if self._previous is not None and self._previous.broken and pts_ns is not None and self._key_pts_ns is not None:
+        is_alone = self._is_cut or (self._previous is not None and self._previous.broken)
+        if is_alone and pts_ns is not None and self._key_pts_ns is not None:
             return not self.broken and pts_ns >= self._key_pts_ns
         return not self.broken
 
@@ -200,6 +205,7 @@ class _Fate(Enum):
     WAITING = auto()
     SHOWN = auto()
     LOST = auto()
+    UNWANTED = auto()  # counted already; decoded because others build on it
 
 
 class _SentPicture:
@@ -207,12 +213,14 @@ class _SentPicture:
 
     __slots__ = ("arrival_ns", "fate", "group", "place", "pts_ns")
 
-    def __init__(self, group: _PictureGroup, pts_ns: int | None, arrival_ns: int, place: int | None) -> None:
+    def __init__(
+        self, group: _PictureGroup, pts_ns: int | None, arrival_ns: int, place: int | None, fate: _Fate
+    ) -> None:
         self.group = group
         self.pts_ns = pts_ns
         self.place = place
         self.arrival_ns = arrival_ns
-        self.fate = _Fate.WAITING
+        self.fate = fate
 
 
 class VideoReader:
@@ -285,6 +293,8 @@ class VideoReader:
         self.timed = self._container.format.name not in {"mpjpeg", "mjpeg"}
         self.bursts = "hls" in self._container.format.name.split(",")
         self.catch_up: CatchUp | None = None  # for live streams: what to skip when decoding falls behind
+        self.choice: PictureChoice | None = None  # for live streams: what to leave out because it is not wanted
+        self._held: list[tuple[Packet[VideoStream], int, bool]] = []  # undecoded, until a wanted picture needs them
         self.packets_read = 0  # those that hold part of a picture
         self._ring: PacketRing | None = None
         self._end: int | None = None  # where the last of them ends
@@ -429,7 +439,8 @@ class VideoReader:
             if self._ring is not None:
                 self._ring.add(packet, self._ns(packet.pts))
             if packet.is_keyframe:
-                group = _PictureGroup(self._ns(packet.pts), group)
+                group = _PictureGroup(self._ns(packet.pts), group, is_cut=bool(self._held))
+                self._held.clear()
             if group is None:  # nothing can be shown before the first picture that builds on no other
                 if self._is_picture(packet):
                     self._note_packet(packet)
@@ -438,13 +449,34 @@ class VideoReader:
             if self.catch_up is not None and self._is_skipped(packet):
                 if self._is_picture(packet):
                     self._note_packet(packet)
-                    yield LostPictures(self._shown_ns(self._ns(packet.pts)), is_skipped=True)
+                    pts_ns = self._ns(packet.pts)
+                    unwanted = self.choice is not None and not self.choice.note_skipped(pts_ns)
+                    yield LostPictures(self._shown_ns(pts_ns), is_skipped=not unwanted, is_unwanted=unwanted)
                 continue
+            use = PacketUse.DECODE if self.choice is None else self._choose_use(self.choice, packet)
+            if use is not PacketUse.DECODE:
+                self._note_packet(packet)
+                if use is PacketUse.HOLD:
+                    self._held.append((packet, arrival_ns, is_cut))
+                yield LostPictures(self._shown_ns(self._ns(packet.pts)), is_unwanted=True)
+                continue
+            held, self._held = self._held, []
+            for earlier in held:
+                yield from self._decode(earlier[0], group, *earlier[1:], fate=_Fate.UNWANTED)
             yield from self._decode(packet, group, arrival_ns, is_cut)
         for sent in list(self._sent):
             yield from self._give_up(sent)
         if failure is not None:
             raise failure
+
+    def _choose_use(self, choice: PictureChoice, packet: Packet[VideoStream]) -> PacketUse:
+        if not self._is_picture(packet):
+            return PacketUse.DECODE
+        pts_ns, layout = self._ns(packet.pts), self._layout
+        if packet.is_keyframe:
+            choice.note_key(pts_ns)
+            return PacketUse.DECODE
+        return choice.use(pts_ns, is_reference=lambda: layout is None or layout.is_reference(bytes(packet)))
 
     def keep_packets(self, ring: PacketRing) -> None:
         """Adds every packet that is read from now on to `ring`."""
@@ -502,11 +534,17 @@ class VideoReader:
                 self._end = end
 
     def _decode(
-        self, packet: Packet[VideoStream], group: _PictureGroup, arrival_ns: int, is_cut: bool
+        self,
+        packet: Packet[VideoStream],
+        group: _PictureGroup,
+        arrival_ns: int,
+        is_cut: bool,
+        fate: _Fate = _Fate.WAITING,
     ) -> Iterator[DecodedPicture | LostPictures]:
-        sent = _SentPicture(group, self._ns(packet.pts), arrival_ns, packet.pos)
+        sent = _SentPicture(group, self._ns(packet.pts), arrival_ns, packet.pos, fate)
         if packet.size:
-            self._note_packet(packet)
+            if fate is _Fate.WAITING:
+                self._note_packet(packet)
             self._sent[sent] = packet
             packet.opaque = sent
             if is_cut:
@@ -560,6 +598,9 @@ class VideoReader:
         if sent is not None:
             self._sent.pop(sent, None)
             if sent.fate is _Fate.LOST:
+                return
+            if sent.fate is _Fate.UNWANTED:
+                sent.group.broken = sent.group.broken or frame.is_corrupt
                 return
             sent.fate = _Fate.SHOWN
             group, arrival_ns, place = sent.group, sent.arrival_ns, sent.place

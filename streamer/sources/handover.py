@@ -8,15 +8,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from streamer.frame import Frame
+
+if TYPE_CHECKING:
+    from streamer.sources.sampling import FrameSampling
 
 T = TypeVar("T")
 
 
 class FrameQueue(Protocol):
-    """The end of a hand-over that a reading thread fills."""
+    """The end of a hand-over that a reading thread fills.
+
+    Of a live stream, frames that `sampling` does not want are dropped; None: all are taken.
+    """
+
+    @property
+    def sampling(self) -> FrameSampling | None: ...
 
     def put(self, frame: Frame) -> bool:
         """Append `frame`, waiting for room; False once no more frames are taken."""
@@ -49,6 +58,8 @@ class Handover:
     `put` keeps every frame and waits for room; `replace` keeps only the newest. Both are for the thread, `get` for the
     event loop that the hand-over was made in, `close` for either.
     """
+
+    sampling: FrameSampling | None = None
 
     def __init__(self, capacity: int = 1) -> None:
         self._capacity = capacity

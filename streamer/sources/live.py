@@ -22,7 +22,9 @@ from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.handover import FrameQueue, Handover, joined
 from streamer.sources.pace import CameraPace, Stalled, StallWatchdog
 from streamer.sources.packet_clips import PacketLimits, PacketRing
+from streamer.sources.picture_choice import PictureChoice
 from streamer.sources.rtsp import PORTS, RtspRelay, find_refusal, needs_relay
+from streamer.sources.sampling import FrameSampling
 from streamer.sources.source import OnState, SourceRecipe, SourceState, StateChange
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ _LOCKOUT_S = 10.0  # after a wrong password: cameras lock out who tries too ofte
 _WAIT_S = 2.0  # a silence after which FFmpeg gives out the picture that it still holds
 _HLS_BEHIND_MS = 30_000.0  # a player begins three segments before the newest; ten seconds each are common
 _JOIN_S = 2.0
+_CLOCK_SLACK_NS = 5_000_000
+"""How far capture times may move against presentation times until the next wanted picture."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +74,8 @@ class LiveSource:
         self._reported: SourceState | None = None
         self._pause_s = _FIRST_RETRY_S
         self._pace_offset_s = 0.0
+        self._due_sampling: FrameSampling | None = None
+        self._due_pts_ns: int | None = None  # presentation time before which sampling wants no picture
         self._watchdog: StallWatchdog | None = None
         self._is_relayed = False  # FFmpeg cannot authenticate itself, or would not notice losses
         self._clock = LiveClock(link.clock)
@@ -150,10 +156,12 @@ class LiveSource:
         try:
             self._connection += 1
             self._clock.reset()
+            self._due_pts_ns = None
             watchdog = self._watchdog = StallWatchdog(self._pace)
             decoder = video.video if isinstance(video, RelayedReader) else video
             if isinstance(decoder, VideoReader) and video.timed and decoder.times == "own" and not video.bursts:
                 decoder.catch_up = CatchUp()
+                decoder.choice = PictureChoice(self._next_due_ns)
             if self._ring is not None:
                 if isinstance(decoder, VideoReader):
                     decoder.keep_packets(self._ring)
@@ -164,8 +172,10 @@ class LiveSource:
                     return
                 if isinstance(picture, LostPictures):
                     self.account.receive()
-                    self.account.drop("overload" if picture.is_skipped else "corrupt")
-                    if picture.is_skipped:
+                    self.account.drop(_loss_of(picture))
+                    if picture.is_unwanted:
+                        watchdog.leaves_out()
+                    elif picture.is_skipped:
                         watchdog.skips()
                     elif watchdog.misses(awaits_key=picture.awaits_key):
                         self._enter(SourceState.STALLED, "only damaged pictures come")
@@ -307,6 +317,16 @@ class LiveSource:
             self.account.drop("shutdown")
         else:
             self.account.drop("stale", stale)
+        sampling = self._due_sampling = handover.sampling  # another thread may exchange it at any time
+        due_ns = None if sampling is None else sampling.due_ns
+        self._due_pts_ns = None
+        if due_ns is not None and pts_ns is not None:
+            self._due_pts_ns = pts_ns + due_ns - time_ns - _CLOCK_SLACK_NS
+
+    def _next_due_ns(self) -> int | None:
+        """The presentation time before which sampling wants no picture; None where that is not known."""
+        is_current = self._handover is not None and self._due_sampling is self._handover.sampling
+        return self._due_pts_ns if is_current else None
 
     def _pace_out(self, pts_ns: int | None) -> None:
         """Wait until a picture that came in a burst is due."""
@@ -327,6 +347,13 @@ class LiveSource:
             self._reported = state
             if self._on_state is not None:
                 self._handover.call(self._on_state, StateChange(self.name, state, time.time_ns(), cause))
+
+
+def _loss_of(picture: LostPictures) -> str:
+    """The reason that a picture which cannot be shown is counted under."""
+    if picture.is_unwanted:
+        return "not_sampled"
+    return "overload" if picture.is_skipped else "corrupt"
 
 
 class _Refused(Exception):

@@ -129,6 +129,10 @@ class StallWatchdog:
         """A picture came that was not decoded, because decoding is behind."""
         self._came_at = self._seen_at = self._now()
 
+    def leaves_out(self) -> None:
+        """A picture came that was not decoded, because it is not wanted."""
+        self._came_at = self._now()
+
     def misses(self, *, awaits_key: bool) -> bool:
         """A picture came that cannot be shown; whether that has lasted too long for an intact stream."""
         self._came_at = self._now()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from streamer.errors import ConfigError
 from streamer.frame import Frame
-from streamer.sources.source import Source
+
+_MOST_SLACK_NS = 20_000_000
 
 
 @dataclass(slots=True)
@@ -24,30 +24,26 @@ class FrameSampling:
         if self.fps is not None and self.fps <= 0:
             raise ConfigError(f"sampling at {self.fps} frames per second: give a rate above 0")
 
+    @property
+    def due_ns(self) -> int | None:
+        """The capture time before which no frame is wanted; None where that is not known."""
+        if self.fps is None or self._next_ns is None or self.every > 1:
+            return None
+        return self._next_ns - self._slack_ns(int(1e9 / self.fps))
+
     def wants(self, frame: Frame) -> bool:
         if frame.index % self.every:
             return False
         if self.fps is None:
             return True
         period_ns = int(1e9 / self.fps)
-        # A tenth of a period of slack: at 25 frames a second, 5 a second is every fifth frame in spite of jitter.
-        if self._next_ns is not None and frame.time_ns < self._next_ns - period_ns // 10:
+        if self._next_ns is not None and frame.time_ns < self._next_ns - self._slack_ns(period_ns):
             return False
         due = frame.time_ns if self._next_ns is None else self._next_ns
         self._next_ns = due + period_ns * max(1, (frame.time_ns - due) // period_ns + 1)
         return True
 
-
-async def sampled(sources: Sequence[Source], *, every: int = 1, fps: float | None = None) -> AsyncIterator[Frame]:
-    """The frames to analyse, of one source after the other."""
-    for source in sources:
-        sampling = FrameSampling(every, fps)
-        try:
-            async for frame in source:
-                if sampling.wants(frame):
-                    source.account.analyse()
-                    yield frame
-                else:
-                    source.account.drop("not_sampled")
-        finally:
-            await source.aclose()
+    @staticmethod
+    def _slack_ns(period_ns: int) -> int:
+        """How early a frame may be: at 25 frames a second, 5 a second is every fifth frame in spite of jitter."""
+        return min(period_ns // 10, _MOST_SLACK_NS)

@@ -28,7 +28,7 @@ from streamer.recorders.picture_exports import check_picture_exports, write_pict
 from streamer.sources import Source, open_sources
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource
-from streamer.sources.sampling import sampled
+from streamer.sources.sampled import sampled_frames
 from streamer.tasks.closing import INTERRUPTED, ClosingDeadline
 from streamer.tasks.console import make_folder, report_line, user_console, write_text
 from streamer.tasks.review_page import by_image, review_page
@@ -225,7 +225,7 @@ class _AnnotateWork:
         make_folder(self._task.out / "images")
         batch: list[Frame] = []
         try:
-            async for frame in sampled(self._sources, every=self._task.every, fps=self._task.fps):
+            async for frame in sampled_frames(self._sources, every=self._task.every, fps=self._task.fps):
                 batch.append(frame)
                 if len(batch) == self._task.batch:
                     await asyncio.to_thread(self._label_frames, batch)

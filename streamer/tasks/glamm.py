@@ -19,7 +19,7 @@ from streamer.enrichment.grounded import Image
 from streamer.enrichment.loading import GlammLoading
 from streamer.errors import ConfigError, StreamerError
 from streamer.sources.picture import read_picture
-from streamer.sources.sampling import sampled
+from streamer.sources.sampled import sampled_frames
 from streamer.sources.web_kind import VIDEO_SUFFIXES
 from streamer.tasks.closing import INTERRUPTED, ClosingDeadline
 
@@ -77,7 +77,7 @@ async def _segment_video(
 ) -> int:
     from streamer.sources import open_sources
 
-    frames = sampled(open_sources(address), fps=fps)
+    frames = sampled_frames(open_sources(address), fps=fps)
     glamm = loading.load()
     total = 0
     async for frame in frames:

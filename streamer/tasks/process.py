@@ -82,6 +82,9 @@ def job_as_json(report: JobReport) -> dict[str, Any]:
         "seconds": round(report.seconds, 3),
         "interrupted": report.interrupted,
         "skipped": sorted(report.skipped),
+        "completed": report.completed,
+        "failed": report.failed,
+        "invalid": report.invalid,
         "videos": [asdict(summary) for summary in report.summaries],
     }
 
@@ -191,6 +194,10 @@ def show_report(console: UserConsole, report: JobReport, job: ProcessJob) -> Non
             console.print(
                 f"stopped   {summary.stream} at {summary.seconds:.1f} s: run the command again to complete it"
             )
+    if job.queue is not None:
+        console.print(
+            f"queue     {report.completed} complete, {report.failed} failed, {report.invalid} invalid records"
+        )
     if report.interrupted:
         report_line(f"interrupted: {COMPLETE_STAYS}")
 

@@ -13,6 +13,7 @@ HEIGHT, WIDTH = 240, 320
 
 
 class TestMotionConforms(DetectorConformance):
+    sees_colours = False
     queries = (ANYTHING_THAT_MOVES,)
     other_queries = (ANYTHING_THAT_MOVES,)
 

@@ -23,6 +23,8 @@ def names(detector: ScriptedDetector, prompt: Prompt, stream: str = "gate") -> l
 
 
 class TestScriptedConforms(DetectorConformance):
+    sees_colours = False
+
     def make(self) -> Detector:
         tiny = [{"query": query, "box": [0, 0, 1, 1], "confidence": 0.5} for query in ("person", "dog", "red car")]
         return ScriptedDetector([tiny], repeat=True)

@@ -500,3 +500,24 @@ def test_a_track_that_was_merged_after_its_end_is_not_open_again(tmp_path):
             return len(spool.open_tracks())
 
     assert asyncio.run(run()) == 0
+
+
+async def test_events_for_a_sink_that_is_down_wait_in_the_file_and_not_in_memory(tmp_path: Path) -> None:
+    """An event takes about 6 kB of memory: thousands that wait looked like a leak."""
+    is_down = True
+
+    def refuse(_: object) -> None:
+        if is_down:
+            raise SinkError("down")
+
+    ill, well = Recorder(refuse), Recorder()
+    async with await Spool.open(tmp_path / "spool", {"ill": ill, "well": well}) as spool:
+        await spool.send(event(0))
+        await until(lambda: spool.status()[0].state == "down")
+        for first in range(1, 3001, 100):
+            await spool.send_batch(events(100, first=first))
+            await until(lambda: spool.status()[1].backlog == 0)
+        assert len(spool._tail) <= 600
+        is_down = False
+        assert await spool.drain(30)
+    assert ids(ill.got) == ids(well.got) == ids(events(3001))

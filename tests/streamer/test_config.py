@@ -81,7 +81,7 @@ def test_the_configuration_of_the_compose_file_is_one():
         ("{streams: [{source: a.mp4}], queries: [{text: p, threshold: 3}]}", "queries[0].threshold is 3"),
         (
             "{streams: [{source: a.mp4, counts: [{of: yard}]}], queries: [p]}",
-            "counts of 'yard', but there are only no zones or lines",
+            "counts 'yard', which is no zone or line: the stream has none",
         ),
         (
             "{streams: [{source: a.mp4, counts: [{query: car}]}], queries: [a person, {text: red car, id: red}]}",
@@ -192,3 +192,31 @@ def test_what_is_known_of_a_camera_can_be_set() -> None:
 def test_settings_of_a_camera_that_make_no_sense_are_refused(changes: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words.replace(".", r"\.")):
         parse_config({"streams": [{"source": "rtsps://cam/1", **changes}], "queries": ["car"]})
+
+
+FEW = {"streams": [{"source": "x"}], "queries": ["person"]}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"tracker": {"reid_s": float("inf")}},
+        {"stationary_s": float("nan")},
+        {"streams": [{"source": "x", "counts": [{"window_s": float("inf")}]}]},
+        {"streams": [{"source": "x", "sample": {"fps": float("inf")}}]},
+    ],
+)
+def test_numbers_without_end_are_refused(raw: dict) -> None:
+    with pytest.raises(ConfigError, match="finite number"):
+        parse_config({**FEW, **raw})
+
+
+def test_pixels_in_a_zone_are_answered_with_what_is_expected() -> None:
+    zone = {"id": "door", "polygon": [[0, 0], [640, 0], [640, 0.5]]}
+    with pytest.raises(
+        ConfigError, match=r"polygon\[1\]\[0\] is 640: give coordinates as fractions of the frame, from 0 to 1"
+    ):
+        parse_config({**FEW, "streams": [{"source": "x", "zones": [zone]}]})
+    zone["polygon"] = [[0, 0], [1, 0], [1, 0.5]]
+    with pytest.raises(ConfigError, match="counts 'gate', which is no zone or line: they are 'door'"):
+        parse_config({**FEW, "streams": [{"source": "x", "zones": [zone], "counts": [{"of": "gate", "window_s": 5}]}]})

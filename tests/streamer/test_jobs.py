@@ -18,9 +18,10 @@ import pytest
 import supervision as sv
 
 from detectors import Prompt, Request
-from streamer.jobs import ProcessJob
+from streamer.jobs import ProcessJob, StreamSummary
 from streamer.jobs.event_archive import EventArchive
 from streamer.jobs.job import parse_shard, read_addresses
+from streamer.jobs.result_folder import ResultFolder
 from streamer.jobs.shared_parts import SharedDetector
 from streamer.jobs.units import list_units, shard_of
 from streamer.street import Street
@@ -180,6 +181,48 @@ def test_an_unreadable_recording_does_not_stop_the_others(clips: Path, tmp_path:
     *each, whole = [json.loads(line) for line in done.stdout.splitlines()]
     assert {line["stream"]: bool(line["error"]) for line in each} == {"bad": True, "c": False}
     assert [video["stream"] for video in whole["videos"]] == ["bad", "c"]
+
+
+def test_a_missing_recording_does_not_stop_the_others(clips: Path, tmp_path: Path) -> None:
+    done = run(tmp_path / "gone.mp4", clips / "c.mp4", *MOVING, "--out", tmp_path / "out", "--json")
+    assert done.returncode == 1
+    assert {name: bool(video["error"]) for name, video in summaries(done.stdout).items()} == {"gone": True, "c": False}
+    assert "gone.mp4 does not exist" in summaries(done.stdout)["gone"]["error"]
+    alone = run(tmp_path / "gone.mp4", *MOVING, "--out", tmp_path / "none")
+    assert (alone.returncode, "does not exist" in alone.stderr) == (1, True)
+
+
+def test_an_output_folder_that_cannot_be_is_one_sentence(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/out")):
+        done = run(clips / "c.mp4", *MOVING, "--out", out)
+        assert done.returncode == 1
+        assert f"cannot make the output folder {out}" in done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_two_runs_at_the_same_time_leave_whole_folders(clips: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "groundstream", "process", str(clips), *MOVING, "--out", str(tmp_path / "both")]
+    jobs = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(3)]
+    errors = [job.communicate(timeout=200)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0, 0], errors
+    assert not any(b"moved, deleted or replaced" in error for error in errors)
+    assert run(clips, *MOVING, "--out", tmp_path / "one").returncode == 0
+    assert results(tmp_path / "both") == results(tmp_path / "one")
+    assert sorted(path.name for path in (tmp_path / "both").iterdir() if path.is_dir()) == ["a", "b", "c"]
+
+
+def test_the_folder_of_a_run_at_work_is_not_removed(tmp_path: Path) -> None:
+    first, second, killed = (ResultFolder(tmp_path, "a") for _ in range(3))
+    for folder in (first, second, killed):
+        folder.begin()
+    killed._unlock()  # the kernel does so when a process ends
+    second.finish(StreamSummary("a"))
+    assert first.path.exists()
+    assert not killed.path.exists()
+    first.finish(StreamSummary("a"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+    assert sorted(path.name for path in first.final.iterdir()) == ["summary.json"]
 
 
 def test_a_sink_of_detections_gets_every_frame_of_a_recording(clips: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
@@ -24,7 +25,7 @@ from streamer.recorders.coco import CocoJson
 from streamer.recorders.label_exports import EXPORTS, check_exports, write_exports
 
 SIZE = (1283, 719)
-LABELS = {0: 'a "red" car & <van>', 1: "Straße \x1b[1m"}
+LABELS = {1: 'a "red" car & <van>', 2: "Straße \x1b[1m"}
 FRAMES = 12
 
 Boxes = dict[tuple[int, int], tuple[float, float, float, float]]
@@ -39,7 +40,7 @@ def scene() -> tuple[Boxes, dict[int, int]]:
         for index in frames:
             x, y = dice.uniform(0, 900), dice.uniform(0, 500)
             boxes[track, index] = (x, y, x + dice.uniform(3, 300), y + dice.uniform(3, 200))
-    return boxes, {1: 0, 4: 1, 9: 1}
+    return boxes, {1: 1, 4: 2, 9: 2}
 
 
 def at(index: int) -> Frame:
@@ -132,7 +133,7 @@ def test_label_studio_reads_every_box_and_the_end_of_each_stretch(results: Path)
 def test_yolo_reads_the_boxes_of_every_picture(results: Path) -> None:
     folder = results / "yolo"
     data = yaml.safe_load((folder / "data.yaml").read_text())
-    assert data["names"] == LABELS
+    assert data["names"] == dict(enumerate(LABELS.values()))
     pictures = sorted((folder / data["train"]).iterdir())
     assert len(pictures) == FRAMES
     boxes, kinds = scene()
@@ -144,8 +145,42 @@ def test_yolo_reads_the_boxes_of_every_picture(results: Path) -> None:
             number, x, y, width, height = line.split()
             middle, size = np.array([float(x), float(y)]) * SIZE, np.array([float(width), float(height)]) * SIZE
             found.append((int(number), *(middle - size / 2), *(middle + size / 2)))
-        expected = [(kinds[track], *box) for (track, when), box in boxes.items() if when == index]
+        expected = [(kinds[track] - 1, *box) for (track, when), box in boxes.items() if when == index]
         assert sorted(found) == [pytest.approx(one, abs=0.01) for one in sorted(expected)]
+
+
+def test_datumaro_imports_cvat_yolo_and_coco(results: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Another reader of the three formats, which FiftyOne and CVAT's own converters agree with."""
+    dm = pytest.importorskip("datumaro", reason="datumaro is not installed: pip install datumaro")
+    folder = tmp_path_factory.mktemp("datumaro")
+    zipfile.ZipFile(results / "cvat.zip").extractall(folder / "cvat")
+    (folder / "coco/annotations").mkdir(parents=True)
+    shutil.copy(results / "coco.json", folder / "coco/annotations/instances_train.json")
+    shutil.copytree(results / "images", folder / "coco/images/train")
+    boxes, kinds = scene()
+    expected = sorted((index, kinds[track] - 1, [round(v) for v in box]) for (track, index), box in boxes.items())
+    for name, place in (("cvat", folder / "cvat"), ("yolo", results / "yolo"), ("coco", folder / "coco")):
+        data = dm.Dataset.import_from(str(place), name)
+        found = [
+            (int(item.id.rpartition("_")[2]) - (name != "cvat"), one.label, [round(v) for v in one.points])
+            for item in data
+            for one in item.annotations
+            if one.type == dm.AnnotationType.bbox and not one.attributes.get("outside", False)
+        ]
+        assert len(data) == FRAMES
+        assert [one[:2] for one in sorted(found)] == [one[:2] for one in expected]
+        apart = [np.subtract(a[2], b[2]) for a, b in zip(sorted(found), expected, strict=True)]
+        assert np.abs(apart).max() <= 1, name  # rounding of pixels
+
+
+def test_the_label_studio_sdk_accepts_tasks_and_predictions(results: Path) -> None:
+    sdk = pytest.importorskip(
+        "label_studio_sdk.label_interface", reason="it is not installed: pip install label-studio-sdk"
+    )
+    interface = sdk.LabelInterface((results / "label-studio" / "config.xml").read_text())
+    [task] = json.loads((results / "label-studio" / "tasks.json").read_text())
+    assert interface.validate_task({"data": task["data"]})
+    assert interface.validate_prediction(task["predictions"][0], return_errors=True) == []
 
 
 def test_a_recording_without_tracks_has_whole_exports(tmp_path: Path) -> None:

@@ -253,6 +253,31 @@ def test_the_hole_of_a_zone_is_outside_and_its_edge_is_inside():
         Region("zone 'yard'", YARD, [[(0.5, 0.5), (0.9, 0.5), (0.5, 0.9)]])
 
 
+SQUARE = [(0.1, 0.1), (0.9, 0.1), (0.9, 0.9), (0.1, 0.9)]
+LEFT_HALF = [(0.1, 0.1), (0.5, 0.1), (0.5, 0.9), (0.1, 0.9)]
+RIGHT_HALF = [(0.5, 0.1), (0.9, 0.1), (0.9, 0.9), (0.5, 0.9)]
+LETTER_U = [(0.1, 0.1), (0.3, 0.1), (0.3, 0.7), (0.7, 0.7), (0.7, 0.1), (0.9, 0.1), (0.9, 0.9), (0.1, 0.9)]
+ACROSS_THE_GAP = [(0.2, 0.2), (0.8, 0.2), (0.8, 0.3), (0.2, 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("points", "holes", "sentence"),
+    [
+        (SQUARE, [SQUARE], "leave no area"),
+        (SQUARE, [LEFT_HALF, RIGHT_HALF], "leave no area"),
+        (LETTER_U, [ACROSS_THE_GAP], "hole 1 of zone 'z' reaches outside"),
+    ],
+)
+def test_holes_that_leave_nothing_or_reach_outside_are_refused(points, holes, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        Zone("z", points, holes=holes)
+    assert Zone("z", SQUARE, holes=[LEFT_HALF]).region(np.array([[0.7, 0.5]])).all()
+
+
+def test_a_dwell_time_that_is_given_twice_is_reported_once():
+    assert Zone("z", SQUARE, [3.0, 1.0, 3.0]).dwell_s == [1.0, 3.0]
+
+
 def test_a_mask_hides_boxes_whose_feet_are_in_it():
     mask = IgnoredRegion("sky", [(0, 0), (1, 0), (1, 0.3), (0, 0.3)])
     assert mask.covers(np.array([[0.1, 0.0, 0.2, 0.25], [0.1, 0.0, 0.2, 0.5]])).tolist() == [True, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.server
 import os
@@ -16,13 +17,16 @@ from sinks.event import EventType
 from streamer.config import WebConfig
 from streamer.media.folder import MediaFolder
 from streamer.media.pictures import encode_jpeg
+from streamer.sources import open_sources
+from streamer.sources.packet_clips import PacketLimits
 from streamer.web.event_store import EventStore
 from streamer.web.live_frames import LiveFrames
 from streamer.web.models import StreamStatus
 from streamer.web.server import WebServerThread
+from tests.support.clips import make_clip
 from tests.web.browser import WatchedPage, open_browser
 from tests.web.coded_camera import CodedCameras, box_place
-from tests.web.rooms import VIEWER, FixedDirectory, event, match, room, track
+from tests.web.rooms import VIEWER, FixedDirectory, client, event, match, room, track
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -155,6 +159,76 @@ def test_an_event_shows_the_picture_that_was_stored_for_it_with_the_box_of_that_
             )
             assert shown == 160
             assert boxes == ([64] if kind == "snapshot" else [])
+            assert watched.complaints == []
+    finally:
+        server.stop()
+
+
+def cut_clip(folder: Path) -> Path:
+    """A clip made of the packets of a recording, as those of events are."""
+
+    async def cut() -> Path:
+        path = make_clip(folder / "source.mp4", 100)
+        (source,) = open_sources(str(path), start_time_ns=0)
+        cutter = source.keep_packets(PacketLimits(60))
+        async for _ in source:
+            source.account.analyse()
+        done = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        cutter.cut(
+            10**9,
+            3 * 10**9,
+            folder / "clip.mp4",
+            lambda result: loop.call_soon_threadsafe(done.set_result, result),
+        )
+        assert not (await done).error
+        cutter.release()
+        return folder / "clip.mp4"
+
+    return asyncio.run(cut())
+
+
+def test_an_event_plays_its_own_clip_and_ranges_of_it_are_served(tmp_path):
+    """Not that of another event of the same track; the clip came after the end of the track."""
+    folder = MediaFolder(tmp_path / "media")
+    clip = cut_clip(tmp_path).read_bytes()
+    stored, other = folder.store(clip, ".mp4"), folder.store(b"another", ".mp4")
+    seen = {"subject": "TRACK", "track": track(4, "TRACK")}
+
+    def medium(file) -> dict[str, object]:
+        return {"kind": "clip", "uri": file.path.as_uri(), "sha256": file.sha256, "begin_ns": 1, "end_ns": 2}
+
+    store = EventStore(None)
+    store.add_events(
+        [
+            event(1, EventType.MATCH_BEGIN, matches=[match("a person")], **seen),
+            event(2, EventType.ZONE_ENTER, zone={"id": "door"}, **seen),
+            event(3, EventType.MEDIA, subject="TRACK", cause="1.gate.1", media=[medium(other)]),
+            event(4, EventType.MEDIA, subject="TRACK", cause="1.gate.2", media=[medium(stored)]),
+        ]
+    )
+    state = room(store, WebConfig(port=0), media=[folder])
+    part = client(state).get("/api/v1/events/1.gate.2/clip.mp4", headers={"Range": "bytes=100-199"})
+    assert (part.status_code, part.content) == (206, clip[100:200])
+    assert part.headers["content-type"] == "video/mp4"
+    assert client(state).get("/api/v1/events/1.gate.2/clip.mp4").content == clip
+    assert client(state, None).get("/api/v1/events/1.gate.2/clip.mp4").status_code == 401
+    server = WebServerThread(state)
+    server.start()
+    try:
+        with open_browser() as browser:
+            watched = WatchedPage(browser, server.address.url)
+            watched.log_in(VIEWER)
+            watched.open("events/1.gate.2", "video")
+            for _ in range(80):
+                watched.page.wait_for_timeout(100)
+                if watched.page.evaluate("document.querySelector('video').readyState >= 3"):
+                    break
+            playing = "(async () => { const video = document.querySelector('video'); video.muted = true; "
+            playing += "await video.play(); return [video.videoWidth, video.duration]; })()"
+            width, seconds = watched.page.evaluate(playing)
+            assert width == 320
+            assert 1.9 < seconds < 2.3
             assert watched.complaints == []
     finally:
         server.stop()
