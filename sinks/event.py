@@ -200,7 +200,10 @@ class Detection(_Model):
     score: Fraction
     query: str
     query_id: str | None = Field(None, description="the id of the query")
+    query_rev: int | None = Field(None, ge=1, description="the revision of the query")
     track: int | None = None
+    uid: str | None = Field(None, description="the track's public id")
+    zones: list[str] | None = Field(None, description="ids of the zones that the track is in")
 
 
 class Producer(_Model):

@@ -20,6 +20,7 @@ from streamer.commands import (
     doctor,
     evaluate,
     glamm,
+    mcp,
     models,
     monitor,
     process,
@@ -49,6 +50,7 @@ SECTIONS = {
         "subscribe": "Print events, past or live.",
         "replay": "Send past events to another sink.",
         "spool": "List events that wait for sinks; adopt or drop them.",
+        "mcp": "Serve a running monitor to language models (MCP).",
         "schema": "Print or check the schemas of events and configuration.",
     },
     "Images": {
@@ -76,7 +78,15 @@ SECTIONS = {
 
 
 class SectionedCommands(CommandGroup):
-    """The commands of groundstream by section."""
+    """The commands of groundstream by section; `help [COMMAND]` and `version` are understood too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads `help` and `version` as the options that they stand for."""
+        if args[:1] == ["version"]:
+            args = ["--version"]
+        elif args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
+        return list(super().parse_args(ctx, args))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Writes every section with its commands and their summaries."""
@@ -124,6 +134,7 @@ app.command("monitor")(monitor.monitor)
 app.command("subscribe")(subscribe.subscribe)
 app.command("replay")(replay.replay)
 app.command("view")(view.view)
+app.command("mcp")(mcp.mcp)
 app.command("report")(report.report)
 app.command("demo")(demo.demo)
 app.command("detect")(detect.detect)

@@ -22,9 +22,10 @@ RESERVED = {
     "obstore": ("streamer/object_store.py",),
     "ray": ("streamer/cluster/",),
     "fastapi": ("streamer/web/",),
+    "mcp": ("streamer/web/mcp_server.py",),
     "uvicorn": ("streamer/web/",),
 }
-HEAVY = ("torch", "transformers", "supervision", "cv2", "av", "kafka", "fastapi", "ray", "obstore")
+HEAVY = ("torch", "transformers", "supervision", "cv2", "av", "kafka", "fastapi", "mcp", "ray", "obstore")
 
 
 def modules() -> list[Path]:

@@ -96,7 +96,7 @@ class NvProtobufFormat:
         frame.info.update({"width": str(width), "height": str(height), "clock": data.clock.basis})
         if data.clock.uncertainty_ms is not None:
             frame.info["uncertainty_ms"] = f"{data.clock.uncertainty_ms:g}"
-        counted: dict[str, list[str]] = {}
+        counted: dict[tuple[str, str], list[str]] = {}
         for detection in data.detections or ():
             name = _object_name(detection, self._object_type)
             number = "" if detection.track is None else str(detection.track)
@@ -105,9 +105,18 @@ class NvProtobufFormat:
             shown.bbox.leftX, shown.bbox.topY = box.x1 * width, box.y1 * height
             shown.bbox.rightX, shown.bbox.bottomY = box.x2 * width, box.y2 * height
             shown.info["groundstream.query"] = detection.query
-            counted.setdefault(name, []).append(number)
-        for name, numbers in sorted(counted.items()):
-            frame.fov.add(type=name, count=len(numbers), objectIds=numbers)
+            if detection.uid is not None:
+                shown.info["groundstream.uid"] = detection.uid
+            if detection.query_rev is not None:
+                shown.info["groundstream.query_rev"] = str(detection.query_rev)
+            counted.setdefault(("", name), []).append(number)
+            for zone in detection.zones or ():
+                counted.setdefault((zone, name), []).append(number)
+        for (zone, name), numbers in sorted(counted.items()):
+            if zone:
+                frame.rois.add(id=zone, type=name, count=len(numbers), objectIds=numbers)
+            else:
+                frame.fov.add(type=name, count=len(numbers), objectIds=numbers)
         return frame
 
     def _incident_message(self, event: Event) -> Any:

@@ -110,6 +110,8 @@ def _add_objects(frame: Element, event: Event) -> None:
         shown = SubElement(frame, f"{{{_TT}}}Object")
         if detection.track is not None:
             shown.set("ObjectId", str(detection.track))
+        if detection.uid is not None:
+            shown.set("UUID", detection.uid)
         appearance = SubElement(shown, f"{{{_TT}}}Appearance")
         _add_shape(appearance, detection.box)
         kinds = SubElement(appearance, f"{{{_TT}}}Class")

@@ -1,13 +1,12 @@
 """Events as Protobuf, in Confluent's wire format where there is a registry; the messages are made from the models.
 
-`python -m sinks.formats.protobuf > sinks/formats/event.v1.proto` writes the schema beside this module. Field numbers
-never change: a new field gets the next free number.
+`python -m sinks.formats.protobuf` writes `event.v1.proto` beside this module. Its field numbers never change: they are
+read from the present file, and a new field gets the next free one.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from functools import cache
 from importlib import import_module, resources
 from typing import Any
@@ -138,4 +137,5 @@ def _describe_message(message: Any, model: type[BaseModel], kinds: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(proto_text())
+    with resources.as_file(resources.files("sinks.formats") / "event.v1.proto") as _file:
+        _file.write_text(proto_text(), encoding="utf-8")

@@ -170,7 +170,9 @@ class StreamAnalysis:
     def _describe_seen(self, seen: FrameObservation) -> list[Detection]:
         """The tracks seen in a frame, each with the query that it answers best."""
         described = []
+        inside = {zone.name: set(zone.occupants) for zone in self._place_rules.zones}
         for row, number in enumerate(seen.ids.tolist()):
+            record = self.tracks.find(number)
             scores = seen.label_scores[row]
             query = self._known_queries.get(int(seen.labels[int(np.argmax(scores))])) if scores.size else None
             x1, y1, x2, y2 = seen.boxes[row].tolist()
@@ -180,7 +182,10 @@ class StreamAnalysis:
                     score=round(float(seen.scores[row]), 4),
                     query="" if query is None else query.text,
                     query_id=None if query is None else query.id,
+                    query_rev=None if query is None else query.revision,
                     track=number,
+                    uid=None if record is None else record.uid,
+                    zones=[name for name, tracks in inside.items() if number in tracks] or None,
                 )
             )
         return described

@@ -134,13 +134,13 @@ def _with_page(config: Config, address: tuple[str, int] | tuple[None, None] | No
     return config.model_copy(update={"web": settings})
 
 
-def parse_bind(text: str) -> tuple[str, int]:
-    """'HOST:PORT', 'HOST' or 'PORT' -> (host, port). Raises `ConfigError`."""
+def parse_bind(text: str, option: str = "--web-address") -> tuple[str, int]:
+    """'HOST:PORT', 'HOST' or 'PORT' -> (host, port). Raises `ConfigError`, which names the `option`."""
     host, separator, port = text.rpartition(":")
     if not separator:
         host, port = ("", text) if text.isdigit() else (text, "8090")
     if not port.isdigit() or int(port) > 65535 or "/" in host:
-        raise ConfigError(f"--web-address {text!r} is not an address: write HOST:PORT, such as 127.0.0.1:8090")
+        raise ConfigError(f"{option} {text!r} is not an address: write HOST:PORT, such as 127.0.0.1:8090")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 

@@ -105,7 +105,12 @@ def _hour_rows(stream: StreamFigures) -> Iterable[Sequence[object]]:
         yield format_time(hour, is_dated=stream.is_dated), stream.name, kind, name, direction, count
 
 
+def _plain_cell(value: object) -> object:
+    """Text that a spreadsheet would run as a formula, with the apostrophe that makes it text; all else as it is."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
 def _to_csv(rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([[_plain_cell(value) for value in row] for row in rows])
     return text.getvalue()

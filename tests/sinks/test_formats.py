@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -164,7 +165,18 @@ def test_the_shipped_proto_is_what_the_models_generate() -> None:
     from sinks.formats.protobuf import proto_text
 
     shipped = (resources.files("sinks.formats") / "event.v1.proto").read_text()
-    assert shipped == proto_text(), "regenerate it: python -m sinks.formats.protobuf > sinks/formats/event.v1.proto"
+    assert shipped == proto_text(), "regenerate it: python -m sinks.formats.protobuf"
+
+
+def test_no_field_number_of_protobuf_ever_changes() -> None:
+    known = json.loads((Path(__file__).parent / "goldens" / "event.v1.numbers.json").read_text())
+    message, found = "", {}
+    for line in (resources.files("sinks.formats") / "event.v1.proto").read_text().splitlines():
+        if begins := re.match(r"message (\w+)", line):
+            message = begins[1]
+        elif field := re.search(r"(\w+) = (\d+);", line):
+            found[f"{message}.{field[1]}"] = int(field[2])
+    assert {name: found.get(name) for name in known} == known
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,22 @@ def test_a_frame_has_the_published_fields() -> None:
     assert info == {"width": "1280", "height": "720", "clock": "arrival", "uncertainty_ms": "40"}
 
 
+def test_objects_name_their_track_for_ever_and_regions_count_what_is_in_them() -> None:
+    plain = detections(3, 3)
+    shown = [
+        one.model_copy(update={"uid": f"U{number}", "query_rev": 2, "zones": ["yard"] if number else None})
+        for number, one in enumerate(plain.data.detections or ())
+    ]
+    data = plain.data.model_copy(update={"detections": shown})
+    frame = decode(
+        NvProtobufFormat().encode(plain.model_copy(update={"data": data}))[0], {**FRAME, 7: ("rois", "metrics")}
+    )
+    info = {entry["key"][0]: entry["value"][0] for entry in frame["objects"][1]["info"]}
+    assert info == {"groundstream.query": "a|red car", "groundstream.uid": "U1", "groundstream.query_rev": "2"}
+    assert frame["rois"] == [{"id": ["yard"], "type": ["red-car"], "count": [2], "objectIds": ["8", "9"]}]
+    assert frame["fov"][0]["count"] == [3]
+
+
 def test_an_empty_frame_is_a_message_and_time_never_runs_backwards() -> None:
     encode = NvProtobufFormat().encode
     times = [decode(encode(detections(number, 0))[0], FRAME)["timestamp"][0] for number in (5, 2, 7)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import io
 import re
 import sqlite3
 import xml.etree.ElementTree as ElementTree
@@ -17,7 +18,7 @@ from sinks.event import Box, Event, EventType, LineInfo, ZoneInfo, rfc3339
 from sinks.sqlite import SqliteSink
 from streamer.cli import app
 from streamer.errors import ConfigError
-from streamer.tasks.report import write_report
+from streamer.tasks.report import _to_csv, write_report
 from streamer.tasks.report_figures import ReportFigures, StreamFigures
 from streamer.tasks.report_page import DWELL_EDGES_S, DWELL_NAMES, TimeBins, dwell_classes, heat_color, report_page
 from tests.sinks.makes import event
@@ -114,6 +115,12 @@ def test_the_csv_files_count_by_hour_line_zone_and_direction(tmp_path: Path) -> 
     [query] = rows(tmp_path / "report-queries.csv")
     assert (query["query"], query["tracks"], query["crossed_in"], query["crossed_out"]) == ("red car", "2", "1", "2")
     assert query["zone_entries"] == "2"
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+x", "-x", "@SUM(A1)", "\t=1"])
+def test_no_name_is_a_formula_in_a_spreadsheet(name: str) -> None:
+    rows = list(csv.reader(io.StringIO(_to_csv([[name, "gate", -3.5, 7]]))))
+    assert rows == [[f"'{name}", "gate", "-3.5", "7"]]
 
 
 def test_the_page_is_whole_without_any_other_file(tmp_path: Path) -> None:
