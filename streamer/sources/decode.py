@@ -650,7 +650,7 @@ class VideoReader:
 
 
 class JpegReader:
-    """Pictures that come as whole JPEG, PNG or WebP files, one after the other, without times of their own."""
+    """Pictures that come as whole files (JPEG, PNG, WebP, BMP, GIF), one by one, without times of their own."""
 
     timed = False
     bursts = False
@@ -670,18 +670,28 @@ class JpegReader:
         self._close()
 
     def _decode(self, image: bytes) -> VideoFrame | None:
-        name = "png" if image[:4] == b"\x89PNG" else "webp" if image[8:12] == b"WEBP" else "mjpeg"
-        if name not in self._decoders:
+        name = next((codec for mark, codec in _PICTURE_CODECS if image.startswith(mark)), "mjpeg")
+        decoder = self._decoders.get(name)
+        if decoder is None:
             decoder = cast("VideoCodecContext", av.CodecContext.create(name, "r"))
             decoder.options = _SILENT_CODECS.get(name, {})
-            self._decoders[name] = decoder
+            if name == "mjpeg":  # the others build a picture on the one before
+                self._decoders[name] = decoder
         try:
-            frames = self._decoders[name].decode(av.Packet(image))
+            frames = decoder.decode(av.Packet(image))
         except DecodeError:
             return None
         return frames[0] if frames and not frames[0].is_corrupt else None
 
 
+_PICTURE_CODECS = (
+    (b"\x89PNG", "png"),
+    (b"RIFF", "webp"),
+    (b"BM", "bmp"),
+    (b"GIF8", "gif"),
+    (b"II*", "tiff"),
+    (b"MM", "tiff"),
+)
 # FFmpeg's decoders of these fill in what is missing without a report, unless they are asked to fail.
 _SILENT_CODECS = {"hevc": {"err_detect": "explode"}, "mjpeg": {"err_detect": "explode"}}
 

@@ -59,7 +59,9 @@ class FileSource:
         self.name = name
         self.account = FrameCounter()
         self.expected_frames: int | None = None  # by the container's own account, once it is open
-        self.recording = None if "://" in path else Path(path)
+        self._is_web = "://" in path
+        # What can be read only once, such as a named pipe, has no second reader.
+        self.recording = Path(path) if not self._is_web and not Path(path).is_fifo() else None
         self.remote = path if self.recording is None else None
         self._path = path
         self._shown = redact(path)
@@ -143,7 +145,7 @@ class FileSource:
 
         if self._path.startswith("s3://"):
             return self._open_remote(ObjectFile(parse_s3(self._path), self._tls))
-        if self.recording is None:
+        if self._is_web:
             return self._open_web()
         # Without "file:" FFmpeg takes what stands before a colon in a file's name for a protocol.
         return VideoReader(f"file:{self._path}", track=self._track)
@@ -203,6 +205,8 @@ class FileSource:
             if not handover.put(frame):
                 self.account.drop("shutdown")
                 return
+        if before is None and self.recording is not None and _is_animated_webp(self.recording):
+            raise SourceError(f"{self._shown} is an animated WebP, which cannot be decoded here: convert it to a video")
         if before is None:
             raise SourceError(f"{self._shown} holds no frame that is whole: it is damaged or was cut off")
         if self._remote_parts is not None and self._remote_parts.broken is not None:
@@ -250,7 +254,7 @@ class FileSource:
     def _explain(self, cause: str) -> str:
         """One sentence on why this could not be read."""
         path = Path(self._path)
-        if self.recording is None or not path.is_file():
+        if self._is_web or not path.is_file():
             return f"{self._shown} cannot be read: {cause}"
         try:
             with path.open("rb") as file:
@@ -273,3 +277,9 @@ class FileSource:
     def _report_state(self, state: SourceState, cause: str = "") -> None:
         if self._on_state is not None and self._handover is not None:
             self._handover.call(self._on_state, StateChange(self.name, state, time.time_ns(), cause))
+
+
+def _is_animated_webp(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(64)
+    return head[:4] == b"RIFF" and head[8:12] == b"WEBP" and b"ANIM" in head
