@@ -290,3 +290,42 @@ def test_wrong_options_are_one_sentence_each(tmp_path, monkeypatch):
     done = run_monitor("-c", config, "--lease", f"sqlite:{tmp_path}/y")
     assert done.returncode == 2
     assert "streams[1] has no name" in done.stderr
+
+
+def cluster(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "groundstream", "cluster", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+
+
+def test_a_node_is_drained_and_taken_back(nodes):
+    nodes.start("a")
+    nodes.start("b")
+    nodes.wait_seen("a", "b")
+    given = nodes.online("a")
+    done = cluster("drain", "a", "--lease", nodes.address)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"a hands over {len(given)} cameras")
+    nodes.wait_seen("b")
+    for camera, run in given.items():
+        last = max(
+            (event for event in nodes.events("a") if event.data.stream == camera and event.data.run == run),
+            key=lambda event: int(event.sequence),
+        )
+        assert last.data.outage is not None
+        assert last.data.outage.cause == "moved to node b"
+    status = json.loads(cluster("status", "--lease", nodes.address, "--json").stdout)
+    assert [(node["name"], node["state"], node["cameras"]) for node in status["nodes"]] == [
+        ("a", "drained", 0),
+        ("b", "ready", 3),
+    ]
+    assert [(camera["name"], camera["holder"]) for camera in status["cameras"]] == [(name, "b") for name in CAMERAS]
+    table = cluster("status", "--lease", nodes.address).stdout
+    assert "drained" in table
+    assert "door" in table
+    assert cluster("drain", "a", "--undo", "--lease", nodes.address).stdout == "a takes cameras again\n"
+    nodes.wait(lambda: "a" in nodes.holders().values(), "a gets a camera again")
+    nodes.wait_seen("a", "b")
+    check_events(nodes)
+    unknown = cluster("drain", "c", "--lease", nodes.address)
+    assert unknown.returncode == 1
+    assert unknown.stderr.strip() == "groundstream: there is no node 'c': the nodes are a, b"
