@@ -97,7 +97,8 @@ def _find_factory(base: str) -> Callable[..., Detector]:
         return added
     near = difflib.get_close_matches(base, [key.rstrip("-") for key in _FACTORIES], n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise UnknownDetector(f"no detector is called {base!r}: {hint}known are {', '.join(_FACTORIES)}")
+    known = ", ".join(f"{key}*" if key.endswith("-") else key for key in _FACTORIES)
+    raise UnknownDetector(f"no detector is called {base!r}: {hint}known are {known}")
 
 
 def _option_types(create: Callable[..., Any]) -> dict[str, tuple[type, ...]]:

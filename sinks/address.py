@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -235,12 +236,21 @@ class SinkAddress:
         return host if self.port is None else f"{host}:{self.port}"
 
 
+_FILE_SCHEMES = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".sqlite": "sqlite", ".sqlite3": "sqlite", ".db": "sqlite",
+    ".parquet": "parquet",
+}  # fmt: skip
+"""Schemes of files by the ends of their names."""
+
+
 def parse_address(text: str) -> SinkAddress:
     """Returns the parts of an address of any scheme. Raises `SinkAddressError` for a text that is not an address."""
     match = _SCHEME.match(text)
     if match is None:
+        scheme = _FILE_SCHEMES.get(PurePath(text).suffix.lower())
+        hint = f"did you mean {scheme}:{redact(text)}? " if scheme else ""
         raise SinkAddressError(
-            f"{redact(text)!r} is not the address of a sink: write stdout:, jsonl:PATH, sqlite:PATH, "
+            f"{redact(text)!r} is not the address of a sink: {hint}write stdout:, jsonl:PATH, sqlite:PATH, "
             "kafka://HOST:PORT/TOPIC, ..."
         )
     scheme, rest = match[1].lower(), text[match.end() :]

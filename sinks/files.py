@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -34,13 +35,14 @@ class JsonlSink:
     An event counts as delivered when the operating system has it under the file's name: it survives the end of this
     process. A file that is renamed, deleted or replaced is created again under its name; one that is cut goes on with
     whole lines. An event that a crash cut short is removed, all other text stays. Raises `SinkError` in a sentence
-    where the file cannot be written; nothing of a batch that failed stays in the file.
+    where the file cannot be written; nothing of a batch that failed stays in the file. A named pipe takes events while
+    it has a reader: without one they wait.
     """
 
     def __init__(self, path: str | Path, encode: Encode = encode_json) -> None:
         self._path = Path(path)
         self._encode = encode
-        self._file = self._open_file()
+        self._file = -1 if self._is_pipe() else self._open_file()  # a pipe is opened when its reader is there
         self._worker = SinkWorker("sink-jsonl")
 
     async def send_batch(self, events: Sequence[Event]) -> None:
@@ -51,7 +53,25 @@ class JsonlSink:
         """Closes the file, which lets others write it."""
         await self._worker.aclose(last=self._close_file)
 
+    def _is_pipe(self) -> bool:
+        try:
+            return stat.S_ISFIFO(os.stat(self._path).st_mode)
+        except OSError:
+            return False
+
+    def _open_pipe(self) -> int:
+        try:
+            file = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                raise SinkError(f"{self._path} is a pipe without a reader: start the program that reads it") from None
+            raise _cannot_write(self._path, error) from None
+        os.set_blocking(file, True)
+        return file
+
     def _open_file(self) -> int:
+        if self._is_pipe():
+            return self._open_pipe()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -82,6 +102,9 @@ class JsonlSink:
                 self._close_file()
                 self._file = self._open_file()
             self._append_whole(lines)
+        except BrokenPipeError:
+            self._close_file()
+            raise SinkError(f"the reader of the pipe {self._path} is gone: start it again") from None
         except OSError as error:
             raise _cannot_write(self._path, error) from None
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from sinks.address import SinkAddress
+from sinks.permissions import create_private
 from sinks.sink import SinkAddressError, SinkError
 from sinks.worker import SinkWorker
 
@@ -100,6 +101,7 @@ def _write_table(path: Path, events: Sequence[Event]) -> None:
     rows: list[dict[str, Any]] = [_row_of(event) for event in events]
     table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(columns))
     unfinished = path.with_suffix(".unfinished")
+    create_private(unfinished)
     pyarrow.parquet.write_table(table, unfinished, compression="zstd")
     os.replace(unfinished, path)
 

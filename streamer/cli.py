@@ -78,7 +78,15 @@ SECTIONS = {
 
 
 class SectionedCommands(CommandGroup):
-    """The commands of groundstream by section."""
+    """The commands of groundstream by section; `help [COMMAND]` and `version` are understood too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads `help` and `version` as the options that they stand for."""
+        if args[:1] == ["version"]:
+            args = ["--version"]
+        elif args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
+        return list(super().parse_args(ctx, args))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Writes every section with its commands and their summaries."""

@@ -328,7 +328,10 @@ def open_kafka(address: SinkAddress) -> KafkaSink:
     )
     for name in topics.names():
         if not _TOPIC.fullmatch(name):
-            raise options.error(f"topic {name!r} cannot be: at most 249 of the characters a-z, A-Z, 0-9, '.', '_', '-'")
+            hint = "write kafka://HOST:PORT/TOPIC; " if ":" in name else ""
+            raise options.error(
+                f"topic {name!r} cannot be: {hint}at most 249 of the characters a-z, A-Z, 0-9, '.', '_', '-'"
+            )
     tls = parse_tls(address)
     encode = open_format(options, tls)
     return KafkaSink(parse_broker(address, kafka.KafkaProducer.DEFAULT_CONFIG, tls), topics, encode)

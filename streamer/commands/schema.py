@@ -70,6 +70,8 @@ def _validate_file(path: Path) -> None:
                 typer.echo(f"{path}:{number}: {place}: {mistake['msg']}", err=True)
     if wrong > _SHOWN:
         typer.echo(f"{path}: and {wrong - _SHOWN} more", err=True)
+    if not good + wrong:
+        raise SourceError(f"{path} holds no events: give a file with one event on each line")
     typer.echo(f"{good} events are valid, {wrong} are not")
     if wrong:
         raise typer.Exit(1)

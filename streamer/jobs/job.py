@@ -130,6 +130,8 @@ def parse_place(text: str) -> tuple[str, list[list[float]]]:
             f"cannot parse zone or line {text!r}: expected NAME:x,y x,y ... in fractions of the frame, "
             "such as door:0.5,0 0.5,1"
         ) from None
+    if any(not 0 <= value <= 1 for point in points for value in point):
+        raise ConfigError(f"zone or line {text!r} reaches outside the frame: give x,y as fractions of it, from 0 to 1")
     return name, points
 
 

@@ -7,6 +7,7 @@ takes the address, `name=` and `on_state=` and returns a `Source`.
 from __future__ import annotations
 
 import glob
+import re
 import sys
 from collections.abc import Collection, Iterable
 from dataclasses import replace
@@ -210,5 +211,7 @@ def _paths(address: str) -> list[Path]:
     if not found and path.is_dir():
         raise SourceError(f"{address} holds no videos and no images: give a folder that does, or a file")
     if not found:
-        raise SourceError(f"{address} does not exist: give {_KINDS}")
+        camera = re.fullmatch(r"(?:/dev/video)?(\d+)", address)
+        hint = f"for a camera of this machine write webcam:{camera[1]}; else " if camera else ""
+        raise SourceError(f"{address} does not exist: {hint}give {_KINDS}")
     return [Path(entry) for entry in natural(str(entry) for entry in found)]

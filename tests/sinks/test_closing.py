@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import select
+import socket
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from sinks import open_sinks
+from sinks import open_sink, open_sinks
 from sinks.event import Event
-from sinks.sink import SinkError
+from sinks.sink import Sink, SinkError
 from sinks.spool import Spool
+from sinks.sqlite import SqliteSink
 from sinks.worker import SinkWorker
 from tests.sinks.makes import Recorder, event, events, ids, until
 from tests.sinks.test_conformance import NETWORK, Place, look, once, place_of
@@ -23,6 +28,7 @@ from tests.sinks.test_conformance import NETWORK, Place, look, once, place_of
 pytestmark = pytest.mark.anyio
 
 CLOSE_S = 0.5
+MANY = 200
 PATIENCE_S = 20.0
 """Far more than the deadline, far less than the time-outs of the sinks and for ever."""
 
@@ -193,3 +199,120 @@ def test_a_blocked_thread_does_not_keep_the_interpreter() -> None:
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == "{'undelivered': 3}"
     assert "Traceback" not in found.stderr
+
+
+async def close_while_blocked(path: Path, sinks: dict[str, Sink], *, is_blocked: Callable[[], bool]) -> None:
+    """Sends more than any buffer holds, and closes the spool once the sink waits for its peer."""
+    spool = await Spool.open(path, sinks, close_timeout_s=CLOSE_S)
+    await spool.send_batch(events(MANY))
+    await until(is_blocked)
+    async with asyncio.timeout(PATIENCE_S):
+        await spool.aclose()
+
+
+async def delivered_later(path: Path, name: str) -> list[str]:
+    """What a working sink of the same name gets at the next start."""
+    later = Recorder()
+    async with await Spool.open(path, {name: later}) as spool:
+        assert await spool.drain(20)
+    return ids(later.got)
+
+
+async def test_a_pipe_whose_reader_does_not_read_is_left_behind(tmp_path: Path) -> None:
+    pipe = tmp_path / "events.jsonl"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    sinks = open_sinks([f"jsonl:{pipe}"])
+    await close_while_blocked(tmp_path / "spool", sinks, is_blocked=lambda: bool(select.select([reader], [], [], 0)[0]))
+    os.close(reader)  # which ends the write that was left behind
+    assert await delivered_later(tmp_path / "spool", f"jsonl:{pipe}") == ids(events(MANY))
+
+
+async def test_a_pipe_without_a_reader_gets_its_events_when_one_comes(tmp_path: Path) -> None:
+    pipe = tmp_path / "events.jsonl"
+    os.mkfifo(pipe)
+    async with await Spool.open(None, open_sinks([f"jsonl:{pipe}"])) as spool:
+        await spool.send_batch(events(5))
+        await until(lambda: spool.status()[0].state == "down")
+        assert spool.status()[0].error == f"{pipe} is a pipe without a reader: start the program that reads it"
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        assert await spool.drain(20)
+        found = os.read(reader, 1 << 16).splitlines()
+        assert [Event.from_json(line).id for line in found] == ids(events(5))
+        os.close(reader)
+        await spool.send_batch(events(5, first=5))
+        await until(lambda: spool.status()[0].state == "down")
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        assert await spool.drain(20)
+        os.close(reader)
+
+
+async def test_a_locked_database_is_left_behind(tmp_path: Path) -> None:
+    database = tmp_path / "events.sqlite"
+    sinks = open_sinks([f"sqlite:{database}"])
+    other = sqlite3.connect(database, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    began = threading.Event()
+    insert = SqliteSink._insert
+    sink = sinks[f"sqlite:{database}"]
+
+    def note(batch: Sequence[Event]) -> None:
+        began.set()
+        insert(sink, batch)  # type: ignore[arg-type]
+
+    sink._insert = note  # type: ignore[attr-defined]
+    await close_while_blocked(tmp_path / "spool", sinks, is_blocked=began.is_set)
+    other.close()
+    assert await delivered_later(tmp_path / "spool", f"sqlite:{database}") == ids(events(MANY))
+
+
+async def test_a_disk_below_parquet_files_that_never_answers_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'groundstream[parquet]'")
+    began, answer = threading.Event(), threading.Event()
+
+    def write_slowly(_path: Path, _events: Sequence[Event]) -> None:
+        began.set()
+        answer.wait()
+
+    monkeypatch.setattr("sinks.parquet._write_table", write_slowly)
+    address = f"parquet:{tmp_path / 'events'}?seconds=0.1"
+    sinks = open_sinks([address])
+    await close_while_blocked(tmp_path / "spool", sinks, is_blocked=began.is_set)
+    answer.set()
+    (name,) = sinks
+    assert await delivered_later(tmp_path / "spool", name) == ids(events(MANY))
+
+
+async def test_parquet_files_are_for_their_owner_alone(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'groundstream[parquet]'")
+    sink = open_sink(f"parquet:{tmp_path / 'events'}")
+    await sink.send_batch(events(3))
+    await sink.aclose()
+    (file,) = (tmp_path / "events").rglob("*.parquet")
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("kind", ["slack", "discord", "teams"])
+async def test_a_chat_that_never_answers_is_left_behind(tmp_path: Path, kind: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections and says nothing
+        address = f"{kind}+http://127.0.0.1:{server.getsockname()[1]}/hook?timeout=300&types=track.begin"
+        sinks = open_sinks([address])
+        await close_while_blocked(
+            tmp_path / "spool", sinks, is_blocked=lambda: bool(select.select([server], [], [], 0)[0])
+        )
+        (name,) = sinks
+    assert await delivered_later(tmp_path / "spool", name) == ids(events(MANY))
+
+
+async def test_a_database_server_that_never_answers_is_left_behind(tmp_path: Path) -> None:
+    pytest.importorskip("psycopg", reason="needs psycopg: pip install 'groundstream[postgres]'")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"postgresql://me:x@127.0.0.1:{server.getsockname()[1]}/events?timeout=300"
+        sinks = open_sinks([address])
+        await close_while_blocked(
+            tmp_path / "spool", sinks, is_blocked=lambda: bool(select.select([server], [], [], 0)[0])
+        )
+        (name,) = sinks
+    assert await delivered_later(tmp_path / "spool", name) == ids(events(MANY))

@@ -140,10 +140,38 @@ def test_schema_prints_what_events_are_and_checks_files(groundstream, clip, scri
         jsonschema.validate(json.loads(line), schema)
     good = groundstream("schema", "--validate", events)
     assert (good.code, good.out.strip().endswith("are valid, 0 are not")) == (0, True)
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    nothing = groundstream("schema", "--validate", empty)
+    assert (nothing.code, nothing.out) == (1, "")
+    assert "holds no events" in nothing.err
     events.write_text(events.read_text() + '{"id": 3}\n')
     bad = groundstream("schema", "--validate", events)
     assert bad.code == 1
     assert "events.jsonl:" in bad.err
+
+
+def test_help_and_version_are_understood_as_words(groundstream):
+    assert groundstream("version").out == groundstream("--version").out != ""
+    assert groundstream("help").out == groundstream("--help").out
+    assert groundstream("help", "subscribe").out == groundstream("subscribe", "--help").out
+    assert "evaluate events" in groundstream("help", "evaluate", "events").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("process", "0", "-q", "person"), "write webcam:0"),
+        (("process", "/dev/video77", "-q", "person"), "write webcam:77"),
+        (("subscribe", "out/events.sqlite"), "did you mean sqlite:out/events.sqlite?"),
+        (("subscribe", "events.jsonl"), "did you mean jsonl:events.jsonl?"),
+    ],
+)
+def test_what_is_meant_is_said(groundstream, tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    run = groundstream(*arguments)
+    assert run.code in (1, 2)
+    assert sentence in run.err
 
 
 def test_the_annotated_video_keeps_the_shape_of_pixels(groundstream, tmp_path):
@@ -217,7 +245,12 @@ def test_a_video_that_is_none_is_reported_in_one_sentence(groundstream, clip, sc
         (["-q", "person", "-q", "person"], 2, "'person' is given twice"),
         (["-q", "person", "--zone", "yard:0,0 1,1"], 2, "zone 'yard' has 2 different points"),
         (["-q", "person", "--zone", "0,0 1,1"], 2, "expected NAME:x,y x,y"),
-        (["-q", "person", "--line", "door:0,0 2,1"], 2, "lines[0].points[1][0] is 2.0"),
+        (
+            ["-q", "person", "--line", "door:0,0 2,1"],
+            2,
+            "'door:0,0 2,1' reaches outside the frame: give x,y as fractions",
+        ),
+        (["-q", "person", "--sink", "kafka:host:9092"], 2, "write kafka://HOST:PORT/TOPIC"),
         (["-q", "person", "--tracker", "bytetrak"], 2, "bytetrack"),
         (["-q", "person", "--start-time", "yesterday"], 2, "'yesterday' is not a time"),
         (["-q", "person", "--start-time", "1950-01-01"], 2, "'1950-01-01' lies outside 1970 to 2200"),
