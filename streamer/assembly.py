@@ -44,7 +44,7 @@ from streamer.sources.workers.proxy import WorkerSource
 from streamer.tracing import FrameTraces, trace_sinks
 
 VIDEO = "video:"
-_CONNECTION = {"source", "transport", "stall_s", "poll_s", "clock", "tls"}
+_CONNECTION = {"source", "transport", "stall_s", "poll_s", "clock", "tls", "decode"}
 """Settings of a stream that say how its frames get here, not which frames they are."""
 
 MakeRecorders = Callable[[Source, StreamAnalysis], Sequence[Recorder]]
@@ -296,6 +296,7 @@ def open_stream(
         transport=stream.transport,
         live=stream.live,
         track=stream.track,
+        decode=stream.decode,
         stall_s=stream.stall_s,
         poll_s=stream.poll_s,
         clock=ClockLimits(stream.clock.latency_s, stream.clock.synchronised),

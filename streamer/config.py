@@ -219,6 +219,10 @@ class StreamConfig(_ConfigSection):
     track: int | None = Field(
         None, ge=0, description="Number of the video track, from 0; the default or largest one when absent."
     )
+    decode: Literal["auto", "cpu", "cuda", "vaapi", "videotoolbox"] = Field(
+        "cpu",
+        description="Device that decodes; auto takes the first that works. The CPU stands in where none does.",
+    )
     stall_s: float | None = Field(
         None,
         gt=0,

@@ -157,7 +157,8 @@ class _Driver:
                         summaries[unit.name] = summary
         finally:
             await archive.aclose()
-        self._report.summaries = [summaries[unit.name] for unit in self._units]
+        for unit in self._units:
+            self._report.add(summaries[unit.name])
         self._report.seconds = time.monotonic() - started
         self._write_report()
         return self._report

@@ -32,6 +32,7 @@ from av.stream import Discard, Disposition
 from streamer.sources.catch_up import CatchUp
 from streamer.sources.h264 import FrameNumbers
 from streamer.sources.h265 import PictureUnits
+from streamer.sources.hardware import Decode, choose_accelerator, note_use
 from streamer.sources.nal_units import UnitLayout, parameter_sets
 from streamer.sources.orientation import UPRIGHT, Orientation
 from streamer.sources.picture_choice import PacketUse, PictureChoice
@@ -229,7 +230,7 @@ class VideoReader:
     `url` may be a file object. `options` are FFmpeg's. The time-outs are in seconds; None waits for ever. With
     `on_wait`, reading goes on after each `read_timeout_s` without data, once `on_wait` has returned; what it raises
     ends reading. `lossy` says that whole pictures may get lost on the way here. `track` is the number of the video
-    track, from 0; None takes the one marked as default, of several the largest.
+    track, from 0; None takes the one marked as default, of several the largest. `decode` chooses the device.
     """
 
     def __init__(
@@ -244,9 +245,11 @@ class VideoReader:
         io_open: Callable[..., object] | None = None,
         lossy: bool = False,
         track: int | None = None,
+        decode: Decode = "cpu",
     ) -> None:
         """Raises `DecodeError` where it cannot be opened, `NoVideo` where it holds no pictures."""
         began_ns = time.time_ns()
+        accelerator = choose_accelerator(decode)
         # Titles and comments come from outside, in any encoding: none of them may keep a video from being read.
         self._container: InputContainer = av.open(
             url,
@@ -256,6 +259,7 @@ class VideoReader:
             timeout=(open_timeout_s, read_timeout_s),
             io_open=io_open,
             metadata_errors="replace",
+            hwaccel=accelerator,
         )
         self._on_wait = on_wait
         # What is read right after opening came at any time during it.
@@ -269,6 +273,9 @@ class VideoReader:
         for stream in self._container.streams:
             if stream is not self._stream:
                 stream.discard = Discard.all
+        if accelerator is not None:
+            codec = self._stream.codec_context
+            note_use(decode, codec.name, is_used=codec.is_hwaccel)
         base = self._stream.time_base or Fraction(1, 90_000)
         self._tick_ns = base.numerator * 1_000_000_000, base.denominator
         codec = self._stream.codec_context
@@ -650,7 +657,7 @@ class VideoReader:
 
 
 class JpegReader:
-    """Pictures that come as whole JPEG, PNG or WebP files, one after the other, without times of their own."""
+    """Pictures that come as whole files (JPEG, PNG, WebP, BMP, GIF), one by one, without times of their own."""
 
     timed = False
     bursts = False
@@ -670,18 +677,28 @@ class JpegReader:
         self._close()
 
     def _decode(self, image: bytes) -> VideoFrame | None:
-        name = "png" if image[:4] == b"\x89PNG" else "webp" if image[8:12] == b"WEBP" else "mjpeg"
-        if name not in self._decoders:
+        name = next((codec for mark, codec in _PICTURE_CODECS if image.startswith(mark)), "mjpeg")
+        decoder = self._decoders.get(name)
+        if decoder is None:
             decoder = cast("VideoCodecContext", av.CodecContext.create(name, "r"))
             decoder.options = _SILENT_CODECS.get(name, {})
-            self._decoders[name] = decoder
+            if name == "mjpeg":  # the others build a picture on the one before
+                self._decoders[name] = decoder
         try:
-            frames = self._decoders[name].decode(av.Packet(image))
+            frames = decoder.decode(av.Packet(image))
         except DecodeError:
             return None
         return frames[0] if frames and not frames[0].is_corrupt else None
 
 
+_PICTURE_CODECS = (
+    (b"\x89PNG", "png"),
+    (b"RIFF", "webp"),
+    (b"BM", "bmp"),
+    (b"GIF8", "gif"),
+    (b"II*", "tiff"),
+    (b"MM", "tiff"),
+)
 # FFmpeg's decoders of these fill in what is missing without a report, unless they are asked to fail.
 _SILENT_CODECS = {"hevc": {"err_detect": "explode"}, "mjpeg": {"err_detect": "explode"}}
 
