@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -19,6 +20,8 @@ from streamer.jobs import JobReport, ProcessJob, StreamSummary, run_job
 from streamer.jobs.event_archive import DATABASE, LINES
 from streamer.jobs.runner import JobRunner, ProgressListener, SilentProgress
 from streamer.jobs.units import RecordingUnit
+from streamer.media.contact_sheet import write_contact_sheet
+from streamer.recorders.text import OutputError
 from streamer.sources import Source
 from streamer.tasks.closing import INTERRUPTED, ClosingDeadline
 from streamer.tasks.console import UserConsole, report_line, user_console
@@ -69,6 +72,8 @@ def process_videos(
             else:
                 driver = _connect_cluster(job, cluster, progress)
                 report = deadline.run(_run_stoppable(driver, deadline))
+        if job.clips:
+            _write_sheet(job.out)
         if as_json or json_lines:
             _print_json(job_as_json(report), whole=True)
         else:
@@ -78,6 +83,18 @@ def process_videos(
     if report.undelivered is not None:
         raise report.undelivered
     return int(report.has_failed)
+
+
+def _write_sheet(out: Path) -> None:
+    """Writes the contact sheet of all events in the results. Raises `OutputError`."""
+    events = out / LINES
+    if not events.exists():  # no recording was complete
+        return
+    try:
+        with events.open(encoding="utf-8") as lines:
+            write_contact_sheet(out, lines)
+    except OSError as error:
+        raise OutputError(f"the contact sheet in {out} cannot be written: {error.strerror}") from error
 
 
 def job_as_json(report: JobReport) -> dict[str, Any]:
