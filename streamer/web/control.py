@@ -68,13 +68,15 @@ class ControlRoom:
         frames: LiveFrames,
         *,
         allowed_sources: Sequence[str] | None = None,
+        refusal: str = "",
     ) -> None:
-        """`loop` is the one in which the pipeline runs."""
+        """`loop` is the one in which the pipeline runs; `refusal` says why nothing can be changed here, if so."""
         self._pipeline = pipeline
         self._loop = loop
         self._document = document
         self._frames = frames
         self._allowed_sources = allowed_sources
+        self._refusal = refusal
         self._rates = _StreamRates()
         self._lock = asyncio.Lock()
 
@@ -293,6 +295,8 @@ class ControlRoom:
 
     async def _apply(self, edits: Sequence[NodeEdit], subject: str) -> None:
         """Checks, applies and stores edits; when the pipeline refuses, nothing has changed."""
+        if self._refusal:
+            raise Problem(409, self._refusal)
         draft = await asyncio.to_thread(self._document.draft, edits)
         # Where the page itself is served is settled at the start, maybe by an option.
         config = draft.config.model_copy(update={"web": self.config.web})

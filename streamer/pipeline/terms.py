@@ -1,0 +1,29 @@
+"""Terms of streams: for how long a pipeline may send events of a stream, and under which run number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTerm:
+    """One stretch of time in which a stream is this pipeline's. `run` numbers its events. `outage_since_ns` (UTC) is
+    since when it was not watched before, None where it never was; `is_outage_reported` whether an event says so."""
+
+    run: int
+    outage_cause: str = ""
+    outage_since_ns: int | None = None
+    is_outage_reported: bool = False
+
+
+class StreamTerms(Protocol):
+    """The terms of all streams of a pipeline."""
+
+    def find_term(self, name: str) -> StreamTerm:
+        """The present term of the stream of a name."""
+        ...
+
+    def admits(self, stream: str, run: int) -> bool:
+        """Whether events of the stream's run may be sent now; asked directly before they become safe."""
+        ...
