@@ -348,6 +348,7 @@ class Pipeline:
 
     async def _remove_stream(self, stream: Stream, merge: FrameMerge) -> None:
         await self._stop_source(stream, merge)
+        self._detection.forget_stream(stream.name)
         self._following.add(StreamEnded(stream, is_removed=True))
         del self._streams[stream.name]
 
@@ -495,6 +496,7 @@ class Pipeline:
         stream = self._streams.get(name)
         if stream is not None and name not in self._leaving:
             self._detection.call_after_batch(lambda: self._following.add(StreamEnded(stream)))
+            self._detection.call_after_batch(lambda: self._detection.forget_stream(name))
 
     def _end_failed(self, stream: Stream) -> None:
         """Close the source of a stream that cannot be followed; its end is then reported like any other."""

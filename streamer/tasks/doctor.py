@@ -83,6 +83,7 @@ def run_checks(
         _check_libraries,
         _check_codecs,
         _check_devices,
+        _check_hardware_decoding,
         _check_threads,
         _check_models,
         _check_disk,
@@ -149,6 +150,13 @@ def _check_devices() -> Iterator[CheckResult]:
 
     for name, detail in describe_devices():
         yield CheckResult(name, "works", detail)
+
+
+def _check_hardware_decoding() -> Iterator[CheckResult]:
+    from streamer.sources.hardware import describe_decoding
+
+    is_possible, sentence = describe_decoding()
+    yield CheckResult("hardware decoding", "works" if is_possible else "missing", sentence)
 
 
 def _check_threads() -> Iterator[CheckResult]:
