@@ -288,6 +288,15 @@ class DetectorConfig(_ConfigSection):
         None, description="Least score (0..1) of a detection; the detector's own by default."
     )
     masks: str | None = Field(None, description="SAM model that adds masks to boxes, such as facebook/sam-vit-base.")
+    gate: Literal["motion", "coco-nano"] | None = Field(
+        None, description="Cheap detector that watches every frame, so that this one analyses only those with changes."
+    )
+    gate_moving_every: int = Field(
+        4, ge=1, description="With `gate`: frames from one analysis to the next while something moves."
+    )
+    gate_still_every: int = Field(
+        100, ge=1, description="With `gate`: frames from one analysis to the next while nothing moves."
+    )
 
 
 class TrackerConfig(_ConfigSection):
