@@ -62,6 +62,7 @@ async def open_pipeline(
     patience_s: float | None = PATIENCE_S,
     decode_pool: DecodePool | None = None,
     terms: StreamTerms | None = None,
+    hold_open: bool = False,
 ) -> AsyncIterator[Pipeline]:
     """A pipeline that does what `config` says; its events are delivered to all sinks when the context is left.
 
@@ -74,7 +75,8 @@ async def open_pipeline(
     `close_timeout_s` of the configuration where the spool is a file, else until they have taken nothing for
     `patience_s`. When the reader of standard output leaves, the pipeline is stopped.
     `decode_pool`: decode workers that outlive the pipeline, None for its own.
-    `terms` give each stream its run and say how long its events may be sent; the pipeline then goes on without streams.
+    `terms` give each stream its run and say how long its events may be sent; with them, or with `hold_open`, the
+    pipeline goes on without streams.
     Raises what the parts raise: `SourceError`, `DetectorError`, `TrackerError`, `SinkError`, `ConfigError`.
     """
     set_environment()
@@ -124,7 +126,8 @@ async def open_pipeline(
                 snapshots=media.snapshots,
                 clips=media.clips,
                 cover=open_cover(config),
-                hold_open=terms is not None,
+                hold_open=hold_open or terms is not None,
+                terms=terms,
                 traces=traces,
             )
             opened.watch(pipeline)

@@ -78,6 +78,12 @@ def monitor(
     capacity: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Most cameras that this node watches, with --lease.")
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Watch only this part of the cameras of the file, the same cameras at every start."
+        ),
+    ] = None,
     duration: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0, help="Stop after so many seconds.")
     ] = None,
@@ -96,6 +102,7 @@ def monitor(
     if log_format is LogFormat.JSON:
         use_json_log()
     from streamer.detector_choice import DetectorChoice
+    from streamer.jobs.job import parse_shard
     from streamer.tasks.monitor import MonitorOptions, parse_bind, run_monitor
 
     options = MonitorOptions(
@@ -117,6 +124,7 @@ def monitor(
         lease=lease,
         node=node,
         capacity=capacity,
+        shard=None if shard is None else parse_shard(shard),
     )
     failed = run_monitor(options, spool=spool, duration_s=duration, quiet=quiet)
     raise typer.Exit(1 if failed else 0)

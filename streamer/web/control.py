@@ -90,6 +90,10 @@ class ControlRoom:
         """The configuration in force."""
         return self._pipeline.config
 
+    async def is_ready(self) -> bool:
+        """Returns whether events can be stored and sent, and not all streams have failed."""
+        return await self._call(lambda: self._pipeline.is_ready)
+
     async def list_streams(self) -> list[StreamStatus]:
         """Returns the state of every stream."""
         return await self._call(self._describe_streams)

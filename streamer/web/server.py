@@ -95,7 +95,6 @@ class WebRoom:
             control=control,
             registry=registry,
             media=[MediaFolder(media_folder(pipeline.config))],
-            storage_error=lambda: pipeline.storage().error,
         )
         with serve_state(state) as address:
             store_tokens(self._tokens_path, self.made_tokens)  # only now: a start that fails must not use them up
