@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from groundstream import GroundstreamError
 
@@ -524,7 +525,7 @@ def _read_request(name: str, data: bytes, folder: Path) -> None:
         query, headers, body = {}, {}, None
     if method.lower() not in ("get", "post", "put", "patch", "delete"):
         method = "get"
-    path = "/" + path.lstrip("/").replace("?", "%3F").replace("#", "%23")
+    path = "/" + quote(path.lstrip("/"), safe="/:%", errors="replace")
     content = data if body is None else json.dumps(body).encode(errors="replace")
     plain = {str(k): str(v) for k, v in query.items()} if isinstance(query, dict) else {}
     try:

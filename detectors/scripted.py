@@ -159,7 +159,7 @@ def _read_answer(answer: Any, where: str) -> tuple[str, list[float], float]:
     try:
         box = [float(value) for value in answer.get("box", ())]
         confidence = float(answer.get("confidence", 1.0))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ScriptError(f"{where}: box and confidence must be numbers, found {answer!r:.80}") from None
     if len(box) != 4 or not np.isfinite(box).all() or box[0] > box[2] or box[1] > box[3]:
         raise ScriptError(f"{where}: 'box' must be [x1, y1, x2, y2] with x1 <= x2 and y1 <= y2, found {box}")

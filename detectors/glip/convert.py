@@ -13,6 +13,7 @@ from torch import Tensor
 from detectors.checkpoints import load_checkpoint_file
 from detectors.detector import DetectorError
 from detectors.glip.config import CONFIGS, GlipConfig
+from detectors.glip.mmdetection import is_from_mmdetection, rename_tensors
 from detectors.glip.modeling.model import GlipModel
 from detectors.glip.training.tuned_prompt import add_offsets
 
@@ -60,13 +61,16 @@ _SHOWN = 3  # keys that an error names
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The weights in a released `.pth` file or in safetensors, under our names, without unused tensors.
+    """The weights in a released `.pth` file, in MMDetection's copy of one, or in safetensors, under our names, without
+    unused tensors.
 
     Raises `CheckpointError` when the file is missing or corrupt, or holds no weights.
     """
     tensors = _strip_prefixes(_read_file(Path(path)))
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors: a checkpoint of GLIP is expected (.pth or .safetensors)")
+    if is_from_mmdetection(tensors):
+        tensors = rename_tensors(tensors)
     return {key: tensor for key, tensor in tensors.items() if not _IGNORED.fullmatch(key)}
 
 

@@ -8,15 +8,16 @@ from typing import Literal
 _SECOND = 1_000_000_000
 _EARLY_NS = 50_000_000  # how far ahead of ours a sender's clock may be and still be believed
 _SYNCHRONISED_NS = 50_000_000
+_LEAST_RESET_NS = 100_000_000
 _TICK = 1_000  # what a time is moved on by where the container says that none has passed: 1 microsecond
 
 
 class FileClock:
     """Capture times of a recording, from its presentation times.
 
-    A clock that steps back by more than a second has been reset (joined recordings): time goes on from there at the
-    last pace. A smaller step back is a muxer's rounding. A leap forward is time that passed, unless the stream says
-    that its clock was set (`leaps` and `gap_ns`).
+    A clock that steps back by more than a second, or some frames, has been reset (joined recordings): time goes on from
+    there at the last pace. A smaller step back is a muxer's rounding. A leap forward is time that passed, unless the
+    stream says that its clock was set (`leaps` and `gap_ns`).
     """
 
     def __init__(self, start_ns: int, frame_ns: int = _SECOND // 25, may_jump: bool = False) -> None:
@@ -47,7 +48,7 @@ class FileClock:
             if gap_ns is not None and abs(gap_ns - step) > _SECOND:
                 time_ns = self._last_ns + max(self._pace_ns, gap_ns if gap_ns < step else 0)
                 self._offset_ns = None
-            elif step < -_SECOND:
+            elif step < -min(_SECOND, max(4 * self._pace_ns, _LEAST_RESET_NS)):
                 time_ns = self._last_ns + self._pace_ns
                 self._offset_ns = None
             else:

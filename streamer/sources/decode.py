@@ -32,6 +32,7 @@ from av.stream import Discard, Disposition
 from streamer.sources.catch_up import CatchUp
 from streamer.sources.h264 import FrameNumbers
 from streamer.sources.h265 import PictureUnits
+from streamer.sources.hardware import Decode, choose_device, has_failed, make_accelerator, note_format, note_use
 from streamer.sources.nal_units import UnitLayout, parameter_sets
 from streamer.sources.orientation import UPRIGHT, Orientation
 from streamer.sources.picture_choice import PacketUse, PictureChoice
@@ -229,7 +230,7 @@ class VideoReader:
     `url` may be a file object. `options` are FFmpeg's. The time-outs are in seconds; None waits for ever. With
     `on_wait`, reading goes on after each `read_timeout_s` without data, once `on_wait` has returned; what it raises
     ends reading. `lossy` says that whole pictures may get lost on the way here. `track` is the number of the video
-    track, from 0; None takes the one marked as default, of several the largest.
+    track, from 0; None takes the one marked as default, of several the largest. `decode` chooses the device.
     """
 
     def __init__(
@@ -244,11 +245,14 @@ class VideoReader:
         io_open: Callable[..., object] | None = None,
         lossy: bool = False,
         track: int | None = None,
+        decode: Decode = "cpu",
     ) -> None:
         """Raises `DecodeError` where it cannot be opened, `NoVideo` where it holds no pictures."""
         began_ns = time.time_ns()
+        device = choose_device(decode)
         # Titles and comments come from outside, in any encoding: none of them may keep a video from being read.
-        self._container: InputContainer = av.open(
+        open_video = partial(
+            av.open,
             url,
             "r",
             format=form,
@@ -257,6 +261,14 @@ class VideoReader:
             io_open=io_open,
             metadata_errors="replace",
         )
+        try:
+            self._container: InputContainer = open_video(hwaccel=make_accelerator(device))
+        except DecodeError:
+            # A file object has been read by now: its owner opens it again.
+            if device is None or not has_failed(device) or not isinstance(url, str):
+                raise
+            device = choose_device(decode)
+            self._container = open_video(hwaccel=make_accelerator(device))
         self._on_wait = on_wait
         # What is read right after opening came at any time during it.
         self._opening_ns = time.time_ns() - began_ns
@@ -269,9 +281,12 @@ class VideoReader:
         for stream in self._container.streams:
             if stream is not self._stream:
                 stream.discard = Discard.all
+        codec = self._stream.codec_context
+        if device is not None:
+            note_use(decode, codec.name, is_used=codec.is_hwaccel)
+        self._unproved: Decode = decode if codec.is_hwaccel else "cpu"  # its first picture shows whether it decodes
         base = self._stream.time_base or Fraction(1, 90_000)
         self._tick_ns = base.numerator * 1_000_000_000, base.denominator
-        codec = self._stream.codec_context
         codec.copy_opaque = True  # so that a picture knows the packet it came in
         # One thread a stream: several within a picture make FFmpeg forget to report damage, several over pictures delay
         # a live stream by as many pictures.
@@ -592,6 +607,9 @@ class VideoReader:
 
     def _judge(self, frame: VideoFrame, group: _PictureGroup) -> Iterator[DecodedPicture | LostPictures]:
         """The picture of a frame, or its loss; nothing where its packet has been counted as lost."""
+        if self._unproved != "cpu":
+            note_format(self._unproved, self._codec, frame.format.name)
+            self._unproved = "cpu"
         sent = frame.opaque if isinstance(frame.opaque, _SentPicture) else next(iter(self._sent), None)
         pts_ns = self._ns(frame.pts)
         arrival_ns, place = time.time_ns(), None
@@ -650,7 +668,7 @@ class VideoReader:
 
 
 class JpegReader:
-    """Pictures that come as whole JPEG, PNG or WebP files, one after the other, without times of their own."""
+    """Pictures that come as whole files (JPEG, PNG, WebP, BMP, GIF), one by one, without times of their own."""
 
     timed = False
     bursts = False
@@ -670,18 +688,28 @@ class JpegReader:
         self._close()
 
     def _decode(self, image: bytes) -> VideoFrame | None:
-        name = "png" if image[:4] == b"\x89PNG" else "webp" if image[8:12] == b"WEBP" else "mjpeg"
-        if name not in self._decoders:
+        name = next((codec for mark, codec in _PICTURE_CODECS if image.startswith(mark)), "mjpeg")
+        decoder = self._decoders.get(name)
+        if decoder is None:
             decoder = cast("VideoCodecContext", av.CodecContext.create(name, "r"))
             decoder.options = _SILENT_CODECS.get(name, {})
-            self._decoders[name] = decoder
+            if name == "mjpeg":  # the others build a picture on the one before
+                self._decoders[name] = decoder
         try:
-            frames = self._decoders[name].decode(av.Packet(image))
+            frames = decoder.decode(av.Packet(image))
         except DecodeError:
             return None
         return frames[0] if frames and not frames[0].is_corrupt else None
 
 
+_PICTURE_CODECS = (
+    (b"\x89PNG", "png"),
+    (b"RIFF", "webp"),
+    (b"BM", "bmp"),
+    (b"GIF8", "gif"),
+    (b"II*", "tiff"),
+    (b"MM", "tiff"),
+)
 # FFmpeg's decoders of these fill in what is missing without a report, unless they are asked to fail.
 _SILENT_CODECS = {"hevc": {"err_detect": "explode"}, "mjpeg": {"err_detect": "explode"}}
 

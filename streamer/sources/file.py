@@ -25,6 +25,7 @@ from streamer.sources.web import HttpConnection, WebError, WebFile
 
 if TYPE_CHECKING:
     from streamer.sources.decode import DecodedPicture, VideoReader
+    from streamer.sources.hardware import Decode
     from streamer.sources.playlist import Playlist
 
 _AHEAD = 8  # decoded frames that may wait for the reader
@@ -39,7 +40,8 @@ class FileSource:
     Where the end of the recording is missing, all that there is comes first, then `SourceError`.
 
     `recording` is the file, None where it lies behind an address, which is then in `remote`. `track` is the number of
-    the video track, from 0; None takes the one marked as default, of several the largest.
+    the video track, from 0; None takes the one marked as default, of several the largest. `decode` is the device
+    that decodes.
     Capture times are presentation times from `start_time_ns` (UTC), else from the recording date in the container,
     else from 1970.
     """
@@ -53,18 +55,22 @@ class FileSource:
         *,
         start_time_ns: int | None = None,
         track: int | None = None,
+        decode: Decode = "cpu",
         tls: TlsOptions | None = None,
         on_state: OnState | None = None,
     ) -> None:
         self.name = name
         self.account = FrameCounter()
         self.expected_frames: int | None = None  # by the container's own account, once it is open
-        self.recording = None if "://" in path else Path(path)
+        self._is_web = "://" in path
+        # What can be read only once, such as a named pipe, has no second reader.
+        self.recording = Path(path) if not self._is_web and not Path(path).is_fifo() else None
         self.remote = path if self.recording is None else None
         self._path = path
         self._shown = redact(path)
         self._start_time_ns = start_time_ns
         self._track = track
+        self._decode = decode
         self._tls = tls or TlsOptions()
         self._on_state = on_state
         self._handover: FrameQueue | None = None  # where frames go
@@ -94,6 +100,7 @@ class FileSource:
             "name": self.name,
             "start_time_ns": self._start_time_ns,
             "track": self._track,
+            "decode": self._decode,
             "tls": self._tls,
         }
         return SourceRecipe(FileSource, arguments)
@@ -143,10 +150,10 @@ class FileSource:
 
         if self._path.startswith("s3://"):
             return self._open_remote(ObjectFile(parse_s3(self._path), self._tls))
-        if self.recording is None:
+        if self._is_web:
             return self._open_web()
         # Without "file:" FFmpeg takes what stands before a colon in a file's name for a protocol.
-        return VideoReader(f"file:{self._path}", track=self._track)
+        return VideoReader(f"file:{self._path}", track=self._track, decode=self._decode)
 
     def _open_web(self) -> VideoReader:
         from streamer.sources.playlist import Playlist
@@ -156,7 +163,7 @@ class FileSource:
         kind = find_kind(client)
         if kind.form == "playlist":
             playlist = self._remote_parts = Playlist(client, kind)
-            return playlist.open_video(self._track)
+            return playlist.open_video(self._track, self._decode)
         return self._open_remote(WebFile(client, client.open()))
 
     def _open_remote(self, file: WebFile | ObjectFile) -> VideoReader:
@@ -164,7 +171,7 @@ class FileSource:
 
         with contextlib.ExitStack() as stack:
             self._remote_parts = stack.enter_context(contextlib.closing(file))
-            video = VideoReader(file, track=self._track)
+            video = VideoReader(file, track=self._track, decode=self._decode)
             stack.pop_all()
         return video
 
@@ -203,6 +210,8 @@ class FileSource:
             if not handover.put(frame):
                 self.account.drop("shutdown")
                 return
+        if before is None and self.recording is not None and _is_animated_webp(self.recording):
+            raise SourceError(f"{self._shown} is an animated WebP, which cannot be decoded here: convert it to a video")
         if before is None:
             raise SourceError(f"{self._shown} holds no frame that is whole: it is damaged or was cut off")
         if self._remote_parts is not None and self._remote_parts.broken is not None:
@@ -250,7 +259,7 @@ class FileSource:
     def _explain(self, cause: str) -> str:
         """One sentence on why this could not be read."""
         path = Path(self._path)
-        if self.recording is None or not path.is_file():
+        if self._is_web or not path.is_file():
             return f"{self._shown} cannot be read: {cause}"
         try:
             with path.open("rb") as file:
@@ -273,3 +282,9 @@ class FileSource:
     def _report_state(self, state: SourceState, cause: str = "") -> None:
         if self._on_state is not None and self._handover is not None:
             self._handover.call(self._on_state, StateChange(self.name, state, time.time_ns(), cause))
+
+
+def _is_animated_webp(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(64)
+    return head[:4] == b"RIFF" and head[8:12] == b"WEBP" and b"ANIM" in head

@@ -217,7 +217,7 @@ class LiveSource:
     def _open_web(self, limit_s: float) -> PictureReader:
         from streamer.sources.web_camera import open_web_camera
 
-        return open_web_camera(self._link, limit_s, self._check_waiting)
+        return open_web_camera(self._link, limit_s, self._check_waiting, seen=self._connection >= 0)
 
     def _open_stream(self, limit_s: float, answer_s: float) -> PictureReader:
         link = self._link
@@ -278,6 +278,7 @@ class LiveSource:
                 on_wait=self._check_waiting,
                 lossy=True,
                 track=link.track,
+                decode=link.decode,
             )
         except NoSuchTrack as failure:
             raise CameraTrouble(

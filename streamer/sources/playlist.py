@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from streamer.sources.web import HttpConnection, WebError, WebResponse
-from streamer.sources.web_kind import WebKind
+from streamer.sources.web_kind import WebKind, plain_playlist
 
 if TYPE_CHECKING:
     from streamer.sources.decode import VideoReader
+    from streamer.sources.hardware import Decode
 
 _CHUNK = 2**16
 _BLOCK = 16  # bytes of an AES block
@@ -34,7 +35,7 @@ class Playlist:
         self._opened: weakref.WeakSet[PlaylistPart] = weakref.WeakSet()
         self._is_secure = urlsplit(client.address).scheme == "https"
 
-    def open_video(self, track: int | None = None) -> VideoReader:
+    def open_video(self, track: int | None = None, decode: Decode = "cpu") -> VideoReader:
         """Opens the playlist in FFmpeg. Raises `WebError`, `DecodeError`, `NoVideo`."""
         from streamer.sources.decode import DecodeError, NoVideo, VideoReader
 
@@ -43,15 +44,21 @@ class Playlist:
         # FFmpeg keeps connections of its own client only.
         options = {"http_persistent": "0", "http_multiple": "0", "allowed_extensions": "ALL", "extension_picky": "0"}
         try:
-            return VideoReader(self._kind.url, form="hls", options=options, io_open=self._open_part, track=track)
+            return VideoReader(
+                self._kind.url, form="hls", options=options, io_open=self._open_part, track=track, decode=decode
+            )
         except BaseException as failure:
             for part in self._opened:  # FFmpeg leaves them open
                 part.close()
-            if isinstance(failure, DecodeError | NoVideo) and self._kind.is_encrypted:
+            if not isinstance(failure, DecodeError | NoVideo):
+                raise
+            if self.broken is not None and (self.broken.final or not self._kind.is_encrypted):
+                raise self.broken from None
+            if self._kind.is_encrypted:
                 raise WebError("its segments hold no video once decrypted: is the key of its playlist right?") from None
             raise
 
-    def _open_part(self, url: str, flags: int, options: Mapping[str, str]) -> PlaylistPart:
+    def _open_part(self, url: str, flags: int, options: Mapping[str, str]) -> io.RawIOBase | io.BytesIO:
         """The playlist again, a segment or a key. Raises `WebError`."""
         if self._on_wait is not None:
             self._on_wait()
@@ -64,13 +71,27 @@ class Playlist:
             raise WebError(f"its playlist names a {scheme}: address: only http and https can be read", final=True)
         end = int(options["end_offset"]) if "end_offset" in options else None
         first = int(options.get("offset", 0))
-        response = self._client.open(url, first=first if first or end is not None else None, end=end)
+        if url == self._kind.url:
+            return self._open_playlist(url)
+        try:
+            response = self._client.open(url, first=first if first or end is not None else None, end=end)
+        except WebError as error:
+            if self._kind.live and not error.missing:
+                raise
+            self._note_broken(error)
+            return io.BytesIO()  # FFmpeg goes on with the next segment
         decryptor = None
         if is_encrypted:
             decryptor = _open_decryptor(bytes.fromhex(options["key"]), bytes.fromhex(options["iv"]))
         part = PlaylistPart(response, self._note_broken, first=first, end=end, decryptor=decryptor)
         self._opened.add(part)
         return part
+
+    def _open_playlist(self, url: str) -> io.BytesIO:
+        _, data = self._client.fetch(url)
+        if b"#EXTM3U" not in data[:64]:
+            raise WebError("it sends no playlist any more")
+        return io.BytesIO(plain_playlist(data))
 
     def _note_broken(self, error: WebError) -> None:
         self.broken = self.broken or error

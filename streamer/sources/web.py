@@ -17,6 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -31,11 +32,13 @@ _AGENT = "groundstream"
 
 
 class WebError(Exception):
-    """A web address that cannot be read; the message says why. `final`: asking again as before cannot help."""
+    """A web address that cannot be read; the message says why. `final`: asking again as before cannot help, `missing`:
+    the server has nothing there."""
 
-    def __init__(self, cause: str, *, final: bool = False, unauthorised: bool = False) -> None:
+    def __init__(self, cause: str, *, final: bool = False, unauthorised: bool = False, missing: bool = False) -> None:
         super().__init__(cause)
         self.final = final
+        self.missing = missing
         self.unauthorised = unauthorised
 
 
@@ -49,12 +52,18 @@ class WebResponse:
         self.content_type = headers.get_content_type().lower() if "Content-Type" in headers else ""
         self.boundary = headers.get_param("boundary", "", "Content-Type") if "Content-Type" in headers else ""
         length = headers.get("Content-Length", "")
-        self.length: int | None = int(length) if length.isdecimal() else None
+        self.length: int | None = int(length) if length.isdecimal() and len(length) < 20 else None
         self.version = headers.get("ETag") or headers.get("Last-Modified") or ""
         self.takes_ranges = "bytes" in headers.get("Accept-Ranges", "").lower()
+        self.is_whole = self.length is not None or self.takes_ranges
+        self._unpacker: Any = None  # of a body that is compressed although that was not asked for
+        if headers.get("Content-Encoding", "").lower() in ("gzip", "x-gzip", "deflate"):
+            self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
+            self.length, self.takes_ranges = None, False
         self.is_part = response.status == 206
         total = headers.get("Content-Range", "").rpartition("/")[2]
-        self.total: int | None = int(total) if self.is_part and total.isdecimal() else self.length
+        is_known = self.is_part and total.isdecimal() and len(total) < 20
+        self.total: int | None = int(total) if is_known else self.length
 
     def read(self, count: int, on_wait: Callable[[], None] | None = None, limit_s: float = 15.0) -> bytes:
         """At most `count` bytes, as soon as there are some; b"" at the end.
@@ -63,15 +72,26 @@ class WebResponse:
         raised after `limit_s`.
         """
         began = time.monotonic()
-        while not self._is_ready():
+        while not (self._unpacker is not None and self._unpacker.unconsumed_tail) and not self._is_ready():
             if on_wait is not None:
                 on_wait()
             elif time.monotonic() - began > limit_s:
                 raise WebError(f"no data came for {limit_s:g} s")
         try:
-            return self._response.read1(count)
+            return self._response.read1(count) if self._unpacker is None else self._unpack(count)
+        except zlib.error:
+            raise WebError("its compressed answer is damaged") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise WebError(f"the connection broke: {_words(error)}") from None
+
+    def _unpack(self, count: int) -> bytes:
+        """At most `count` bytes: FFmpeg's buffer holds no more."""
+        while not self._unpacker.eof:
+            packed = self._unpacker.unconsumed_tail or self._response.read1(count)
+            unpacked: bytes = self._unpacker.decompress(packed, count)
+            if unpacked or not packed:
+                return unpacked
+        return b""
 
     def _is_ready(self) -> bool:
         """Whether reading would return at once; waits a moment for it."""
@@ -358,8 +378,10 @@ _REFUSALS = {
 def _refusal(code: int, reason: str) -> WebError:
     if code >= 500:
         return WebError(f"the server reports a failure of its own ({code})")
+    if code in (301, 302, 303, 307, 308):  # urllib has given up
+        return WebError(f"it redirects in a circle or without an address ({code})", final=True)
     words = _REFUSALS.get(code, f"the server refuses the request: {str(reason)[:80]} ({code})")
-    return WebError(words, final=code != 429, unauthorised=code in (401, 403))
+    return WebError(words, final=code != 429, unauthorised=code in (401, 403), missing=code in (404, 410))
 
 
 def _words(error: object) -> str:
@@ -370,27 +392,29 @@ def _words(error: object) -> str:
 def multipart_images(response: WebResponse, on_wait: Callable[[], None], *, most: int = 2**25) -> Iterator[bytes]:
     """The JPEG pictures of a multipart answer, in any dialect: boundaries before or after the parts, any part type.
 
-    A part's Content-Length is followed where there is one, else a picture ends with its end marker.
+    A picture ends with its end marker; a part's Content-Length counts where a damaged picture has none, and a boundary
+    follows at that place.
     """
     waiting = b""
+    boundary = b"--" + str(response.boundary).lstrip("-").encode(errors="replace")
     while True:
         start = waiting.find(b"\xff\xd8\xff")
         if start < 0:
             waiting = _more(waiting[-4096:], response, on_wait)
             continue
         length = _part_length(waiting[:start])
-        picture_end: int | None = None
-        while picture_end is None:
-            if length is not None:
-                picture_end = start + length if len(waiting) >= start + length else None
-            else:
-                picture_end = _jpeg_end(waiting, start)
-            if picture_end is None:
+        end, scanned = None, start + 2
+        while end is None:
+            if length is not None and waiting[start + length :].lstrip(b"\r\n").startswith(boundary):
+                end = start + length
+                break
+            end, scanned = _find_jpeg_end(waiting, scanned)
+            if end is None:
                 if len(waiting) - start > most:
                     raise WebError(f"a picture has no end within {most} bytes")
                 waiting = _more(waiting, response, on_wait)
-        yield waiting[start:picture_end]
-        waiting = waiting[picture_end:]
+        yield waiting[start:end]
+        waiting = waiting[end:]
 
 
 class EndOfAnswer(Exception):
@@ -412,23 +436,25 @@ def _part_length(head: bytes) -> int | None:
     return int(digits) if digits.isdigit() and 0 < len(digits) < 10 else None
 
 
-def _jpeg_end(data: bytes, start: int) -> int | None:
-    """The place behind a JPEG's end marker (ITU-T T.81, annex B); None where it has not come yet.
+def _find_jpeg_end(data: bytes, at: int) -> tuple[int | None, int]:
+    """The place behind a JPEG's end marker (ITU-T T.81, annex B), None where it has not come yet, and where to go on.
 
     Segments are skipped by their lengths, because a preview within one has an end marker, too.
     """
-    at = start + 2
     while at + 4 <= len(data):
         if data[at] != 0xFF:  # within a scan, or damaged: the next marker that is neither stuffed nor a restart
-            at = data.find(b"\xff", at)
-            if at < 0 or at + 2 > len(data):
-                return None
+            following = data.find(b"\xff", at)
+            if following < 0 or following + 2 > len(data):
+                return None, len(data) - 1 if following < 0 else following
+            at = following
         kind = data[at + 1]
         if kind == 0xD9:
-            return at + 2
+            return at + 2, at
         if kind in (0x00, 0xFF) or 0xD0 <= kind <= 0xD8 or kind == 0x01:
             at += 1 if kind == 0xFF else 2
             continue
+        if at + 4 > len(data):
+            return None, at
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     end = data.find(b"\xff\xd9", at, at + 4)
-    return end + 2 if end >= 0 and at <= len(data) else None
+    return (end + 2 if end >= 0 and at <= len(data) else None), at

@@ -16,13 +16,19 @@ from streamer.sources.web_kind import find_kind
 if TYPE_CHECKING:
     from streamer.sources.decode import PictureReader, VideoReader
 
+_ENDED_POLL_S = 10.0  # how often a playlist that has ended is asked for again
 _LEAST_POLL_S = 0.2
 _MOST_POLL_S = 1.0
 _FAILURES = 5  # snapshots in a row that may fail before the camera counts as lost
 
 
-def open_web_camera(link: CameraLink, limit_s: float, on_wait: Callable[[], None]) -> PictureReader:
-    """Connects and finds out what the camera sends. Raises `CameraTrouble`."""
+def open_web_camera(
+    link: CameraLink, limit_s: float, on_wait: Callable[[], None], *, seen: bool = False
+) -> PictureReader:
+    """Connects and finds out what the camera sends; `seen` says whether it has sent pictures before.
+
+    Raises `CameraTrouble`, for a playlist that has been seen and is over, too: it would be shown again from its start.
+    """
     from streamer.sources.decode import DecodeError, JpegReader, NoVideo, reason
 
     try:
@@ -34,8 +40,10 @@ def open_web_camera(link: CameraLink, limit_s: float, on_wait: Callable[[], None
             response = client.open()
             return JpegReader(_until_end(multipart_images(response, on_wait)), response.close)
         if kind.form == "playlist":
-            return Playlist(client, kind, on_wait).open_video(link.track)
-        return _open_stream(client, on_wait, link.track)
+            if seen and not kind.live:
+                raise CameraTrouble("its playlist has ended", pause_s=_ENDED_POLL_S)
+            return Playlist(client, kind, on_wait).open_video(link.track, link.decode)
+        return _open_stream(client, on_wait, link)
     except WebError as failure:
         pause_s = 10.0 if failure.unauthorised else 0.0
         raise CameraTrouble(redact(str(failure)), final=failure.final, pause_s=pause_s) from None
@@ -45,12 +53,12 @@ def open_web_camera(link: CameraLink, limit_s: float, on_wait: Callable[[], None
         raise CameraTrouble(reason(failure)) from None
 
 
-def _open_stream(client: HttpConnection, on_wait: Callable[[], None], track: int | None) -> VideoReader:
+def _open_stream(client: HttpConnection, on_wait: Callable[[], None], link: CameraLink) -> VideoReader:
     from streamer.sources.decode import VideoReader
 
     stream = WebStream(client.open(), on_wait)
     try:
-        return VideoReader(stream, lossy=False, track=track)
+        return VideoReader(stream, lossy=False, track=link.track, decode=link.decode)
     except BaseException:
         stream.close()
         raise

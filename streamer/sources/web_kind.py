@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ VIDEO_SUFFIXES = frozenset({
 # fmt: on
 _HEAD = 2**16
 _VARIANT = re.compile(r"^#EXT-X-STREAM-INF:(.*)$")
+_AUDIO_CODECS = ("mp4a", "ac-3", "ec-3", "opus", "Opus", "fLaC", "mp3", "vorbis")
 _ATTRIBUTE = re.compile(r'([A-Z0-9-]+)=("[^"]*"|[^,]*)')
 
 
@@ -54,11 +54,11 @@ def find_kind(client: HttpConnection, timeout_s: float = 5.0) -> WebKind:
         if b"#EXTM3U" in head[:64]:
             return _playlist_kind(client, response.url, head)
         if response.content_type.startswith("image/") or head[:3] == b"\xff\xd8\xff" or head[:4] == b"\x89PNG":
-            whole = response.length is not None or b"\xff\xd8\xff" not in head[3:]
+            whole = response.is_whole or b"\xff\xd8\xff" not in head[3:]
             return WebKind("snapshot" if whole else "jpegs", True, client.address)
         if head.lstrip()[:2] == b"--" and b"content-type: image/" in head.lower():
             return WebKind("jpegs", True, client.address)
-        is_recording = response.length is not None or response.takes_ranges or _has_duration(head)
+        is_recording = response.is_whole or _has_duration(head)
         return WebKind("media", not is_recording, client.address)
     finally:
         response.close()
@@ -105,10 +105,22 @@ def _playlist_kind(client: HttpConnection, url: str, head: bytes) -> WebKind:
             raise WebError("its playlist leads to an address without TLS", final=True)
         response, data = client.fetch(url)
         url, text = response.url, data.decode(errors="replace")
-    over = "#EXT-X-ENDLIST" in text or "#EXT-X-PLAYLIST-TYPE:VOD" in text
+    over = _is_over(text)
     keys = [dict(_ATTRIBUTE.findall(line)) for line in text.splitlines() if line.startswith("#EXT-X-KEY:")]
     is_encrypted = any(key.get("METHOD") != "NONE" for key in keys)
     return WebKind("playlist", not over, url, is_encrypted, next(filter(None, map(_refusal, keys)), ""))
+
+
+def _is_over(text: str) -> bool:
+    return "#EXT-X-ENDLIST" in text or "#EXT-X-PLAYLIST-TYPE:VOD" in text
+
+
+def plain_playlist(data: bytes) -> bytes:
+    """A playlist as FFmpeg reads it: nothing before its first line, and an end where it is over."""
+    text = data[data.index(b"#EXTM3U") :].decode(errors="replace")
+    if _is_over(text) and "#EXT-X-ENDLIST" not in text:
+        text += "\n#EXT-X-ENDLIST\n"
+    return text.encode()
 
 
 def _refusal(key: Mapping[str, str]) -> str:
@@ -123,17 +135,19 @@ def _refusal(key: Mapping[str, str]) -> str:
     )
 
 
-def _variants(text: str) -> list[tuple[int, int, str]]:
-    """Pixels, bits a second and address of each variant in a master playlist."""
+def _variants(text: str) -> list[tuple[bool, int, int, str]]:
+    """Whether it has pictures, pixels, bits a second and address of each variant in a master playlist."""
     found = []
-    lines = text.splitlines()
-    for line, following in itertools.pairwise(lines):
-        match = _VARIANT.match(line)
-        if match is None or not following.strip() or following.startswith("#"):
-            continue
-        attributes = dict(_ATTRIBUTE.findall(match[1]))
-        width, _, height = attributes.get("RESOLUTION", "").partition("x")
-        pixels = int(width) * int(height) if width.isdecimal() and height.isdecimal() else 0
-        bits = attributes.get("BANDWIDTH", "")
-        found.append((pixels, int(bits) if bits.isdecimal() else 0, following.strip()))
+    attributes: dict[str, str] | None = None
+    for line in map(str.strip, text.splitlines()):
+        if match := _VARIANT.match(line):
+            attributes = dict(_ATTRIBUTE.findall(match[1]))
+        elif line and not line.startswith("#") and attributes is not None:
+            width, _, height = attributes.get("RESOLUTION", "").partition("x")
+            pixels = int(width) * int(height) if width.isdecimal() and height.isdecimal() else 0
+            bits = attributes.get("BANDWIDTH", "")
+            codecs = [codec.strip() for codec in attributes.get("CODECS", "").strip('"').split(",") if codec.strip()]
+            has_pictures = pixels > 0 or not codecs or not all(codec.startswith(_AUDIO_CODECS) for codec in codecs)
+            found.append((has_pictures, pixels, int(bits) if bits.isdecimal() else 0, line))
+            attributes = None
     return found

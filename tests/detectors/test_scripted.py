@@ -91,6 +91,7 @@ def test_a_file_may_ask_for_repetition_and_the_option_decides(tmp_path):
         ([[{"query": "person", "box": [1, 2, 3]}]], "box"),
         ([[{"query": "person", "box": [3, 2, 1, 4]}]], "x1 <= x2"),
         ([[{"query": "person", "box": [1, 2, 3, float("nan")]}]], "box"),
+        ([[{"query": "person", "box": [1, 2, 3, 10**400]}]], "box and confidence must be numbers"),
         ([[{"query": "", "box": [1, 2, 3, 4]}]], "query"),
         ([[PERSON | {"confidence": 1.5}]], "confidence"),
         ([[PERSON | {"score": 1}]], "score"),

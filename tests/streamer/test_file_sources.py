@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from streamer.errors import SourceAddressError, SourceError
 from streamer.frame import Frame
 from streamer.sources import SourceState, open_sources
 from streamer.sources.clock import FileClock
+from tests.support import reading
 from tests.support.clips import draw, make_clip, read_index
 
 SECOND = 1_000_000_000
@@ -274,3 +276,19 @@ def test_a_camera_shows_its_address_without_secrets_everywhere() -> None:
         open_sources("rtsp://admin:hun/ter2@10.0.0.7/ch1")
     assert "ter2" not in str(refused.value)
     assert "%2F" in str(refused.value)
+
+
+@pytest.mark.parametrize("form", ["ts", "mkv", "mp4"])
+def test_a_named_pipe_is_read_once_and_ends(tmp_path: Path, form: str) -> None:
+    data, pipe = make_clip(tmp_path / f"clip.{form}", 10).read_bytes(), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(data,))
+    writer.start()
+    seen = reading.read(str(pipe))
+    writer.join()
+    assert (seen.numbers, seen.states) == (list(range(10)), ["live", "closed"])
+
+
+def test_an_animated_webp_is_named(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.webp", 3, codec="libwebp_anim", form="webp")
+    assert "is an animated WebP" in reading.read(str(path)).error

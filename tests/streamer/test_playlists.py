@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import gzip
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -44,7 +48,9 @@ def entry(name: str, *before: str) -> str:
     return "\n".join([*before, "#EXTINF:0.4,", name])
 
 
-def served(segments: Sequence[bytes], **more: Answer) -> dict[str, Answer]:
+def served(
+    segments: Sequence[bytes], **more: Answer | Callable[[], Answer]
+) -> dict[str, Answer | Callable[[], Answer]]:
     answers = {f"/{n}.ts": Answer(segment) for n, segment in enumerate(segments)}
     return {**answers, "/key": Answer(KEY), "/other": Answer(OTHER_KEY), **{f"/{k}": v for k, v in more.items()}}
 
@@ -171,3 +177,80 @@ def test_a_playlist_opens_no_file_of_this_machine(parts: list[bytes], tmp_path: 
             seen = read(server.url(path))
             assert seen.frames == []
             assert seen.error
+
+
+# Dialects
+
+
+def plain(parts: Sequence[bytes], **options: Any) -> bytes:
+    body = playlist([entry(f"{n}.ts") for n in range(len(parts))], **options).body
+    assert isinstance(body, bytes)
+    return body
+
+
+DIALECTS: dict[str, Callable[[bytes], Answer]] = {
+    "byte order mark": lambda text: Answer(b"\xef\xbb\xbf" + text),
+    "CRLF and a byte order mark": lambda text: Answer(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n")),
+    "blank lines before": lambda text: Answer(b"\n\r\n" + text),
+    "gzip": lambda text: Answer(gzip.compress(text), {"Content-Encoding": "gzip"}),
+    "VOD without an end": lambda text: Answer(text.replace(b"#EXT-X-ENDLIST", b"#EXT-X-PLAYLIST-TYPE:VOD")),
+    "absolute paths": lambda text: Answer(text.replace(b"0.ts", b"/0.ts?token=1&x=2")),
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_every_dialect_of_playlists_is_read_once(parts: list[bytes], name: str) -> None:
+    with WebServer(served(parts, m=DIALECTS[name](plain(parts)))) as server:
+        seen = read(server.url("/m"))
+    assert (seen.live, seen.numbers, seen.error) == (False, list(range(30)), "")
+
+
+VARIANT = "#EXT-X-STREAM-INF:BANDWIDTH="
+MASTERS = {
+    "a comment and a blank line between": [f"{VARIANT}1,RESOLUTION=320x240", "# camera", "", "m"],
+    "the largest has sound only": [f'{VARIANT}900000,CODECS="mp4a.40.2"', "none", f'{VARIANT}5,CODECS="avc1.4d"', "m"],
+    "no attributes but bits": [f"{VARIANT}5", "none", f"{VARIANT}50", "m"],
+}
+
+
+@pytest.mark.parametrize("name", MASTERS)
+def test_a_variant_with_pictures_is_chosen(parts: list[bytes], name: str) -> None:
+    master = Answer("\r\n".join(["#EXTM3U", *MASTERS[name]]).encode())
+    with WebServer(served(parts, m=Answer(plain(parts)), master=master)) as server:
+        seen = read(server.url("/master"))
+    assert (seen.numbers, seen.error) == (list(range(30)), "")
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_a_segment_that_is_missing_costs_its_own_pictures_and_is_reported(parts: list[bytes], missing: int) -> None:
+    answers = served(parts, m=Answer(plain(parts)))
+    del answers[f"/{missing}.ts"]
+    with WebServer(answers) as server:
+        seen = read(server.url("/m"))
+    assert seen.numbers == [n for n in range(30) if n // LENGTH != missing]
+    assert "there is nothing at this path (404)" in seen.error
+
+
+def test_segments_that_begin_again_at_time_zero_follow_one_another(tmp_path: Path) -> None:
+    segments = [make_clip(tmp_path / f"{n}.ts", 10, first=10 * n).read_bytes() for n in range(3)]
+    entries = [entry("0.ts"), entry("1.ts", "#EXT-X-DISCONTINUITY"), entry("2.ts", "#EXT-X-DISCONTINUITY")]
+    with WebServer(served(segments, m=playlist(entries))) as server:
+        seen = read(server.url("/m"))
+    assert seen.numbers == list(range(30))
+    gaps = [after.time_s - before.time_s for before, after in itertools.pairwise(seen.frames)]
+    assert gaps == pytest.approx([0.04] * 29, abs=0.002)
+
+
+def test_a_live_playlist_that_ends_is_not_shown_again(parts: list[bytes]) -> None:
+    asked = itertools.count()
+
+    def growing() -> Answer:
+        return Answer(plain(parts, ended=next(asked) > 4))
+
+    with WebServer(served(parts, m=growing)) as server:
+        seen = read(server.url("/m"), lambda seen: "waiting" in seen.states, limit_s=20)
+        assert seen.live
+        assert len(seen.numbers) > 20
+        assert seen.numbers == sorted(set(seen.numbers))  # type: ignore[type-var]
+        shown = read(server.url("/m"), lambda seen: "playlist has ended" in seen.causes, limit_s=6, live=True)
+    assert shown.numbers == sorted(set(shown.numbers))  # type: ignore[type-var]

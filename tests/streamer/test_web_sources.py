@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import socket
 import time
 from collections.abc import Iterable
 from typing import Any
 
+import cv2
 import pytest
 
 from sinks.tls import TlsOptions
 from tests.sinks.authority import Authority
-from tests.support.clips import make_clip
+from tests.support.clips import draw, make_clip
 from tests.support.reading import failed, many, read
 from tests.support.web_server import Answer, WebServer, jpeg, multipart
 
@@ -101,6 +103,22 @@ def test_only_the_best_variant_is_downloaded(clip: dict[str, bytes]) -> None:
     assert asked == {"/m", "/sub/large.m3u8", "/sub/large.ts"}
 
 
+def test_a_compressed_answer_is_unpacked(clip: dict[str, bytes]) -> None:
+    packed = Answer(gzip.compress(clip["mkv"]), {"Content-Encoding": "gzip"})
+    damaged = Answer(b"\x1f\x8b" + bytes(50), {"Content-Encoding": "gzip"})
+    with WebServer({"/clip.mkv": packed, "/bad.mkv": damaged}) as server:
+        seen = read(server.url("/clip.mkv"))
+        bad = read(server.url("/bad.mkv"), live=False)
+    assert (seen.live, seen.numbers, seen.error) == (False, list(range(30)), "")
+    assert bad.error
+
+
+def test_a_circle_of_redirects_is_named() -> None:
+    with WebServer({"/a": Answer(status=302, headers={"Location": "/a"})}) as server:
+        seen = read(server.url("/a"), live=False)
+    assert "it redirects in a circle or without an address (302)" in seen.error
+
+
 # Pictures one by one
 
 
@@ -121,6 +139,44 @@ def test_every_dialect_of_multipart_pictures_is_read(name: str) -> None:
     assert seen.live
     assert None not in seen.numbers
     assert seen.numbers == sorted(set(seen.numbers))  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("length", [0, 100, 99_999_999])
+def test_a_wrong_length_of_a_part_loses_no_picture(length: int) -> None:
+    def pieces() -> Iterable[bytes]:
+        for number in range(20):
+            yield b"--x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n" % (length, jpeg(number))
+            time.sleep(0.03)
+
+    with WebServer({"/v": Answer(pieces, {"Content-Type": "multipart/x-mixed-replace;boundary=x"})}) as server:
+        seen = read(server.url("/v"), many(6))
+    assert seen.numbers[:6] == list(range(6))
+
+
+def test_a_picture_that_was_cut_off_costs_only_itself() -> None:
+    def pieces() -> Iterable[bytes]:
+        for number in range(20):
+            picture = jpeg(number)[: -400 if number == 2 else None]
+            yield b"--x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n" % (len(picture), picture)
+            time.sleep(0.03)
+
+    with WebServer({"/v": Answer(pieces, {"Content-Type": "multipart/x-mixed-replace;boundary=x"})}) as server:
+        seen = read(server.url("/v"), many(6))
+    assert seen.numbers[:6] == [0, 1, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".bmp", ".jpg"])
+def test_snapshots_of_any_kind_are_whole_pictures(suffix: str) -> None:
+    numbers = itertools.count()
+
+    def snapshot() -> Answer:
+        picture = cv2.imencode(suffix, draw(next(numbers)))[1].tobytes()
+        return Answer(picture, {"Content-Type": f"image/{suffix[1:]}"})
+
+    with WebServer({"/snap": snapshot}) as server:
+        seen = read(server.url("/snap"), many(5))
+    assert None not in seen.numbers
+    assert len(set(seen.numbers)) == 5
 
 
 def test_a_picture_with_a_preview_inside_ends_where_it_ends() -> None:
