@@ -135,9 +135,13 @@ class PipelineMetrics(Collector):
         size = HistogramMetricFamily("groundstream_detector_batch_frames", "Frames of a batch of the detector.")
         size.add_metric([], timings.batch_frames.cumulative(), timings.batch_frames.total)
         queries = GaugeMetricFamily("groundstream_queries", "Queries that are watched for.", labels=["stream"])
+        ignored = CounterMetricFamily(
+            "groundstream_masked_detections", "Detections left out because a mask covers them.", labels=["stream"]
+        )
         for watched in self._pipeline.streams:
             queries.add_metric([watched.name], len(watched.analysis.queries.at()))
-        return [latency, seconds, size, queries]
+            ignored.add_metric([watched.name], watched.analysis.masked_detections)
+        return [latency, seconds, size, queries, ignored]
 
     def _collect_terms(self) -> list[Metric]:
         """The leases of a node that shares cameras with others."""
