@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -25,6 +25,9 @@ from streamer.recorders.text import OutputError
 from streamer.sources import Source
 from streamer.tasks.closing import INTERRUPTED, ClosingDeadline
 from streamer.tasks.console import UserConsole, report_line, user_console
+
+if TYPE_CHECKING:
+    from streamer.cluster.recordings import ClusterDriver
 
 COMPLETE_STAYS = "complete recordings are kept, the others begin again with the next run"
 
@@ -67,7 +70,8 @@ def process_videos(
             if cluster is None:
                 report = deadline.run(_run_job(job, progress, deadline))
             else:
-                report = _run_on_cluster(job, cluster, progress)
+                driver = _connect_cluster(job, cluster, progress)
+                report = deadline.run(_run_stoppable(driver, deadline))
         if job.clips:
             _write_sheet(job.out)
         if as_json or json_lines:
@@ -106,10 +110,15 @@ def job_as_json(report: JobReport) -> dict[str, Any]:
     }
 
 
-def _run_on_cluster(job: ProcessJob, address: str, progress: ProgressListener) -> JobReport:
-    from streamer.cluster.recordings import check_address, process_on_cluster
+def _connect_cluster(job: ProcessJob, address: str, progress: ProgressListener) -> ClusterDriver:
+    from streamer.cluster.recordings import check_address, connect_job
 
-    return process_on_cluster(job, check_address(address), progress)
+    return connect_job(job, check_address(address), progress)
+
+
+async def _run_stoppable(driver: ClusterDriver, deadline: ClosingDeadline) -> JobReport:
+    with deadline.on_stop(driver.interrupt):
+        return await driver.run()
 
 
 async def _run_job(job: ProcessJob, progress: ProgressListener, deadline: ClosingDeadline) -> JobReport:

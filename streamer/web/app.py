@@ -115,11 +115,12 @@ def _add_health(app: FastAPI) -> None:
 
     @app.get("/readyz", response_model=HealthAnswer, **public(503))
     async def readyz(request: Request) -> Response:
-        """Events can be stored and at least one stream has not failed."""
-        streams = await web_state(request).directory.list_streams()
-        is_ready = not web_state(request).storage_error() and any(
-            stream.state in {"live", "connecting", "closed", "paused"} for stream in streams
-        )
+        """Events can be stored and sent, and at least one stream has not failed."""
+        state = web_state(request)
+        if state.control is not None:
+            is_ready = await state.control.is_ready()
+        else:
+            is_ready = bool(await state.directory.list_streams())
         return JSONResponse({"status": "ok" if is_ready else "not ready"}, 200 if is_ready else 503)
 
     @app.get("/metrics", response_class=Response, openapi_extra={"x-role": "viewer or loopback"})
