@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from typing import ParamSpec, TypeVar
 
 from sinks.sink import SinkError
+from sinks.supervision import start_thread
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -102,8 +103,7 @@ class SinkWorker:
         if self._closed:
             raise RuntimeError(f"{self._name} is closed: it takes no more calls")
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run_calls, name=self._name, daemon=True)
-            self._thread.start()
+            self._thread = start_thread(self._run_calls, name=self._name)
         future: Future[R] = Future()
 
         def run() -> None:

@@ -16,6 +16,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from sinks.sink import Sink
+from sinks.supervision import new_thread
 from streamer.analysis.stream_analysis import StreamAnalysis
 from streamer.config import Config, WebConfig
 from streamer.errors import StreamerError
@@ -156,7 +157,7 @@ class WebServerThread:
             self._socket.close()
             raise StreamerError(f"cannot use the TLS certificate {settings.certificate}: {error}") from None
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._run, name="web-server", daemon=True)
+        self._thread = new_thread(self._run, name="web-server")
         self._started = threading.Event()
         self._error: BaseException | None = None
 
