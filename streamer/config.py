@@ -147,7 +147,7 @@ class WithoutRuleConfig(_RuleConfig):
 
 
 class LeftRuleConfig(_RuleConfig):
-    """Objects of a query that somebody was near and left, such as bags."""
+    """Objects of a query that a person was near and then left, such as bags."""
 
     kind: Literal["left"]
     thing: str = Field(min_length=1, description="Id of the query of the objects; `query` is of those who leave them.")
@@ -357,7 +357,7 @@ class EnrichConfig(_ConfigSection):
     per_stream_minute: int = Field(10, ge=1)
 
 
-class ClipConfig(_ConfigSection):
+class ClipsConfig(_ConfigSection):
     """Length of the clips of events."""
 
     before_s: float = Field(5.0, ge=0, le=60, description="Seconds of a clip before its event.")
@@ -375,7 +375,7 @@ class MediaConfig(_ConfigSection):
         description="What is stored: the full frame and the part around the track, that part alone, or no picture. "
         "true is full, false is none.",
     )
-    clips: ClipConfig | None = Field(
+    clips: ClipsConfig | None = Field(
         None,
         description="Clips of the same events, without encoding where the source allows it; false or absent: none, "
         "true: from 5 seconds before to 5 seconds after.",
