@@ -181,9 +181,33 @@ def locate_phrases(sentence: str, phrases: Sequence[str]) -> tuple[Phrase, ...]:
     return tuple(located)
 
 
+def bare_words(phrase: str) -> str:
+    """A phrase without its determiners and numbers, in lower case: "Two young people" -> "young people"."""
+    words = phrase.lower().split()
+    while len(words) > 1 and (words[0] in _DETERMINERS or words[0].isdecimal()):
+        words = words[1:]
+    return " ".join(words)
+
+
+def with_article(phrase: str) -> str:
+    """A phrase with an article where it needs one: "red car" -> "a red car", "two people" as it is."""
+    first, last = (phrase.lower().split() or [""])[0], (phrase.lower().split() or [""])[-1]
+    if first in _DETERMINERS | _ALONE or first.isdecimal() or _is_plural(last):
+        return phrase
+    return f"{'an' if first[:1] in 'aeiou' else 'a'} {phrase}"
+
+
 def place_phrases(phrases: Sequence[str], spans: Sequence[Sequence[Span]]) -> tuple[Phrase, ...]:
-    """Phrases with their places, one list of spans for each."""
-    return tuple(Phrase(phrase, tuple(places)) for phrase, places in zip(phrases, spans, strict=True))
+    """Phrases with their places, one list of spans for each; equal words in different places are phrases of their own.
+
+    Raises `PromptError` when there is none, or one is empty.
+    """
+    placed = tuple(
+        Phrase(" ".join(phrase.split()), tuple(places)) for phrase, places in zip(phrases, spans, strict=True)
+    )
+    if not placed or not all(phrase.text and phrase.spans for phrase in placed):
+        raise PromptError(f"no phrase, or an empty one, is given with its places: {list(phrases)}")
+    return placed
 
 
 def require_phrases(sentence: str) -> tuple[Phrase, ...]:

@@ -269,6 +269,15 @@ class _WorkerProcess:
             self.disconnect()
             self._on_death(self)
             return
+        try:
+            self._handle(data)
+        except Exception:  # as where there are no more descriptors: what the message held is lost
+            log.exception("a message of a decode worker could not be handled: the worker is replaced")
+            self.process.kill()
+            self.disconnect()
+            self._on_death(self)
+
+    def _handle(self, data: bytes) -> None:
         for item in self._decoder.feed(data):
             if isinstance(item, WorkerLogged):
                 self._on_log(item)
