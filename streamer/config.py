@@ -571,7 +571,9 @@ def load_config(path: Path) -> Config:
     try:
         text = path.read_text()
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; give the path of a YAML file") from error
+        raise ConfigError(
+            f"cannot read the configuration {path}: {error.strerror}; give the path of a YAML file"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file: a configuration is YAML") from error
     return read_config(text, str(path))
