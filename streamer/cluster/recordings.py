@@ -247,6 +247,10 @@ class ClusterDriver:
         self._waiting.clear()
         self._cancel_running(force=False)
 
+    def disconnect(self) -> None:
+        """Ends the connection to the cluster; what still runs on it for this job is given up."""
+        self._ray.shutdown()
+
     def _cancel_running(self, *, force: bool) -> None:
         for reference in self._running:
             with contextlib.suppress(self._ray.exceptions.RayError, ValueError):  # it may just have ended

@@ -266,11 +266,8 @@ def test_a_long_recording_is_detected_in_parts(cluster: Cluster, tmp_path: Path)
 
 
 def processes_called(name: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if any(name in word for word in process.info["cmdline"] or ()):
-            found.append(process)
-    return found
+    everything = psutil.process_iter(["cmdline"])
+    return [each for each in everything if any(name in word for word in each.info["cmdline"] or ())]
 
 
 def test_a_frozen_node_costs_only_what_it_had_begun(
