@@ -54,6 +54,7 @@ _NO_TOKEN = (
     "the Ray cluster runs without token authentication (RAY_AUTH_MODE=token on every node): anyone who reaches its "
     "ports can run code on it; keep its network private"
 )
+_OTHER_TOKEN = "it refuses the token: set RAY_AUTH_MODE=token and the RAY_AUTH_TOKEN of its head node"
 
 
 class ClusterError(StreamerError):
@@ -139,7 +140,9 @@ def explain_refusal(text: str) -> str:
         cluster, own = (" and ".join(" ".join(pair) for pair in pairs) for pairs in (versions[:2], versions[2:4]))
         return f"it runs {cluster}, this machine has {own}: install the same versions on every node"
     if "authenticat" in text.lower() or "token" in text.lower():
-        return "it refuses the token: set RAY_AUTH_MODE=token and the RAY_AUTH_TOKEN of its head node"
+        return _OTHER_TOKEN
+    if "failed to connect" in text.lower():  # `_probe` found that something answers there
+        return f"no Ray cluster that takes this machine answers there; perhaps {_OTHER_TOKEN}"
     return text.strip().splitlines()[0] if text.strip() else "it does not answer"
 
 

@@ -144,6 +144,8 @@ def _choose_cuts(index: _PictureIndex, batch: int, length_ns: int) -> list[tuple
         first = -(-number // batch) * batch
         if first < len(times_ns) and times_ns[first] - times_ns[cuts[-1][0]] >= length_ns:
             cuts.append((first, place))
+    if len(cuts) > 1 and times_ns[-1] - times_ns[cuts[-1][0]] < length_ns // 2:
+        cuts.pop()  # a short rest is not worth a part
     return cuts
 
 
