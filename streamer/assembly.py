@@ -31,6 +31,7 @@ from streamer.pipeline.sections import (
     make_sampling,
     make_tracker,
 )
+from streamer.pipeline.terms import StreamTerms
 from streamer.recorders.video import AnnotatedVideo
 from streamer.rules.rule import Rule
 from streamer.rules.track_ids import derived_run, derived_uids, random_uids
@@ -43,7 +44,7 @@ from streamer.sources.workers.proxy import WorkerSource
 from streamer.tracing import FrameTraces, trace_sinks
 
 VIDEO = "video:"
-_CONNECTION = {"source", "transport", "stall_s", "poll_s", "clock", "tls"}
+_CONNECTION = {"source", "transport", "stall_s", "poll_s", "clock", "tls", "decode"}
 """Settings of a stream that say how its frames get here, not which frames they are."""
 
 MakeRecorders = Callable[[Source, StreamAnalysis], Sequence[Recorder]]
@@ -75,7 +76,8 @@ class StreamAssembly:
     """Makes the parts that a configuration names, at the start and when it changes while the pipeline runs.
 
     `own_detector` is true where the detector was given as an object; `start_time_ns` (UTC) is when recordings began,
-    where that was given. A source opens nothing before it is iterated.
+    where that was given. With `terms` each live stream has a run of its own. A source opens nothing
+    before it is iterated.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class StreamAssembly:
         start_time_ns: int | None = None,
         make_rules: MakeRules | None = None,
         make_recorders: MakeRecorders | None = None,
+        terms: StreamTerms | None = None,
         traces: FrameTraces | None = None,
     ) -> None:
         self._detector = detector
@@ -96,6 +99,7 @@ class StreamAssembly:
         self._written: Mapping[str, int] = {}
         self._make_rules = make_rules
         self._make_recorders = make_recorders
+        self._terms = terms
         self._traces = traces
         self._open = open_sources
         self._opened: Counter[str] = Counter()
@@ -212,6 +216,10 @@ class StreamAssembly:
         stream = opened.section
         self._opened[source.name] += 1
         new_uid, run, written = random_uids(), self._run, self._written.get(source.name, 0)
+        term = None
+        if self._terms is not None and stream.name is not None:
+            term = self._terms.find_term(stream.name)
+            run, written = term.run, 0
         if not source.live:
             again = [str(self._opened[source.name])] if self._opened[source.name] > 1 else []
             new_uid = derived_uids(self._identify(stream, source), source.name, producer.config_hash, *again)
@@ -235,7 +243,7 @@ class StreamAssembly:
         made = self._make_recorders(source, analysis) if self._make_recorders is not None else ()
         recorders: dict[str, Recorder] = {f"recorder {number}": recorder for number, recorder in enumerate(made, 1)}
         recorders.update(self._videos(config.sinks, source, analysis, several=several))
-        made_stream = Stream(source, analysis, recorders=recorders, relay=opened.relay, section=stream)
+        made_stream = Stream(source, analysis, recorders=recorders, relay=opened.relay, section=stream, term=term)
         made_stream.choose_frames(make_sampling(stream))
         return made_stream
 
@@ -288,6 +296,7 @@ def open_stream(
         transport=stream.transport,
         live=stream.live,
         track=stream.track,
+        decode=stream.decode,
         stall_s=stream.stall_s,
         poll_s=stream.poll_s,
         clock=ClockLimits(stream.clock.latency_s, stream.clock.synchronised),

@@ -33,9 +33,13 @@ def overlaps_among(boxes: Boxes) -> tuple[Shares, Shares] | None:
 def _intersections(first: Boxes, second: Boxes) -> tuple[Shares, Shares, Shares]:
     """Areas of the intersections (N, M), of `first` (N,) and of `second` (M,)."""
     a, b = np.asarray(first, np.float64).reshape(-1, 4), np.asarray(second, np.float64).reshape(-1, 4)
-    sides = np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2])
-    shared = np.clip(sides, 0, None).prod(axis=2)
-    return shared, (a[:, 2:] - a[:, :2]).prod(axis=1), (b[:, 2:] - b[:, :2]).prod(axis=1)
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a.T, b.T
+    shared = np.minimum(ax2[:, None], bx2) - np.maximum(ax1[:, None], bx1)
+    height = np.minimum(ay2[:, None], by2) - np.maximum(ay1[:, None], by1)
+    np.maximum(shared, 0, out=shared)
+    np.maximum(height, 0, out=height)
+    shared *= height
+    return shared, (ax2 - ax1) * (ay2 - ay1), (bx2 - bx1) * (by2 - by1)
 
 
 def box_polygon(box: Sequence[float]) -> list[list[float]]:

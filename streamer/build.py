@@ -27,6 +27,7 @@ from streamer.media.folder import MediaFolder
 from streamer.media.privacy import PictureCover
 from streamer.media.snapshots import SnapshotWriter
 from streamer.pipeline import NewEnricher, Pipeline
+from streamer.pipeline.terms import StreamTerms
 from streamer.sources import Source
 from streamer.sources.workers.pool import DecodePool
 from streamer.spooling import media_folder, open_spool
@@ -60,6 +61,8 @@ async def open_pipeline(
     more_sinks: Mapping[str, Sink] | None = None,
     patience_s: float | None = PATIENCE_S,
     decode_pool: DecodePool | None = None,
+    terms: StreamTerms | None = None,
+    hold_open: bool = False,
 ) -> AsyncIterator[Pipeline]:
     """A pipeline that does what `config` says; its events are delivered to all sinks when the context is left.
 
@@ -72,6 +75,8 @@ async def open_pipeline(
     `close_timeout_s` of the configuration where the spool is a file, else until they have taken nothing for
     `patience_s`. When the reader of standard output leaves, the pipeline is stopped.
     `decode_pool`: decode workers that outlive the pipeline, None for its own.
+    `terms` give each stream its run and say how long its events may be sent; with them, or with `hold_open`, the
+    pipeline goes on without streams.
     Raises what the parts raise: `SourceError`, `DetectorError`, `TrackerError`, `SinkError`, `ConfigError`.
     """
     set_environment()
@@ -90,7 +95,7 @@ async def open_pipeline(
             **open_sinks(address for address in config.sinks if not address.startswith(VIDEO)),
             **(more_sinks or {}),
         }
-        async with open_spool(config, spool_path, trace_sinks(sinks, traces)) as opened:
+        async with open_spool(config, spool_path, trace_sinks(sinks, traces), terms=terms) as opened:
             spool = opened.spool
             assembly = StreamAssembly(
                 used_detector,
@@ -99,13 +104,14 @@ async def open_pipeline(
                 start_time_ns=start_time_ns,
                 make_rules=rules,
                 make_recorders=recorders,
+                terms=terms,
                 traces=traces,
             )
             runs = assembly.recording_runs(config, sections)
             run = await spool.begin_run(time.time_ns())
             # A recording that runs again repeats the events of its earlier run, and so ends what that one left open.
             left_open = [item for item in spool.open_items() if item.event.data.run != runs.get(item.event.data.stream)]
-            crashed = close_crashed(left_open, run)
+            crashed = close_crashed(left_open, run if terms is None else None)
             await spool.send_batch(crashed)
             assembly.begin_run(run, Counter(event.data.stream for event in crashed))
             media = open_media(config)
@@ -120,6 +126,8 @@ async def open_pipeline(
                 snapshots=media.snapshots,
                 clips=media.clips,
                 cover=open_cover(config),
+                hold_open=hold_open or terms is not None,
+                terms=terms,
                 traces=traces,
             )
             opened.watch(pipeline)

@@ -15,6 +15,7 @@ from streamer.commands import (
     annotate,
     bench,
     cameras,
+    cluster,
     demo,
     detect,
     doctor,
@@ -69,6 +70,7 @@ SECTIONS = {
     },
     "Machine": {
         "cameras": "Find ONVIF cameras; add them to a configuration.",
+        "cluster": "Show and drain the nodes that share cameras.",
         "doctor": "Check this machine, sources and sinks.",
         "models": "List, download and convert models.",
         "bench": "Measure speed on this machine.",
@@ -150,6 +152,7 @@ app.command("chat")(glamm.chat)
 app.add_typer(spool.app, name="spool", help="List events that wait for sinks; adopt or drop them.")
 app.command("schema")(schema.schema)
 app.add_typer(cameras.app, name="cameras", help="Find ONVIF cameras; add them to a configuration.")
+app.add_typer(cluster.app, name="cluster", help="Show and drain the nodes that share cameras.")
 app.command("doctor")(doctor.doctor)
 app.add_typer(evaluate.app, name="evaluate", help="Score results against the truth.")
 app.add_typer(bench.app, name="bench", help="Measure speed on this machine.")

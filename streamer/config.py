@@ -219,6 +219,10 @@ class StreamConfig(_ConfigSection):
     track: int | None = Field(
         None, ge=0, description="Number of the video track, from 0; the default or largest one when absent."
     )
+    decode: Literal["auto", "cpu", "cuda", "vaapi", "videotoolbox"] = Field(
+        "cpu",
+        description="Device that decodes; auto takes the first that works. The CPU stands in where none does.",
+    )
     stall_s: float | None = Field(
         None,
         gt=0,
@@ -284,6 +288,15 @@ class DetectorConfig(_ConfigSection):
         None, description="Least score (0..1) of a detection; the detector's own by default."
     )
     masks: str | None = Field(None, description="SAM model that adds masks to boxes, such as facebook/sam-vit-base.")
+    gate: Literal["motion", "coco-nano"] | None = Field(
+        None, description="Cheap detector that watches every frame, so that this one analyses only those with changes."
+    )
+    gate_moving_every: int = Field(
+        4, ge=1, description="With `gate`: frames from one analysis to the next while something moves."
+    )
+    gate_still_every: int = Field(
+        100, ge=1, description="With `gate`: frames from one analysis to the next while nothing moves."
+    )
 
 
 class TrackerConfig(_ConfigSection):
@@ -561,10 +574,15 @@ def load_config(path: Path) -> Config:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file: a configuration is YAML") from error
-    raw, spellings = read_yaml(text, str(path))
+    return read_config(text, str(path))
+
+
+def read_config(text: str, origin: str) -> Config:
+    """The configuration in a YAML text; `origin` names it in errors. Raises `ConfigError` with one line per mistake."""
+    raw, spellings = read_yaml(text, origin)
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds {_kind(raw)}, not a configuration: it begins with `streams:`")
-    return parse_config(_filled(raw, str(path)), str(path), spellings)
+        raise ConfigError(f"{origin} holds {_kind(raw)}, not a configuration: it begins with `streams:`")
+    return parse_config(_filled(raw, origin), origin, spellings)
 
 
 def parse_config(

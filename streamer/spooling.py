@@ -17,6 +17,7 @@ from sinks.sink import Sink, SinkError
 from sinks.spool.spool import Spool
 from streamer.config import Config
 from streamer.pipeline.pipeline import Pipeline
+from streamer.pipeline.terms import StreamTerms
 
 log = logging.getLogger("groundstream")
 
@@ -38,20 +39,27 @@ def media_folder(config: Config) -> Path:
     return state_folder() / "media"
 
 
-def spool_file(config: Config, config_file: Path | None) -> Path:
+def spool_file(config: Config, config_file: Path | None, node: str | None = None) -> Path:
     """The spool's file: the configured one, else one in the state folder.
 
     Its name follows from the configuration file's path, so that corrected addresses keep their events; without such a
-    file from what is watched and where events go, so that two monitors do not share it.
+    file from what is watched and where events go, so that two monitors do not share it. The name of a `node` becomes a
+    part of it, so that two nodes on one machine do not share it either.
     """
     if config.spool.path is not None:
-        return config.spool.path
+        return config.spool.path if node is None else file_of_node(config.spool.path, node)
     if config_file is not None:
-        return state_folder() / _file_name(config_file.stem, [str(config_file.resolve())])
+        own = [] if node is None else [node]
+        return state_folder() / _file_name("-".join([config_file.stem, *own]), [str(config_file.resolve()), *own])
     sources = [stream.source for stream in config.streams]
     watched = [f"{stream.name or ''} {_place_of(stream.source)}" for stream in config.streams]
     targets = sorted(_place_of(address) for address in config.sinks)
     return state_folder() / _file_name(config.streams[0].name or redact(sources[0]), [*watched, "->", *targets])
+
+
+def file_of_node(path: Path, node: str) -> Path:
+    """The file beside `path` that belongs to one node."""
+    return path.with_name(f"{path.stem}-{node}{path.suffix}")
 
 
 def _file_name(stem: str, parts: Iterable[str]) -> str:
@@ -66,8 +74,11 @@ def _place_of(address: str) -> str:
 
 
 @asynccontextmanager
-async def open_spool(config: Config, path: Path | None, sinks: Mapping[str, Sink]) -> AsyncIterator[PipelineSpool]:
-    """The spool with the policy of the configuration; without a path events are kept in memory."""
+async def open_spool(
+    config: Config, path: Path | None, sinks: Mapping[str, Sink], *, terms: StreamTerms | None = None
+) -> AsyncIterator[PipelineSpool]:
+    """The spool with the policy of the configuration; without a path events are kept in memory. Events that `terms` do
+    not admit are dropped."""
     gone = asyncio.Event()
     async with await Spool.open(
         path,
@@ -77,6 +88,7 @@ async def open_spool(config: Config, path: Path | None, sinks: Mapping[str, Sink
         sync_each=config.spool.fsync_each,
         close_timeout_s=config.close_timeout_s,
         on_reader_gone=lambda _name: gone.set(),
+        admits=None if terms is None else lambda event: terms.admits(event.data.stream, event.data.run),
     ) as spool:
         yield PipelineSpool(spool, gone, config.close_timeout_s if path is not None else None)
 

@@ -67,6 +67,7 @@ class Spool:
         dead_letters: Path | None,
         close_timeout_s: float,
         on_reader_gone: Callable[[str], None] | None,
+        admits: Callable[[Event], bool] | None = None,
     ) -> None:
         self._store = store
         self._reader = reader
@@ -75,6 +76,7 @@ class Spool:
         self._dead_letters = dead_letters
         self._close_timeout_s = close_timeout_s
         self._on_reader_gone = on_reader_gone
+        self._admits = admits
         self._loop = asyncio.get_running_loop()
         self._closed = False
         self._draining = 0
@@ -116,6 +118,7 @@ class Spool:
         dead_letters: str | Path | None = None,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
         on_reader_gone: Callable[[str], None] | None = None,
+        admits: Callable[[Event], bool] | None = None,
     ) -> Self:
         """The spool in the file `path`, delivering to `sinks` by their names; a sink's cursor belongs to its name, and
         outlives a corrected address (see `sinks.spool.cursors`).
@@ -126,6 +129,7 @@ class Spool:
         disk before `send` returns; otherwise a power cut may lose the last 0.2 s, the end of the process nothing.
         Events that a sink never takes go to `dead_letters`, by default PATH.dead.jsonl. `close_timeout_s` bounds all of
         `aclose`. `on_reader_gone(name)` is called when the only reader of a sink has left for good.
+        `admits` is asked for each event directly before it is stored; those that it refuses are dropped, counted.
         Raises `SinkError` when the file cannot be used. A damaged file is kept aside, its events are recovered.
         """
         reader = SinkWorker("spool-reader")
@@ -143,6 +147,7 @@ class Spool:
                 dead_letters=dead,
                 close_timeout_s=close_timeout_s,
                 on_reader_gone=on_reader_gone,
+                admits=admits,
             )
             if spool._writer is not None:
                 await reader.call(spool._writer.recover)
@@ -179,6 +184,11 @@ class Spool:
                 await self._wait_for_room(request)
         if self._closed:
             raise SpoolClosed("the spool is closed: nothing more can be sent")
+        if (admits := self._admits) is not None:  # asked after the wait, in which the right to send may have ended
+            for event, _ in request.take_out(lambda event: not admits(event)):
+                self._count_drop("refused", event.data.stream)
+            if not request.events:
+                return
         if self._writer is None:
             self._stored_bytes += request.size
             self._keep_events(request.events)
@@ -215,7 +225,7 @@ class Spool:
 
         `full` and `disk_full`: dropped by policy. `damaged`: could not be read from the file. `dead_letter`: a sink
         will never take it. `sink_removed`: waited for a sink that is no longer configured. `undelivered`: still waiting
-        when the spool was closed, for a sink or a spool that keeps nothing.
+        when the spool was closed, for a sink or a spool that keeps nothing. `refused`: not admitted.
         """
         total: Counter[str] = Counter()
         for name, drops in self._drops.items():

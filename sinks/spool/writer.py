@@ -48,10 +48,14 @@ class SendRequest:
 
     def thin_out(self) -> list[tuple[Event, int]]:
         """Removes the events that may be dropped; returns them with their sizes."""
-        pairs = list(zip(self.events, self.lines, strict=True))
-        gone = [(event, len(line)) for event, line in pairs if event.type in DROPPABLE]
-        self.events = [event for event, _ in pairs if event.type not in DROPPABLE]
-        self.lines = [line for event, line in pairs if event.type not in DROPPABLE]
+        return self.take_out(lambda event: event.type in DROPPABLE)
+
+    def take_out(self, unwanted: Callable[[Event], bool]) -> list[tuple[Event, int]]:
+        """Removes the events that are unwanted; returns them with their sizes."""
+        marked = [(event, line, unwanted(event)) for event, line in zip(self.events, self.lines, strict=True)]
+        gone = [(event, len(line)) for event, line, is_gone in marked if is_gone]
+        self.events = [event for event, _, is_gone in marked if not is_gone]
+        self.lines = [line for _, line, is_gone in marked if not is_gone]
         self.size -= sum(size for _, size in gone)
         return gone
 

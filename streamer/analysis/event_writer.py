@@ -72,32 +72,40 @@ class StreamIdentity:
     written: int = 0
 
 
-def close_crashed(items: Iterable[OpenItem], run: int) -> list[Event]:
-    """The ends of everything that earlier runs left open, as the first events of this run on their streams.
+def close_crashed(items: Iterable[OpenItem], run: int | None) -> list[Event]:
+    """The ends of everything that earlier runs left open, as the first events of this run on their streams; without a
+    run as the last events of the runs that they belong to, because a later run may be that of another process.
 
     In each stream the findings of rules end first (`rule`), then the visits (`zone.exit`), the matches (`match.end`),
     the tracks (`track.end`, `crashed`) and the stream itself (`stream.offline`), all at the time of the stream's last
     known event.
     """
-    ordered = sorted(items, key=lambda item: (item.event.data.stream, _CRASH_ORDER.index(item.kind), item.key))
+
+    def place_of(item: OpenItem) -> tuple[str, int]:
+        return item.event.data.stream, item.event.data.run if run is None else run
+
+    ordered = sorted(items, key=lambda item: (place_of(item), _CRASH_ORDER.index(item.kind), item.key))
     ends: list[Event] = []
-    for _, group in groupby(ordered, key=lambda item: item.event.data.stream):
-        ends += _CrashedStream(list(group), run).close()
+    for (_, used_run), group in groupby(ordered, key=place_of):
+        left = list(group)
+        written = max(int(item.event.sequence) for item in left) if run is None else 0
+        ends += _CrashedStream(left, used_run, written).close()
     return ends
 
 
 class _CrashedStream:
-    """The open items of one stream, sorted in the order of their ends."""
+    """The open items of one stream, sorted in the order of their ends; `run` has `written` events of it already."""
 
-    def __init__(self, items: list[OpenItem], run: int) -> None:
+    def __init__(self, items: list[OpenItem], run: int, written: int) -> None:
         self._items = items
         self._run = run
+        self._written = written
         self._last = max((item.event for item in items), key=lambda event: event.data.clock.captured_ns)
         self._tracks = {item.key: item.event for item in items if item.kind == "track"}
         self._revisions: dict[str, int] = {}
 
     def close(self) -> list[Event]:
-        return [self._make_end(item, sequence) for sequence, item in enumerate(self._items, 1)]
+        return [self._make_end(item, sequence) for sequence, item in enumerate(self._items, self._written + 1)]
 
     def _make_end(self, item: OpenItem, sequence: int) -> Event:
         last, data = self._last, item.event.data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from copy import copy
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -48,12 +48,10 @@ def for_tracker(found: sv.Detections, numbers: Ints, thresholds: Floats) -> tupl
         if len(keep) < count:
             found = cast("sv.Detections", found[keep])
             index, scores, label_scores = index[keep], scores[keep], label_scores[keep]
-    named = replace(
-        found,
-        class_id=numbers[index] if count else index,
-        confidence=calibrate_scores(label_scores, thresholds),
-        data={**found.data, "label_scores": label_scores},
-    )
+    named = copy(found)  # of fields that are valid; `replace` would check each again
+    named.class_id = numbers[index] if count else index
+    named.confidence = calibrate_scores(label_scores, thresholds)
+    named.data = {**found.data, "label_scores": label_scores}
     return named, scores
 
 
@@ -74,6 +72,9 @@ def _merge_duplicates(boxes: Floats, scores: Floats, index: Ints, label_scores: 
     if overlaps is None:
         return np.arange(len(boxes))
     overlap, inside = overlaps
+    close = (overlap >= OTHER_WORD_IOU) | (inside >= PART_INSIDE)  # the least of what is asked for below
+    if np.count_nonzero(close) == np.count_nonzero(close.diagonal()):
+        return np.arange(len(boxes))
     same_word = index[:, None] == index
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     similar = np.minimum(area[:, None], area) >= LEAST_PART * np.maximum(area[:, None], area)

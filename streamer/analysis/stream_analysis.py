@@ -115,6 +115,7 @@ class StreamAnalysis:
         self._sizes = FrameSizes()
         self.default_threshold = default_threshold
         self._stream = identity.stream
+        self.run = identity.run
         self.planned_rules = RuleSet()
         planned = self._place_rules = self.plan_rules(zones, lines, counts, masks, conditions)
         self._places = PlaceRules(

@@ -7,9 +7,11 @@ output folder, which every node sees under the same path. Ray only places and re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import time
@@ -29,6 +31,7 @@ log = logging.getLogger("groundstream")
 
 MOST_ATTEMPTS = 4
 _PROBE_S = 10.0
+_CANCEL_S = 5.0
 REPORT = "cluster-report.json"
 _TOKEN_MODE = "RAY_AUTH_MODE"
 _NO_TOKEN = (
@@ -52,19 +55,18 @@ class UnitRecord:
     error: str
 
 
-def process_on_cluster(job: ProcessJob, address: str, progress: ProgressListener | None = None) -> JobReport:
-    """Runs a job on the cluster at `address`, or with `auto` on the running one, else on this machine.
+def connect_job(job: ProcessJob, address: str, progress: ProgressListener | None = None) -> ClusterDriver:
+    """Returns the driver of a job on the cluster at `address`, or with `auto` on the running one, else on this machine.
 
-    Complete recordings are skipped as in a local run; results, events and their ids are the same. Writes
-    `cluster-report.json` into the output folder. Raises `ClusterError`, and what prevents the whole job.
+    Complete recordings are skipped as in a local run; results, events and their ids are the same. Raises
+    `ClusterError`, and what prevents the whole job.
     """
     if job.queue is not None:
         raise ConfigError("a queue is divided by its consumer group: run the command on each machine without --cluster")
     job_config(job)  # mistakes are reported before the cluster is asked
     units = list_units(job)
     ray = connect_cluster(address)
-    driver = _Driver(ray, job, units, progress or SilentProgress())
-    return asyncio.run(driver.run())
+    return ClusterDriver(ray, job, units, progress or SilentProgress())
 
 
 def connect_cluster(address: str) -> Any:
@@ -90,8 +92,8 @@ def connect_cluster(address: str) -> Any:
                 ray.init(include_dashboard=False, object_store_memory=200 * 1024**2, **options)
         else:
             ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        reason = explain_refusal(str(error))
         raise ClusterError(
             f"cannot connect to the Ray cluster {address!r}: {reason}; expected HOST:PORT or auto"
         ) from error
@@ -112,6 +114,17 @@ def _probe(address: str) -> None:
         ) from error
 
 
+def explain_refusal(text: str) -> str:
+    """Returns why Ray refused a connection, as part of a sentence."""
+    versions = re.findall(r"(Ray|Python): (\S+)", text)
+    if "mismatch" in text.lower() and len(versions) >= 4:
+        cluster, own = (" and ".join(" ".join(pair) for pair in pairs) for pairs in (versions[:2], versions[2:4]))
+        return f"it runs {cluster}, this machine has {own}: install the same versions on every node"
+    if "authenticat" in text.lower() or "token" in text.lower():
+        return "it refuses the token: set RAY_AUTH_MODE=token and the RAY_AUTH_TOKEN of its head node"
+    return text.strip().splitlines()[0] if text.strip() else "it does not answer"
+
+
 def run_unit(job: ProcessJob, unit: RecordingUnit) -> tuple[dict[str, Any], bool, float]:
     """Processes one recording in this process; returns its summary, whether it was complete before, and seconds."""
     started = time.monotonic()
@@ -122,8 +135,11 @@ def run_unit(job: ProcessJob, unit: RecordingUnit) -> tuple[dict[str, Any], bool
     return asdict(summary), bool(report.skipped), time.monotonic() - started
 
 
-class _Driver:
-    """Keeps the cluster busy, repeats what a lost worker had begun, and archives the events of complete recordings."""
+class ClusterDriver:
+    """Keeps the cluster busy, repeats what a lost worker had begun, and archives the events of complete recordings.
+
+    `run` writes `cluster-report.json` into the output folder; `interrupt` ends it early, complete recordings stay.
+    """
 
     def __init__(self, ray: Any, job: ProcessJob, units: Sequence[RecordingUnit], progress: ProgressListener) -> None:
         self._ray = ray
@@ -134,8 +150,22 @@ class _Driver:
         self._running: dict[Any, tuple[RecordingUnit, int]] = {}
         self._records: list[UnitRecord] = []
         self._report = JobReport()
+        self._interrupted_at: float | None = None
+
+    def interrupt(self) -> None:
+        """Ends the job: what runs on the cluster is given up. Call it in the loop of `run`."""
+        self._report.interrupted = True
+        self._interrupted_at = time.monotonic()
+        self._waiting.clear()
+        self._cancel_running(force=False)
+
+    def _cancel_running(self, *, force: bool) -> None:
+        for reference in self._running:
+            with contextlib.suppress(self._ray.exceptions.RayError, ValueError):  # it may just have ended
+                self._ray.cancel(reference, force=force)
 
     async def run(self) -> JobReport:
+        """Runs all recordings. Raises `OutputError` and `SinkError`."""
         started = time.monotonic()
         self._progress.begin_job(self._units)
         archive = EventArchive(self._job.out)
@@ -149,6 +179,9 @@ class _Driver:
                     unit, attempt = self._waiting.popleft()
                     self._running[task.remote(self._job, unit)] = unit, attempt
                 done, _ = await asyncio.to_thread(self._ray.wait, list(self._running), num_returns=1, timeout=1.0)
+                if self._interrupted_at is not None and time.monotonic() > self._interrupted_at + _CANCEL_S:
+                    self._interrupted_at = None
+                    self._cancel_running(force=True)
                 for reference in done:
                     unit, attempt = self._running.pop(reference)
                     summary = await asyncio.to_thread(self._collect, reference, unit, attempt)
@@ -157,7 +190,9 @@ class _Driver:
                         summaries[unit.name] = summary
         finally:
             await archive.aclose()
-        self._report.summaries = [summaries[unit.name] for unit in self._units]
+        for unit in self._units:
+            if unit.name in summaries:
+                self._report.add(summaries[unit.name])
         self._report.seconds = time.monotonic() - started
         self._write_report()
         return self._report
@@ -166,20 +201,26 @@ class _Driver:
         """Returns the summary of a task that ended; None where it is tried again."""
         try:
             values, skipped, seconds, node = self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as error:  # an error of the recording: trying again would not help
-            return self._give_up(unit, attempt, str(error.cause or error).splitlines()[0])
-        except self._ray.exceptions.RayError as error:  # worker or node lost, out of memory
-            reason = str(error).splitlines()[0]
-            if attempt < MOST_ATTEMPTS:
-                log.warning("%s: attempt %d was lost (%s), trying again", unit.name, attempt, reason)
-                self._waiting.append((unit, attempt + 1))
-                return None
-            return self._give_up(unit, attempt, f"lost {attempt} times: {reason}")
+        except (self._ray.exceptions.RayError, KeyboardInterrupt) as error:
+            if not self._report.interrupted:
+                return self._judge_loss(error, unit, attempt)
+            self._records.append(UnitRecord(unit.name, "", attempt, 0.0, "interrupted"))
+            return StreamSummary(unit.name, folder=str(self._job.out / unit.name), interrupted=True)
         summary = StreamSummary(**values)
         if skipped:
             self._report.skipped.add(unit.name)
         self._records.append(UnitRecord(unit.name, node, attempt, round(seconds, 3), summary.error))
         return summary
+
+    def _judge_loss(self, error: BaseException, unit: RecordingUnit, attempt: int) -> StreamSummary | None:
+        if isinstance(error, self._ray.exceptions.RayTaskError):  # the recording's own: another attempt would not help
+            return self._give_up(unit, attempt, str(getattr(error, "cause", None) or error).splitlines()[0])
+        reason = str(error).splitlines()[0]  # worker or node lost, out of memory
+        if attempt < MOST_ATTEMPTS:
+            log.warning("%s: attempt %d was lost (%s), trying again", unit.name, attempt, reason)
+            self._waiting.append((unit, attempt + 1))
+            return None
+        return self._give_up(unit, attempt, f"lost {attempt} times: {reason}")
 
     def _give_up(self, unit: RecordingUnit, attempt: int, reason: str) -> StreamSummary:
         self._records.append(UnitRecord(unit.name, "", attempt, 0.0, reason))

@@ -59,7 +59,10 @@ def process(
     video: Annotated[bool, typer.Option("--video/--no-video", help="Write an annotated MP4.")] = True,
     images: Annotated[bool, typer.Option("--images", help="Save the analysed frames beside the COCO file.")] = False,
     clips: Annotated[
-        bool, typer.Option("--clips", help="Store pictures and clips of matches, zones and lines in OUT/media.")
+        bool,
+        typer.Option(
+            "--clips", help="Store pictures and clips of matches, zones and lines in OUT/media, and a contact sheet."
+        ),
     ] = False,
     export: Annotated[
         list[str] | None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ from sinks.sink import Sink
 
 if TYPE_CHECKING:
     import supervision as sv
+
+
+_WAIT_SHARE, _LONGEST_WAIT_S, _WAIT_STEP_S = 0.2, 0.05, 0.0005
+"""How long a call waits for batches of other recordings: a share of the last call's time, at most so many seconds."""
 
 
 class SharedDetector:
@@ -29,7 +34,10 @@ class SharedDetector:
         self._combine = combine
         self._lock = threading.Lock()
         self._waiting: list[_WaitingBatch] = []
-        self._waiting_lock = threading.Lock()
+        self._served = threading.Condition()
+        self._is_serving = False
+        self._company = 1  # recordings that had a batch in the last call or waited at its end
+        self._call_s = 0.0
         self._prompts: dict[tuple[str, ...], Prompt] = {}
 
     @property
@@ -50,14 +58,39 @@ class SharedDetector:
             with self._lock:
                 return self._detector.detect(requests)
         batch = _WaitingBatch(requests)
-        with self._waiting_lock:
+        with self._served:
             self._waiting.append(batch)
-        with self._lock:  # the thread that gets it serves everything that waits
-            if not batch.done:
-                with self._waiting_lock:
-                    together, self._waiting = self._waiting, []
+            while self._is_serving and not batch.done:
+                self._served.wait()
+            if batch.done:
+                return batch.result()
+            self._is_serving = True  # this thread serves everything that waits
+        try:
+            self._await_company()
+            with self._served:
+                together, self._waiting = self._waiting, []
+            started = time.monotonic()
+            with self._lock:
                 self._serve(together)
+            self._call_s = time.monotonic() - started
+            self._company = len(together) + len(self._waiting)
+        finally:
+            with self._served:
+                self._is_serving = False
+                self._served.notify_all()
         return batch.result()
+
+    def forget(self, stream: str) -> None:
+        """Lets the detector drop what it remembers of a recording that has ended."""
+        if (forget := getattr(self._detector, "forget", None)) is not None:
+            with self._lock:
+                forget(stream)
+
+    def _await_company(self) -> None:
+        """Waits a moment for the recordings that the last call served: they come back one after the other."""
+        deadline = time.monotonic() + min(_LONGEST_WAIT_S, self._call_s * _WAIT_SHARE)
+        while len(self._waiting) < self._company and time.monotonic() < deadline:
+            time.sleep(_WAIT_STEP_S)
 
     def _serve(self, batches: Sequence[_WaitingBatch]) -> None:
         try:

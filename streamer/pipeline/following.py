@@ -70,6 +70,13 @@ class StreamAdded:
     stream: Stream
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class EventsAwaited:
+    """Everything queued before this has become events that are safe once `done` is set."""
+
+    done: asyncio.Event
+
+
 @dataclass(frozen=True, slots=True)
 class StreamPaused:
     """A stream was paused; its last frame was queued before this."""
@@ -101,6 +108,7 @@ FollowItem = (
     | SourceChanged
     | StreamChanged
     | StreamAdded
+    | EventsAwaited
     | StreamPaused
     | StreamResumed
     | StreamEnded
@@ -142,7 +150,7 @@ class FollowingLoop:
         self._tick_s = tick_s
         self._timings = timings or PipelineTimings()
         self._traces = traces
-        self._written: dict[str, int] = {}  # events of streams that were removed
+        self._written: dict[tuple[str, int], int] = {}  # events of streams that were removed, by name and run
         self._items: asyncio.Queue[FollowItem | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(_BATCHES_AHEAD)
 
@@ -181,7 +189,10 @@ class FollowingLoop:
             case StreamChanged(stream):
                 await self._change(item)
             case StreamAdded(stream):
-                stream.analysis.continue_after(self._written.get(stream.name, 0))
+                stream.analysis.continue_after(self._written.get((stream.name, stream.analysis.run), 0))
+                await self._take_over(stream)
+            case EventsAwaited(done):
+                done.set()
             case StreamPaused(stream):
                 await self._pause(stream)
             case StreamResumed(stream):
@@ -391,6 +402,16 @@ class FollowingLoop:
         info = stream.coverage_meter.measure(tally, moment.time_ns, self._spool.dropped(stream.name))
         return stream.analysis.coverage(moment, info)
 
+    async def _take_over(self, stream: Stream) -> None:
+        """Report the time in which a camera was not watched, because its former holder may have been lost."""
+        term = stream.term
+        if term is None or term.outage_since_ns is None or not stream.is_live:
+            return
+        stream.dark_since_ns, stream.dark_cause = term.outage_since_ns, term.outage_cause
+        if not term.is_outage_reported:
+            moment = stream.arrival_time(time.time_ns())
+            await self._send(stream, stream.analysis.offline(moment, term.outage_cause, term.outage_since_ns))
+
     async def _pause(self, stream: Stream) -> None:
         """End what is open in a camera that was paused; a recording only waits."""
         if not stream.is_live or stream.is_closed:
@@ -422,7 +443,7 @@ class FollowingLoop:
             if stream.is_begun or stream.is_live:
                 await self._send_last(stream, is_removed=is_removed)
         if is_removed:
-            self._written[stream.name] = stream.analysis.events_written
+            self._written[stream.name, stream.analysis.run] = stream.analysis.events_written
 
     async def _close_clips(self, stream: Stream, clips: ClipWriter) -> None:
         """Write and report the last clips of a stream, then release the packets that they are made of."""
@@ -451,7 +472,7 @@ class FollowingLoop:
         events += self._cover(stream, stream.tally())
         cause = "the camera ended the stream" if stream.is_live else "end of file"
         if is_removed or self.is_stopping:
-            cause = "removed" if is_removed else "shutdown"
+            cause = (stream.leaving_cause or "removed") if is_removed else "shutdown"
         since_ns = moment.time_ns if stream.dark_since_ns is None else stream.dark_since_ns
         return events + stream.analysis.offline(moment, stream.dark_cause or stream.error or cause, since_ns)
 

@@ -29,6 +29,7 @@ from streamer.media.snapshots import SnapshotTally, SnapshotWriter
 from streamer.pipeline.changes import ChangePlan, PipelineParts, StreamPlan, place_sentences, plan_change
 from streamer.pipeline.detection import DetectionLoop, Image
 from streamer.pipeline.following import (
+    EventsAwaited,
     FollowingLoop,
     FollowItem,
     SourceChanged,
@@ -42,6 +43,7 @@ from streamer.pipeline.loop_lag import LoopLag
 from streamer.pipeline.merge import FrameMerge
 from streamer.pipeline.sections import condition_plans, count_plans, default_threshold, make_sampling
 from streamer.pipeline.stream import Stream, StreamChange, StreamReport
+from streamer.pipeline.terms import StreamTerms, TermTally
 from streamer.pipeline.timings import PipelineTimings
 from streamer.sources.source import SourceState
 from streamer.tracing import FrameTraces
@@ -66,6 +68,7 @@ class Pipeline:
     made from, and `parts`, everything can be changed while it runs: see `apply`. `snapshots` writes pictures of
     events, `clips` their clips; both are closed at the end.
     `cover` changes every picture before it is shown or stored. `coverage_every_s` is the length of a coverage stretch.
+    With `hold_open` it also runs while it has no streams. `terms` say for how long it may have each of them.
     """
 
     def __init__(
@@ -84,6 +87,8 @@ class Pipeline:
         cover: PictureCover | None = None,
         coverage_every_s: float = 10.0,
         traces: FrameTraces | None = None,
+        hold_open: bool = False,
+        terms: StreamTerms | None = None,
     ) -> None:
         self._streams = {stream.name: stream for stream in streams}
         if len(self._streams) < len(streams):
@@ -97,6 +102,8 @@ class Pipeline:
         self._clips = clips
         self._keeps_packets = clips is not None and cover is None  # packets cannot be covered
         self._coverage_every_s = coverage_every_s
+        self._hold_open = hold_open
+        self._terms = terms
         batch = batch if config is None else config.batch
         self.timings = PipelineTimings()
         self._detection = DetectionLoop(
@@ -126,6 +133,7 @@ class Pipeline:
         self._merge: FrameMerge | None = None
         self.stopping = asyncio.Event()  # set once `stop` was called
         self.stopped_at: float | None = None  # by the monotonic clock
+        self.ended = asyncio.Event()  # set once `run` has finished
         self._is_running = asyncio.Event()
         self._changing = asyncio.Lock()
         self._leaving: set[str] = set()  # streams whose end the pipeline itself reports
@@ -172,7 +180,7 @@ class Pipeline:
             self._merge = FrameMerge(
                 [stream.source for stream in watched], on_error=self._note_error, on_end=self._end_stream
             )
-            self._merge.is_held_open = self._has_paused
+            self._merge.is_held_open = self._waits_for_streams
             self._is_running.set()
             probe = asyncio.create_task(self.loop_lag.run(), name="loop lag")
             try:
@@ -188,6 +196,7 @@ class Pipeline:
         finally:
             self._following.is_stopping = True
             self._is_running.set()
+            self.ended.set()
             await self._aclose()
 
     async def stop(self) -> None:
@@ -290,7 +299,7 @@ class Pipeline:
         for stream in plan.added:
             await self._add_stream(stream, merge)
             sentences.append(f"{stream.name}: added")
-        merge.is_held_open = self._has_paused and not self._following.is_stopping
+        merge.is_held_open = self._waits_for_streams and not self._following.is_stopping
         return sentences
 
     def _change_stream(self, plan: StreamPlan, whole: ChangePlan, *, is_new_producer: bool) -> list[str]:
@@ -339,6 +348,7 @@ class Pipeline:
 
     async def _remove_stream(self, stream: Stream, merge: FrameMerge) -> None:
         await self._stop_source(stream, merge)
+        self._detection.forget_stream(stream.name)
         self._following.add(StreamEnded(stream, is_removed=True))
         del self._streams[stream.name]
 
@@ -384,6 +394,17 @@ class Pipeline:
         await self._detection.wait_for_batch()
         self._leaving.discard(stream.name)
 
+    async def wait_followed(self) -> None:
+        """Wait until the events of everything taken and changed so far are safe, or the pipeline ends."""
+        done = asyncio.Event()
+        self._following.add(EventsAwaited(done))
+        waits = [asyncio.ensure_future(done.wait()), asyncio.ensure_future(self.ended.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
+
     async def detect_images(
         self, images: Sequence[Image], texts: tuple[str, ...], threshold: float | None = None
     ) -> list[sv.Detections]:
@@ -420,9 +441,24 @@ class Pipeline:
         """Counts of the events for which clips are wanted; None where none are stored."""
         return None if self._clips is None else self._clips.tally()
 
+    def terms(self) -> TermTally | None:
+        """Counts of the terms of the streams; None where they have none."""
+        return None if self._terms is None else self._terms.tally()
+
     @property
-    def _has_paused(self) -> bool:
-        return any(stream.is_paused for stream in self._streams.values())
+    def is_ready(self) -> bool:
+        """Whether events can be stored and sent, and at least one stream has not failed. Without a stream a pipeline
+        that waits for some is ready."""
+        if self.storage().error or ((tally := self.terms()) is not None and not tally.is_valid):
+            return False
+        reports = self.report()
+        failed = (SourceState.WAITING, SourceState.STALLED)
+        return (self._hold_open and not reports) or any(report.state not in failed for report in reports)
+
+    @property
+    def _waits_for_streams(self) -> bool:
+        """Whether the end of every present source is not the end of the pipeline."""
+        return self._hold_open or any(stream.is_paused for stream in self._streams.values())
 
     def _add_from_thread(self) -> Callable[[FollowItem], None]:
         """A function that queues items from other threads: sources and the enricher have their own."""
@@ -460,6 +496,7 @@ class Pipeline:
         stream = self._streams.get(name)
         if stream is not None and name not in self._leaving:
             self._detection.call_after_batch(lambda: self._following.add(StreamEnded(stream)))
+            self._detection.call_after_batch(lambda: self._detection.forget_stream(name))
 
     def _end_failed(self, stream: Stream) -> None:
         """Close the source of a stream that cannot be followed; its end is then reported like any other."""

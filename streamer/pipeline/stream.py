@@ -15,6 +15,7 @@ from streamer.analysis.event_writer import EventTime
 from streamer.analysis.stream_analysis import AnalysisChange, CoverageMeter, StreamAnalysis
 from streamer.config import StreamConfig
 from streamer.frame import Frame, FrameClock
+from streamer.pipeline.terms import StreamTerm
 from streamer.sources.frame_counter import FrameTally
 from streamer.sources.packet_clips import ClipCutter, PacketLimits, PacketSource
 from streamer.sources.sampling import FrameSampling
@@ -84,11 +85,13 @@ class Stream:
     """One stream and everything that belongs to it. Used in the event loop only.
 
     `recorders` have names, so that one can be removed; `relay` is what the source was opened with as `on_state`;
-    `section` is the part of the configuration that the stream comes from (not shown: it may hold a password). `error`
-    is one sentence, empty while all is well; `cutter` makes clips of the packets of the source, where it keeps them.
-    The fields after it are the memory of the two halves of the pipeline: `taken_ns` is the capture time of the newest
-    frame that went to the detector, `in_flight` counts the frames between the two halves, `changes` holds those that
-    wait for the first frame captured after them, `changed_ns` is the time from which the latest is in force.
+    `section` is the part of the configuration that the stream comes from (not shown: it may hold a password). `term`
+    limits the time in which its events may be sent, None for no limit. `error` is one sentence, empty while all is
+    well; `leaving_cause` says why the stream will be removed, where that is known; `cutter` makes clips of the packets
+    of the source, where it keeps them. The fields after it are the memory of the two halves of the pipeline: `taken_ns`
+    is the capture time of the newest frame that went to the detector, `in_flight` counts the frames between the two
+    halves, `changes` holds those that wait for the first frame captured after them, `changed_ns` is the time from which
+    the latest is in force.
     """
 
     source: Source
@@ -97,9 +100,11 @@ class Stream:
     recorders: dict[str, Recorder] = field(default_factory=dict)
     relay: StateRelay = field(default_factory=lambda: StateRelay(), repr=False)
     section: StreamConfig | None = field(default=None, repr=False)
+    term: StreamTerm | None = None
     state: SourceState = field(default=SourceState.CONNECTING, init=False)
     age_s: float | None = field(default=None, init=False)
     error: str = field(default="", init=False)
+    leaving_cause: str = field(default="", init=False)
     cutter: ClipCutter | None = field(default=None, init=False, repr=False)
     event_counts: Counter[str] = field(default_factory=Counter, init=False)
     coverage_meter: CoverageMeter = field(default_factory=CoverageMeter, init=False)

@@ -95,11 +95,10 @@ class Count:
             since_ns, until_ns = stays[track]
             state.present[track] = _Presence(until_ns, since_ns)
             window.entered += 1
-        for track in state.present.keys() - stays.keys():
-            _sum_presence(window, state.present.pop(track), seen.time_ns)
-            window.left += 1
-        for presence in state.present.values():
-            _sum_presence(window, presence, seen.time_ns)
+        gone = [state.present.pop(track) for track in state.present.keys() - stays.keys()]
+        _sum_presences(window, gone, seen.time_ns)
+        window.left += len(gone)
+        _sum_presences(window, state.present.values(), seen.time_ns)
         window.occupancy_max = max(window.occupancy_max, _occupancy(state, seen.time_ns))
         return finished
 
@@ -110,8 +109,7 @@ class Count:
             return []
         finished = self._finish_windows(state, time_ns)
         if time_ns > state.window.start_ns:
-            for presence in state.present.values():
-                _sum_presence(state.window, presence, time_ns)
+            _sum_presences(state.window, state.present.values(), time_ns)
             state.window.left += len(state.present)
             state.present.clear()
             finished.append(self._finding(state, time_ns))
@@ -130,6 +128,8 @@ class Count:
                 track: (known[track].until_ns, known[track].until_ns) for track in seen.alive.tolist() if track in known
             }
             inside |= dict.fromkeys(seen.ids.tolist(), (seen.time_ns, seen.time_ns))
+        if self._query is None:
+            return inside
         return {track: stay for track, stay in inside.items() if self._is_wanted(track, seen.matched)}
 
     def _finish_windows(self, state: _CountState, time_ns: int) -> list[RuleFinding]:
@@ -139,8 +139,7 @@ class Count:
             unknown = (time_ns - end_ns) // self._window_ns
             if not state.window.frames and unknown >= MOST_UNKNOWN:
                 end_ns = time_ns // self._window_ns * self._window_ns
-            for presence in state.present.values():
-                _sum_presence(state.window, presence, end_ns)
+            _sum_presences(state.window, state.present.values(), end_ns)
             finished.append(self._finding(state, end_ns))
             state.window = _CountWindow(end_ns)
         return finished
@@ -183,11 +182,18 @@ class Count:
         return RuleFinding(EventType.COUNT, None, {"count": info}, end_ns)
 
 
-def _sum_presence(window: _CountWindow, presence: _Presence, end_ns: int) -> None:
+def _sum_presences(window: _CountWindow, presences: Iterable[_Presence], end_ns: int) -> None:
     """Adds the time inside since it was last added, as far as it lies in the window."""
-    until_ns = min(presence.until_ns, end_ns)
-    window.occupied_ns += max(0, until_ns - max(presence.counted_ns, window.start_ns))
-    presence.counted_ns = max(presence.counted_ns, until_ns)
+    start_ns = window.start_ns
+    for presence in presences:  # each track of each frame: without calls
+        until_ns, counted_ns = presence.until_ns, presence.counted_ns
+        if until_ns > end_ns:
+            until_ns = end_ns
+        if until_ns > counted_ns:
+            presence.counted_ns = until_ns
+            begin_ns = max(start_ns, counted_ns)
+            if until_ns > begin_ns:
+                window.occupied_ns += until_ns - begin_ns
 
 
 def _occupancy(state: _CountState, now_ns: int) -> int:

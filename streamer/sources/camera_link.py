@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sinks.tls import TlsOptions
 from streamer.sources.clock import ClockLimits
+
+if TYPE_CHECKING:
+    from streamer.sources.hardware import Decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class CameraLink:
     stall_s: float | None = None
     poll_s: float | None = None
     track: int | None = None
+    decode: Decode = "cpu"
     tls: TlsOptions = field(default_factory=TlsOptions)
     clock: ClockLimits = field(default_factory=ClockLimits)
 

@@ -33,6 +33,7 @@ from av.stream import Discard, Disposition
 from streamer.sources.catch_up import CatchUp
 from streamer.sources.h264 import FrameNumbers
 from streamer.sources.h265 import PictureUnits
+from streamer.sources.hardware import Decode, choose_device, has_failed, make_accelerator, note_format, note_use
 from streamer.sources.nal_units import UnitLayout, parameter_sets
 from streamer.sources.orientation import UPRIGHT, Orientation
 from streamer.sources.picture_choice import PacketUse, PictureChoice
@@ -283,7 +284,7 @@ class VideoReader:
     `url` may be a file object. `options` are FFmpeg's. The time-outs are in seconds; None waits for ever. With
     `on_wait`, reading goes on after each `read_timeout_s` without data, once `on_wait` has returned; what it raises
     ends reading. `lossy` says that whole pictures may get lost on the way here. `track` is the number of the video
-    track, from 0; None takes the one marked as default, of several the largest.
+    track, from 0; None takes the one marked as default, of several the largest. `decode` chooses the device.
     """
 
     def __init__(
@@ -298,11 +299,14 @@ class VideoReader:
         io_open: Callable[..., object] | None = None,
         lossy: bool = False,
         track: int | None = None,
+        decode: Decode = "cpu",
     ) -> None:
         """Raises `DecodeError` where it cannot be opened, `NoVideo` where it holds no pictures."""
         began_ns = time.time_ns()
+        device = choose_device(decode)
         # Titles and comments come from outside, in any encoding: none of them may keep a video from being read.
-        self._container: InputContainer = av.open(
+        open_video = partial(
+            av.open,
             url,
             "r",
             format=form,
@@ -311,6 +315,14 @@ class VideoReader:
             io_open=io_open,
             metadata_errors="replace",
         )
+        try:
+            self._container: InputContainer = open_video(hwaccel=make_accelerator(device))
+        except DecodeError:
+            # A file object has been read by now: its owner opens it again.
+            if device is None or not has_failed(device) or not isinstance(url, str):
+                raise
+            device = choose_device(decode)
+            self._container = open_video(hwaccel=make_accelerator(device))
         self._on_wait = on_wait
         # What is read right after opening came at any time during it.
         self._opening_ns = time.time_ns() - began_ns
@@ -323,9 +335,12 @@ class VideoReader:
         for stream in self._container.streams:
             if stream is not self._stream:
                 stream.discard = Discard.all
+        codec = self._stream.codec_context
+        if device is not None:
+            note_use(decode, codec.name, is_used=codec.is_hwaccel)
+        self._unproved: Decode = decode if codec.is_hwaccel else "cpu"  # its first picture shows whether it decodes
         base = self._stream.time_base or Fraction(1, 90_000)
         self._tick_ns = base.numerator * 1_000_000_000, base.denominator
-        codec = self._stream.codec_context
         codec.copy_opaque = True  # so that a picture knows the packet it came in
         # One thread a stream: several within a picture make FFmpeg forget to report damage, several over pictures delay
         # a live stream by as many pictures.
@@ -667,6 +682,9 @@ class VideoReader:
 
     def _judge(self, frame: VideoFrame, group: _PictureGroup) -> None:
         """Notes a decoded frame, unless its packet has been counted already."""
+        if self._unproved != "cpu":
+            note_format(self._unproved, self._codec, frame.format.name)
+            self._unproved = "cpu"
         sent = frame.opaque if isinstance(frame.opaque, _SentPicture) else next(iter(self._sent), None)
         pts_ns = self._newest_ns = self._ns(frame.pts)
         arrival_ns, place = time.time_ns(), None

@@ -25,6 +25,7 @@ from streamer.sources.web import HttpConnection, WebError, WebFile
 
 if TYPE_CHECKING:
     from streamer.sources.decode import DecodedPicture, VideoReader
+    from streamer.sources.hardware import Decode
     from streamer.sources.playlist import Playlist
 
 _AHEAD = 8  # decoded frames that may wait for the reader
@@ -39,7 +40,8 @@ class FileSource:
     Where the end of the recording is missing, all that there is comes first, then `SourceError`.
 
     `recording` is the file, None where it lies behind an address, which is then in `remote`. `track` is the number of
-    the video track, from 0; None takes the one marked as default, of several the largest.
+    the video track, from 0; None takes the one marked as default, of several the largest. `decode` is the device
+    that decodes.
     Capture times are presentation times from `start_time_ns` (UTC), else from the recording date in the container,
     else from 1970.
     """
@@ -53,6 +55,7 @@ class FileSource:
         *,
         start_time_ns: int | None = None,
         track: int | None = None,
+        decode: Decode = "cpu",
         tls: TlsOptions | None = None,
         on_state: OnState | None = None,
     ) -> None:
@@ -67,6 +70,7 @@ class FileSource:
         self._shown = redact(path)
         self._start_time_ns = start_time_ns
         self._track = track
+        self._decode = decode
         self._tls = tls or TlsOptions()
         self._on_state = on_state
         self._handover: FrameQueue | None = None  # where frames go
@@ -96,6 +100,7 @@ class FileSource:
             "name": self.name,
             "start_time_ns": self._start_time_ns,
             "track": self._track,
+            "decode": self._decode,
             "tls": self._tls,
         }
         return SourceRecipe(FileSource, arguments)
@@ -148,7 +153,7 @@ class FileSource:
         if self._is_web:
             return self._open_web()
         # Without "file:" FFmpeg takes what stands before a colon in a file's name for a protocol.
-        return VideoReader(f"file:{self._path}", track=self._track)
+        return VideoReader(f"file:{self._path}", track=self._track, decode=self._decode)
 
     def _open_web(self) -> VideoReader:
         from streamer.sources.playlist import Playlist
@@ -158,7 +163,7 @@ class FileSource:
         kind = find_kind(client)
         if kind.form == "playlist":
             playlist = self._remote_parts = Playlist(client, kind)
-            return playlist.open_video(self._track)
+            return playlist.open_video(self._track, self._decode)
         return self._open_remote(WebFile(client, client.open()))
 
     def _open_remote(self, file: WebFile | ObjectFile) -> VideoReader:
@@ -166,7 +171,7 @@ class FileSource:
 
         with contextlib.ExitStack() as stack:
             self._remote_parts = stack.enter_context(contextlib.closing(file))
-            video = VideoReader(file, track=self._track)
+            video = VideoReader(file, track=self._track, decode=self._decode)
             stack.pop_all()
         return video
 

@@ -278,6 +278,7 @@ class LiveSource:
                 on_wait=self._check_waiting,
                 lossy=True,
                 track=link.track,
+                decode=link.decode,
             )
         except NoSuchTrack as failure:
             raise CameraTrouble(

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from sinks.address import redact
@@ -29,6 +29,9 @@ from streamer.sources.live import LiveSource
 from streamer.sources.source import OnState, Source
 from streamer.sources.web import HttpConnection, WebError
 from streamer.sources.web_kind import VIDEO_SUFFIXES, find_kind, likely_live
+
+if TYPE_CHECKING:
+    from streamer.sources.hardware import Decode
 
 _ASK_S = 5.0
 _KINDS = "a video file, a folder, s3://, rtsp://, rtsps://, http://, https://, webcam:0 or synthetic:street"
@@ -49,6 +52,7 @@ def open_sources(
     live: bool | None = None,
     fps: float | None = None,
     track: int | None = None,
+    decode: Decode = "cpu",
     taken: Collection[str] = (),
 ) -> list[Source]:
     """The sources that `address` (or several) stands for; reading begins when one is iterated.
@@ -59,7 +63,7 @@ def open_sources(
     counts as stalled, by default after its own pace; `poll_s` between two requests of a snapshot address; `clock` for
     what is known of its times; `strict` for a first connection that must succeed. `tls` says whom to trust at `https`
     and `rtsps` addresses. `live` says whether an `http(s)` address is a camera; unsaid, the server is asked, for at
-    most some seconds. `fps` is the rate of a folder of images.
+    most some seconds. `fps` is the rate of a folder of images, `decode` the device that decodes videos.
 
     Raises `SourceAddressError` where an address cannot be understood, `SourceError` where there is nothing at it.
     """
@@ -73,6 +77,17 @@ def open_sources(
         used.add(chosen)
         return chosen
 
+    def read_recording(place: str) -> FileSource:
+        return FileSource(
+            place,
+            called(place),
+            start_time_ns=start_time_ns,
+            track=track,
+            decode=decode,
+            tls=secure,
+            on_state=on_state,
+        )
+
     for one in [address] if isinstance(address, str) else address:
         scheme = "" if Path(one).exists() else one.partition(":")[0].lower()
         if scheme in ("rtsp", "rtsps", "http", "https"):
@@ -83,26 +98,25 @@ def open_sources(
             link = _webcam(one)
         elif scheme in ("http", "https"):
             if not (_asked_live(one, secure) if live is None else live):
-                sources.append(
-                    FileSource(
-                        one, called(one), start_time_ns=start_time_ns, track=track, tls=secure, on_state=on_state
-                    )
-                )
+                sources.append(read_recording(one))
                 continue
             link = CameraLink(one)
         else:
             link = None
         if link is not None:
-            link = replace(link, stall_s=stall_s, poll_s=poll_s, track=track, tls=secure, clock=clock or ClockLimits())
+            link = replace(
+                link,
+                stall_s=stall_s,
+                poll_s=poll_s,
+                track=track,
+                decode=decode,
+                tls=secure,
+                clock=clock or ClockLimits(),
+            )
             called_by = one.replace(":", "") if scheme == "webcam" else one
             sources.append(LiveSource(link, called(called_by), strict=strict, on_state=on_state))
         elif scheme == "s3":
-            sources += [
-                FileSource(
-                    place, called(place), start_time_ns=start_time_ns, track=track, tls=secure, on_state=on_state
-                )
-                for place in _stored_recordings(one, secure)
-            ]
+            sources += [read_recording(place) for place in _stored_recordings(one, secure)]
         elif scheme == "synthetic":
             sources.append(_synthetic(one, called("street"), on_state))
         elif added := tuple(entry_points(group="groundstream.sources", name=scheme)):
@@ -117,11 +131,7 @@ def open_sources(
                         ImageSource(path, called(str(path)), fps=fps, start_time_ns=start_time_ns, on_state=on_state)
                     )
                 else:
-                    sources.append(
-                        FileSource(
-                            str(path), called(str(path)), start_time_ns=start_time_ns, track=track, on_state=on_state
-                        )
-                    )
+                    sources.append(read_recording(str(path)))
     return sources
 
 

@@ -17,6 +17,7 @@ from streamer.sources.web_kind import WebKind, plain_playlist
 
 if TYPE_CHECKING:
     from streamer.sources.decode import VideoReader
+    from streamer.sources.hardware import Decode
 
 _CHUNK = 2**16
 _BLOCK = 16  # bytes of an AES block
@@ -34,7 +35,7 @@ class Playlist:
         self._opened: weakref.WeakSet[PlaylistPart] = weakref.WeakSet()
         self._is_secure = urlsplit(client.address).scheme == "https"
 
-    def open_video(self, track: int | None = None) -> VideoReader:
+    def open_video(self, track: int | None = None, decode: Decode = "cpu") -> VideoReader:
         """Opens the playlist in FFmpeg. Raises `WebError`, `DecodeError`, `NoVideo`."""
         from streamer.sources.decode import DecodeError, NoVideo, VideoReader
 
@@ -43,7 +44,9 @@ class Playlist:
         # FFmpeg keeps connections of its own client only.
         options = {"http_persistent": "0", "http_multiple": "0", "allowed_extensions": "ALL", "extension_picky": "0"}
         try:
-            return VideoReader(self._kind.url, form="hls", options=options, io_open=self._open_part, track=track)
+            return VideoReader(
+                self._kind.url, form="hls", options=options, io_open=self._open_part, track=track, decode=decode
+            )
         except BaseException as failure:
             for part in self._opened:  # FFmpeg leaves them open
                 part.close()

@@ -42,8 +42,8 @@ def open_web_camera(
         if kind.form == "playlist":
             if seen and not kind.live:
                 raise CameraTrouble("its playlist has ended", pause_s=_ENDED_POLL_S)
-            return Playlist(client, kind, on_wait).open_video(link.track)
-        return _open_stream(client, on_wait, link.track)
+            return Playlist(client, kind, on_wait).open_video(link.track, link.decode)
+        return _open_stream(client, on_wait, link)
     except WebError as failure:
         pause_s = 10.0 if failure.unauthorised else 0.0
         raise CameraTrouble(redact(str(failure)), final=failure.final, pause_s=pause_s) from None
@@ -53,12 +53,12 @@ def open_web_camera(
         raise CameraTrouble(reason(failure)) from None
 
 
-def _open_stream(client: HttpConnection, on_wait: Callable[[], None], track: int | None) -> VideoReader:
+def _open_stream(client: HttpConnection, on_wait: Callable[[], None], link: CameraLink) -> VideoReader:
     from streamer.sources.decode import VideoReader
 
     stream = WebStream(client.open(), on_wait)
     try:
-        return VideoReader(stream, lossy=False, track=track)
+        return VideoReader(stream, lossy=False, track=link.track, decode=link.decode)
     except BaseException:
         stream.close()
         raise

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import re
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from sinks.address import redact
 from sinks.sink import Sink
 from streamer.build import open_pipeline, settle
-from streamer.config import Config, WebConfig, load_config, parse_config
+from streamer.config import Config, WebConfig, load_config, parse_config, read_config
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError
 from streamer.jobs.job import parse_place, tracker_setting
+from streamer.jobs.units import shard_of
 from streamer.pipeline import Pipeline
 from streamer.spooling import spool_file, state_folder
 from streamer.tasks.closing import ClosingDeadline, run_until_stopped
@@ -27,12 +31,15 @@ from streamer.tasks.live_table import LatestEvents, LiveTable
 from streamer.tasks.side_tasks import SideTasks
 
 if TYPE_CHECKING:
+    from streamer.cluster.camera_holder import CameraHolder
     from streamer.web.server import WebRoom
 
 log = logging.getLogger("groundstream")
 
 RELOAD_EVERY_S = 1.0
 TABLE_RESTART_S = 5.0
+_SHARED = "several nodes share these cameras: edit the configuration file of any node, all of them follow it"
+_SHARDED = "this monitor watches a part of the cameras of its file: edit the file"
 UNDELIVERED = "undelivered events stay in the spool"
 
 
@@ -41,6 +48,9 @@ class MonitorOptions:
     """Options of the command: a configuration file, or everything else on its own.
 
     `web` is the address of the page, (None, None) for the configured one, None for no page unless the file has one.
+    `lease` is where several nodes share the cameras of the file, `node` the name of this one (None: of the machine),
+    `capacity` the most cameras that it watches at a time. `shard` (number from 1, count) is the part of the cameras of
+    the file to watch, None for all.
     """
 
     detector: DetectorChoice
@@ -58,9 +68,23 @@ class MonitorOptions:
     metrics_port: int | None = None
     web: tuple[str, int] | tuple[None, None] | None = None
     close_timeout_s: float | None = None
+    lease: str | None = None
+    node: str | None = None
+    capacity: int | None = None
+    shard: tuple[int, int] | None = None
 
     def load_config(self) -> Config:
         """The configuration that the options name. Raises `ConfigError`."""
+        if self.lease is None and (self.node is not None or self.capacity is not None):
+            raise ConfigError(
+                "--node and --capacity are of use with --lease alone: give it an address, or leave them out"
+            )
+        if self.lease is not None and self.file is None:
+            raise ConfigError("--lease needs a configuration file, which all nodes share: give one with -c")
+        if self.shard is not None and self.file is None:
+            raise ConfigError("--shard divides the cameras of a configuration file: give one with -c")
+        if self.shard is not None and self.lease is not None:
+            raise ConfigError("--shard and --lease divide the cameras in two ways: give one of them")
         if self.file is not None:
             self._refuse_beside_file()
             return self.add_to(load_config(self.file))
@@ -80,7 +104,30 @@ class MonitorOptions:
         config = _with_page(config, self.web)
         if self.close_timeout_s is not None:
             config = config.model_copy(update={"close_timeout_s": self.close_timeout_s})
+        if self.shard is not None:
+            number, count = self.shard
+            kept = [one for one in config.streams if shard_of(one.name or one.source, count) == number - 1]
+            config = config.model_copy(update={"streams": kept})
         return config
+
+    @property
+    def node_name(self) -> str | None:
+        """The name of this process among those of the same file, None for a single one. Raises `ConfigError`."""
+        if self.shard is not None:
+            return "shard-{}-of-{}".format(*self.shard)
+        if self.lease is None:
+            return None
+        name = self.node if self.node is not None else os.environ.get("GROUNDSTREAM_NODE") or socket.gethostname()
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+            raise ConfigError(
+                f"the name of this node is {name!r}: give one of letters, digits and . _ - with --node, at most 63"
+            )
+        return name
+
+    @property
+    def refusal(self) -> str:
+        """Why the page changes nothing; empty where it may."""
+        return _SHARED if self.lease is not None else _SHARDED if self.shard is not None else ""
 
     def _option_sections(self) -> dict[str, Any]:
         stream = {
@@ -147,7 +194,8 @@ def parse_bind(text: str, option: str = "--web-address") -> tuple[str, int]:
 def run_monitor(options: MonitorOptions, *, spool: Path | None, duration_s: float | None, quiet: bool) -> bool:
     """Watch until every source has ended, a signal comes or the time is over; returns whether a camera failed."""
     config = options.load_config()
-    path = spool or spool_file(config, options.file)
+    node = options.node_name
+    path = spool or spool_file(config, options.file, node)
     make_folder(path.parent)
     is_json = is_json_log()
     console = JsonConsole(stderr=True) if is_json else user_console(stderr=True)
@@ -168,41 +216,88 @@ async def _run_monitor(
 ) -> bool:
     shows_table = shows_table and sys.stderr.isatty()
     latest = LatestEvents() if shows_table and not config.sinks else None
-    with _open_room(config, options.file) as room:
-        sinks: dict[str, Sink] = {}
-        if room is not None:  # which keeps changes made on the page
-            sinks.update(room.sinks())
-            config = options.add_to(room.load_config())
-        if latest is not None:
-            sinks["the live table"] = latest
-        # A wrong address of the command line is an error at once; cameras of a file may be away and come back.
-        async with open_pipeline(
-            config,
-            spool_path=spool,
-            strict=options.file is None,
-            more_sinks=sinks,
-            recorders=None if room is None else room.recorders,
-        ) as pipeline:
-            settle()
-            async with SideTasks(pipeline.stop) as side_tasks, _serve_page(room, pipeline, console):
-                with _serve_metrics(pipeline, config):
-                    if (file := options.file) is not None:
-                        load = options.load_config if room is None else lambda: options.add_to(room.load_config())
-                        side_tasks.start("following the configuration file", lambda: follow_edits(pipeline, file, load))
-                    if duration_s is not None:
-                        side_tasks.start("the clock of --duration", lambda: _stop_after(pipeline, duration_s))
-                    if shows_table:
-                        table = LiveTable(pipeline, latest)
-                        side_tasks.start("the live table", lambda: table.show(console), restart_s=TABLE_RESTART_S)
-                    _log_start(pipeline, spool)
-                    await run_until_stopped(pipeline, deadline)
+    async with _join_cameras(options) as holder:
+        if holder is not None:
+            config = holder.begin_config()
+        with _open_room(config, options) as room:
+            sinks: dict[str, Sink] = {}
+            if room is not None:
+                sinks.update(room.sinks())
+                if holder is None:  # the page keeps changes that were made on it
+                    config = options.add_to(room.load_config())
+            if latest is not None:
+                sinks["the live table"] = latest
+            # A wrong address of the command line is an error at once; cameras of a file may be away and come back.
+            async with open_pipeline(
+                config,
+                spool_path=spool,
+                strict=options.file is None,
+                more_sinks=sinks,
+                recorders=None if room is None else room.recorders,
+                terms=holder,
+                hold_open=options.shard is not None,
+            ) as pipeline:
+                settle()
+                async with SideTasks(pipeline.stop) as side_tasks, _serve_page(room, pipeline, console):
+                    with _serve_metrics(pipeline, config):
+                        _start_following(side_tasks, options, pipeline, room, holder)
+                        if duration_s is not None:
+                            side_tasks.start("the clock of --duration", lambda: _stop_after(pipeline, duration_s))
+                        if shows_table:
+                            table = LiveTable(pipeline, latest)
+                            side_tasks.start("the live table", lambda: table.show(console), restart_s=TABLE_RESTART_S)
+                        _log_start(pipeline, spool, options.node_name)
+                        await run_until_stopped(pipeline, deadline)
+                        if holder is not None:
+                            await holder.leave()
     for stream, error in pipeline.errors.items():
         console.print(f"{stream}: {error}")
     return bool(pipeline.errors)
 
 
-def _log_start(pipeline: Pipeline, spool: Path) -> None:
+def _start_following(
+    side_tasks: SideTasks,
+    options: MonitorOptions,
+    pipeline: Pipeline,
+    room: WebRoom | None,
+    holder: CameraHolder | None,
+) -> None:
+    """Start what changes the pipeline while it runs: edits of the file, and the leases of a node."""
+    file = options.file
+    if holder is not None:
+        side_tasks.start("renewing the leases", holder.renew_leases)
+        side_tasks.start("holding the cameras", lambda: holder.hold_cameras(pipeline))
+        side_tasks.start("following the configuration file", lambda: holder.follow_file(pipeline, RELOAD_EVERY_S))
+    elif file is not None:
+        load = options.load_config if room is None else lambda: options.add_to(room.load_config())
+        side_tasks.start("following the configuration file", lambda: follow_edits(pipeline, file, load))
+
+
+@contextlib.asynccontextmanager
+async def _join_cameras(options: MonitorOptions) -> AsyncIterator[CameraHolder | None]:
+    """Opens the leases by which several nodes share the cameras, None without."""
+    file, node = options.file, options.node_name
+    if options.lease is None or file is None or node is None:
+        yield None
+        return
+    from streamer.cluster.camera_holder import CameraHolder
+    from streamer.cluster.lease_store import open_lease_store
+
+    def read_text(text: str) -> Config:
+        return options.add_to(read_config(text, str(file)))
+
+    holder = CameraHolder(open_lease_store(options.lease), node, file, read_text, capacity=options.capacity)
+    try:
+        await holder.begin()
+        yield holder
+    finally:
+        await holder.aclose()
+
+
+def _log_start(pipeline: Pipeline, spool: Path, node: str | None) -> None:
     """Log what is watched, for what, and where events go."""
+    if not pipeline.streams and node is not None:
+        log.info("%s has no cameras yet", node)
     for stream in pipeline.streams:
         words = ", ".join(repr(query.text) for query in stream.analysis.queries.at() if not query.is_denial)
         source = stream.name if stream.section is None else redact(stream.section.source)
@@ -244,7 +339,7 @@ def _modified_ns(file: Path) -> int:
 
 
 @contextlib.contextmanager
-def _open_room(config: Config, config_file: Path | None) -> Iterator[WebRoom | None]:
+def _open_room(config: Config, options: MonitorOptions) -> Iterator[WebRoom | None]:
     """Opens what the page needs before the pipeline: its event store, its tokens, the recorders of live pictures."""
     if config.web is None:
         yield None
@@ -252,9 +347,12 @@ def _open_room(config: Config, config_file: Path | None) -> Iterator[WebRoom | N
     from streamer.web.config_document import ConfigDocument
     from streamer.web.server import WebRoom
 
-    name = config_file.stem if config_file is not None else "monitor"
-    document = ConfigDocument(config_file, state_folder() / f"{name}.overrides.yaml", config)
-    room = WebRoom(config.web, state_folder(), document)
+    file, node = options.file, options.node_name
+    name = file.stem if file is not None else "monitor"
+    folder = state_folder() if node is None else state_folder() / node
+    make_folder(folder)
+    document = ConfigDocument(file, folder / f"{name}.overrides.yaml", config)
+    room = WebRoom(config.web, folder, document, refusal=options.refusal)
     try:
         yield room
     finally:

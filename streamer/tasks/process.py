@@ -9,7 +9,8 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -19,9 +20,14 @@ from streamer.jobs import JobReport, ProcessJob, StreamSummary, run_job
 from streamer.jobs.event_archive import DATABASE, LINES
 from streamer.jobs.runner import JobRunner, ProgressListener, SilentProgress
 from streamer.jobs.units import RecordingUnit
+from streamer.media.contact_sheet import write_contact_sheet
+from streamer.recorders.text import OutputError
 from streamer.sources import Source
 from streamer.tasks.closing import INTERRUPTED, ClosingDeadline
 from streamer.tasks.console import UserConsole, report_line, user_console
+
+if TYPE_CHECKING:
+    from streamer.cluster.recordings import ClusterDriver
 
 COMPLETE_STAYS = "complete recordings are kept, the others begin again with the next run"
 
@@ -64,7 +70,10 @@ def process_videos(
             if cluster is None:
                 report = deadline.run(_run_job(job, progress, deadline))
             else:
-                report = _run_on_cluster(job, cluster, progress)
+                driver = _connect_cluster(job, cluster, progress)
+                report = deadline.run(_run_stoppable(driver, deadline))
+        if job.clips:
+            _write_sheet(job.out)
         if as_json or json_lines:
             _print_json(job_as_json(report), whole=True)
         else:
@@ -74,6 +83,18 @@ def process_videos(
     if report.undelivered is not None:
         raise report.undelivered
     return int(report.has_failed)
+
+
+def _write_sheet(out: Path) -> None:
+    """Writes the contact sheet of all events in the results. Raises `OutputError`."""
+    events = out / LINES
+    if not events.exists():  # no recording was complete
+        return
+    try:
+        with events.open(encoding="utf-8") as lines:
+            write_contact_sheet(out, lines)
+    except OSError as error:
+        raise OutputError(f"the contact sheet in {out} cannot be written: {error.strerror}") from error
 
 
 def job_as_json(report: JobReport) -> dict[str, Any]:
@@ -89,10 +110,15 @@ def job_as_json(report: JobReport) -> dict[str, Any]:
     }
 
 
-def _run_on_cluster(job: ProcessJob, address: str, progress: ProgressListener) -> JobReport:
-    from streamer.cluster.recordings import check_address, process_on_cluster
+def _connect_cluster(job: ProcessJob, address: str, progress: ProgressListener) -> ClusterDriver:
+    from streamer.cluster.recordings import check_address, connect_job
 
-    return process_on_cluster(job, check_address(address), progress)
+    return connect_job(job, check_address(address), progress)
+
+
+async def _run_stoppable(driver: ClusterDriver, deadline: ClosingDeadline) -> JobReport:
+    with deadline.on_stop(driver.interrupt):
+        return await driver.run()
 
 
 async def _run_job(job: ProcessJob, progress: ProgressListener, deadline: ClosingDeadline) -> JobReport:

@@ -68,13 +68,15 @@ class ControlRoom:
         frames: LiveFrames,
         *,
         allowed_sources: Sequence[str] | None = None,
+        refusal: str = "",
     ) -> None:
-        """`loop` is the one in which the pipeline runs."""
+        """`loop` is the one in which the pipeline runs; `refusal` says why nothing can be changed here, if so."""
         self._pipeline = pipeline
         self._loop = loop
         self._document = document
         self._frames = frames
         self._allowed_sources = allowed_sources
+        self._refusal = refusal
         self._rates = _StreamRates()
         self._lock = asyncio.Lock()
 
@@ -87,6 +89,10 @@ class ControlRoom:
     def config(self) -> Config:
         """The configuration in force."""
         return self._pipeline.config
+
+    async def is_ready(self) -> bool:
+        """Returns whether events can be stored and sent, and not all streams have failed."""
+        return await self._call(lambda: self._pipeline.is_ready)
 
     async def list_streams(self) -> list[StreamStatus]:
         """Returns the state of every stream."""
@@ -134,6 +140,17 @@ class ControlRoom:
         """Returns `queries`, `zones`, `lines`, `ignore` (masks) or `counts` of a stream. Raises `Problem` 404."""
         position, config = await self._find_stream(stream)
         return self._section_state(position, config, section)
+
+    async def section_tags(self) -> dict[tuple[str, str], str]:
+        """Returns the entity tag of every section of every stream, by stream and section."""
+        sections = await self._call(lambda: [(stream.name, stream.section) for stream in self._pipeline.streams])
+        tags = {}
+        for name, config in sections:
+            if config in self.config.streams:
+                position = self.config.streams.index(config)
+                for section in _SECTIONS:
+                    tags[name, section] = self._section_state(position, config, section).etag
+        return tags
 
     async def write_section(
         self, stream: str, section: str, value: Sequence[Mapping[str, Any]], if_match: str | None
@@ -293,6 +310,8 @@ class ControlRoom:
 
     async def _apply(self, edits: Sequence[NodeEdit], subject: str) -> None:
         """Checks, applies and stores edits; when the pipeline refuses, nothing has changed."""
+        if self._refusal:
+            raise Problem(409, self._refusal)
         draft = await asyncio.to_thread(self._document.draft, edits)
         # Where the page itself is served is settled at the start, maybe by an option.
         config = draft.config.model_copy(update={"web": self.config.web})

@@ -50,11 +50,13 @@ class WebAddress:
 class WebRoom:
     """The web side of one monitor: made before the pipeline, whose frames and events it needs, served beside it."""
 
-    def __init__(self, settings: WebConfig, state_folder: Path, document: ConfigDocument) -> None:
-        """Opens the event store and the access tokens in `state_folder`. Raises `StreamerError`, `ConfigError`."""
+    def __init__(self, settings: WebConfig, state_folder: Path, document: ConfigDocument, *, refusal: str = "") -> None:
+        """Opens the event store and the access tokens in `state_folder`; `refusal` says why nothing can be changed on
+        the page, if so. Raises `StreamerError`, `ConfigError`."""
         self.settings = settings
         self._folder = state_folder
         self._document = document
+        self._refusal = refusal
         configured = {Role.VIEWER: settings.tokens.viewer, Role.OPERATOR: settings.tokens.operator}
         self._tokens_path = state_folder / "web-tokens.json"
         tokens, self.made_tokens = load_tokens(self._tokens_path, configured)
@@ -79,6 +81,7 @@ class WebRoom:
             self._document,
             self.frames,
             allowed_sources=self.settings.sources,
+            refusal=self._refusal,
         )
         registry = CollectorRegistry()
         registry.register(PipelineMetrics(pipeline))
@@ -92,7 +95,6 @@ class WebRoom:
             control=control,
             registry=registry,
             media=[MediaFolder(media_folder(pipeline.config))],
-            storage_error=lambda: pipeline.storage().error,
         )
         with serve_state(state) as address:
             store_tokens(self._tokens_path, self.made_tokens)  # only now: a start that fails must not use them up

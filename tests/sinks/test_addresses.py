@@ -15,7 +15,7 @@ from sinks.address import parse_address, redact
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [
-        ("events.jsonl", "is not the address of a sink: write stdout:"),
+        ("events.jsonl", "is not the address of a sink: did you mean jsonl:events.jsonl? write stdout:"),
         ("kafak://host/t", "no sink is called 'kafak': did you mean kafka?"),
         ("video:out.mp4", "a video takes pictures, not events"),
         ("jsonl:", "needs a path: write jsonl:events.jsonl"),

@@ -18,6 +18,8 @@ from streamer.web.server import WebRoom
 from tests.support.fakes import FakeDetector
 from tests.web.rooms import OPERATOR, VIEWER
 
+pytestmark = pytest.mark.timeout(240)
+
 TEXT = f"""# Cameras of the yard
 streams:
   - source: synthetic:street?seed=5&fps=20&live=1 # the gate
@@ -64,7 +66,7 @@ def run(folder: Path, story: Callable[..., Awaitable[None]], text: str = TEXT) -
     """Runs a story in front of a running monitor."""
 
     async def go() -> None:
-        async with asyncio.timeout(50), running(folder, text) as (client, file, pipeline):
+        async with asyncio.timeout(200), running(folder, text) as (client, file, pipeline):
             await story(client, file, pipeline)
 
     asyncio.run(go())
@@ -72,10 +74,10 @@ def run(folder: Path, story: Callable[..., Awaitable[None]], text: str = TEXT) -
 
 async def until(read: Callable[[], Awaitable[bool]]) -> None:
     """Waits until something is so."""
-    for _ in range(200):
+    for _ in range(1000):
         if await read():
             return
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
     raise AssertionError("it never happened")
 
 

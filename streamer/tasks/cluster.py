@@ -1,0 +1,130 @@
+"""Work behind `groundstream cluster`: the nodes that share cameras, shown and drained."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import typer
+from rich.table import Table
+
+from streamer.cluster.lease_book import EXPIRE_S, CameraRecord, LeaseBook, NodeRecord
+from streamer.cluster.lease_store import LeaseStore, open_lease_store
+from streamer.tasks.console import user_console
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """One node. `state` is `ready`, `joining`, `draining`, `drained`, `behind` (it does not use the present
+    configuration) or `silent`; `renewed_s` seconds have passed since its last renewal, by the clocks of both
+    machines."""
+
+    name: str
+    state: str
+    cameras: int
+    capacity: int | None
+    revision: int
+    renewed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CameraStatus:
+    """One camera. `holder` is None while no node watches it; `moving_to` the node that gets it next, if known."""
+
+    name: str
+    holder: str | None
+    epoch: int
+    moving_to: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """All nodes and cameras; `revision` is that of the configuration."""
+
+    revision: int
+    nodes: list[NodeStatus]
+    cameras: list[CameraStatus]
+
+
+def read_status(store: LeaseStore) -> ClusterStatus:
+    """The present state of all nodes and cameras. Raises `LeaseError`."""
+    return store.update(_describe_book)
+
+
+def show_status(address: str, *, as_json: bool) -> None:
+    """Print the nodes and who holds each camera. Raises `ConfigError`, `LeaseError`."""
+    with _open_store(address) as store:
+        status = read_status(store)
+    if as_json:
+        typer.echo(json.dumps(asdict(status), indent=2))
+        return
+    console = user_console()
+    nodes = Table("node", "state", "cameras", "capacity", "revision", "renewed")
+    for node in status.nodes:
+        capacity = "" if node.capacity is None else str(node.capacity)
+        nodes.add_row(
+            *(node.name, node.state, str(node.cameras), capacity, str(node.revision), f"{node.renewed_s:.1f} s ago")
+        )
+    cameras = Table("camera", "holder", "epoch", "moves to")
+    for camera in status.cameras:
+        cameras.add_row(camera.name, camera.holder or "none", str(camera.epoch), camera.moving_to or "")
+    console.print(nodes, cameras, f"configuration: revision {status.revision}")
+
+
+def drain_node(address: str, name: str, *, is_draining: bool, as_json: bool) -> None:
+    """Have a node hand over its cameras, or take cameras again, and print what it holds now. Raises `ConfigError`,
+    `LeaseError`."""
+
+    def change(book: LeaseBook) -> ClusterStatus:
+        book.drain_node(name, is_draining=is_draining)
+        return _describe_book(book)
+
+    with _open_store(address) as store:
+        status = store.update(change)
+    [node] = [node for node in status.nodes if node.name == name]
+    if as_json:
+        typer.echo(json.dumps(asdict(node), indent=2))
+    elif is_draining:
+        others = [one for one in status.nodes if one.name != name and one.state in ("ready", "joining")]
+        if others or not node.cameras:
+            typer.echo(f"{name} hands over {node.cameras} cameras and takes no others until --undo or its next start")
+        else:
+            typer.echo(f"{name} keeps its {node.cameras} cameras until another node is ready to take them")
+    else:
+        typer.echo(f"{name} takes cameras again")
+
+
+@contextlib.contextmanager
+def _open_store(address: str) -> Iterator[LeaseStore]:
+    store = open_lease_store(address)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _describe_book(book: LeaseBook) -> ClusterStatus:
+    now_ns = time.time_ns()
+    wanted = sorted((one for one in book.cameras.values() if one.is_wanted), key=lambda one: one.name)
+    return ClusterStatus(
+        book.revision,
+        [_describe_node(book.nodes[name], wanted, book.revision, now_ns) for name in sorted(book.nodes)],
+        [CameraStatus(one.name, one.holder or None, one.epoch, one.moving_to or None) for one in wanted],
+    )
+
+
+def _describe_node(node: NodeRecord, cameras: list[CameraRecord], revision: int, now_ns: int) -> NodeStatus:
+    held = sum(camera.holder == node.name for camera in cameras)
+    renewed_s = max(0.0, (now_ns - node.seen_ns) / 1e9)
+    if renewed_s > EXPIRE_S:
+        state = "silent"
+    elif node.is_draining:
+        state = "draining" if held else "drained"
+    elif not node.is_ready:
+        state = "joining"
+    else:
+        state = "ready" if node.revision == revision else "behind"
+    return NodeStatus(node.name, state, held, node.capacity, node.revision, round(renewed_s, 1))
