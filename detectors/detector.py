@@ -83,7 +83,11 @@ class Request:
 
 
 class Detector(Protocol):
-    """Finds what the words name. Called from one thread at a time."""
+    """Finds what the words name. Called from one thread at a time.
+
+    A detector that remembers the pictures of a stream may also have `forget(stream)`, which is called when the stream
+    has ended.
+    """
 
     @property
     def threshold(self) -> float:

@@ -79,11 +79,6 @@ class MotionDetector:
     def detect(self, requests: Sequence[Request]) -> list[sv.Detections]:
         return [self._detect_motion(request) for request in requests]
 
-    def anything_moves(self, stream: str) -> bool:
-        """Whether the last picture of `stream` held a detection at or above the threshold."""
-        scene = self._scenes.get(stream)
-        return scene is not None and scene.surest >= self.threshold
-
     def forget(self, stream: str) -> None:
         """Drop a stream's memory: call it when the stream has ended or its camera was turned."""
         self._scenes.pop(stream, None)
@@ -128,7 +123,6 @@ class _SceneModel:
 
     def __init__(self, shape: tuple[int, ...], memory: int, seed: int) -> None:
         self.shape = shape
-        self.surest = 0.0  # the highest confidence in the last picture
         height, width = shape[:2]
         scale = max(1.0, max(height, width) / _WORKING_SIDE)
         self._size = (max(round(width / scale), 1), max(round(height / scale), 1))
@@ -160,10 +154,8 @@ class _SceneModel:
         first = self._before is None
         self._mark_stirring(small)
         if first or self._is_flash(mask):
-            self.surest = 0.0
             return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
         boxes, confidence = self._rate_blobs(mask, self._find_solid(mask))
-        self.surest = float(confidence.max(initial=0))
         height, width = self.shape[:2]
         limit = np.array([width, height, width, height], np.float32)
         return np.clip(boxes * (limit / np.array(self._size * 2, np.float32)), 0, limit), confidence

@@ -36,6 +36,7 @@ from detectors.detector import (
 )
 from detectors.device import choose_device
 from detectors.images import resize, target_size
+from detectors.phrases import Span, locate_phrases, place_phrases
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -142,33 +143,50 @@ class GroundingDino(_ZeroShot):
 
     def prepare(self, queries: Sequence[str]) -> TokenPrompt:
         cleaned = clean_queries(queries)
-        caption, ends = "", []
+        caption, spans = "", []
         for query in cleaned:
             # Dots and question marks part phrases in a caption.
-            caption += " ".join(read_words(query).lower().replace(".", " ").replace("?", " ").split()) + "."
-            ends.append(len(caption) - 1)
-            caption += " "
-        encoded = self._tokenizer(caption.rstrip(), return_offsets_mapping=True)
+            words = " ".join(read_words(query).lower().replace(".", " ").replace("?", " ").split())
+            spans.append(((len(caption), len(caption) + len(words)),))
+            caption += f"{words}. "
+        return self._encode_caption(caption.rstrip(), cleaned, spans)
+
+    def prepare_text(
+        self, text: str, phrases: Sequence[str], spans: Sequence[Sequence[Span]] | None = None
+    ) -> TokenPrompt:
+        """A sentence and phrases of it as queries; `spans` are their places, all where they stand when absent."""
+        if spans is None:
+            named = locate_phrases(text, clean_queries(phrases, free_words=False))
+        else:
+            named = place_phrases(phrases, spans)
+        queries = tuple(phrase.text for phrase in named)
+        caption = text.rstrip()
+        if not caption.endswith("."):
+            caption += "."  # as the model was trained
+        return self._encode_caption(caption, queries, [phrase.spans for phrase in named])
+
+    def _encode_caption(self, caption: str, queries: tuple[str, ...], spans: Sequence[Sequence[Span]]) -> TokenPrompt:
+        """Raises `PromptError` for a query without tokens, or beyond the most that the model reads."""
+        encoded = self._tokenizer(caption, return_offsets_mapping=True)
         limit = self._model.config.max_text_len
-        starts = [0, *(end + 2 for end in ends)]
-        spans = tuple(
+        tokens = tuple(
             tuple(
                 position
                 for position, (first, last) in enumerate(encoded["offset_mapping"])
-                if start <= first < last <= end
+                if any(start <= first < last <= end for start, end in places)
             )
-            for start, end in zip(starts, ends, strict=False)
+            for places in spans
         )
-        for query, span in zip(cleaned, spans, strict=True):
-            if not span:
+        for query, own in zip(queries, tokens, strict=True):
+            if not own:
                 raise PromptError(f"query {query!r} holds no word that the model can read: write it in letters")
-            if span[-1] >= limit - 2:  # a dot and the end mark must follow
+            if own[-1] >= limit - 2:  # a dot and the end mark must follow
                 raise PromptError(
                     f"the prompt has {len(encoded['input_ids'])} tokens, Grounding DINO reads at most {limit}: "
                     f"drop the queries from {query!r} on, or give them to a second detector"
                 )
-        ids = torch.tensor([encoded["input_ids"]], device=self._device)
-        return TokenPrompt(cleaned, ids, torch.ones_like(ids), spans)
+        ids = torch.tensor([encoded["input_ids"][:limit]], device=self._device)
+        return TokenPrompt(queries, ids, torch.ones_like(ids), tokens)
 
     def _scores(self, images: list[npt.NDArray[np.uint8]], prompt: TokenPrompt) -> tuple[Tensor, Tensor]:
         height, width = images[0].shape[:2]

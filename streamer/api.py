@@ -220,9 +220,15 @@ async def _run_into(channel: _Channel[Item], config: Config, **parts: Any) -> As
             yield item
     finally:
         channel.leave()
+        if not pipelines:  # it is being opened, which may take long, and is not wanted any more
+            running.cancel()
         for pipeline in pipelines:
             await pipeline.stop()
-        await running
+        try:
+            await running
+        except asyncio.CancelledError:
+            if not running.cancelled():
+                raise
 
 
 def _iterate_in_thread(start: Callable[[], AsyncGenerator[Item, None]]) -> Iterator[Item]:
@@ -244,6 +250,8 @@ def _iterate_in_thread(start: Callable[[], AsyncGenerator[Item, None]]) -> Itera
         assert task is not None
         loop = asyncio.get_running_loop()
         cancel.append(lambda: loop.call_soon_threadsafe(task.cancel))
+        if left.is_set():
+            return
         async with aclosing(start()) as items:
             async for item in items:
                 await asyncio.to_thread(hand_over, item)

@@ -108,8 +108,26 @@ def load_detector(config: DetectorConfig) -> Detector:
             "your own, MODULE:FUNCTION"
         )
     detector = create_detector(config.name, **{name: value for name, value in options.items() if value is not None})
+    if config.gate is not None:
+        detector = _put_behind_gate(detector, config, config.gate)
     if config.masks is None:
         return detector
     from detectors.glamm.box_masks import BoxMasks, WithMasks
 
     return WithMasks(detector, BoxMasks.load(config.masks, config.device))
+
+
+def _put_behind_gate(detector: Detector, config: DetectorConfig, gate_name: str) -> Detector:
+    """The detector as the large one of a cascade. Raises `ConfigError` where it is as cheap as its gate."""
+    from detectors import create_detector
+    from detectors.cascade import CascadeDetector
+    from detectors.nanodet.vocabulary import NAMES
+    from detectors.registry import ANYTHING_THAT_MOVES
+
+    if config.name in ("motion", gate_name):
+        raise ConfigError(f"the detector {config.name} needs no gate: leave `gate` out, or name a larger detector")
+    gate = create_detector(gate_name)
+    queries = [ANYTHING_THAT_MOVES] if gate_name == "motion" else list(NAMES)
+    return CascadeDetector(
+        detector, gate, queries, moving_every=config.gate_moving_every, still_every=config.gate_still_every
+    )

@@ -178,12 +178,14 @@ FIRING: list[tuple[str, dict[str, str]]] = [
     ),
     ("GroundstreamSpoolForgottenEvents", {'groundstream_spool_forgotten_events{instance="a"}': "3x100"}),
     ("GroundstreamEventLoopLate", {'groundstream_loop_lag_seconds{instance="a",quantile="0.99"}': "0.5x30"}),
+    ("GroundstreamLeasesOld", {'groundstream_lease_age_seconds{instance="a"}': "5x30"}),
     ("GroundstreamAbsent", {"up": "0x30"}),
 ]
 """Each alert with series, a sample a minute, under which it fires."""
 
 HEALTHY = {
     'groundstream_storage_up{instance="a"}': "1x100",
+    'groundstream_lease_age_seconds{instance="a"}': "0.9x100",
     f"groundstream_stream_live{{{ONE}}}": "1x100",
     f"groundstream_frames_received_total{{{ONE}}}": "0+1500x100",
     f"groundstream_frames_analysed_total{{{ONE}}}": "0+600x100",

@@ -18,6 +18,7 @@ from detectors.device import choose_device
 from detectors.glamm.processor import inner_size, sam_pixels
 from detectors.glamm.sam import decode_boxes, resize_masks
 from detectors.glamm.weights import WeightsError
+from detectors.phrases import Span, locate_phrases, place_phrases, prepare_sentence
 
 DEFAULT_SAM = "facebook/sam-vit-base"
 _MASKS_AT_ONCE = 16
@@ -90,6 +91,11 @@ class WithMasks:
 
     def prepare(self, queries: Sequence[str]) -> Prompt:
         return self._detector.prepare(queries)
+
+    def prepare_text(self, text: str, phrases: Sequence[str], spans: Sequence[Sequence[Span]] | None = None) -> Prompt:
+        """A sentence and phrases in it; for a detector that reads no sentences each phrase is a query."""
+        named = locate_phrases(text, phrases) if spans is None else place_phrases(phrases, spans)
+        return prepare_sentence(self._detector, text, named)
 
     def detect(self, requests: Sequence[Request]) -> list[sv.Detections]:
         """As the detector's own, each with `mask`; an empty one where no mask is wanted."""

@@ -94,16 +94,6 @@ def phrase_caption(text: str, phrases: Sequence[str]) -> tuple[Caption, list[int
     return Caption(text, tuple(spans)), owners
 
 
-def word_caption(text: str, phrases: Sequence[str]) -> tuple[Caption, list[int]]:
-    """Like `phrase_caption`, for phrases that are plain words: "man" is not found in "woman", and "$5" is."""
-    spans, owners = [], []
-    for index, phrase in enumerate(phrases):
-        for match in re.finditer(rf"(?<!\w){re.escape(phrase.lower())}(?!\w)", text.lower()):
-            spans.append((match.span(),))
-            owners.append(index)
-    return Caption(text, tuple(spans)), owners
-
-
 def noun_phrases(tagged: Sequence[tuple[str, str]]) -> list[str]:
     """Things named in a sentence of (word, Penn tag): an optional determiner, adjectives, nouns."""
     tags, starts = "", []

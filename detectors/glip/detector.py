@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ from detectors.glip.processor import (
 )
 from detectors.glip.runtime import choose_precision, compile_model, fast_precision, use_deform, use_huge_pages
 from detectors.glip.training.tuned_prompt import TunedPrompt
+from detectors.phrases import Phrase, Span, locate_phrases, place_phrases
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -143,7 +144,7 @@ class Glip:
         self._chunking, self._per_caption = chunking, per_caption
         self._size = model.config.image.resized(short_side, long_side)
         self._largest_batch = largest_batch
-        self._prompts: OrderedDict[tuple[str | None, tuple[str, ...]], GlipPrompt] = OrderedDict()
+        self._prompts: OrderedDict[Any, GlipPrompt] = OrderedDict()  # by caption with phrases, and queries
         # Kept on the device: an upload for every batch would make the host wait for the device.
         self._anchors = lru_cache(CACHED_SHAPES)(self.model.anchors)
         self._stack_text = lru_cache(CACHED_TEXTS)(_stack_text)
@@ -158,36 +159,51 @@ class Glip:
         """The queries as a caption of GLIP's detection benchmarks, or several where they exceed its 256 tokens."""
         return self._cached_prompt(None, clean_queries(queries, free_words=self._tuned is None))
 
-    def prepare_text(self, text: str, phrases: Sequence[str]) -> GlipPrompt:
-        """Free text as the caption, and phrases of it as queries; `class_id` is an index into the phrases."""
-        return self._cached_prompt(text, clean_queries(phrases, free_words=False))
+    def prepare_text(
+        self, text: str, phrases: Sequence[str], spans: Sequence[Sequence[Span]] | None = None
+    ) -> GlipPrompt:
+        """Free text as the caption, and phrases of it as queries; `class_id` is an index into the phrases.
 
-    def _cached_prompt(self, text: str | None, queries: tuple[str, ...]) -> GlipPrompt:
-        key = (text, queries)
+        `spans` are the places of each phrase, [start, end) in characters; all where it stands when absent.
+        Raises `PromptError` for a phrase that is not there, or with tuned words.
+        """
+        if self._tuned is not None:
+            raise PromptError("tuned words replace the text encoder, which sentences need: use the model without them")
+        if spans is None:
+            named = locate_phrases(text, clean_queries(phrases, free_words=False))
+        else:
+            named = place_phrases(phrases, spans)
+        queries = tuple(phrase.text for phrase in named)
+        return self._cached_prompt((text, named), queries)
+
+    def _cached_prompt(self, caption: tuple[str, tuple[Phrase, ...]] | None, queries: tuple[str, ...]) -> GlipPrompt:
+        key = (caption, queries)
         if key not in self._prompts:
-            self._prompts[key] = GlipPrompt(queries, tuple(self._encode_chunks(text, queries)), self)
+            self._prompts[key] = GlipPrompt(queries, tuple(self._encode_chunks(caption, queries)), self)
             if len(self._prompts) > CACHED_PROMPTS:
                 self._prompts.popitem(last=False)
         self._prompts.move_to_end(key)
         return self._prompts[key]
 
-    def _encode_chunks(self, text: str | None, queries: tuple[str, ...]) -> Iterable[PromptChunk]:
-        if self._tuned is not None and text is None:
+    def _encode_chunks(
+        self, caption: tuple[str, tuple[Phrase, ...]] | None, queries: tuple[str, ...]
+    ) -> Iterable[PromptChunk]:
+        if self._tuned is not None:
             features, labels = self._tuned.select(queries)
             yield self._make_chunk(features, labels, tuple(range(len(queries))))
             return
         self._report_words(queries)
         limit = self.model.config.text.max_length
-        if text is None:
+        if caption is None:
             words = [read_words(query) for query in queries]
             _refuse_alike(queries, words)
             captions = caption_queries(
                 words, self._tokenizer, limit, chunking=self._chunking, per_caption=self._per_caption
             )
         else:
-            captions = [caption_text(text, queries, self._tokenizer, limit)]
-        for caption in captions:
-            yield self._make_chunk(self._encode_caption(caption), caption.tokens.labels, caption.queries)
+            captions = [caption_text(*caption, self._tokenizer, limit)]
+        for each in captions:
+            yield self._make_chunk(self._encode_caption(each), each.tokens.labels, each.queries)
 
     def _report_words(self, queries: Sequence[str]) -> None:
         """Warns of words outside the vocabulary. Raises `PromptError` for a query that has no other."""

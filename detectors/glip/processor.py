@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from detectors.detector import PromptError
-from detectors.glip.caption import BertTokenizer, Caption, CaptionTokens, category_caption, clean_name, word_caption
+from detectors.glip.caption import BertTokenizer, Caption, CaptionTokens, category_caption, clean_name
 from detectors.images import collate, normalise, padded_size, resize, target_size
+from detectors.phrases import Phrase
 
 
 @dataclass(frozen=True)
@@ -74,21 +75,19 @@ def _last_fitting(lengths: Sequence[int], start: int, limit: int, per_caption: i
     return end
 
 
-def caption_text(text: str, phrases: Sequence[str], tokenizer: BertTokenizer, limit: int) -> CaptionedBatch:
-    """Free text with given phrases; each place where phrase i stands is a label of query i.
+def caption_text(text: str, phrases: Sequence[Phrase], tokenizer: BertTokenizer, limit: int) -> CaptionedBatch:
+    """Free text with phrases in it; each place where phrase i stands is a label of query i.
 
-    Raises `PromptError` when a phrase is not in the text or lies beyond the `limit` tokens.
+    Raises `PromptError` when a phrase lies beyond the `limit` tokens.
     """
-    caption, owners = word_caption(text, phrases)
-    for index, phrase in enumerate(phrases):
-        if index not in owners:
-            raise PromptError(f"the phrase {phrase!r} is not in the text {text!r}: give phrases as they stand there")
-    tokens = tokenizer(Caption(caption.text, caption.spans))
+    spans = tuple((span,) for phrase in phrases for span in phrase.spans)
+    owners = [index for index, phrase in enumerate(phrases) for _ in phrase.spans]
+    tokens = tokenizer(Caption(text, spans))
     if len(tokens.ids) > limit:
         lost = next(
             (o for o, label in zip(owners, tokens.labels, strict=True) if max(label, default=0) >= limit - 1), -1
         )
-        name = f" the phrase {phrases[lost]!r} and" if lost >= 0 else ""
+        name = f" the phrase {phrases[lost].text!r} and" if lost >= 0 else ""
         raise PromptError(
             f"the text has {len(tokens.ids)} tokens, GLIP reads at most {limit}:{name} what follows is lost; shorten it"
         )

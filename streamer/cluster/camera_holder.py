@@ -16,7 +16,7 @@ from streamer.cluster.node_leases import NodeLeases
 from streamer.config import Config
 from streamer.errors import ConfigError
 from streamer.pipeline.pipeline import Pipeline
-from streamer.pipeline.terms import StreamTerm
+from streamer.pipeline.terms import StreamTerm, TermTally
 
 log = logging.getLogger("groundstream")
 
@@ -61,6 +61,7 @@ class CameraHolder:
         self._has_joined = False
         self._refused_since_s: float | None = None
         self._is_cut_off = False
+        self._renewals = self._failures = self._granted = 0
 
     # The pipeline's terms.
 
@@ -72,6 +73,17 @@ class CameraHolder:
     def admits(self, stream: str, run: int) -> bool:
         """See `StreamTerms.admits`. Runs that this process never had are those of earlier ones, whose ends it sends."""
         return self._leases.is_good(stream, run) is not False
+
+    def tally(self) -> TermTally:
+        """See `StreamTerms.tally`."""
+        return TermTally(
+            self._leases.is_joined,
+            self._leases.renewed_s,
+            self._renewals,
+            self._failures,
+            self._granted,
+            len(self._running),
+        )
 
     # Beginning and end.
 
@@ -115,6 +127,7 @@ class CameraHolder:
                     self._is_cut_off = False
                     log.warning("leases: the store answers again")
             except LeaseError as error:
+                self._failures += 1
                 self._refused_since_s = None
                 if not self._has_joined and not self._is_cut_off:
                     log.error("%s", error)
@@ -156,6 +169,7 @@ class CameraHolder:
     async def _renew_once(self) -> None:
         if not self._leases.is_joined:
             if self._answer is not None:
+                self._failures += 1
                 log.error("node %s could not renew its leases in time: it stops watching its cameras", self.node)
                 self._take_answer(None)
             if await self._worker.call(self._leases.join):
@@ -167,6 +181,9 @@ class CameraHolder:
         answer = await self._worker.call(self._leases.renew, self._revision)
         if answer is None:
             return
+        self._renewals += 1
+        held = {} if self._answer is None else self._answer.leases
+        self._granted += sum(held.get(name) != lease for name, lease in answer.leases.items())
         if answer.revision not in (self._revision, self._refused_revision):
             self._newest = await self._worker.call(self._store.read_config)
         self._take_answer(answer)

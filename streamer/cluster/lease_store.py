@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -62,6 +63,10 @@ class LeaseStore(Protocol):
     def offer_config(self, text: str, cameras: Sequence[str]) -> SharedConfig:
         """Store a text that was never stored before as the newest configuration, which has these cameras; returns the
         newest. Raises `LeaseError`."""
+        ...
+
+    def check(self) -> str:
+        """Say how things stand without changing anything. Raises `LeaseError` where a node could not use the store."""
         ...
 
     def close(self) -> None:
@@ -126,8 +131,17 @@ class SqlLeaseStore:
 
         return self._run(run)
 
+    def check(self) -> str:
+        """See `LeaseStore.check`."""
+        raise NotImplementedError
+
     def close(self) -> None:
         """See `LeaseStore.close`."""
+
+    def _describe_tables(self, db: Connection) -> str:
+        nodes = self._execute(db, "SELECT count(*) FROM {prefix}_nodes").fetchone()[0]
+        cameras = self._execute(db, "SELECT count(*) FROM {prefix}_cameras WHERE is_wanted").fetchone()[0]
+        return f"{nodes} nodes share {cameras} cameras"
 
     def _run(self, function: Callable[[Connection], R]) -> R:
         """Call `function` in a transaction that excludes all others. Raises `LeaseError`."""
@@ -188,6 +202,18 @@ class SqliteLeaseStore(SqlLeaseStore):
         self._path = path
         self._db: sqlite3.Connection | None = None
 
+    def check(self) -> str:
+        """See `LeaseStore.check`."""
+        path = self._path.absolute()
+        if path.is_dir():
+            raise LeaseError(f"{self.where} cannot be used: it is a folder; give a file on a local disk")
+        if path.exists():
+            return self._run(self._describe_tables)
+        nearest = next(parent for parent in path.parents if parent.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise LeaseError(f"{self.where} cannot be made: {nearest} is no folder that this user may write")
+        return "is made by the first node"
+
     def close(self) -> None:
         """See `LeaseStore.close`."""
         if self._db is not None:
@@ -245,6 +271,33 @@ class PostgresLeaseStore(SqlLeaseStore):
         super().__init__(client.where, client.table)
         self._client = client
         self._has_tables = False
+
+    def check(self) -> str:
+        """See `LeaseStore.check`."""
+
+        def run(db: Connection) -> str:
+            prefix = self._prefix
+            text = "SELECT pg_is_in_recovery(), to_regclass(%s)::text, has_schema_privilege(current_schema(), 'CREATE')"
+            is_replica, table, may_create = db.execute(text, (f"{prefix}_nodes",)).fetchone()
+            if is_replica:
+                raise LeaseError(f"{self.where} is a read-only replica: give the address of its primary")
+            if table is None:
+                if not may_create:
+                    raise LeaseError(
+                        f"{self.where} does not let this user create tables: grant CREATE on its schema, or make them"
+                    )
+                return "the tables are made by the first node"
+            for kind in ("nodes", "cameras", "configs"):
+                name = f"{prefix}_{kind}"
+                rights = [f"has_table_privilege(%s, '{right}')" for right in ("SELECT", "INSERT", "UPDATE", "DELETE")]
+                if not db.execute(f"SELECT {' AND '.join(rights)}", [name] * len(rights)).fetchone()[0]:
+                    raise LeaseError(f"{self.where} does not let this user write table {name}: grant the right")
+            return self._describe_tables(db)
+
+        try:
+            return self._client.run(run, create=False)
+        except SinkError as error:
+            raise LeaseError(str(error)) from error
 
     def close(self) -> None:
         """See `LeaseStore.close`."""

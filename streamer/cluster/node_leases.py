@@ -56,11 +56,17 @@ class NodeLeases:
         self._fence: LeaseFence | None = None
         self._epochs: dict[tuple[str, int], LeaseFence] = {}
         self._joined_s = self._renewed_s = 0.0
+        self._granted_s: float | None = None  # when the last granted renewal was asked for
 
     @property
     def is_joined(self) -> bool:
         """Whether the present session may go on."""
         return self._fence is not None and self._fence.is_good(self._clock())
+
+    @property
+    def renewed_s(self) -> float | None:
+        """Seconds since the last granted renewal was asked for, None before the first."""
+        return None if self._granted_s is None else self._clock() - self._granted_s
 
     def is_good(self, camera: str, epoch: int) -> bool | None:
         """Whether this node may send events of a camera under an epoch; None for an epoch that it never had."""
@@ -95,7 +101,7 @@ class NodeLeases:
         joined = self._store.update(change)
         self._renewed_s = started_s
         if joined:
-            self._session, self._joined_s = session, started_s
+            self._session, self._joined_s, self._granted_s = session, started_s, started_s
             self._fence = LeaseFence(started_s)
         return joined
 
@@ -127,6 +133,7 @@ class NodeLeases:
             return None
         if not fence.extend(started_s, self._clock()):
             return None
+        self._granted_s = started_s
         for lease in answer.leases.values():
             self._epochs.setdefault((lease.camera, lease.epoch), fence)
         return answer

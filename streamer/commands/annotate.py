@@ -7,14 +7,22 @@ from typing import Annotated
 
 import typer
 
-from streamer.commands.options import DetectorOptions, Device, Masks, Threshold, Tuned, Weights
+from streamer.commands.options import DetectorOptions, Device, Masks, OptionalQueries, Threshold, Tuned, Weights
 
 
 def annotate(
     sources: Annotated[
         list[str], typer.Argument(metavar="VIDEO", help="Files, globs, folders of images, or synthetic:street.")
     ],
-    query: Annotated[list[str], typer.Option("--query", "-q", help="What to label, in plain words; repeatable.")],
+    query: OptionalQueries = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Captions of the pictures in place of queries (JSON, or lines NAME<tab>CAPTION): in each picture what "
+            "its captions name is labelled.",
+        ),
+    ] = None,
     detector: Annotated[
         list[str] | None,
         typer.Option(help="Detector; repeatable: with --describe several vote, and the first makes the boxes."),
@@ -58,7 +66,7 @@ def annotate(
 
     task = AnnotateTask(
         sources=sources,
-        queries=query,
+        queries=query or (),
         detectors=detector or (),
         out=out,
         weights=weights,
@@ -67,12 +75,13 @@ def annotate(
         threshold=threshold,
         detector_options=detector_option or (),
         every=every or 1,
-        fps=1.0 if fps is None and every is None else fps,
+        fps=1.0 if fps is None and every is None and captions is None else fps,
         batch=batch,
         tracker=tracks,
         sam=masks,
         gligen=gligen,
         exports=export or (),
+        captions=captions,
         describe=GlammLoading(model, clip, device, None, bits) if describe else None,
     )
     work(task, as_json=as_json, quiet=quiet)

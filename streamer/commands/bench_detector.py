@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from streamer.commands import options
 
 if TYPE_CHECKING:
     from detectors.glip.bench import DetectorSpeed
@@ -20,12 +21,13 @@ def detector(
     batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 1,
     queries: Annotated[int, typer.Option(min=1, help="Things to look for.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="Batches to measure, after two for warming up.")] = 10,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: options.Device = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; the device's usual when absent.")
     ] = None,
     backend: Annotated[str | None, typer.Option(help="eager or compile (GLIP only).")] = None,
-    weights: Annotated[Path | None, typer.Option(help="A checkpoint or a model folder.")] = None,
+    weights: options.Weights = None,
+    detector_options: options.DetectorOptions = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="No weights: as fast, but blind (released GLIP sizes only).")
     ] = False,
@@ -42,14 +44,15 @@ def detector(
     if random_weights and weights is not None:
         raise ConfigError("--random-weights and --weights exclude each other: give one of them")
 
-    from detectors import create_detector
     from detectors.glip.bench import measure_speed, random_glip
+    from streamer.config import parse_detector
+    from streamer.detector_choice import DetectorChoice, load_detector
 
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend, "weights": weights}
+    section = DetectorChoice(name, weights=weights, device=device, options=detector_options or ()).section()
+    section |= {key: value for key, value in (("dtype", dtype), ("backend", backend)) if value is not None}
     if name.startswith("glip-"):  # the network sees the pictures as large as they are
-        options |= {"short_side": min(width, height), "long_side": max(width, height)}
-    options = {key: value for key, value in options.items() if value is not None}
-    subject = random_glip(name, **options) if random_weights else create_detector(name, **options)
+        section = {"short_side": min(width, height), "long_side": max(width, height), **section}
+    subject = random_glip(**section) if random_weights else load_detector(parse_detector(section, ()))
     found = measure_speed(subject, width=width, height=height, batch=batch, asked=queries, rounds=rounds)
     if as_json:
         print(json.dumps({**asdict(found), "share_of_peak": found.share_of_peak}, indent=2))  # noqa: T201

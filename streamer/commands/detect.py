@@ -13,7 +13,8 @@ from streamer.commands.options import (
     DetectorOptions,
     Device,
     Masks,
-    Queries,
+    OptionalQueries,
+    Sentence,
     Threshold,
     Tuned,
     Weights,
@@ -22,7 +23,8 @@ from streamer.commands.options import (
 
 def detect(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Picture files.")],
-    query: Queries,
+    query: OptionalQueries = None,
+    sentence: Sentence = None,
     detector: DetectorName = None,
     weights: Weights = None,
     tuned: Tuned = None,
@@ -34,10 +36,10 @@ def detect(
     out: Annotated[Path | None, typer.Option(help="Folder for copies of the pictures with their boxes.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: a list of detections for each picture.")] = False,
 ) -> None:
-    """Detect queries in pictures: a table or JSON, and annotated pictures."""
+    """Detect queries, or what a sentence names, in pictures: a table or JSON, and annotated pictures."""
     from streamer.detector_choice import DetectorChoice
     from streamer.tasks import detect as task
 
     choice = DetectorChoice(detector, weights, tuned, device, threshold, masks, detector_option or ())
-    complete = task.detect(images, query, choice, batch=batch, out=out, as_json=as_json)
+    complete = task.detect(images, query or (), choice, batch=batch, out=out, as_json=as_json, sentence=sentence)
     raise typer.Exit(0 if complete else 1)

@@ -17,6 +17,15 @@ def doctor(
         Path | None,
         typer.Option("--config", "-c", metavar="FILE", help="Also try every stream and sink of this configuration."),
     ] = None,
+    lease: Annotated[
+        str | None,
+        typer.Option(
+            "--lease",
+            metavar="ADDRESS",
+            envvar="GROUNDSTREAM_LEASE",
+            help="Also try where nodes share cameras (`monitor`).",
+        ),
+    ] = None,
     send_test: Annotated[
         bool, typer.Option("--send-test", help="Send a test message to the webhooks and chats among the sinks.")
     ] = False,
@@ -28,6 +37,6 @@ def doctor(
     """
     from streamer.tasks.doctor import run_checks, show_results
 
-    findings = run_checks(sinks=sink or [], sources=source or [], config=config, send_test=send_test)
+    findings = run_checks(sinks=sink or [], sources=source or [], config=config, lease=lease, send_test=send_test)
     show_results(findings, as_json=as_json)
     raise typer.Exit(1 if any(finding.state == "broken" for finding in findings) else 0)

@@ -10,6 +10,14 @@ import typer
 _QUERY_HELP = "Words to detect, in plain language; repeatable."
 Queries = Annotated[list[str], typer.Option("--query", "-q", metavar="WORDS", help=_QUERY_HELP)]
 OptionalQueries = Annotated[list[str] | None, typer.Option("--query", "-q", metavar="WORDS", help=_QUERY_HELP)]
+Sentence = Annotated[
+    str | None,
+    typer.Option(
+        "--sentence",
+        metavar="TEXT",
+        help="English sentence in place of queries: what it names is detected, each phrase in its place.",
+    ),
+]
 DetectorName = Annotated[
     str | None,
     typer.Option(

@@ -80,6 +80,12 @@ class SharedDetector:
                 self._served.notify_all()
         return batch.result()
 
+    def forget(self, stream: str) -> None:
+        """Lets the detector drop what it remembers of a recording that has ended."""
+        if (forget := getattr(self._detector, "forget", None)) is not None:
+            with self._lock:
+                forget(stream)
+
     def _await_company(self) -> None:
         """Waits a moment for the recordings that the last call served: they come back one after the other."""
         deadline = time.monotonic() + min(_LONGEST_WAIT_S, self._call_s * _WAIT_SHARE)

@@ -58,7 +58,7 @@ def list_units(job: ProcessJob) -> list[RecordingUnit]:
 
 
 def shard_of(name: str, count: int) -> int:
-    """Returns the shard of a recording, 0 to `count` - 1: the same on every machine."""
+    """Returns the shard of a recording or camera, 0 to `count` - 1: the same on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % count
 
 

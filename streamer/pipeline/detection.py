@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -97,6 +98,12 @@ class DetectionLoop:
         delivered = asyncio.Event()
         self.call_after_batch(delivered.set)
         await delivered.wait()
+
+    def forget_stream(self, stream: str) -> None:
+        """Let a detector that remembers the frames of a stream drop them, after the frames that were taken before."""
+        if (forget := getattr(self._detector, "forget", None)) is not None:
+            with suppress(RuntimeError):  # the thread has ended, and the detector goes with the pipeline
+                self._thread.submit(_call_and_report, forget, stream)
 
     async def run(self, merge: FrameMerge, deliver: DeliverBatch) -> None:
         """Detect until every source has ended."""
@@ -199,6 +206,13 @@ class DetectionLoop:
                 del self._prompts[next(iter(self._prompts))]
             prompt = self._prompts[texts] = self._detector.prepare(texts)
         return prompt
+
+
+def _call_and_report(forget: Callable[[str], None], stream: str) -> None:
+    try:
+        forget(stream)
+    except Exception as error:
+        log.error("%s: the detector could not forget the stream: %s", stream, error, exc_info=True)
 
 
 def _texts_of(queries: QuerySet) -> tuple[str, ...]:

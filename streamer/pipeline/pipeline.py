@@ -43,6 +43,7 @@ from streamer.pipeline.loop_lag import LoopLag
 from streamer.pipeline.merge import FrameMerge
 from streamer.pipeline.sections import condition_plans, count_plans, default_threshold, make_sampling
 from streamer.pipeline.stream import Stream, StreamChange, StreamReport
+from streamer.pipeline.terms import StreamTerms, TermTally
 from streamer.pipeline.timings import PipelineTimings
 from streamer.sources.source import SourceState
 from streamer.tracing import FrameTraces
@@ -67,7 +68,7 @@ class Pipeline:
     made from, and `parts`, everything can be changed while it runs: see `apply`. `snapshots` writes pictures of
     events, `clips` their clips; both are closed at the end.
     `cover` changes every picture before it is shown or stored. `coverage_every_s` is the length of a coverage stretch.
-    With `hold_open` it also runs while it has no streams.
+    With `hold_open` it also runs while it has no streams. `terms` say for how long it may have each of them.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Pipeline:
         coverage_every_s: float = 10.0,
         traces: FrameTraces | None = None,
         hold_open: bool = False,
+        terms: StreamTerms | None = None,
     ) -> None:
         self._streams = {stream.name: stream for stream in streams}
         if len(self._streams) < len(streams):
@@ -101,6 +103,7 @@ class Pipeline:
         self._keeps_packets = clips is not None and cover is None  # packets cannot be covered
         self._coverage_every_s = coverage_every_s
         self._hold_open = hold_open
+        self._terms = terms
         batch = batch if config is None else config.batch
         self.timings = PipelineTimings()
         self._detection = DetectionLoop(
@@ -345,6 +348,7 @@ class Pipeline:
 
     async def _remove_stream(self, stream: Stream, merge: FrameMerge) -> None:
         await self._stop_source(stream, merge)
+        self._detection.forget_stream(stream.name)
         self._following.add(StreamEnded(stream, is_removed=True))
         del self._streams[stream.name]
 
@@ -437,6 +441,20 @@ class Pipeline:
         """Counts of the events for which clips are wanted; None where none are stored."""
         return None if self._clips is None else self._clips.tally()
 
+    def terms(self) -> TermTally | None:
+        """Counts of the terms of the streams; None where they have none."""
+        return None if self._terms is None else self._terms.tally()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether events can be stored and sent, and at least one stream has not failed. Without a stream a pipeline
+        that waits for some is ready."""
+        if self.storage().error or ((tally := self.terms()) is not None and not tally.is_valid):
+            return False
+        reports = self.report()
+        failed = (SourceState.WAITING, SourceState.STALLED)
+        return (self._hold_open and not reports) or any(report.state not in failed for report in reports)
+
     @property
     def _waits_for_streams(self) -> bool:
         """Whether the end of every present source is not the end of the pipeline."""
@@ -478,6 +496,7 @@ class Pipeline:
         stream = self._streams.get(name)
         if stream is not None and name not in self._leaving:
             self._detection.call_after_batch(lambda: self._following.add(StreamEnded(stream)))
+            self._detection.call_after_batch(lambda: self._detection.forget_stream(name))
 
     def _end_failed(self, stream: Stream) -> None:
         """Close the source of a stream that cannot be followed; its end is then reported like any other."""

@@ -17,6 +17,20 @@ class StreamTerm:
     is_outage_reported: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class TermTally:
+    """Counts of the terms of a pipeline since it began. `is_valid`: its streams may send events now. `renewed_s`:
+    seconds since the last renewal, None before the first. `renewals` were granted, `failures` were not answered or
+    refused; `granted` counts terms, several where a stream came and went, `streams` those that it has now."""
+
+    is_valid: bool
+    renewed_s: float | None
+    renewals: int
+    failures: int
+    granted: int
+    streams: int
+
+
 class StreamTerms(Protocol):
     """The terms of all streams of a pipeline."""
 
@@ -26,4 +40,8 @@ class StreamTerms(Protocol):
 
     def admits(self, stream: str, run: int) -> bool:
         """Whether events of the stream's run may be sent now; asked directly before they become safe."""
+        ...
+
+    def tally(self) -> TermTally:
+        """The counts so far."""
         ...

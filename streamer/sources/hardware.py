@@ -19,26 +19,32 @@ Decode = Literal["auto", "cpu", "cuda", "vaapi", "videotoolbox"]
 
 log = logging.getLogger("groundstream")
 
-_DEVICES = ("cuda", "vaapi", "videotoolbox")
+DEVICES = ("cuda", "vaapi", "videotoolbox")
+_CPU_FORMATS = frozenset({"yuv420p", "yuvj420p", "yuv420p10le", "yuv422p", "yuvj422p"})
+"""Formats that decoders of the CPU give; a device gives those with two planes (nv12, p010)."""
 
 
-def choose_accelerator(decode: Decode) -> HWAccel | None:
-    """What to open a video with, None for the CPU. Logs once in a process where the choice is not possible here."""
+def choose_device(decode: Decode) -> str | None:
+    """The device to decode on, None for the CPU. Logs once where the choice is not possible here."""
     if decode == "cpu":
         return None
-    causes = []
-    for device in _DEVICES if decode == "auto" else (decode,):
-        cause = find_obstacle(device)
-        if not cause:
-            return HWAccel(device, allow_software_fallback=True)
-        causes.append(f"{device}: {cause}")
+    for device in DEVICES if decode == "auto" else (decode,):
+        if not find_obstacle(device):
+            return device
     if decode == "auto":
-        _log_once(logging.INFO, f"decode: auto found no device ({', '.join(causes)}): pictures are decoded on the CPU")
+        causes = ", ".join(f"{device}: {find_obstacle(device)}" for device in DEVICES)
+        _log_once(logging.INFO, f"decode: auto found no device ({causes}): pictures are decoded on the CPU")
     else:
         _log_once(
-            logging.WARNING, f"decode: {decode} is not possible here ({cause}): pictures are decoded on the CPU instead"
+            logging.WARNING,
+            f"decode: {decode} is not possible here ({find_obstacle(decode)}): pictures are decoded on the CPU instead",
         )
     return None
+
+
+def make_accelerator(device: str | None) -> HWAccel | None:
+    """What PyAV opens a video with that `device` decodes."""
+    return None if device is None else HWAccel(device, allow_software_fallback=True)
 
 
 def note_use(decode: Decode, codec: str, *, is_used: bool) -> None:
@@ -46,6 +52,25 @@ def note_use(decode: Decode, codec: str, *, is_used: bool) -> None:
     if not is_used:
         level = logging.INFO if decode == "auto" else logging.WARNING
         _log_once(level, f"decode: {decode} cannot decode {codec}: such pictures are decoded on the CPU instead")
+
+
+def note_format(decode: Decode, codec: str, pixel_format: str) -> None:
+    """Log, once for each codec, that its pictures come from the CPU although a device was opened: their profile, size
+    or depth is none that the device decodes."""
+    if pixel_format in _CPU_FORMATS:
+        level = logging.INFO if decode == "auto" else logging.WARNING
+        _log_once(
+            level,
+            f"decode: {decode} does not decode this kind of {codec} ({pixel_format}): "
+            "such pictures are decoded on the CPU instead",
+        )
+
+
+def has_failed(device: str) -> bool:
+    """Whether a device that worked when it was chosen works no longer, as when its memory is full. It is not chosen
+    again in this process."""
+    find_obstacle.cache_clear()
+    return bool(find_obstacle(device))
 
 
 @functools.cache
@@ -60,6 +85,15 @@ def find_obstacle(device: str) -> str:
     return ""
 
 
+def describe_decoding() -> tuple[bool, str]:
+    """Whether a device decodes here, and one sentence on each of them for people."""
+    causes = {device: find_obstacle(device) for device in DEVICES}
+    working = [device for device, cause in causes.items() if not cause]
+    if working:
+        return True, f"decode: {working[0]} works" + "".join(f", {device} too" for device in working[1:])
+    return False, "decode: cpu only; " + "; ".join(f"{device}: {cause}" for device, cause in causes.items())
+
+
 @functools.cache
 def _log_once(level: int, text: str) -> None:
-    log.log(level, "%s", text)
+    log.log(level, "%s", text, extra={"is_said_once": True})

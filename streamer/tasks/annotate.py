@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 from rich.console import Console
 
-from detectors import Detector, Request
+from detectors import Detector, Prompt, PromptError, Request
 from detectors.detector import clean_queries
+from detectors.phrases import prepare_sentence
 from detectors.registry import default_detector
 from sinks.address import redact
 from streamer.analysis.label_scores import calibrate_scores, sure_detections
-from streamer.boxes import box_polygon
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError, StreamerError
 from streamer.frame import Frame
@@ -29,9 +29,12 @@ from streamer.sources import Source, open_sources
 from streamer.sources.file import FileSource
 from streamer.sources.images import ImageSource
 from streamer.sources.sampled import sampled_frames
+from streamer.tasks.caption_files import picture_key, read_captions
+from streamer.tasks.captioned_pictures import CaptionedPictures
 from streamer.tasks.closing import INTERRUPTED, ClosingDeadline
 from streamer.tasks.console import make_folder, report_line, user_console, write_text
-from streamer.tasks.review_page import by_image, review_page
+from streamer.tasks.picture_data_set import NO_TRACK, ImageWords, PictureDataSet
+from streamer.tasks.review_page import review_page
 from trackers import Tracker, create_tracker
 
 if TYPE_CHECKING:
@@ -41,14 +44,17 @@ if TYPE_CHECKING:
     from streamer.tasks.grand_records import GrandAnnotator
 
 _JPEG_QUALITY = 92
-_NO_TRACK = -1
 _DATA_SET_FILES = ("annotations.json", "review.html", "gligen.jsonl", "grand.json", "images",
                    "cvat.zip", "label-studio", "yolo", "datumaro")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class AnnotateTask:
-    """Options of `groundstream annotate`. Without `detectors` the queries decide which one is used."""
+    """Options of `groundstream annotate`. Without `detectors` the queries decide which one is used.
+
+    `captions` is a file of captions in place of queries: the things that its caption names are labelled in each
+    picture.
+    """
 
     sources: Sequence[str]
     queries: Sequence[str]
@@ -67,113 +73,20 @@ class AnnotateTask:
     gligen: bool = False
     exports: Sequence[str] = ()
     describe: GlammLoading | None = None
-
-
-@dataclass
-class DataSet:
-    """A COCO data set as it grows. Categories are the queries, from 1.
-
-    Each image has a `caption`, the queries joined as GLIP reads them, and each annotation `tokens_positive`, the
-    characters of its phrase there, as GLIP and MDETR train on.
-    """
-
-    queries: Sequence[str]
-    images: list[dict[str, Any]] = field(default_factory=list)
-    annotations: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def caption(self) -> str:
-        return " . ".join(self.queries)
-
-    def tokens_positive(self, query: int) -> list[list[int]]:
-        start = sum(len(text) + 3 for text in self.queries[:query])
-        return [[start, start + len(self.queries[query])]]
-
-    def add(self, file_name: str, frame: Frame, found: sv.Detections, source: str) -> None:
-        """Adds a frame and its detections; `source` names the file or address that the frame comes from."""
-        image = {
-            "id": len(self.images) + 1,
-            "file_name": file_name,
-            "width": frame.width,
-            "height": frame.height,
-            "source": source,
-            "stream": frame.stream,
-            "frame_index": frame.index,
-            "time_s": round(frame.time_s, 6),
-            "caption": self.caption,
-        }
-        self.images.append(image)
-        for row in range(len(found)):
-            self.annotations.append(self._coco_annotation(int(image["id"]), found, row))  # type: ignore[call-overload]
-
-    def _coco_annotation(self, image: int, found: sv.Detections, row: int) -> dict[str, Any]:
-        from streamer.enrichment.grounded import masks_of
-        from streamer.rules.mask_rle import mask_model
-
-        assert found.class_id is not None
-        assert found.confidence is not None
-        query = int(found.class_id[row])
-        x1, y1, x2, y2 = (round(float(value), 2) for value in found.xyxy[row])
-        annotation: dict[str, Any] = {
-            "id": len(self.annotations) + 1,
-            "image_id": image,
-            "category_id": query + 1,
-            "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
-            "area": round((x2 - x1) * (y2 - y1), 2),
-            "segmentation": box_polygon((x1, y1, x2, y2)),
-            "iscrowd": 0,
-            "score": round(float(found.confidence[row]), 4),
-            "phrase": self.queries[query],
-            "tokens_positive": self.tokens_positive(query),
-        }
-        if found.tracker_id is not None and found.tracker_id[row] != _NO_TRACK:
-            annotation["track_id"] = int(found.tracker_id[row])
-            annotation["attributes"] = {"track_id": annotation["track_id"]}
-        if found.mask is not None:
-            mask = masks_of(found)[row]
-            annotation["segmentation"] = mask_model(mask).model_dump(include={"size", "counts"})
-            annotation["area"] = int(mask.sum())
-        return annotation
-
-    def as_coco(self) -> dict[str, Any]:
-        categories = [{"id": number, "name": name} for number, name in enumerate(self.queries, 1)]
-        return {
-            "info": {"description": "made by groundstream annotate: boxes found by a model, not checked by a person"},
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": categories,
-        }
-
-    def as_gligen(self) -> list[dict[str, Any]]:
-        """What GLIGEN (arXiv:2301.07093) is fed: a caption, phrases in it, and their boxes as fractions."""
-        annotations, entries = by_image(self.annotations), []
-        for image in self.images:
-            own = annotations[image["id"]]
-            phrases = [annotation["phrase"] for annotation in own]
-            entries.append(
-                {
-                    "image": image["file_name"],
-                    "caption": ", ".join(dict.fromkeys(phrases)),
-                    "phrases": phrases,
-                    "boxes": [_box_fractions(annotation["bbox"], image) for annotation in own],
-                }
-            )
-        return entries
-
-
-def _box_fractions(bbox: Sequence[float], image: dict[str, Any]) -> list[float]:
-    """xywh in pixels -> xyxy in 0..1."""
-    x, y, width, height = bbox
-    corners = (x / image["width"], y / image["height"], (x + width) / image["width"], (y + height) / image["height"])
-    return [round(min(max(value, 0.0), 1.0), 6) for value in corners]
+    captions: Path | None = None
 
 
 def run_annotate(task: AnnotateTask, *, as_json: bool = False, quiet: bool = False) -> None:
     """Runs the task and prints what was written. Raises what sources, detectors and the model raise."""
-    data = DataSet(clean_queries(task.queries))
+    if (task.captions is None) != bool(task.queries):
+        problem = "both queries and captions are given" if task.queries else "neither queries nor captions are given"
+        raise ConfigError(f"{problem}: use --query WORDS, or --captions FILE")
+    if task.captions is not None and task.tracker is not None:
+        raise ConfigError("--tracks follows queries from frame to frame: it does not go with --captions")
+    work = _AnnotateWork(task)
     console = user_console(stderr=True, quiet=quiet or as_json or not sys.stderr.isatty())
     with ClosingDeadline(interrupted_code=INTERRUPTED) as deadline:
-        written = deadline.run(_AnnotateWork(task, data).run(console))
+        written = deadline.run(work.run(console))
     if as_json:
         Console(soft_wrap=True).print_json(json.dumps(written))
     else:
@@ -181,21 +94,38 @@ def run_annotate(task: AnnotateTask, *, as_json: bool = False, quiet: bool = Fal
             f"{written['images']} images, {written['annotations']} boxes: {written['annotations_file']}; "
             f"review page: {written['review']}"
         )
+        for name, count in written.get("captions", {}).items():
+            if count:
+                report_line(f"{task.captions}: {name.replace('_', ' ')}: {count}")
+
+
+@dataclass(frozen=True)
+class _FrameView:
+    """A frame with one caption, and the prompts of the caption by the detector's name."""
+
+    frame: Frame
+    words: ImageWords
+    prompts: Mapping[str, Prompt]
+    is_first: bool  # of the views of its frame
 
 
 class _AnnotateWork:
     """One run of a task."""
 
-    def __init__(self, task: AnnotateTask, data: DataSet) -> None:
+    def __init__(self, task: AnnotateTask) -> None:
         self._task = task
-        self._data = data
+        queries = clean_queries(task.queries) if task.captions is None else ()
+        self._data = PictureDataSet.of_queries(queries)
+        self._words: ImageWords | CaptionedPictures = (
+            ImageWords.of_queries(queries) if task.captions is None else CaptionedPictures(read_captions(task.captions))
+        )
         self._exports = check_picture_exports(task.exports)
         self._sources = open_sources(task.sources)  # reports a wrong address before models are loaded
         self._by_name = {source.name: source for source in self._sources}
         _check_outputs(task.out, self._sources)
-        self._names = list(task.detectors) or [default_detector(data.queries)]
+        self._names = list(task.detectors) or [default_detector(queries)]
         self._detectors = {name: self._load_detector(name) for name in self._names}
-        self._prompts = {name: detector.prepare(data.queries) for name, detector in self._detectors.items()}
+        self._prompts = {name: detector.prepare(queries) for name, detector in self._detectors.items() if queries}
         self._trackers: dict[str, Tracker] = {}
         if task.tracker is not None:
             create_tracker(task.tracker)  # reports a wrong name before anything is opened
@@ -238,11 +168,13 @@ class _AnnotateWork:
         return written
 
     def _label_frames(self, frames: Sequence[Frame]) -> None:
+        views = [view for frame in frames for view in self._views_of(frame)]
         results = {
-            name: detector.detect([Request(frame.image, self._prompts[name], frame.stream) for frame in frames])
+            name: detector.detect([Request(view.frame.image, view.prompts[name], view.frame.stream) for view in views])
             for name, detector in self._detectors.items()
         }
-        for place, frame in enumerate(frames):
+        for place, view in enumerate(views):
+            frame = view.frame
             found = {name: rows[place] for name, rows in results.items()}
             first = self._names[0]
             if self._task.tracker is not None:
@@ -250,11 +182,30 @@ class _AnnotateWork:
             # Trackers use doubtful detections, so these are removed after them.
             found = {name: sure_detections(rows, self._detectors[name].threshold) for name, rows in found.items()}
             file_name = f"{frame.stream}-{frame.index:06d}.jpg"
-            _save_jpeg(self._task.out / "images" / file_name, frame)
-            self._data.add(file_name, frame, found[first], self._origin_of(frame))
-            if self._describer is not None:
+            if view.is_first:
+                _save_jpeg(self._task.out / "images" / file_name, frame)
+            self._data.add(file_name, frame, view.words, found[first], self._origin_of(frame))
+            if self._describer is not None and view.is_first:
                 record = self._describer.annotate(frame.image, found, frame.index, frame.time_s)
                 self._records[file_name] = record
+
+    def _views_of(self, frame: Frame) -> Iterator[_FrameView]:
+        """The frame with the words to label in it: the queries, or each of its captions."""
+        if isinstance(self._words, ImageWords):
+            yield _FrameView(frame, self._words, self._prompts, is_first=True)
+            return
+        is_first = True
+        for words in self._words.take(picture_key(self._origin_of(frame))):
+            try:
+                prompts = {
+                    name: prepare_sentence(detector, words.caption, words.phrases)
+                    for name, detector in self._detectors.items()
+                }
+            except PromptError as error:
+                self._words.refuse(words.caption, error)
+                continue
+            yield _FrameView(frame, words, prompts, is_first=is_first)
+            is_first = False
 
     def _origin_of(self, frame: Frame) -> str:
         """The picture file, video file or address, without secrets, that a frame comes from."""
@@ -274,7 +225,7 @@ class _AnnotateWork:
         scores = calibrate_scores(found.confidence.astype(np.float64)[:, None], np.array([threshold]))
         tracked = self._trackers[frame.stream].update(replace(found, confidence=scores), frame.time_s)
         assert tracked.tracker_id is not None
-        identities = np.full(len(found), _NO_TRACK)
+        identities = np.full(len(found), NO_TRACK)
         identities[tracked.data["detection_index"]] = tracked.tracker_id
         found.tracker_id = identities
 
@@ -282,19 +233,22 @@ class _AnnotateWork:
         out, coco = self._task.out, self._data.as_coco()
         files = {"annotations.json": json.dumps(coco), "review.html": review_page(coco, "images")}
         if self._task.gligen:
-            files["gligen.jsonl"] = "".join(json.dumps(entry) + "\n" for entry in self._data.as_gligen())
+            entries = self._data.as_gligen(own_captions=self._task.captions is not None)
+            files["gligen.jsonl"] = "".join(json.dumps(entry) + "\n" for entry in entries)
         if self._task.describe is not None:
             files["grand.json"] = json.dumps(self._records, ensure_ascii=False)
             files["review.html"] = review_page(coco, "images", self._records)
         for name, text in files.items():
             write_text(out / name, text)
         exported = write_picture_exports(out, self._exports, coco)
+        counts = {} if isinstance(self._words, ImageWords) else {"captions": self._words.counts()}
         return {
             "images": len(self._data.images),
             "annotations": len(self._data.annotations),
             "annotations_file": str(out / "annotations.json"),
             "review": str(out / "review.html"),
             "files": [*(str(out / name) for name in files), *map(str, exported)],
+            **counts,
         }
 
 

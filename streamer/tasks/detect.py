@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from detectors import Request
+from detectors.phrases import Phrase, prepare_sentence, require_phrases
 from streamer.analysis.label_scores import sure_detections
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError, StreamerError
@@ -35,14 +36,17 @@ def detect(
     batch: int,
     out: Path | None,
     as_json: bool,
+    sentence: str | None = None,
 ) -> bool:
     """Detect and print; returns whether every picture could be read. Raises `PictureError` when none could.
 
+    With a sentence in place of queries, the things that it names are detected, each in its place in the sentence.
     A picture that cannot be read is reported on standard error and does not stop the others.
     """
+    phrases = _phrases_of(sentence, queries)
     targets = [None] * len(images) if out is None else output_files(images, out)
     model = choice.load(queries)
-    prompt = model.prepare(queries)
+    prompt = model.prepare(queries) if sentence is None else prepare_sentence(model, sentence, phrases)
     results: list[sv.Detections | PictureError] = []
     console = user_console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -67,11 +71,21 @@ def detect(
     if len(failures) == len(images):
         raise failures[0]
     if as_json:
-        plain = [_plain_result(file, each) for file, each in zip(images, results, strict=True)]
+        plain = [_plain_result(file, each, sentence, phrases) for file, each in zip(images, results, strict=True)]
         print(json.dumps(plain, indent=2))  # noqa: T201 - the output asked for
     else:
+        if sentence is not None:
+            user_console().print(f"phrases: {', '.join(phrase.text for phrase in phrases)}")
         _print_table(images, results)
     return not failures
+
+
+def _phrases_of(sentence: str | None, queries: Sequence[str]) -> tuple[Phrase, ...]:
+    """The phrases of the sentence, none without one. Raises `ConfigError` unless either it or queries are given."""
+    if (sentence is None) != bool(queries):
+        problem = "both queries and a sentence are given" if queries else "neither a query nor a sentence is given"
+        raise ConfigError(f"{problem}: use --query WORDS, or --sentence TEXT")
+    return () if sentence is None else require_phrases(sentence)
 
 
 def _try_to_read(file: Path) -> Image | PictureError:
@@ -97,7 +111,9 @@ def _detection_rows(found: sv.Detections) -> Iterator[tuple[list[float], str, fl
         yield [round(float(value), 1) for value in box], str(name), float(score)
 
 
-def _plain_result(file: Path, found: sv.Detections | PictureError) -> dict[str, Any]:
+def _plain_result(
+    file: Path, found: sv.Detections | PictureError, sentence: str | None, phrases: Sequence[Phrase]
+) -> dict[str, Any]:
     from streamer.rules.mask_rle import mask_model
 
     if isinstance(found, PictureError):
@@ -108,7 +124,13 @@ def _plain_result(file: Path, found: sv.Detections | PictureError) -> dict[str, 
     if found.mask is not None:
         for row, mask in zip(rows, np.asarray(found.mask, np.bool_), strict=True):
             row["mask"] = mask_model(mask).model_dump()
-    return {"image": str(file), "detections": rows}
+    if sentence is None:
+        return {"image": str(file), "detections": rows}
+    assert found.class_id is not None
+    for row, number in zip(rows, found.class_id, strict=True):
+        row["spans"] = [list(span) for span in phrases[number].spans]
+    named = [{"text": phrase.text, "spans": [list(span) for span in phrase.spans]} for phrase in phrases]
+    return {"image": str(file), "sentence": sentence, "phrases": named, "detections": rows}
 
 
 def _print_table(images: Sequence[Path], results: Sequence[sv.Detections | PictureError]) -> None:

@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -42,6 +43,7 @@ _OPTIONAL = {
 _LEAST_DISK = 2 * 1024**3
 _SOURCE_WAIT_S = 15.0
 _SOURCES_AT_ONCE = 8
+_LEASE_SLOW_S = 0.5
 _FILE_SINKS = ("jsonl", "sqlite", "parquet")
 
 State = Literal["works", "missing", "broken"]
@@ -57,12 +59,17 @@ class CheckResult:
 
 
 def run_checks(
-    sinks: Sequence[str] = (), sources: Sequence[str] = (), *, config: Path | None = None, send_test: bool = False
+    sinks: Sequence[str] = (),
+    sources: Sequence[str] = (),
+    *,
+    config: Path | None = None,
+    lease: str | None = None,
+    send_test: bool = False,
 ) -> list[CheckResult]:
     """Runs all checks; changes nothing except a probe file in the state folder.
 
     The streams of the `config` file are opened with their own settings (TLS, transport, track); its sinks are checked,
-    too. Raises `ConfigError` for a file that is no configuration.
+    too, and the store of leases at `lease`. Raises `ConfigError` for a file that is no configuration.
     """
     from streamer.config import StreamConfig, load_config
 
@@ -76,6 +83,7 @@ def run_checks(
         _check_libraries,
         _check_codecs,
         _check_devices,
+        _check_hardware_decoding,
         _check_threads,
         _check_models,
         _check_disk,
@@ -83,6 +91,8 @@ def run_checks(
     ]
     findings = [finding for run_check in checks for finding in run_check()]
     findings += [_check_sink(address, send_test=send_test) for address in sinks]
+    if lease is not None:
+        findings.append(_check_lease(lease))
     with ThreadPoolExecutor(_SOURCES_AT_ONCE) as pool:
         findings += pool.map(_check_source, streams)
     return findings
@@ -140,6 +150,13 @@ def _check_devices() -> Iterator[CheckResult]:
 
     for name, detail in describe_devices():
         yield CheckResult(name, "works", detail)
+
+
+def _check_hardware_decoding() -> Iterator[CheckResult]:
+    from streamer.sources.hardware import describe_decoding
+
+    is_possible, sentence = describe_decoding()
+    yield CheckResult("hardware decoding", "works" if is_possible else "missing", sentence)
 
 
 def _check_threads() -> Iterator[CheckResult]:
@@ -220,10 +237,32 @@ def _check_sink(text: str, *, send_test: bool = False) -> CheckResult:
         return CheckResult(name, "broken", f"cannot be reached: {error.strerror or error}")
 
 
+def _check_lease(address: str) -> CheckResult:
+    """Whether nodes can share cameras there, and how long one request takes of the time in which leases are renewed."""
+    from sinks.address import redact
+    from streamer.cluster.lease_book import FENCE_S, LeaseError
+    from streamer.cluster.lease_store import open_lease_store
+    from streamer.errors import ConfigError
+
+    name = f"lease {redact(address)}"
+    try:
+        store = open_lease_store(address)
+        try:
+            store.check()  # connects
+            began_s = time.monotonic()
+            detail = store.check()
+        finally:
+            store.close()
+    except (ConfigError, LeaseError) as error:
+        return CheckResult(name, "broken", str(error))
+    seconds = time.monotonic() - began_s
+    if seconds > _LEASE_SLOW_S:
+        detail += f"; slow: leases last {FENCE_S:g} s, and every renewal is one such request"
+    return CheckResult(name, "works", f"answers in {1000 * seconds:.0f} ms; {detail}")
+
+
 def _test_event() -> Event:
     """An event of no stream that is watched, for sinks that are asked to take one."""
-    import time
-
     from sinks.event import (
         Clock,
         CoverageInfo,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import socket
 import sys
@@ -20,6 +21,7 @@ from streamer.config import Config, WebConfig, load_config, parse_config, read_c
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError
 from streamer.jobs.job import parse_place, tracker_setting
+from streamer.jobs.units import shard_of
 from streamer.pipeline import Pipeline
 from streamer.spooling import spool_file, state_folder
 from streamer.tasks.closing import ClosingDeadline, run_until_stopped
@@ -37,7 +39,7 @@ log = logging.getLogger("groundstream")
 RELOAD_EVERY_S = 1.0
 TABLE_RESTART_S = 5.0
 _SHARED = "several nodes share these cameras: edit the configuration file of any node, all of them follow it"
-"""Why the page of a node with leases changes nothing."""
+_SHARDED = "this monitor watches a part of the cameras of its file: edit the file"
 UNDELIVERED = "undelivered events stay in the spool"
 
 
@@ -47,7 +49,8 @@ class MonitorOptions:
 
     `web` is the address of the page, (None, None) for the configured one, None for no page unless the file has one.
     `lease` is where several nodes share the cameras of the file, `node` the name of this one (None: of the machine),
-    `capacity` the most cameras that it watches at a time.
+    `capacity` the most cameras that it watches at a time. `shard` (number from 1, count) is the part of the cameras of
+    the file to watch, None for all.
     """
 
     detector: DetectorChoice
@@ -68,6 +71,7 @@ class MonitorOptions:
     lease: str | None = None
     node: str | None = None
     capacity: int | None = None
+    shard: tuple[int, int] | None = None
 
     def load_config(self) -> Config:
         """The configuration that the options name. Raises `ConfigError`."""
@@ -77,6 +81,10 @@ class MonitorOptions:
             )
         if self.lease is not None and self.file is None:
             raise ConfigError("--lease needs a configuration file, which all nodes share: give one with -c")
+        if self.shard is not None and self.file is None:
+            raise ConfigError("--shard divides the cameras of a configuration file: give one with -c")
+        if self.shard is not None and self.lease is not None:
+            raise ConfigError("--shard and --lease divide the cameras in two ways: give one of them")
         if self.file is not None:
             self._refuse_beside_file()
             return self.add_to(load_config(self.file))
@@ -96,19 +104,30 @@ class MonitorOptions:
         config = _with_page(config, self.web)
         if self.close_timeout_s is not None:
             config = config.model_copy(update={"close_timeout_s": self.close_timeout_s})
+        if self.shard is not None:
+            number, count = self.shard
+            kept = [one for one in config.streams if shard_of(one.name or one.source, count) == number - 1]
+            config = config.model_copy(update={"streams": kept})
         return config
 
     @property
     def node_name(self) -> str | None:
-        """The name of this node, None without leases. Raises `ConfigError`."""
+        """The name of this process among those of the same file, None for a single one. Raises `ConfigError`."""
+        if self.shard is not None:
+            return "shard-{}-of-{}".format(*self.shard)
         if self.lease is None:
             return None
-        name = self.node if self.node is not None else socket.gethostname()
+        name = self.node if self.node is not None else os.environ.get("GROUNDSTREAM_NODE") or socket.gethostname()
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
             raise ConfigError(
                 f"the name of this node is {name!r}: give one of letters, digits and . _ - with --node, at most 63"
             )
         return name
+
+    @property
+    def refusal(self) -> str:
+        """Why the page changes nothing; empty where it may."""
+        return _SHARED if self.lease is not None else _SHARDED if self.shard is not None else ""
 
     def _option_sections(self) -> dict[str, Any]:
         stream = {
@@ -216,6 +235,7 @@ async def _run_monitor(
                 more_sinks=sinks,
                 recorders=None if room is None else room.recorders,
                 terms=holder,
+                hold_open=options.shard is not None,
             ) as pipeline:
                 settle()
                 async with SideTasks(pipeline.stop) as side_tasks, _serve_page(room, pipeline, console):
@@ -226,7 +246,7 @@ async def _run_monitor(
                         if shows_table:
                             table = LiveTable(pipeline, latest)
                             side_tasks.start("the live table", lambda: table.show(console), restart_s=TABLE_RESTART_S)
-                        _log_start(pipeline, spool)
+                        _log_start(pipeline, spool, options.node_name)
                         await run_until_stopped(pipeline, deadline)
                         if holder is not None:
                             await holder.leave()
@@ -274,8 +294,10 @@ async def _join_cameras(options: MonitorOptions) -> AsyncIterator[CameraHolder |
         await holder.aclose()
 
 
-def _log_start(pipeline: Pipeline, spool: Path) -> None:
+def _log_start(pipeline: Pipeline, spool: Path, node: str | None) -> None:
     """Log what is watched, for what, and where events go."""
+    if not pipeline.streams and node is not None:
+        log.info("%s has no cameras yet", node)
     for stream in pipeline.streams:
         words = ", ".join(repr(query.text) for query in stream.analysis.queries.at() if not query.is_denial)
         source = stream.name if stream.section is None else redact(stream.section.source)
@@ -330,7 +352,7 @@ def _open_room(config: Config, options: MonitorOptions) -> Iterator[WebRoom | No
     folder = state_folder() if node is None else state_folder() / node
     make_folder(folder)
     document = ConfigDocument(file, folder / f"{name}.overrides.yaml", config)
-    room = WebRoom(config.web, folder, document, refusal="" if node is None else _SHARED)
+    room = WebRoom(config.web, folder, document, refusal=options.refusal)
     try:
         yield room
     finally:

@@ -90,6 +90,10 @@ class ControlRoom:
         """The configuration in force."""
         return self._pipeline.config
 
+    async def is_ready(self) -> bool:
+        """Returns whether events can be stored and sent, and not all streams have failed."""
+        return await self._call(lambda: self._pipeline.is_ready)
+
     async def list_streams(self) -> list[StreamStatus]:
         """Returns the state of every stream."""
         return await self._call(self._describe_streams)
@@ -136,6 +140,17 @@ class ControlRoom:
         """Returns `queries`, `zones`, `lines`, `ignore` (masks) or `counts` of a stream. Raises `Problem` 404."""
         position, config = await self._find_stream(stream)
         return self._section_state(position, config, section)
+
+    async def section_tags(self) -> dict[tuple[str, str], str]:
+        """Returns the entity tag of every section of every stream, by stream and section."""
+        sections = await self._call(lambda: [(stream.name, stream.section) for stream in self._pipeline.streams])
+        tags = {}
+        for name, config in sections:
+            if config in self.config.streams:
+                position = self.config.streams.index(config)
+                for section in _SECTIONS:
+                    tags[name, section] = self._section_state(position, config, section).etag
+        return tags
 
     async def write_section(
         self, stream: str, section: str, value: Sequence[Mapping[str, Any]], if_match: str | None

@@ -115,10 +115,11 @@ class PipelineMetrics(Collector):
         )
         for quantile in ("0.5", "0.95", "0.99", "1"):
             lag.add_metric([quantile], self._pipeline.loop_lag.quantile(float(quantile)))
+        leases = self._collect_terms()
         frames = [received, analysed, dropped, age, tracks, online, lag, *self._collect_timings()]
         spool = [stored, spooled, limit, forgotten]
         sinks = [delivered, dead, failures, backlog, up, send_seconds]
-        return [*frames, events, lost, *spool, *sinks, enriched, pictures, clips, self._collect_build()]
+        return [*frames, events, lost, *spool, *sinks, enriched, pictures, clips, *leases, self._collect_build()]
 
     def _collect_timings(self) -> list[Metric]:
         timings = self._pipeline.timings
@@ -134,9 +135,30 @@ class PipelineMetrics(Collector):
         size = HistogramMetricFamily("groundstream_detector_batch_frames", "Frames of a batch of the detector.")
         size.add_metric([], timings.batch_frames.cumulative(), timings.batch_frames.total)
         queries = GaugeMetricFamily("groundstream_queries", "Queries that are watched for.", labels=["stream"])
+        ignored = CounterMetricFamily(
+            "groundstream_masked_detections", "Detections left out because a mask covers them.", labels=["stream"]
+        )
         for watched in self._pipeline.streams:
             queries.add_metric([watched.name], len(watched.analysis.queries.at()))
-        return [latency, seconds, size, queries]
+            ignored.add_metric([watched.name], watched.analysis.masked_detections)
+        return [latency, seconds, size, queries, ignored]
+
+    def _collect_terms(self) -> list[Metric]:
+        """The leases of a node that shares cameras with others."""
+        cameras = GaugeMetricFamily("groundstream_lease_cameras", "Cameras whose lease this node holds.")
+        age = GaugeMetricFamily("groundstream_lease_age_seconds", "Seconds since the last renewal of the leases.")
+        renewals = CounterMetricFamily(
+            "groundstream_lease_renewals", "Renewals of the leases, by outcome.", labels=["outcome"]
+        )
+        grants = CounterMetricFamily("groundstream_lease_grants", "Leases of cameras that this node was granted.")
+        if (tally := self._pipeline.terms()) is not None:
+            cameras.add_metric([], tally.streams)
+            if tally.renewed_s is not None:
+                age.add_metric([], tally.renewed_s)
+            renewals.add_metric(["granted"], tally.renewals)
+            renewals.add_metric(["failed"], tally.failures)
+            grants.add_metric([], tally.granted)
+        return [cameras, age, renewals, grants]
 
     def _collect_build(self) -> Metric:
         build = GaugeMetricFamily(
@@ -161,7 +183,7 @@ def serve_metrics(pipeline: Pipeline, port: int, host: str) -> tuple[WSGIServer,
         if path == "/metrics":
             found: Iterable[bytes] = metrics(environment, start)
             return found
-        ready = path == "/readyz" and is_ready(pipeline)
+        ready = path == "/readyz" and pipeline.is_ready
         status, text = {
             "/healthz": ("200 OK", "ok"),
             "/readyz": ("200 OK", "ok") if ready else ("503 Service Unavailable", "not ready"),
@@ -176,12 +198,6 @@ def serve_metrics(pipeline: Pipeline, port: int, host: str) -> tuple[WSGIServer,
     thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
     return server, thread
-
-
-def is_ready(pipeline: Pipeline) -> bool:
-    """Whether events can be stored and at least one stream has not failed."""
-    failed = (SourceState.WAITING, SourceState.STALLED)
-    return not pipeline.storage().error and any(report.state not in failed for report in pipeline.report())
 
 
 class _ThreadedServer(ThreadingMixIn, WSGIServer):

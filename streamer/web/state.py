@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -60,7 +60,6 @@ class WebState:
     videos: ResultVideos | None = None
     sockets: SocketGroup = field(default_factory=SocketGroup)
     previews: PreviewRuns = field(default_factory=PreviewRuns)
-    storage_error: Callable[[], str] = lambda: ""  # why events cannot be stored at present
     feed_readers: int = 0
     is_closing: bool = False
 

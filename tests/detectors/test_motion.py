@@ -140,17 +140,13 @@ def test_a_change_of_resolution_begins_anew(camera):
         assert len(found) == 0
 
 
-def test_whether_anything_moves_can_be_asked_alone():
+def test_a_forgotten_stream_begins_with_a_new_background():
     detector = MotionDetector()
     camera = Camera(detector)
-    assert not detector.anything_moves("camera")
     camera.settle()
-    assert not detector.anything_moves("camera")
-    for step in range(10):
-        camera.show((60 + 4 * step, 150))
-    assert detector.anything_moves("camera")
+    assert len(camera.show((60, 150))) == 1
     detector.forget("camera")
-    assert not detector.anything_moves("camera")
+    assert len(camera.show((64, 150))) == 0
 
 
 def test_other_words_get_one_sentence_that_names_them():

@@ -202,3 +202,14 @@ def test_scores_that_are_not_numbers_are_an_error(models):
     detector._scores = lambda images, prompt: (torch.full((1, 3, 1), float("nan")), torch.zeros(1, 3, 4))
     with pytest.raises(DetectorError, match="not numbers in float32"):
         detector.detect([Request(np.zeros((60, 60, 3), np.uint8), detector.prepare(["person"]))])
+
+
+def test_phrases_of_a_sentence_own_their_tokens(models):
+    detector = create_detector("grounding-dino-tiny", weights=models["grounding-dino-tiny"], threshold=0.0)
+    prompt = detector.prepare_text("a Person with a red umbrella", ["a Person", "a red umbrella"])
+    tokens = detector._tokenizer.convert_ids_to_tokens(prompt.input_ids[0])
+    assert tokens == ["[CLS]", "a", "person", "with", "a", "red", "umbrella", ".", "[SEP]"]
+    assert prompt.spans == ((1, 2), (4, 5, 6))
+    [found] = detector.detect([Request(picture(120, 160), prompt)])
+    assert set(found.data["class_name"]) <= {"a Person", "a red umbrella"}
+    assert len(found)

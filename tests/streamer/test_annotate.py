@@ -91,7 +91,7 @@ def test_tracks_give_boxes_an_identity_and_take_none_away(street: Path) -> None:
 def test_gligen_reads_phrases_and_fractions(street: Path) -> None:
     lines = (make(street, gligen=True) / "gligen.jsonl").read_text().splitlines()
     first = json.loads(lines[0])
-    assert (first["caption"], first["phrases"]) == ("red car, man", ["red car", "man"])
+    assert (first["caption"], first["phrases"]) == ("A picture of a red car and a man.", ["red car", "man"])
     assert first["boxes"][0] == pytest.approx([5 / 90, 20 / 60, 35 / 90, 45 / 60], abs=1e-6)
 
 

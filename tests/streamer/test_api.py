@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,31 @@ def test_leaving_ends_a_source_that_gives_nothing_more() -> None:
         assert event.kind == "stream.online"
         break
     assert "groundstream" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.anyio
+async def test_leaving_while_the_pipeline_is_being_opened_does_not_wait_for_it(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a model is loaded: what would be opened for nothing, a camera, would then run for ever."""
+    is_closed = False
+
+    @asynccontextmanager
+    async def open_slowly(*_: Any, **__: Any) -> AsyncIterator[None]:
+        nonlocal is_closed
+        try:
+            await asyncio.Event().wait()
+            yield
+        finally:
+            is_closed = True
+
+    monkeypatch.setattr("streamer.api.open_pipeline", open_slowly)
+    first = asyncio.ensure_future(anext(groundstream.watch(clip, "person", detector=CentreDetector())))
+    await asyncio.sleep(0.05)
+    first.cancel()
+    await asyncio.wait([first], timeout=20)
+    assert first.cancelled()
+    assert is_closed
 
 
 @pytest.mark.anyio

@@ -301,6 +301,31 @@ def test_a_recording_whose_worker_is_killed_is_read_on_from_the_next_frame(tmp_p
     run(work)
 
 
+def test_a_message_that_cannot_be_handled_costs_the_worker_and_no_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """As where this process has no descriptor or memory left for a moment."""
+    path = make_clip(tmp_path / "clip.mp4", 100)
+    failures = [OSError(24, "Too many open files")]
+
+    def map_ring(*values: Any) -> ring.ReadingRing:
+        if failures:
+            raise failures.pop()
+        return ring.ReadingRing(*values)
+
+    monkeypatch.setattr("streamer.sources.workers.proxy.ReadingRing", map_ring)
+
+    async def work() -> None:
+        async with pool_of() as pool:
+            source = pool.move(open_sources(str(path))[0])
+            async with asyncio.timeout(30):
+                assert [frame.index for frame in await read(source)] == list(range(100))
+            assert source.account.tally().pending == 0
+
+    run(work)
+    assert "could not be handled" in caplog.text
+
+
 def test_a_recording_that_kills_every_worker_ends_with_the_reason(tmp_path: Path):
     path = make_clip(tmp_path / "clip.mp4", 100, size=(640, 480))
 

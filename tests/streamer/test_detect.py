@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from detectors import PromptError
 from streamer.commands.detect import detect
-from streamer.errors import SourceError
+from streamer.errors import ConfigError, SourceError
 
 app = typer.Typer()
 app.command()(detect)
@@ -88,3 +88,24 @@ def test_what_is_no_picture_is_reported_by_its_name(script, tmp_path):
 def test_an_empty_query_is_refused(pictures, script):
     result = CliRunner().invoke(app, [pictures[0], "-q", " ", "--detector", script])
     assert isinstance(result.exception, PromptError)
+
+
+def test_a_sentence_s_things_are_detected_and_tied_to_their_places(pictures, tmp_path):
+    script = tmp_path / "sentence.json"
+    box = {"confidence": 0.9, "box": [4, 4, 20, 20]}
+    script.write_text(json.dumps({"frames": [[{"query": "a ladder", **box}]]}))
+    sentence = "two people carry a ladder"
+    given = ["--sentence", sentence, "--detector", f"scripted:{script}"]
+    [first] = json.loads(run(pictures[0], *given, "--json"))
+    assert first["sentence"] == sentence
+    assert [named["text"] for named in first["phrases"]] == ["two people", "a ladder"]
+    [row] = first["detections"]
+    [[start, end]] = row["spans"]
+    assert sentence[start:end] == row["query"] == "a ladder"
+    assert run(pictures[0], *given).startswith("phrases: two people, a ladder")
+
+
+@pytest.mark.parametrize("more", [[], ["--query", "man", "--sentence", "a man"]])
+def test_either_queries_or_a_sentence_are_given(pictures, script, more):
+    with pytest.raises(ConfigError, match="--sentence TEXT"):
+        run(*pictures, *more, "--detector", script)

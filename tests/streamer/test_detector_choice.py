@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from detectors import Request
+from detectors.cascade import CascadeDetector
 from detectors.detector import OptionError
 from streamer.config import load_config, parse_config
 from streamer.detector_choice import DetectorChoice, load_detector, parse_options
@@ -77,3 +80,19 @@ def test_options_reach_the_detector_of_a_job(tmp_path: Path) -> None:
         ProcessJob(["a.mp4"], ["x"], tmp_path, detector=f"scripted:{script}", detector_options=["repeat=true"])
     )
     assert load_detector(config.detector).threshold == 0.5
+
+
+def test_a_gate_is_an_option_of_every_detector(tmp_path: Path) -> None:
+    script = tmp_path / "script.json"
+    script.write_text("[[], []]")
+    options = ["gate=motion", "gate_moving_every=2", "gate_still_every=3"]
+    detector = DetectorChoice(f"scripted:{script}", options=options).load(["person"])
+    assert isinstance(detector, CascadeDetector)
+    still = Request(np.zeros((90, 120, 3), np.uint8), detector.prepare(["person"]), "camera")
+    detector.detect([still] * 6)
+    assert (detector.analysed, detector.pictures) == (2, 6)
+
+
+def test_a_gate_before_a_detector_as_cheap_is_refused() -> None:
+    with pytest.raises(ConfigError, match="motion needs no gate: leave `gate` out"):
+        DetectorChoice("motion", options=["gate=coco-nano"]).load(["anything that moves"])

@@ -150,7 +150,7 @@ def test_yolo_reads_the_boxes_of_every_picture(results: Path) -> None:
 
 
 def test_datumaro_imports_cvat_yolo_and_coco(results: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Another reader of the three formats, which FiftyOne and CVAT's own converters agree with."""
+    """Another reader of the three formats."""
     dm = pytest.importorskip("datumaro", reason="datumaro is not installed: pip install datumaro")
     folder = tmp_path_factory.mktemp("datumaro")
     zipfile.ZipFile(results / "cvat.zip").extractall(folder / "cvat")
@@ -171,6 +171,54 @@ def test_datumaro_imports_cvat_yolo_and_coco(results: Path, tmp_path_factory: py
         assert [one[:2] for one in sorted(found)] == [one[:2] for one in expected]
         apart = [np.subtract(a[2], b[2]) for a, b in zip(sorted(found), expected, strict=True)]
         assert np.abs(apart).max() <= 1, name  # rounding of pixels
+
+
+def test_fiftyone_reads_coco_yolo_and_cvat(results: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Its own importers; a data set of FiftyOne needs a MongoDB, which they do not."""
+    pytest.importorskip("fiftyone", reason="fiftyone is not installed: pip install fiftyone")
+    from fiftyone.utils.coco import COCODetectionDatasetImporter
+    from fiftyone.utils.cvat import CVATVideoDatasetImporter
+    from fiftyone.utils.yolo import YOLOv5DatasetImporter
+
+    boxes, kinds = scene()
+    expected = sorted((index, LABELS[kinds[track]], *box) for (track, index), box in boxes.items())
+
+    def row(index: int, one: Any) -> tuple[int, str, float, float, float, float]:
+        x, y, width, height = np.multiply(one.bounding_box, SIZE * 2).tolist()
+        return index, one.label, x, y, x + width, y + height
+
+    coco = COCODetectionDatasetImporter(
+        data_path=str(results / "images"), labels_path=str(results / "coco.json"), label_types="detections"
+    )
+    yolo = YOLOv5DatasetImporter(dataset_dir=str(results / "yolo"), yaml_path="data.yaml", split="train")
+    for importer in (coco, yolo):
+        with importer:
+            found = [
+                row(int(Path(path).stem) - 1, one)
+                for path, _, label in importer
+                for one in (label.detections if label is not None else ())
+            ]
+        assert len(importer) == FRAMES
+        assert [one[:2] for one in sorted(found)] == [one[:2] for one in expected]
+        assert np.allclose([one[2:] for one in sorted(found)], [one[2:] for one in expected], atol=0.02)
+
+    folder = tmp_path_factory.mktemp("fiftyone")
+    (folder / "data").mkdir()
+    (folder / "data/gate.mp4").touch()
+    (folder / "labels").mkdir()
+    with zipfile.ZipFile(results / "cvat.zip") as archive:
+        (folder / "labels/gate.xml").write_bytes(archive.read("annotations.xml"))
+    importer = CVATVideoDatasetImporter(dataset_dir=str(folder))
+    with importer:
+        [(_, _, _, frames)] = list(importer)
+    tracks = sorted(
+        (number - 1, int(one.index), *row(0, one)[2:])
+        for number, labels in frames.items()
+        for one in labels["detections"].detections
+    )
+    by_track = sorted((index, track, *box) for (track, index), box in boxes.items())
+    assert [one[:2] for one in tracks] == [one[:2] for one in by_track]
+    assert np.allclose([one[2:] for one in tracks], [one[2:] for one in by_track], atol=1.0)  # it rounds to pixels
 
 
 def test_the_label_studio_sdk_accepts_tasks_and_predictions(results: Path) -> None:

@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from sinks.event import EventType
 from sinks.sink import PoisonError
 from streamer.errors import StreamerError
-from streamer.web.metrics import serve_metrics
+from streamer.rules.places import IgnoredRegion
+from streamer.web.metrics import PipelineMetrics, serve_metrics
 from tests.support.fakes import Bench, FakeDetector, FakeSource, ListSink, camera
 
 
@@ -70,6 +71,21 @@ def test_what_became_of_frames_and_events_is_served_over_http():
     assert reported["groundstream_queries", "gate"] == 1
     # A batch that the sink refused in part has its duration among the failures.
     assert ("groundstream_sink_send_seconds_count", name) in reported
+
+
+def test_detections_under_a_mask_are_counted_by_stream():
+    everywhere = IgnoredRegion("all", [(0, 0), (1, 0), (1, 1), (0, 1)])
+
+    async def go():
+        cameras = [camera(FakeSource("gate", count=12), masks=[everywhere]), camera(FakeSource("yard", count=12))]
+        async with Bench(cameras, FakeDetector()) as bench:
+            await bench.run()
+            return bench.kinds("gate"), list(PipelineMetrics(bench.pipeline).collect())
+
+    kinds, families = asyncio.run(go())
+    [masked] = [family for family in families if family.name == "groundstream_masked_detections"]
+    assert {sample.labels["stream"]: sample.value for sample in masked.samples} == {"gate": 12, "yard": 0}
+    assert "track.begin" not in kinds
 
 
 def test_a_port_that_is_taken_is_reported():

@@ -9,16 +9,21 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from sinks.event import Event
 from streamer.cluster.lease_store import open_lease_store
+from streamer.jobs.units import shard_of
+from tests.sinks.broker import Proxy, free_port
 from tests.sinks.servers import postgres
 
 pytestmark = pytest.mark.timeout(300)
@@ -48,17 +53,20 @@ class Nodes:
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self, name: str, *options: str, events: Path | None = None) -> subprocess.Popen[bytes]:
+    def start(
+        self, name: str, *options: str, events: Path | None = None, address: str | None = None, port: int = 0
+    ) -> subprocess.Popen[bytes]:
         environment = os.environ | {
             "XDG_STATE_HOME": str(self.folder / "state"),
             "EVENTS": str(events or self.events_file(name)),
+            "PORT": str(port or free_port()),
             "PYTHONPATH": str(ROOT),
         }
         config = self.folder / f"{name}.yaml"
         if not config.exists():
             write_config(config)
         command = [sys.executable, "-m", "groundstream", "monitor", "-c", str(config), "--quiet"]
-        command += ["--lease", self.address, "--node", name, *options]
+        command += ["--lease", address or self.address, "--node", name, *options]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
         self.started.append(self.running[name])
@@ -212,6 +220,57 @@ def test_a_frozen_node_sends_nothing_more_when_it_wakes_and_takes_part_again(nod
     check_events(nodes)
 
 
+@pytest.mark.parametrize("nodes", ["postgresql"], indirect=True)
+def test_a_node_that_is_cut_off_from_the_database_falls_silent_before_its_cameras_are_taken(nodes):
+    proxy = Proxy(urlsplit(nodes.address).port or 0)
+    port, through = free_port(), nodes.address.replace(str(urlsplit(nodes.address).port), str(proxy.port))
+    try:
+        for name in "ab":
+            write_config(nodes.folder / f"{name}.yaml", more="metrics_port: ${PORT}")
+        nodes.start("a", address=through, port=port)
+        nodes.wait(lambda: read_metrics(port).get("groundstream_lease_cameras") == 3.0, "a holds all cameras")
+        nodes.wait(lambda: read_status(port) == 200, "a is ready")
+        lost = nodes.online("a")
+        proxy.freeze()
+        nodes.wait(lambda: "could not renew its leases in time" in nodes.log("a"), "a stops")
+        nodes.wait(lambda: read_metrics(port)["groundstream_lease_cameras"] == 0.0, "a watches none")
+        assert read_metrics(port)["groundstream_lease_age_seconds"] > 3.9
+        assert read_metrics(port)['groundstream_lease_renewals_total{outcome="failed"}'] > 0
+        assert read_status(port) == 503
+        before = len(nodes.events("a"))
+        nodes.start("b")
+        nodes.wait_seen("b")
+        proxy.thaw()
+        nodes.wait(lambda: "a" in nodes.holders().values(), "a gets a camera again")
+        nodes.wait_seen("a", "b")
+        for event in nodes.events("a")[before:]:
+            assert event.data.run > lost[event.data.stream]
+        check_events(nodes)
+    finally:
+        proxy.close()
+
+
+def read_status(port: int, path: str = "/readyz") -> int:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=20) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    except OSError:
+        return 0
+
+
+def read_metrics(port: int) -> dict[str, float]:
+    """The values of the node's metrics by name and labels; empty while it does not serve them."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+            lines = answer.read().decode().splitlines()
+    except OSError:
+        return {}
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
+
+
 @pytest.mark.parametrize("nodes", ["sqlite"], indirect=True)
 def test_a_node_that_is_stopped_gives_its_cameras_away_at_once(nodes):
     nodes.start("a")
@@ -279,6 +338,9 @@ def test_wrong_options_are_one_sentence_each(tmp_path, monkeypatch):
     for arguments, sentence in [
         (("-c", config, "--node", "a"), "of use with --lease alone"),
         (("synthetic:street", "-q", "person", "--lease", "sqlite:x"), "--lease needs a configuration file"),
+        (("synthetic:street", "-q", "person", "--shard", "1/2"), "--shard divides the cameras of a configuration file"),
+        (("-c", config, "--shard", "1/2", "--lease", "sqlite:x"), "divide the cameras in two ways"),
+        (("-c", config, "--shard", "3/2"), "shard '3/2' is not NUMBER/COUNT"),
         (("-c", config, "--lease", "redis://host"), "write postgresql://HOST/DATABASE"),
         (("-c", config, "--lease", f"sqlite:{tmp_path}/x", "--node", "a b"), "the name of this node is 'a b'"),
     ]:
@@ -329,3 +391,58 @@ def test_a_node_is_drained_and_taken_back(nodes):
     unknown = cluster("drain", "c", "--lease", nodes.address)
     assert unknown.returncode == 1
     assert unknown.stderr.strip() == "groundstream: there is no node 'c': the nodes are a, b"
+
+
+def doctor(address: object) -> tuple[str, str]:
+    """State and detail of the check of a lease store."""
+    command = [sys.executable, "-m", "groundstream", "doctor", "--json", "--lease", str(address)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    [found] = [one for one in json.loads(done.stdout) if one["what"].startswith("lease ")]
+    assert "sesame" not in done.stdout
+    return found["state"], found["detail"]
+
+
+def test_doctor_checks_the_store_of_leases_and_changes_nothing(nodes):
+    for _ in range(2):
+        state, detail = doctor(nodes.address)
+        assert state == "works", detail
+        assert "made by the first node" in detail
+    nodes.start("a")
+    nodes.wait_seen("a")
+    state, detail = doctor(nodes.address)
+    assert state == "works", detail
+    assert "1 nodes share 3 cameras" in detail
+
+
+def test_doctor_names_a_store_that_cannot_be_used(tmp_path):
+    for address, sentence in [
+        (f"sqlite:{tmp_path}", "it is a folder"),
+        ("postgresql://me:sesame@127.0.0.1:1/leases", "does not take events"),
+        ("redis://host/x", "write postgresql://HOST/DATABASE"),
+    ]:
+        state, detail = doctor(address)
+        assert state == "broken"
+        assert sentence in detail
+
+
+def test_shards_divide_the_cameras_and_the_same_ones_at_every_start(tmp_path):
+    cameras = tuple(f"camera{number}" for number in range(5))
+    nodes, found = Nodes(tmp_path, ""), {}
+    for number in (1, 2, 3):
+        config = tmp_path / "cameras.yaml"
+        write_config(config, cameras)
+        environment = os.environ | {
+            "XDG_STATE_HOME": str(tmp_path / "state"),
+            "EVENTS": str(nodes.events_file(str(number))),
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [sys.executable, "-m", "groundstream", "monitor", "-c", str(config), "--quiet"]
+        done = subprocess.run(
+            [*command, "--shard", f"{number}/3", "--duration", "4"], env=environment, capture_output=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        found[number] = {event.data.stream for event in nodes.events(str(number))}
+        wanted = {name for name in cameras if shard_of(name, 3) == number - 1}
+        assert found[number] == wanted
+    assert sorted(name for names in found.values() for name in names) == sorted(cameras)
+    assert len(list((tmp_path / "state" / "groundstream").glob("*.spool"))) == 3

@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Self
 
 from streamer.sources.source import MovableSource, OnState, Source
-from streamer.sources.workers.protocol import MessageDecoder, RingOpened, encode_message
+from streamer.sources.workers.protocol import MessageDecoder, RingOpened, WorkerLogged, encode_message
 from streamer.sources.workers.proxy import WorkerLink, WorkerSource
 from streamer.threads import plan_threads
 
@@ -56,6 +56,7 @@ class DecodePool:
         self._replacing: set[asyncio.Task[object]] = set()
         self._checking: asyncio.Task[None] | None = None
         self._closed = False
+        self._said: set[str] = set()  # by workers, of what is said once
 
     def move(self, source: Source, on_state: OnState | None = None) -> Source:
         """`source` as one that is read by a worker; `source` itself where it can only be read in this process."""
@@ -120,7 +121,7 @@ class DecodePool:
                 self._run(asyncio.to_thread(worker.end))
 
     def _start(self, *, is_apart: bool = False) -> _WorkerProcess:
-        worker = _WorkerProcess(is_apart, self._note_death)
+        worker = _WorkerProcess(is_apart, self._note_death, self._log_record)
         self._workers.append(worker)
         if self._checking is None:
             self._checking = asyncio.get_running_loop().create_task(self._check_workers(), name="decode worker check")
@@ -130,6 +131,13 @@ class DecodePool:
         if not self._closed and worker in self._workers:
             self._workers.remove(worker)
             self._run(self._replace(worker))
+
+    def _log_record(self, record: WorkerLogged) -> None:
+        if record.is_said_once:
+            if record.text in self._said:
+                return
+            self._said.add(record.text)
+        logging.getLogger(record.logger).log(record.level, "%s", record.text)
 
     def _run(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -182,10 +190,13 @@ class DecodePool:
 class _WorkerProcess:
     """One worker and the socket to it."""
 
-    def __init__(self, is_apart: bool, on_death: Callable[[_WorkerProcess], None]) -> None:
+    def __init__(
+        self, is_apart: bool, on_death: Callable[[_WorkerProcess], None], on_log: Callable[[WorkerLogged], None]
+    ) -> None:
         self.is_apart = is_apart
         self.sources: dict[int, WorkerSource] = {}
         self._on_death = on_death
+        self._on_log = on_log
         self._loop = asyncio.get_running_loop()
         self._decoder = MessageDecoder()
         self._descriptors: deque[int] = deque()
@@ -258,7 +269,19 @@ class _WorkerProcess:
             self.disconnect()
             self._on_death(self)
             return
+        try:
+            self._handle(data)
+        except Exception:  # as where there are no more descriptors: what the message held is lost
+            log.exception("a message of a decode worker could not be handled: the worker is replaced")
+            self.process.kill()
+            self.disconnect()
+            self._on_death(self)
+
+    def _handle(self, data: bytes) -> None:
         for item in self._decoder.feed(data):
+            if isinstance(item, WorkerLogged):
+                self._on_log(item)
+                continue
             source = self.sources.get(item.source)
             if source is not None:
                 source.receive(item, self._descriptors)

@@ -116,6 +116,15 @@ class StateChanged(NamedTuple):
     cause: str
 
 
+class WorkerLogged(NamedTuple):
+    """A record of the worker's log, with its traceback. One that `is_said_once` is wanted once from all workers."""
+
+    logger: str
+    level: int
+    text: str
+    is_said_once: bool
+
+
 class PacketsKept(NamedTuple):
     """Whether the packets of the present connection are kept for clips."""
 

@@ -41,6 +41,7 @@ from streamer.sources.workers.protocol import (
     SampleSource,
     SourceEnded,
     StateChanged,
+    WorkerLogged,
     encode_message,
 )
 from streamer.sources.workers.ring import WritingRing
@@ -82,6 +83,22 @@ class _Outlet:
             if descriptor is not None:
                 sent = socket.send_fds(self._connection, [data], [descriptor])
             self._connection.sendall(data[sent:])
+
+
+class _ForwardingHandler(logging.Handler):
+    """Sends the worker's log to the analysing process, whose log has its own form and place."""
+
+    def __init__(self, outlet: _Outlet) -> None:
+        super().__init__()
+        self._outlet = outlet
+        self._last_resort = logging.StreamHandler()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        item = WorkerLogged(record.name, record.levelno, self.format(record), hasattr(record, "is_said_once"))
+        try:
+            self._outlet.send([item])
+        except OSError:  # the other end is gone
+            self._last_resort.emit(record)
 
 
 class RingHandover:
@@ -312,9 +329,9 @@ class _ServedSource:
 class DecodeWorker:
     """Serves the sources that the process at the other end of `connection` opens."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, outlet: _Outlet) -> None:
         self._connection = connection
-        self._outlet = _Outlet(connection)
+        self._outlet = outlet
         self._decoder = MessageDecoder()
         self._sources: dict[int, _ServedSource] = {}
         self._cutters: dict[int, ClipCutter] = {}  # also of sources that have ended
@@ -388,12 +405,13 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     sys.setswitchinterval(0.0001)  # see `streamer.cli.main`
     limit_decoding()
-    level = os.environ.get("GROUNDSTREAM_WORKER_LOG", "WARNING")
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     connection = socket.socket(fileno=int(sys.argv[1]))
+    outlet = _Outlet(connection)
+    level = os.environ.get("GROUNDSTREAM_WORKER_LOG", "WARNING")
+    logging.basicConfig(level=level, handlers=[_ForwardingHandler(outlet)])
     code = 0
     try:
-        DecodeWorker(connection).serve()
+        DecodeWorker(connection, outlet).serve()
     except (BrokenPipeError, ConnectionResetError):
         pass
     except Exception:
