@@ -199,7 +199,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         table = json.loads(path.read_text())
     except FileNotFoundError:
         raise WeightsError(f"{path} is missing: give a folder with a model in it") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
     if not isinstance(table, dict):
         raise WeightsError(f"{path} holds no table: download it again")

@@ -297,7 +297,7 @@ def _read_overrides(path: Path) -> tuple[Override, ...]:
         return tuple(Override(tuple(entry["path"]), str(entry["base"]), entry["value"]) for entry in raw or ())
     except FileNotFoundError:
         return ()
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"cannot read the changes of the page in {path}: {error}; delete the file") from None
 
 
