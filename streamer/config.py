@@ -30,6 +30,7 @@ from sinks.address import redact
 from sinks.tls import TlsOptions
 from streamer.analysis.queries import query_slug
 from streamer.errors import ConfigError
+from streamer.object_store import parse_s3
 from streamer.rules.ground import GroundPlane
 from streamer.rules.rule import Anchor
 from streamer.rules.zones import SETTLE_S
@@ -151,7 +152,7 @@ class WithoutRuleConfig(_RuleConfig):
 
 
 class LeftRuleConfig(_RuleConfig):
-    """Objects of a query that somebody was near and left, such as bags."""
+    """Objects of a query that a person was near and then left, such as bags."""
 
     kind: Literal["left"]
     thing: str = Field(min_length=1, description="Id of the query of the objects; `query` is of those who leave them.")
@@ -362,7 +363,7 @@ class EnrichConfig(_ConfigSection):
     per_stream_minute: int = Field(10, ge=1)
 
 
-class ClipConfig(_ConfigSection):
+class ClipsConfig(_ConfigSection):
     """Length of the clips of events."""
 
     before_s: float = Field(5.0, ge=0, le=60, description="Seconds of a clip before its event.")
@@ -372,15 +373,17 @@ class ClipConfig(_ConfigSection):
 class MediaConfig(_ConfigSection):
     """Pictures and clips of events: of a track that matches a query, enters a zone or crosses a line."""
 
-    folder: Path | None = Field(
-        None, description="Folder of the pictures; `media` in the user's state folder if absent."
+    folder: Path | str | None = Field(
+        None,
+        description="Folder of the pictures, or `s3://BUCKET/FOLDER` (extra s3); `media` in the user's state folder if "
+        "absent.",
     )
     snapshots: Literal["full", "crop", "none"] = Field(
         "full",
         description="What is stored: the full frame and the part around the track, that part alone, or no picture. "
         "true is full, false is none.",
     )
-    clips: ClipConfig | None = Field(
+    clips: ClipsConfig | None = Field(
         None,
         description="Clips of the same events, without encoding where the source allows it; false or absent: none, "
         "true: from 5 seconds before to 5 seconds after.",
@@ -389,6 +392,18 @@ class MediaConfig(_ConfigSection):
     max_bytes: int = Field(
         5 << 30, ge=1 << 20, description="Bytes of all pictures and clips in the folder; the oldest are removed first."
     )
+
+    @field_validator("folder", mode="before")
+    @classmethod
+    def _check_folder(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.lower().startswith("s3:"):
+            parse_s3(value)
+            return value
+        if "://" in value:
+            raise ValueError("expected a folder or s3://BUCKET/FOLDER")
+        return Path(value)
 
     @field_validator("clips", mode="before")
     @classmethod
@@ -576,7 +591,9 @@ def load_config(path: Path) -> Config:
     try:
         text = path.read_text()
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        raise ConfigError(
+            f"cannot read the configuration {path}: {error.strerror}; give the path of a YAML file"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file: a configuration is YAML") from error
     return read_config(text, str(path))
