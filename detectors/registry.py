@@ -32,7 +32,8 @@ _FACTORIES: dict[str, str] = {
     "llmdet-": "detectors.zero_shot:create",
     "owlv2-": "detectors.zero_shot:create",
 }
-
+_REMEMBERING = frozenset({"motion", "scripted"})
+"""Detectors whose results depend on the pictures that the stream showed before."""
 
 _KINDS = {
     bool: "true or false",
@@ -78,6 +79,14 @@ def create_detector(name: str, **options: Any) -> Detector:
     _check_options(base, argument, options, _option_types(create))
     given = {option: value for option, value in options.items() if value is not None}
     return create(base, **given, **({"argument": argument} if argument else {}))
+
+
+def is_frame_detector(name: str) -> bool:
+    """Whether results of the detector `name` depend on one picture alone. Of those that other distributions add this is
+    not known: they count as detectors that remember."""
+    base = name.partition(":")[0]
+    is_ours = any(base == key or (key.endswith("-") and base.startswith(key)) for key in _FACTORIES)
+    return is_ours and base not in _REMEMBERING
 
 
 def detector_options(name: str) -> dict[str, str]:
