@@ -86,6 +86,6 @@ def load_checkpoint_file(path: Path) -> Any:
     Tensors of a zipped file are mapped into memory, not copied. Raises what torch raises for a damaged file.
     """
     zipped = zipfile.is_zipfile(path)
-    return torch.load(
+    return torch.load(  # `_PICKLE` makes nothing but tensors  # nosec B614
         path, map_location="cpu", weights_only=False, pickle_module=_PICKLE, mmap=True if zipped else None
     )
