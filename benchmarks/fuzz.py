@@ -579,9 +579,10 @@ def mutate(data: bytes, dice: random.Random, *, is_text: bool) -> bytes:
         except ValueError:
             pass
         else:
-            for _ in range(dice.randint(1, 3)):
-                value = _mutate_value(value, dice)
-            return json.dumps(value, ensure_ascii=dice.random() < 0.5).encode(errors="surrogatepass")
+            with suppress(RecursionError):  # a part that was put into itself: bytes are changed instead
+                for _ in range(dice.randint(1, 3)):
+                    value = _mutate_value(value, dice)
+                return json.dumps(value, ensure_ascii=dice.random() < 0.5).encode(errors="surrogatepass")
     for _ in range(dice.choice((1, 1, 1, 2, 3, 8))):
         data = _mutate_bytes(data, dice)
     return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import socket
 import struct
@@ -260,3 +261,48 @@ async def test_closing_does_not_wait_for_a_peer_that_is_silent(kind: str) -> Non
         await asyncio.wait_for(sink.aclose(), 30)
         with pytest.raises(SinkError):
             await sending
+
+
+def test_a_number_too_large_for_a_float_is_one_sentence_everywhere() -> None:
+    from detectors.glip.config import GLIP_T, GlipConfig
+    from streamer.tasks.mask_records import _read_box
+    from trackers.options import TrackerOptions, build
+
+    plain, tried = GLIP_T.to_plain(), 0
+    for section, values in plain.items():
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, float):
+                tried += 1
+                with pytest.raises(GroundstreamError):
+                    GlipConfig.from_plain({**plain, section: {**values, name: 10**400}})
+    assert tried > 2
+    with pytest.raises(ValueError, match="box is"):
+        _read_box([0, 0, 1, 10**400])
+    for field in dataclasses.fields(TrackerOptions):
+        if isinstance(field.default, int | float):
+            with pytest.raises(GroundstreamError):
+                build("default", {field.name: 10**400})
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02.", b"PK\x03\x04", b"\x80\x02]q\x00.", b"\0" * 500], ids=ascii)
+def test_a_damaged_training_state_is_one_sentence(content: bytes, tmp_path: Path) -> None:
+    from detectors.glip.training.trainer import read_checkpoint
+
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(GroundstreamError):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_checkpoint_that_asks_for_more_memory_than_there_is_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detectors import checkpoints
+    from detectors.glip.convert import load_checkpoint
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(checkpoints.torch, "load", refuse)
+    (tmp_path / "a.pth").write_bytes(b"x")
+    with pytest.raises(GroundstreamError, match="asks for more memory than there is"):
+        load_checkpoint(tmp_path / "a.pth")

@@ -165,7 +165,8 @@ class WebServerThread:
         """The address of the page and a new login link for an operator."""
         settings = self._state.settings
         port = self._socket.getsockname()[1] if self._socket.fileno() != -1 else settings.port
-        host = settings.host if settings.host not in {"0.0.0.0", "::"} else socket.gethostname()
+        is_everywhere = settings.host in {"0.0.0.0", "::"}  # what the user chose is only compared  # nosec B104
+        host = socket.gethostname() if is_everywhere else settings.host
         host = f"[{host}]" if ":" in host else host
         scheme = "https" if settings.certificate is not None else "http"
         url = f"{scheme}://{host}:{port}{settings.root_path}/"
