@@ -499,6 +499,19 @@ class VideoReader:
         """Whether the container's clock may jump without time having passed (MPEG transport streams)."""
         return Flags.ts_discont in Flags(self._container.format.flags)
 
+    def index_pictures(self) -> Iterator[tuple[int | None, int | None, bool]]:
+        """Reads to the end without decoding: of each packet with part of a picture, in decoding order, its presentation
+        time in nanoseconds, where `seek_key` finds it, and whether it is a key picture. Raises `DecodeError`."""
+        for packet in self._container.demux(self._stream):
+            if self._is_picture(packet):
+                # Transport streams have no index: FFmpeg searches them by times of decoding.
+                place = packet.dts if self.may_jump else packet.pts
+                yield self._ns(packet.pts), place, packet.is_keyframe
+
+    def seek_key(self, place: int) -> None:
+        """Goes on at a key picture that `index_pictures` found, or before it. Raises `DecodeError`."""
+        self._container.seek(place, stream=self._stream, backward=True, any_frame=False)
+
     def pictures(self) -> Iterator[DecodedPicture | LostPictures]:
         """Decodes to the end: each packet with part of a picture becomes a picture, or is counted as lost.
 

@@ -128,7 +128,7 @@ class FileSource:
         assert handover is not None
         error: Exception | None = None
         try:
-            with self._open() as video:
+            with self.open_reader() as video:
                 self._hand_over(video, handover)
         except NoSuchTrack as failure:
             error = SourceError(
@@ -145,7 +145,8 @@ class FileSource:
         self._report_state(SourceState.CLOSED, str(error or self._damage()))
         handover.finish(error)
 
-    def _open(self) -> VideoReader:
+    def open_reader(self) -> VideoReader:
+        """Opens the recording. Raises what `VideoReader`, the web and the object store raise."""
         from streamer.sources.decode import VideoReader
 
         if self._path.startswith("s3://"):
