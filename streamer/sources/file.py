@@ -246,9 +246,9 @@ class FileSource:
         if is_cut is False:
             return
         counted, stated_ns, end_ns = video.frame_count, video.stated_end_ns, video.end_ns
-        if counted is not None and video.packets_read < counted - (0 if is_cut else max(1, counted // 100)):
+        if counted is not None and video.frames_read < counted - (0 if is_cut else max(1, counted // 100)):
             raise SourceError(
-                f"{self._shown} was cut off: it says {counted} frames and ends after {video.packets_read}; "
+                f"{self._shown} was cut off: it says {counted} frames and ends after {video.frames_read}; "
                 "what there is has been read"
             )
         if counted is None and is_cut and (stated_ns is None or stated_ns <= 0):
