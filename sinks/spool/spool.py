@@ -25,6 +25,7 @@ from sinks.spool.open_state import OpenItem
 from sinks.spool.schema import DROPPABLE, EventBlock, StoreDamaged, parse_line
 from sinks.spool.store import SpoolStore
 from sinks.spool.writer import SendRequest, SpoolClosed, SpoolWriter
+from sinks.supervision import keep_running, start_task
 from sinks.worker import SinkWorker, finish_within
 
 __all__ = ["CLOSE_TIMEOUT_S", "DEFAULT_MAX_BYTES", "Spool", "SpoolClosed", "StorageStatus", "WhenFull"]
@@ -38,6 +39,8 @@ CLOSE_TIMEOUT_S = 10.0
 _TAIL_EVENTS = 4096
 _DOWN_EVENTS = 256
 """Events that stay in memory for sinks that are down, which read the rest from the file: an event takes about 6 kB."""
+_RESTART_S = 1.0
+"""Pause before a delivery that failed of a defect, not of its sink, is started again."""
 _FORGOTTEN_SHARE = 4
 """Sinks that are no longer configured may hold a quarter of `max_bytes`."""
 
@@ -92,7 +95,7 @@ class Spool:
         self._drops: dict[str, Counter[str]] = {}
         self._outgoing: list[SendRequest] = []  # since the loop last turned
         self._deliveries: list[SinkDelivery] = []
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[object]] = {}
         self._forgotten: dict[str, int] = {}  # cursors of sinks that are no longer configured, with waiting events
         self._writer: SpoolWriter | None = None
         if store is not None:
@@ -369,8 +372,8 @@ class Spool:
             reader_gone=self._note_reader_gone,
         )
         self._deliveries.append(delivery)
-        self._tasks[name] = asyncio.create_task(delivery.run(), name=f"sink {name}")
-        self._tasks[name].add_done_callback(_report_death)
+        keeping = keep_running(delivery.run, name=f"the delivery to {name}", pause_s=_RESTART_S)
+        self._tasks[name] = start_task(keeping, name=f"sink {name}")
 
     def _first_cursor(self, old: str | None, stored: Mapping[str, int]) -> int:
         """Where a sink begins: one that the file does not know gets the events from now on."""
@@ -557,11 +560,6 @@ class Spool:
             await self._reader.call(append_dead_letter, self._dead_letters, sink, event, reason)
         log.warning("sink %s will never take event %s: %s", sink, event.id, reason)
         self._count_drop("dead_letter", event.data.stream)
-
-
-def _report_death(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("the delivery to %s has failed and delivers nothing more", task.get_name(), exc_info=error)
 
 
 def _do_nothing() -> None:
