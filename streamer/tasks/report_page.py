@@ -324,7 +324,8 @@ h3 { font-size: 15px; margin: 24px 0 8px }
 .card { font-size: 13px; color: #5b6675; overflow-wrap: anywhere; min-width: 0 }
 .card b { color: #1b2330 }
 .card svg { border-radius: 4px; margin-bottom: 4px }
-.card img { display: block; width: 100%; height: 150px; margin-bottom: 4px; object-fit: contain; background: #0d1321; border-radius: 4px }
+.card img { display: block; width: 100%; height: 150px; margin-bottom: 4px; object-fit: contain }
+.card img { background: #0d1321; border-radius: 4px }
 .key { font-size: 13px; color: #5b6675; margin: 2px 0 0 }
 .key span { margin-right: 16px }
 .key i { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin-right: 6px }
