@@ -16,6 +16,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from sinks.sink import Sink
+from sinks.supervision import new_thread
 from streamer.analysis.stream_analysis import StreamAnalysis
 from streamer.config import Config, WebConfig
 from streamer.errors import StreamerError
@@ -158,7 +159,7 @@ class WebServerThread:
             self._socket.close()
             raise StreamerError(f"cannot use the TLS certificate {settings.certificate}: {error}") from None
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._run, name="web-server", daemon=True)
+        self._thread = new_thread(self._run, name="web-server")
         self._started = threading.Event()
         self._error: BaseException | None = None
 
@@ -167,7 +168,8 @@ class WebServerThread:
         """The address of the page and a new login link for an operator."""
         settings = self._state.settings
         port = self._socket.getsockname()[1] if self._socket.fileno() != -1 else settings.port
-        host = settings.host if settings.host not in {"0.0.0.0", "::"} else socket.gethostname()
+        is_everywhere = settings.host in {"0.0.0.0", "::"}  # what the user chose is only compared  # nosec B104
+        host = socket.gethostname() if is_everywhere else settings.host
         host = f"[{host}]" if ":" in host else host
         scheme = "https" if settings.certificate is not None else "http"
         url = f"{scheme}://{host}:{port}{settings.root_path}/"
