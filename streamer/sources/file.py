@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from sinks.address import redact
+from sinks.supervision import describe_error, new_thread
 from sinks.tls import TlsOptions
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
@@ -75,7 +75,7 @@ class FileSource:
         self._on_state = on_state
         self._handover: FrameQueue | None = None  # where frames go
         self._taken: Handover | None = None  # the same, where this object is iterated
-        self._thread = threading.Thread(target=self._read_all, name=f"read {name}", daemon=True)
+        self._thread = new_thread(self._read_all, name=f"read {name}", on_failure=self._finish_failed)
         self._closed = False
         self._remote_parts: WebFile | Playlist | ObjectFile | None = None
         self._ring: PacketRing | None = None
@@ -128,7 +128,7 @@ class FileSource:
         assert handover is not None
         error: Exception | None = None
         try:
-            with self._open() as video:
+            with self.open_reader() as video:
                 self._hand_over(video, handover)
         except NoSuchTrack as failure:
             error = SourceError(
@@ -145,7 +145,13 @@ class FileSource:
         self._report_state(SourceState.CLOSED, str(error or self._damage()))
         handover.finish(error)
 
-    def _open(self) -> VideoReader:
+    def _finish_failed(self, failure: BaseException) -> None:
+        """Ends the frames with the error that ended the thread."""
+        if self._handover is not None:
+            self._handover.finish(SourceError(f"{self._shown} cannot be read any more: {describe_error(failure)}"))
+
+    def open_reader(self) -> VideoReader:
+        """Opens the recording. Raises what `VideoReader`, the web and the object store raise."""
         from streamer.sources.decode import VideoReader
 
         if self._path.startswith("s3://"):
@@ -239,18 +245,23 @@ class FileSource:
 
         It is where fewer frames came than the container counts, or where the last one ends more than a second (if
         short, a tenth of it, but some frames) before the recording should, unless the file is whole by its structure.
+        Where bytes are missing by its structure, every frame that is missing counts.
         """
-        if self.recording is not None and is_cut_off(self.recording) is False:
+        is_cut = None if self.recording is None else is_cut_off(self.recording)
+        if is_cut is False:
             return
         counted, stated_ns, end_ns = video.frame_count, video.stated_end_ns, video.end_ns
-        if counted is not None and video.packets_read < counted - max(1, counted // 100):
+        if counted is not None and video.frames_read < counted - (0 if is_cut else max(1, counted // 100)):
             raise SourceError(
-                f"{self._shown} was cut off: it says {counted} frames and ends after {video.packets_read}; "
+                f"{self._shown} was cut off: it says {counted} frames and ends after {video.frames_read}; "
                 "what there is has been read"
             )
+        if counted is None and is_cut and (stated_ns is None or stated_ns <= 0):
+            raise SourceError(f"{self._shown} was cut off: bytes are missing at its end; what there is has been read")
         if counted is not None or stated_ns is None or end_ns is None or stated_ns <= 0:
             return
-        if end_ns < stated_ns - min(1_000_000_000, max(stated_ns // 10, 4 * video.frame_ns)):
+        slack_ns = min(1_000_000_000, max(stated_ns // 10, 4 * video.frame_ns))
+        if end_ns < stated_ns - (video.frame_ns if is_cut else slack_ns):
             raise SourceError(
                 f"{self._shown} was cut off: it says {stated_ns / 1e9:.1f} s and ends after {end_ns / 1e9:.1f} s; "
                 "what there is has been read"
