@@ -64,8 +64,9 @@ class MonitorClient:
         host = f"[{self._host}]" if ":" in self._host else self._host
         port = f":{self._port}" if self._port else ""
         login = f":{quote(self._token, safe='')}@" if self._token else ""
+        options = urlencode(self._tls.to_options()) if self._scheme == "https" else ""
         return subscribe(
-            f"{self._scheme}://{login}{host}{port}{self._prefix}",
+            f"{self._scheme}://{login}{host}{port}{self._prefix}{'?' if options else ''}{options}",
             types=types,
             streams=streams,
             queries=queries,

@@ -37,6 +37,8 @@ log = logging.getLogger("groundstream")
 STORE_SINK = "web"
 _START_S = 20.0
 _STOP_S = 5.0
+_NO_PASSWORD = " "
+"""Of an encrypted key: an error instead of a question on the terminal. Keys without a password ignore it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,7 @@ class WebServerThread:
             date_header=True,
             ssl_certfile=settings.certificate,
             ssl_keyfile=settings.key,
+            ssl_keyfile_password=_NO_PASSWORD,
             ws="websockets-sansio",
             ws_max_size=64 * 1024,
             ws_per_message_deflate=False,
