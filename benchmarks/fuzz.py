@@ -579,7 +579,7 @@ def mutate(data: bytes, dice: random.Random, *, is_text: bool) -> bytes:
         except ValueError:
             pass
         else:
-            with suppress(RecursionError):  # a part that was put into itself: bytes are changed instead
+            with suppress(RecursionError, ValueError):  # a part that was put into itself: bytes are changed instead
                 for _ in range(dice.randint(1, 3)):
                     value = _mutate_value(value, dice)
                 return json.dumps(value, ensure_ascii=dice.random() < 0.5).encode(errors="surrogatepass")

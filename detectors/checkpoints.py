@@ -32,6 +32,12 @@ _STORAGES = {
 }
 
 
+def describe_damage(error: BaseException) -> str:
+    """The first line of an error in characters that a terminal prints; the error may quote the file."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)[:300]
+
+
 class Placeholder:
     """Stands for an object of a checkpoint that is not a tensor; takes whatever a pickle does to it."""
 

@@ -19,6 +19,7 @@ from detectors.detector import DetectorError
 from detectors.overlap import ious
 
 Floats = npt.NDArray[np.float64]
+_RESULT_KEYS = ("image_id", "category_id", "bbox", "score")
 FIXED_LIMIT = 10_000  # detections of a class over the whole data set that fixed AP looks at
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 
@@ -92,9 +93,30 @@ def _prepared(truth: Mapping[str, Any]) -> dict[str, Any]:
         {"iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3], **row, "id": number}
         for number, row in enumerate(truth["annotations"], 1)
     ]
-    ids = sorted({row["category_id"] for row in rows})
-    categories = truth.get("categories") or [{"id": number, "name": str(number)} for number in ids]
-    return {"images": list(truth["images"]), "annotations": rows, "categories": list(categories)}
+    for number, row in enumerate(rows):
+        if "category_id" not in row:
+            raise DetectionEvaluationError(f"annotations[{number}] has no category_id: it cannot be scored")
+    ids = _sorted_ids({row["category_id"] for row in rows}, "categories")
+    named = truth.get("categories") or [{"id": number, "name": str(number)} for number in ids]
+    categories = [
+        {
+            "id": one["id"],
+            "name": one["name"],
+            "frequency": next((letter for letter in FREQUENCIES if one.get("frequency") == letter), None),
+        }
+        for one in named
+    ]
+    _sorted_ids((one["id"] for one in categories), "categories")
+    _sorted_ids((image["id"] for image in truth["images"]), "images")
+    return {"images": list(truth["images"]), "annotations": rows, "categories": categories}
+
+
+def _sorted_ids(ids: Iterable[Any], table: str) -> list[Any]:
+    """Ids in their order. Raises `DetectionEvaluationError` where some are texts and others numbers."""
+    found = list(ids)
+    if len({isinstance(one, str) for one in found}) > 1:
+        raise DetectionEvaluationError(f"some ids of {table} are texts and others numbers: write all in one way")
+    return sorted(found)
 
 
 def _score(truth: dict[str, Any], results: Sequence[Mapping[str, Any]], limit: int) -> DetectionScore:
@@ -110,7 +132,8 @@ def _score(truth: dict[str, Any], results: Sequence[Mapping[str, Any]], limit: i
         data = COCO()
         data.dataset = truth
         data.createIndex()
-        found = data.loadRes([dict(row) for row in results]) if results else COCO()
+        boxes = [{key: row[key] for key in _RESULT_KEYS if key in row} for row in results]
+        found = data.loadRes(boxes) if boxes else COCO()
         evaluation = COCOeval(data, found, "bbox")
         evaluation.params.imgIds = sorted(image["id"] for image in truth["images"])
         evaluation.params.catIds = sorted(category["id"] for category in truth["categories"])

@@ -23,6 +23,10 @@ EVERY_STREAM = "*"
 Frames = Sequence[Sequence[Mapping[str, Any]]]
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+"""Boxes are 32-bit floats."""
+
+
 class ScriptError(DetectorError, ValueError):
     """A script cannot be read: what was found, where, and what is allowed."""
 
@@ -161,7 +165,7 @@ def _read_answer(answer: Any, where: str) -> tuple[str, list[float], float]:
         confidence = float(answer.get("confidence", 1.0))
     except (TypeError, ValueError, OverflowError):
         raise ScriptError(f"{where}: box and confidence must be numbers, found {answer!r:.80}") from None
-    if len(box) != 4 or not np.isfinite(box).all() or box[0] > box[2] or box[1] > box[3]:
+    if len(box) != 4 or not all(abs(value) <= _LARGEST for value in box) or box[0] > box[2] or box[1] > box[3]:
         raise ScriptError(f"{where}: 'box' must be [x1, y1, x2, y2] with x1 <= x2 and y1 <= y2, found {box}")
     if not 0 <= confidence <= 1:
         raise ScriptError(f"{where}: 'confidence' must lie in 0..1, found {confidence}")

@@ -306,3 +306,102 @@ def test_a_checkpoint_that_asks_for_more_memory_than_there_is_is_one_sentence(
     (tmp_path / "a.pth").write_bytes(b"x")
     with pytest.raises(GroundstreamError, match="asks for more memory than there is"):
         load_checkpoint(tmp_path / "a.pth")
+
+
+def test_an_error_that_quotes_a_checkpoint_prints_no_control_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detectors import checkpoints
+    from detectors.glip.convert import load_checkpoint
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("could not convert '\x1b[2J\x07' to float\nsecond line")
+
+    monkeypatch.setattr(checkpoints.torch, "load", refuse)
+    (tmp_path / "a.pth").write_bytes(b"x")
+    with pytest.raises(GroundstreamError, match=r"could not convert '\\x1b\[2J\\x07' to float\)") as found:
+        load_checkpoint(tmp_path / "a.pth")
+    assert str(found.value).isprintable()
+
+
+def coco(annotations: object, categories: object = None) -> dict[str, object]:
+    truth: dict[str, object] = {"images": [{"id": 1, "width": 64, "height": 48}], "annotations": annotations}
+    return truth if categories is None else {**truth, "categories": categories}
+
+
+def test_data_sets_whose_ids_cannot_be_compared_are_one_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    from detectors.coco_data import read_data_set
+    from detectors.evaluation import coco_score
+
+    box = {"image_id": 1, "bbox": [1, 2, 3, 4]}
+    for number, rows in enumerate(([box], [{**box, "category_id": 1}, {**box, "category_id": "1"}])):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(coco(rows)))
+        with pytest.raises(GroundstreamError):
+            coco_score(read_data_set(path), [])
+
+
+def test_what_a_data_set_says_beside_is_not_copied_into_the_evaluation(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    from detectors.coco_data import read_data_set
+    from detectors.evaluation import coco_score
+
+    deep: object = 0
+    for _ in range(400):
+        deep = [deep]
+    row = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(coco([{**row, "note": deep}], [{"id": 1, "name": "dog", "note": deep}])))
+    assert coco_score(read_data_set(path), [{**row, "score": 0.9, "note": deep}]).ap == pytest.approx(1.0)
+
+
+def test_a_box_that_no_32_bit_float_holds_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "script.json"
+    path.write_text(json.dumps([[{"query": "dog", "box": [0, 0, 1e300, 1]}]]))
+    with pytest.raises(GroundstreamError, match="'box' must be"):
+        read_script(path)
+
+
+def test_a_track_that_appears_after_the_opening_ends_no_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import av
+
+    from streamer.sources import open_sources
+    from streamer.sources.decode import VideoReader
+    from tests.support.clips import make_clip
+
+    clip = make_clip(tmp_path / "a.ts", 12, size=(64, 48))
+    raised = []
+
+    class Container:
+        """Raises as PyAV does at a packet of an unknown track, once in the middle."""
+
+        def __init__(self, real: av.container.InputContainer) -> None:
+            self._real = real
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._real, name)
+
+        def demux(self, stream: av.VideoStream) -> Iterator[av.Packet]:
+            for number, packet in enumerate(self._real.demux(stream)):
+                yield packet
+                if number == 5 and not raised:
+                    raised.append(number)
+                    raise IndexError("list index out of range")
+
+    begin = VideoReader.pictures
+
+    def begin_with(reader: VideoReader) -> object:
+        reader._container = Container(reader._container)
+        return begin(reader)
+
+    monkeypatch.setattr(VideoReader, "pictures", begin_with)
+    (source,) = open_sources(str(clip))
+
+    async def count() -> int:
+        return len([frame async for frame in source])
+
+    assert asyncio.run(count()) == 12
+    assert raised == [5]

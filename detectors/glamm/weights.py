@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from detectors.cache import model_folder
-from detectors.checkpoints import load_checkpoint_file
+from detectors.checkpoints import describe_damage, load_checkpoint_file
 from detectors.detector import DetectorError
 from detectors.glamm.config import CLIP_NAME, RELEASED, GlammConfig
 from detectors.glamm.keys import model_names
@@ -191,8 +191,9 @@ def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             else:
                 yield from load_checkpoint_file(file).items()
         except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise WeightsError(f"cannot read the weights {file} ({reason}): download it again") from error
+            raise WeightsError(
+                f"cannot read the weights {file} ({describe_damage(error)}): download it again"
+            ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from detectors.checkpoints import load_checkpoint_file
+from detectors.checkpoints import describe_damage, load_checkpoint_file
 from detectors.detector import DetectorError
 from detectors.glip.config import CONFIGS, GlipConfig
 from detectors.glip.mmdetection import is_from_mmdetection, rename_tensors
@@ -116,10 +116,9 @@ def _read_file(path: Path) -> Mapping[str, object]:
             return load_file(path)
         content = load_checkpoint_file(path)
     except Exception as error:  # a damaged pickle calls anything with anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"cannot read the checkpoint {path} ({reason}): it may be cut short or not a checkpoint; compare its size "
-            "with that of the source"
+            f"cannot read the checkpoint {path} ({describe_damage(error)}): it may be cut short or not a checkpoint; "
+            "compare its size with that of the source"
         ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not the weights of a model")

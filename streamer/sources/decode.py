@@ -502,7 +502,7 @@ class VideoReader:
     def index_pictures(self) -> Iterator[tuple[int | None, int | None, bool]]:
         """Reads to the end without decoding: of each packet with part of a picture, in decoding order, its presentation
         time in nanoseconds, where `seek_key` finds it, and whether it is a key picture. Raises `DecodeError`."""
-        for packet in self._container.demux(self._stream):
+        for packet in self._demux():
             if self._is_picture(packet):
                 # Transport streams have no index: FFmpeg searches them by times of decoding.
                 place = packet.dts if self.may_jump else packet.pts
@@ -605,7 +605,7 @@ class VideoReader:
         before_ns = time.time_ns()
         while True:
             try:
-                for packet in self._container.demux(self._stream):
+                for packet in self._demux():
                     now_ns = time.time_ns()
                     arrival_ns, before_ns = (before_ns if self._is_late else now_ns), now_ns
                     if waiting is not None:
@@ -623,6 +623,15 @@ class VideoReader:
                 self._on_wait()
         if waiting is not None:
             yield *waiting, True
+
+    def _demux(self) -> Iterator[Packet[VideoStream]]:
+        """The packets of the track. PyAV raises `IndexError` at a packet of a track that has appeared since."""
+        while True:
+            try:
+                yield from self._container.demux(self._stream)
+            except IndexError:
+                continue
+            return
 
     def _is_picture(self, packet: Packet[VideoStream]) -> bool:
         if not packet.size:

@@ -19,6 +19,7 @@ import torch.distributed
 import torch.utils.data
 from torch import Tensor, nn
 
+from detectors.checkpoints import describe_damage
 from detectors.detector import DetectorError
 from detectors.glip.modeling.dyhead import ConvAndNorm
 from detectors.glip.modeling.model import GlipModel
@@ -303,8 +304,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle fails in any way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TrainingError(f"cannot read the checkpoint {path}: {reason}") from error
+        raise TrainingError(f"cannot read the checkpoint {path}: {describe_damage(error)}") from error
     if not isinstance(state, Mapping) or "average" not in state:
         raise TrainingError(f"{path} holds no training state: give a file that training wrote")
     return state

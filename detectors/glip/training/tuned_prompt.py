@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from detectors.checkpoints import describe_damage
 from detectors.detector import DetectorError, PromptError
 from detectors.glip.caption import CaptionTokens
 from detectors.glip.modeling.model import GlipModel
@@ -74,7 +75,7 @@ class TunedPrompt:
             labels = tuple(tuple(positions) for positions in json.loads(header["labels"]))
             return cls(tuple(json.loads(header["queries"])), labels, text)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise DetectorError(f"{path} is no file of tuned words: {error}") from error
+            raise DetectorError(f"{path} is no file of tuned words: {describe_damage(error)}") from error
 
     def select(self, queries: Sequence[str]) -> tuple[TextFeatures, list[tuple[int, ...]]]:
         """The features, and the positions for some of the queries. Raises `PromptError` for one not tuned for."""
