@@ -31,6 +31,11 @@ _FACTORIES: dict[str, str] = {
     "mm-grounding-dino-": "detectors.zero_shot:create",
     "llmdet-": "detectors.zero_shot:create",
     "owlv2-": "detectors.zero_shot:create",
+    "omdet-turbo-": "detectors.omdet:create",
+    "sam3": "detectors.sam3:create",
+    "rf-detr-": "detectors.closed:create",
+    "d-fine-": "detectors.closed:create",
+    "rt-detr-v2-": "detectors.closed:create",
 }
 _REMEMBERING = frozenset({"motion", "scripted"})
 """Detectors whose results depend on the pictures that the stream showed before."""

@@ -369,6 +369,7 @@ class VideoReader:
         self.choice: PictureChoice | None = None  # for live streams: what to leave out because it is not wanted
         self._held: list[tuple[Packet[VideoStream], int, bool]] = []  # undecoded, until a wanted picture needs them
         self.packets_read = 0  # those that hold part of a picture
+        self._last_tick = self._ticks_read = 0  # of AVI, which counts frames that repeat the last one, too
         self._ring: PacketRing | None = None
         self._end: int | None = None  # where the last of them ends
 
@@ -430,6 +431,11 @@ class VideoReader:
     def frame_count(self) -> int | None:
         """How many frames the container says it holds; None where it does not say."""
         return self._stream.frames or None
+
+    @property
+    def frames_read(self) -> int:
+        """How many frames have been read, as the container counts them: with those that only repeat the last one."""
+        return max(self.packets_read, self._ticks_read)
 
     @property
     def stated_end_ns(self) -> int | None:
@@ -627,6 +633,9 @@ class VideoReader:
         self.packets_read += 1
         if self._order is not None:
             self._order.note(self._ns(packet.dts))
+            if packet.dts is not None:
+                self._ticks_read = packet.dts + max(1, packet.dts - self._last_tick)
+                self._last_tick = packet.dts
         if packet.pts is not None:
             end = packet.pts + (packet.duration or 0)
             if self._end is None or end > self._end:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from sinks.address import redact
+from sinks.supervision import describe_error, new_thread
 from sinks.tls import TlsOptions
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
@@ -75,7 +75,7 @@ class FileSource:
         self._on_state = on_state
         self._handover: FrameQueue | None = None  # where frames go
         self._taken: Handover | None = None  # the same, where this object is iterated
-        self._thread = threading.Thread(target=self._read_all, name=f"read {name}", daemon=True)
+        self._thread = new_thread(self._read_all, name=f"read {name}", on_failure=self._finish_failed)
         self._closed = False
         self._remote_parts: WebFile | Playlist | ObjectFile | None = None
         self._ring: PacketRing | None = None
@@ -144,6 +144,11 @@ class FileSource:
             error = failure
         self._report_state(SourceState.CLOSED, str(error or self._damage()))
         handover.finish(error)
+
+    def _finish_failed(self, failure: BaseException) -> None:
+        """Ends the frames with the error that ended the thread."""
+        if self._handover is not None:
+            self._handover.finish(SourceError(f"{self._shown} cannot be read any more: {describe_error(failure)}"))
 
     def open_reader(self) -> VideoReader:
         """Opens the recording. Raises what `VideoReader`, the web and the object store raise."""
@@ -246,9 +251,9 @@ class FileSource:
         if is_cut is False:
             return
         counted, stated_ns, end_ns = video.frame_count, video.stated_end_ns, video.end_ns
-        if counted is not None and video.packets_read < counted - (0 if is_cut else max(1, counted // 100)):
+        if counted is not None and video.frames_read < counted - (0 if is_cut else max(1, counted // 100)):
             raise SourceError(
-                f"{self._shown} was cut off: it says {counted} frames and ends after {video.packets_read}; "
+                f"{self._shown} was cut off: it says {counted} frames and ends after {video.frames_read}; "
                 "what there is has been read"
             )
         if counted is None and is_cut and (stated_ns is None or stated_ns <= 0):
