@@ -191,17 +191,24 @@ def pair_phrases(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]])
     """Phrases of a data set as MDETR and `annotate` write it, with what was found for each.
 
     An annotation's phrase is its `phrase`, or the piece of the image's `caption` that its `tokens_positive` mark;
-    a result's likewise, or it names its `category_id`, when that is the phrase's.
+    a result's likewise, or it names its `category_id`, when that is the phrase's. Where all have `tokens_positive`,
+    these tell equal phrases in one caption apart.
     Raises `DetectionEvaluationError` for an annotation that names none.
     """
     captions = {image["id"]: image.get("caption", "") for image in truth["images"]}
     names = {category["id"]: category["name"] for category in truth.get("categories", ())}
-    boxes: dict[tuple[Any, str], list[list[float]]] = defaultdict(list)
+    placed = all(row.get("tokens_positive") for rows in (truth["annotations"], results) for row in rows)
+
+    def key_of(row: Mapping[str, Any]) -> tuple[Any, Any]:
+        phrase = _phrase(row, captions, names)
+        return row["image_id"], tuple(map(tuple, row["tokens_positive"])) if placed else phrase
+
+    boxes: dict[tuple[Any, Any], list[list[float]]] = defaultdict(list)
     for row in truth["annotations"]:
-        boxes[row["image_id"], _phrase(row, captions, names)].append(row["bbox"])
-    found: dict[tuple[Any, str], list[Mapping[str, Any]]] = defaultdict(list)
+        boxes[key_of(row)].append(row["bbox"])
+    found: dict[tuple[Any, Any], list[Mapping[str, Any]]] = defaultdict(list)
     for row in results:
-        found[row["image_id"], _phrase(row, captions, names)].append(row)
+        found[key_of(row)].append(row)
     pairs = []
     for key, own in boxes.items():
         ordered = sorted(found[key], key=lambda row: -row["score"])

@@ -198,8 +198,16 @@ def with_article(phrase: str) -> str:
 
 
 def place_phrases(phrases: Sequence[str], spans: Sequence[Sequence[Span]]) -> tuple[Phrase, ...]:
-    """Phrases with their places, one list of spans for each."""
-    return tuple(Phrase(phrase, tuple(places)) for phrase, places in zip(phrases, spans, strict=True))
+    """Phrases with their places, one list of spans for each; equal words in different places are phrases of their own.
+
+    Raises `PromptError` when there is none, or one is empty.
+    """
+    placed = tuple(
+        Phrase(" ".join(phrase.split()), tuple(places)) for phrase, places in zip(phrases, spans, strict=True)
+    )
+    if not placed or not all(phrase.text and phrase.spans for phrase in placed):
+        raise PromptError(f"no phrase, or an empty one, is given with its places: {list(phrases)}")
+    return placed
 
 
 def require_phrases(sentence: str) -> tuple[Phrase, ...]:

@@ -155,8 +155,11 @@ class GroundingDino(_ZeroShot):
         self, text: str, phrases: Sequence[str], spans: Sequence[Sequence[Span]] | None = None
     ) -> TokenPrompt:
         """A sentence and phrases of it as queries; `spans` are their places, all where they stand when absent."""
-        queries = clean_queries(phrases, free_words=False)
-        named = locate_phrases(text, queries) if spans is None else place_phrases(queries, spans)
+        if spans is None:
+            named = locate_phrases(text, clean_queries(phrases, free_words=False))
+        else:
+            named = place_phrases(phrases, spans)
+        queries = tuple(phrase.text for phrase in named)
         caption = text.rstrip()
         if not caption.endswith("."):
             caption += "."  # as the model was trained

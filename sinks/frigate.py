@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sinks.event import EventType
-from sinks.mqtt_styles import JSON, MqttMessage, topic_level
+from sinks.event_pictures import load_picture
+from sinks.mqtt_styles import JPEG, JSON, MqttMessage, topic_level
 from sinks.presence import Presence
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ _TRACK_TYPES = frozenset(
 class FrigateStyle:
     """`PREFIX/events` (new, update, end), `PREFIX/reviews`, counts by camera, object and zone, and availability.
 
-    The label of an object is the id of its query. Counts and availability are retained.
+    The label of an object is the id of its query. Where the pipeline stores pictures, `PREFIX/CAMERA/LABEL/snapshot`
+    is the newest best view. Counts, availability and snapshots are retained.
     """
 
     stopped_text = "stopped"
@@ -36,6 +38,7 @@ class FrigateStyle:
         self._prefix = prefix
         self._presence = Presence()
         self._states: dict[str, dict[str, Any]] = {}  # the newest published state of each open track
+        self._labels: dict[str, str] = {}  # of the newest tracks, for pictures that come after their end
         self.status_topic = f"{prefix}/available"
 
     def messages_of(self, event: Event) -> Sequence[MqttMessage]:
@@ -47,6 +50,8 @@ class FrigateStyle:
         if event.type is EventType.ENRICH and event.data.description is not None:
             update = {"type": "description", "id": event.subject, "description": event.data.description.text}
             return [MqttMessage(f"{self._prefix}/tracked_object_update", json.dumps(update).encode(), JSON)]
+        if event.type is EventType.MEDIA:
+            return self._media_messages(event, stream)
         track = event.data.track
         if track is None or event.type not in _TRACK_TYPES:
             return []
@@ -60,14 +65,36 @@ class FrigateStyle:
         before = self._states.get(track.uid)
         after = _state(event, track, before)
         kind = "end" if event.type is EventType.TRACK_END else "new" if before is None else "update"
+        _keep_newest(self._labels, track.uid, after["label"])
         if kind == "end":
             self._states.pop(track.uid, None)
         else:
-            self._states[track.uid] = after
-            while len(self._states) > _MOST_TRACKS:
-                self._states.pop(next(iter(self._states)))
-        body = {"type": kind, "before": before or after, "after": after}
-        review = {"type": kind, "before": _review(before or after), "after": _review(after)}
+            _keep_newest(self._states, track.uid, after)
+        return self._change_messages(kind, before or after, after)
+
+    def _media_messages(self, event: Event, stream: str) -> list[MqttMessage]:
+        """The best view of a track, and its state if it goes on, which now has a snapshot or a clip."""
+        messages = []
+        has_clip = any(media.kind == "clip" for media in event.data.media or ())
+        picture = load_picture(event, "crop")
+        if picture is not None:
+            label = topic_level(self._labels.get(event.subject, "object"))
+            topic = f"{self._prefix}/{stream}/{label}/snapshot"
+            messages.append(MqttMessage(topic, picture, JPEG, retain=True, may_be_left_out=True))
+        before = self._states.get(event.subject)
+        if before is not None and (has_clip or picture is not None):
+            after = {
+                **before,
+                "has_snapshot": before["has_snapshot"] or picture is not None,
+                "has_clip": before["has_clip"] or has_clip,
+            }
+            self._states[event.subject] = after
+            messages += self._change_messages("update", before, after)
+        return messages
+
+    def _change_messages(self, kind: str, before: dict[str, Any], after: dict[str, Any]) -> list[MqttMessage]:
+        body = {"type": kind, "before": before, "after": after}
+        review = {"type": kind, "before": _review(before), "after": _review(after)}
         return [
             MqttMessage(f"{self._prefix}/events", json.dumps(body).encode(), JSON),
             MqttMessage(f"{self._prefix}/reviews", json.dumps(review).encode(), JSON),
@@ -88,6 +115,13 @@ class FrigateStyle:
             MqttMessage(topic, str(count).encode(), retain=True),
             MqttMessage(f"{topic}/active", str(active).encode(), retain=True),
         ]
+
+
+def _keep_newest(kept: dict[str, Any], key: str, value: Any) -> None:
+    """Sets the value of a key, and drops the oldest keys above `_MOST_TRACKS`."""
+    kept[key] = value
+    while len(kept) > _MOST_TRACKS:
+        kept.pop(next(iter(kept)))
 
 
 def _state(event: Event, track: TrackInfo, before: dict[str, Any] | None) -> dict[str, Any]:
@@ -134,8 +168,8 @@ def _state(event: Event, track: TrackInfo, before: dict[str, Any] | None) -> dic
         "active": not track.stationary,
         "motionless_count": int(track.stationary),
         "position_changes": int(not track.stationary),
-        "has_snapshot": False,
-        "has_clip": False,
+        "has_snapshot": bool(before and before["has_snapshot"]),
+        "has_clip": bool(before and before["has_clip"]),
         "snapshot": {
             "frame_time": now,
             "box": box,

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sinks.event import EventType
-from sinks.mqtt_styles import JSON, CloudEventStyle, MqttMessage, topic_level
+from sinks.event_pictures import load_picture
+from sinks.mqtt_styles import JPEG, JSON, CloudEventStyle, MqttMessage, topic_level
 from sinks.presence import Presence
 
 if TYPE_CHECKING:
@@ -28,10 +29,11 @@ _EVENT_TYPES = {
 
 
 class HomeAssistantStyle:
-    """One device for each stream: occupancy and count of each query and zone, and an event entity.
+    """One device for each stream: occupancy and count of each query and zone, an event entity, and the newest picture.
 
-    `PREFIX/STREAM/query/ID/occupied` (ON, OFF) and `.../count` are retained, `zone` alike; entities are available while
-    this program and the camera are. Queries and zones become entities with the first event that names them.
+    `PREFIX/STREAM/query/ID/occupied` (ON, OFF) and `.../count` are retained, `zone` alike, and `PREFIX/STREAM/image`
+    (JPEG) where the pipeline stores pictures; entities are available while this program and the camera are. Queries and
+    zones become entities with the first event that names them, the picture with the first one.
     """
 
     stopped_text = "offline"
@@ -43,6 +45,7 @@ class HomeAssistantStyle:
         self._presence = Presence()
         self._texts: dict[tuple[str, str, str], str] = {}  # of queries and zones, by stream, kind and id
         self._versions: dict[str, str] = {}
+        self._pictured: set[str] = set()  # streams that have an image entity
         self.status_topic = self._events.status_topic
         self.announce_topic = f"{discovery}/status"
 
@@ -55,6 +58,11 @@ class HomeAssistantStyle:
         if event.type in {EventType.STREAM_ONLINE, EventType.STREAM_OFFLINE}:
             text = b"online" if event.type is EventType.STREAM_ONLINE else b"offline"
             messages.append(MqttMessage(f"{place}/availability", text, retain=True))
+        if event.type is EventType.MEDIA and (picture := load_picture(event, "boxed")) is not None:
+            if stream not in self._pictured:
+                self._pictured.add(stream)
+                messages.append(self._device(stream))
+            messages.append(MqttMessage(f"{place}/image", picture, JPEG, retain=True, may_be_left_out=True))
         for kind, name in self._presence.update(event):
             count, _ = self._presence.count(stream, kind, name)
             topic = f"{place}/{kind}/{topic_level(name)}"
@@ -106,6 +114,15 @@ class HomeAssistantStyle:
             "stat_t": f"{place}/ha/event",
             "event_types": list(_EVENT_TYPES.values()),
         }
+        if stream in self._pictured:
+            components["picture"] = {
+                "p": "image",
+                "name": "Best view",
+                "unique_id": f"{node}_picture",
+                "default_entity_id": f"image.{_plain(stream).lower()}_best_view",
+                "image_topic": f"{place}/image",
+                "content_type": JPEG,
+            }
         version = self._versions.get(stream, "")
         device = {
             "dev": {"ids": [node], "name": stream, "mf": "groundstream", "sw": version},

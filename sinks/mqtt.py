@@ -139,7 +139,7 @@ class MqttSink:
         refused: dict[str, str] = {}
         waiting: list[tuple[int, int]] = []
         for index, event in enumerate(events):
-            messages = self._style.messages_of(event)
+            messages = [message for message in self._style.messages_of(event) if self._is_taken(message)]
             size = max((_packet_size(message) for message in messages), default=0)
             if self._largest and size > self._largest:
                 refused[event.id] = f"{self._where} takes at most {self._largest} bytes, this event needs {size}"
@@ -156,6 +156,9 @@ class MqttSink:
                     f"{self._where} refuses to take events (reason code 0x{code:02x}){hint}", delivered=index
                 )
         return refused
+
+    def _is_taken(self, message: MqttMessage) -> bool:
+        return not (message.may_be_left_out and self._largest and _packet_size(message) > self._largest)
 
     def _connect(self, *, silent: bool = False) -> None:
         """`silent`: publishes nothing, and leaves a client of our name that is connected alone."""

@@ -14,16 +14,21 @@ if TYPE_CHECKING:
 CLOUD_EVENT = "application/cloudevents+json"
 JSON = "application/json"
 TEXT = "text/plain"
+JPEG = "image/jpeg"
 
 
 @dataclass(frozen=True, slots=True)
 class MqttMessage:
-    """One message: its whole topic, and a payload of the content type; retained where late subscribers need it."""
+    """One message: its whole topic, and a payload of the content type; retained where late subscribers need it.
+
+    An event is delivered without a message that `may_be_left_out`, where the broker takes none of that size.
+    """
 
     topic: str
     payload: bytes
     content_type: str = TEXT
     retain: bool = False
+    may_be_left_out: bool = False
 
 
 class MqttStyle(Protocol):

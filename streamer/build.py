@@ -23,14 +23,13 @@ from streamer.enrichment.describers import Describer, GlammDescriber, MaskDescri
 from streamer.enrichment.enricher import CallBudget, Enricher, EnrichPlan
 from streamer.errors import ConfigError
 from streamer.media.clips import ClipSpan, ClipWriter
-from streamer.media.folder import MediaFolder
 from streamer.media.privacy import PictureCover
 from streamer.media.snapshots import SnapshotWriter
 from streamer.pipeline import NewEnricher, Pipeline
 from streamer.pipeline.terms import StreamTerms
 from streamer.sources import Source
 from streamer.sources.workers.pool import DecodePool
-from streamer.spooling import media_folder, open_spool
+from streamer.spooling import media_store, open_spool
 from streamer.threads import limit_opencv, set_environment
 from streamer.tracing import trace_sinks, tracing
 
@@ -152,7 +151,18 @@ def open_media(config: Config) -> MediaWriters:
         or (settings.snapshots == "none" and settings.clips is None)
     ):
         return MediaWriters()
-    path = media_folder(config)
+    folder = media_store(config)
+    _make_writable(folder.local_path)
+    return MediaWriters(
+        None if settings.snapshots == "none" else SnapshotWriter(folder, settings.snapshots),
+        None
+        if settings.clips is None
+        else ClipWriter(folder, ClipSpan(settings.clips.before_s, settings.clips.after_s)),
+    )
+
+
+def _make_writable(path: Path) -> None:
+    """Makes the folder of media where it is not there. Raises `ConfigError`."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -161,13 +171,6 @@ def open_media(config: Config) -> MediaWriters:
         ) from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise ConfigError(f"media.folder {path} cannot be written: give a folder that this user may write to")
-    folder = MediaFolder(path, max_age_s=settings.max_age_days * 86_400, max_bytes=settings.max_bytes)
-    return MediaWriters(
-        None if settings.snapshots == "none" else SnapshotWriter(folder, settings.snapshots),
-        None
-        if settings.clips is None
-        else ClipWriter(folder, ClipSpan(settings.clips.before_s, settings.clips.after_s)),
-    )
 
 
 def open_cover(config: Config) -> PictureCover | None:

@@ -30,6 +30,7 @@ from sinks.address import redact
 from sinks.tls import TlsOptions
 from streamer.analysis.queries import query_slug
 from streamer.errors import ConfigError
+from streamer.object_store import parse_s3
 from streamer.rules.ground import GroundPlane
 from streamer.rules.rule import Anchor
 from streamer.rules.zones import SETTLE_S
@@ -367,8 +368,10 @@ class ClipConfig(_ConfigSection):
 class MediaConfig(_ConfigSection):
     """Pictures and clips of events: of a track that matches a query, enters a zone or crosses a line."""
 
-    folder: Path | None = Field(
-        None, description="Folder of the pictures; `media` in the user's state folder if absent."
+    folder: Path | str | None = Field(
+        None,
+        description="Folder of the pictures, or `s3://BUCKET/FOLDER` (extra s3); `media` in the user's state folder if "
+        "absent.",
     )
     snapshots: Literal["full", "crop", "none"] = Field(
         "full",
@@ -384,6 +387,18 @@ class MediaConfig(_ConfigSection):
     max_bytes: int = Field(
         5 << 30, ge=1 << 20, description="Bytes of all pictures and clips in the folder; the oldest are removed first."
     )
+
+    @field_validator("folder", mode="before")
+    @classmethod
+    def _check_folder(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.lower().startswith("s3:"):
+            parse_s3(value)
+            return value
+        if "://" in value:
+            raise ValueError("expected a folder or s3://BUCKET/FOLDER")
+        return Path(value)
 
     @field_validator("clips", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""Objects in S3-compatible stores: addresses, listing and reading of byte ranges (through obstore).
+"""Objects in S3-compatible stores: addresses, listing, byte ranges, and folders that are written (through obstore).
 
 Credentials come from where other S3 tools take them: the environment (`AWS_ACCESS_KEY_ID`, ...), the profile in
 `~/.aws/credentials`, else the role of the machine. They never stand in an address.
@@ -11,6 +11,7 @@ import io
 import os
 import re
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -174,6 +175,73 @@ class ObjectFile(io.RawIOBase):
                 self._pieces.popitem(last=False)
         self._pieces[number] = piece
         return piece
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """An object below a folder: its name there, its bytes and when it was written (seconds since 1970)."""
+
+    name: str
+    size: int
+    modified_s: float
+
+
+class ObjectFolder:
+    """The objects below a key that is empty or ends with `/`: read, written, listed and removed. Thread-safe."""
+
+    def __init__(self, address: S3Address, tls: TlsOptions | None = None) -> None:
+        """Raises `ObjectStoreError` without asking the store."""
+        self._address = address
+        self._store = _open_store(address, tls)
+
+    @property
+    def name(self) -> str:
+        """The folder's address without options."""
+        return f"s3://{self._address.bucket}/{self._address.key}"
+
+    def address_of(self, name: str) -> str:
+        """Returns the address of an object."""
+        return self._address.of(self._address.key + name)
+
+    def list_all(self) -> list[ListedObject]:
+        """Returns all objects of the folder. Raises `ObjectStoreError`."""
+        try:
+            found = [entry for batch in self._store.list(self._address.key or None) for entry in batch]
+        except Exception as error:
+            _fail(error, self._address)
+        return [
+            ListedObject(
+                str(entry["path"]).removeprefix(self._address.key),
+                int(entry["size"]),
+                entry["last_modified"].timestamp(),
+            )
+            for entry in found
+        ]
+
+    def read(self, name: str) -> bytes | None:
+        """Returns the content of an object, None where there is none. Raises `ObjectStoreError`."""
+        try:
+            return bytes(self._store.get(self._address.key + name).bytes())
+        except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                _fail(error, self._address)
+            return None
+        except Exception as error:
+            _fail(error, self._address)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes an object, whole or not at all. Raises `ObjectStoreError`."""
+        try:
+            self._store.put(self._address.key + name, content)
+        except Exception as error:
+            _fail(error, self._address)
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Removes objects; those that are not there are ignored. Raises `ObjectStoreError`."""
+        try:
+            self._store.delete([self._address.key + name for name in names])
+        except Exception as error:
+            _fail(error, self._address)
 
 
 def _open_store(address: S3Address, tls: TlsOptions | None) -> S3Store:

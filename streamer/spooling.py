@@ -15,7 +15,9 @@ from pathlib import Path
 from sinks.address import redact
 from sinks.sink import Sink, SinkError
 from sinks.spool.spool import Spool
-from streamer.config import Config
+from streamer.config import Config, MediaConfig
+from streamer.errors import ConfigError
+from streamer.media.folder import MediaFolder, MediaStore
 from streamer.pipeline.pipeline import Pipeline
 from streamer.pipeline.terms import StreamTerms
 
@@ -32,11 +34,23 @@ def state_folder() -> Path:
     return Path(base) / "groundstream"
 
 
-def media_folder(config: Config) -> Path:
-    """The folder of the pictures of events: the configured one, else one in the state folder."""
-    if config.media is not None and config.media.folder is not None:
-        return config.media.folder
-    return state_folder() / "media"
+def media_store(config: Config) -> MediaStore:
+    """The pictures and clips of events: the configured folder or bucket, else a folder in the state folder.
+
+    Raises `ConfigError` for a bucket that cannot be used.
+    """
+    settings = config.media or MediaConfig()
+    max_age_s, max_bytes = settings.max_age_days * 86_400, settings.max_bytes
+    if isinstance(settings.folder, str):
+        from streamer.media.bucket import MediaBucket
+        from streamer.object_store import ObjectStoreError, parse_s3
+
+        try:
+            cache = state_folder() / "media-cache"
+            return MediaBucket(parse_s3(settings.folder), cache, max_age_s=max_age_s, max_bytes=max_bytes)
+        except ObjectStoreError as error:
+            raise ConfigError(f"media.folder {redact(settings.folder)} cannot be used: {error}") from None
+    return MediaFolder(settings.folder or state_folder() / "media", max_age_s=max_age_s, max_bytes=max_bytes)
 
 
 def spool_file(config: Config, config_file: Path | None, node: str | None = None) -> Path:

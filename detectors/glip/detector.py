@@ -169,8 +169,11 @@ class Glip:
         """
         if self._tuned is not None:
             raise PromptError("tuned words replace the text encoder, which sentences need: use the model without them")
-        queries = clean_queries(phrases, free_words=False)
-        named = locate_phrases(text, queries) if spans is None else place_phrases(queries, spans)
+        if spans is None:
+            named = locate_phrases(text, clean_queries(phrases, free_words=False))
+        else:
+            named = place_phrases(phrases, spans)
+        queries = tuple(phrase.text for phrase in named)
         return self._cached_prompt((text, named), queries)
 
     def _cached_prompt(self, caption: tuple[str, tuple[Phrase, ...]] | None, queries: tuple[str, ...]) -> GlipPrompt:

@@ -18,7 +18,13 @@ def doctor(
         typer.Option("--config", "-c", metavar="FILE", help="Also try every stream and sink of this configuration."),
     ] = None,
     lease: Annotated[
-        str | None, typer.Option("--lease", metavar="ADDRESS", help="Also try where nodes share cameras (`monitor`).")
+        str | None,
+        typer.Option(
+            "--lease",
+            metavar="ADDRESS",
+            envvar="GROUNDSTREAM_LEASE",
+            help="Also try where nodes share cameras (`monitor`).",
+        ),
     ] = None,
     send_test: Annotated[
         bool, typer.Option("--send-test", help="Send a test message to the webhooks and chats among the sinks.")

@@ -4,23 +4,41 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from streamer.commands.evaluate_segmentation import evaluate_segmentation
 from streamer.commands.evaluate_tracking import tracking
 from streamer.commands.groups import CommandGroup
+from streamer.commands.options import DetectorOptions, Device, Tuned, Weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from streamer.detector_choice import DetectorChoice
 
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, rich_markup_mode=None)
 app.command("tracking")(tracking)
 app.command("segmentation")(evaluate_segmentation)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")]
-Results = Annotated[Path, typer.Argument(help="COCO results [{image_id, category_id, bbox, score}], or annotate's.")]
+Results = Annotated[
+    Path | None,
+    typer.Argument(help="COCO results [{image_id, category_id, bbox, score}], or annotate's; none with --model."),
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="NAME", help="Detector to run over the pictures: glip-tiny, coco-nano, ..."),
+]
+Images = Annotated[Path | None, typer.Option("--images", metavar="DIR", help="Folder of the pictures, for --model.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="FILE", help="File for the results of --model (default: out/detection-TRUTH-MODEL.json)."
+    ),
+]
+PictureBatch = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Pictures per call of the model.")]
 
 
 class GroundingProtocol(StrEnum):
@@ -31,17 +49,32 @@ class GroundingProtocol(StrEnum):
 @app.command("detection")
 def detection(
     truth: Annotated[Path, typer.Argument(help="A data set in COCO's or LVIS's format.")],
-    results: Results,
+    results: Results = None,
     lvis: Annotated[bool, typer.Option("--lvis", help="LVIS's fixed AP, with rare, common and frequent.")] = False,
+    model: Model = None,
+    images: Images = None,
+    weights: Weights = None,
+    tuned: Tuned = None,
+    device: Device = None,
+    detector_option: DetectorOptions = None,
+    batch: PictureBatch = 4,
+    out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score boxes: COCO's average precision, or LVIS's fixed AP."""
+    """Score boxes: COCO's average precision, or LVIS's fixed AP; of results, or of a model run over the pictures."""
     from dataclasses import asdict
 
     from detectors import coco_data, evaluation
+    from streamer.tasks import evaluate_model
 
     data = coco_data.read_data_set(truth)
-    found = coco_data.read_results(results, data)
+    choice = _choose_model(results, model, images, weights, tuned, device, detector_option)
+    if choice is None or images is None:
+        assert results is not None
+        found = coco_data.read_results(results, data)
+    else:
+        run = evaluate_model.ModelRun(truth, images, choice, out or _default_out("detection", truth, model), batch)
+        found = _complete_results(evaluate_model.run_detection(run, data))
     score = asdict((evaluation.lvis_score if lvis else evaluation.coco_score)(data, found))
     categories, frequencies = score.pop("categories"), score.pop("frequencies")
     if as_json:
@@ -53,21 +86,43 @@ def detection(
 
 @app.command("grounding")
 def grounding(
-    truth: Annotated[Path, typer.Argument(help="A data set with captions and phrases, as MDETR or annotate writes.")],
-    results: Results,
+    truth: Annotated[
+        Path,
+        typer.Argument(
+            help="A data set with captions and phrases, as MDETR or annotate writes, or Flickr30k Entities' folder or "
+            "test.txt."
+        ),
+    ],
+    results: Results = None,
     protocol: Annotated[
         GroundingProtocol,
         typer.Option(help="A box is right when it meets one of a phrase's boxes, or the box around them."),
     ] = GroundingProtocol.ANY,
+    model: Model = None,
+    images: Images = None,
+    weights: Weights = None,
+    device: Device = None,
+    detector_option: DetectorOptions = None,
+    batch: PictureBatch = 4,
+    out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score phrases: how often one of the 1, 5, 10 best boxes is right, as on Flickr30k Entities."""
+    """Score phrases: how often one of the 1, 5, 10 best boxes is right, as on Flickr30k Entities; of results, or of a
+    model run over the pictures."""
     from dataclasses import asdict
 
     from detectors import coco_data, evaluation
+    from streamer.tasks import evaluate_model
 
-    data = coco_data.read_data_set(truth)
-    pairs = evaluation.pair_phrases(data, coco_data.read_results(results, data))
+    data = evaluate_model.read_truth(truth)
+    choice = _choose_model(results, model, images, weights, None, device, detector_option)
+    if choice is None or images is None:
+        assert results is not None
+        found = coco_data.read_results(results, data)
+    else:
+        run = evaluate_model.ModelRun(truth, images, choice, out or _default_out("grounding", truth, model), batch)
+        found = _complete_results(evaluate_model.run_grounding(run, data))
+    pairs = evaluation.pair_phrases(data, found)
     score = asdict(evaluation.recall_of_phrases(pairs, protocol.value))
     if as_json:
         _print_json(score)
@@ -98,6 +153,45 @@ def events(
         _print_json(figures)
     else:
         _figure_table(f"{len(labels)} labelled events", figures)
+
+
+def _choose_model(
+    results: Path | None,
+    model: str | None,
+    images: Path | None,
+    weights: Path | None,
+    tuned: Path | None,
+    device: str | None,
+    options: list[str] | None,
+) -> DetectorChoice | None:
+    """The model to run, None where results are given. Raises `ConfigError` unless either is given, and completely."""
+    from streamer.detector_choice import DetectorChoice
+    from streamer.errors import ConfigError
+
+    if (results is None) == (model is None):
+        problem = "neither results nor a model are" if model is None else "both results and a model are"
+        raise ConfigError(f"{problem} given: give a file of results, or --model NAME with --images DIR")
+    if model is None:
+        given = {"--images": images, "--weights": weights, "--tuned": tuned, "--device": device}
+        if unused := [flag for flag, value in given.items() if value is not None]:
+            raise ConfigError(f"{unused[0]} needs --model NAME: results are scored as they are")
+        return None
+    if images is None:
+        raise ConfigError("--model needs --images DIR, the folder of the data set's pictures")
+    return DetectorChoice(model, weights, tuned, device, None, None, options or ())
+
+
+def _default_out(task: str, truth: Path, model: str | None) -> Path:
+    return Path("out") / f"{task}-{truth.stem}-{str(model).partition(':')[0]}.json"
+
+
+def _complete_results(found: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """The results of a run; ends the command where it was interrupted."""
+    from streamer.tasks.closing import INTERRUPTED
+
+    if found is None:
+        raise typer.Exit(INTERRUPTED)
+    return found
 
 
 def _print_json(figures: Mapping[str, object]) -> None:

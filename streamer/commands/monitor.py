@@ -69,11 +69,16 @@ def monitor(
         str | None,
         typer.Option(
             metavar="ADDRESS",
+            envvar="GROUNDSTREAM_LEASE",
             help="Share the cameras of the file with other nodes: postgresql://..., or sqlite:PATH on one machine.",
         ),
     ] = None,
     node: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of this node, with --lease (default: of the machine).")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of this node, with --lease (default: GROUNDSTREAM_NODE, else the name of the machine).",
+        ),
     ] = None,
     capacity: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Most cameras that this node watches, with --lease.")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from sinks.event import Event, Media
 from streamer.analysis.event_writer import EventTime
 from streamer.frame import Frame
-from streamer.media.folder import MediaFolder
+from streamer.media.folder import MediaStore
 from streamer.media.snapshots import PICTURED, Snapshot, SnapshotTally
 from streamer.sources.packet_clips import CutResult, PacketLimits
 
@@ -98,11 +98,11 @@ class ClipWriter:
     wait, `error` when they cannot be written and `shutdown` at the end.
     """
 
-    def __init__(self, folder: MediaFolder, span: ClipSpan, *, queue_size: int = _QUEUE_SIZE) -> None:
+    def __init__(self, folder: MediaStore, span: ClipSpan, *, queue_size: int = _QUEUE_SIZE) -> None:
         """Raises `OSError` where the folder cannot be written."""
         self.span = span
         self._folder = folder
-        self._scratch = _make_scratch(folder.path)
+        self._scratch = _make_scratch(folder.local_path)
         self._queue_size = queue_size
         self._streams: dict[str, _StreamClips] = {}
         self._retired: list[tuple[str, ClipCutter]] = []
@@ -332,7 +332,7 @@ class ClipWriter:
         if not error:
             try:
                 stored = self._folder.store(path.read_bytes(), ".mp4")
-                uri, sha256 = stored.path.as_uri(), stored.sha256
+                uri, sha256 = stored.uri, stored.sha256
                 times = {"begin_ns": result.begin_ns, "end_ns": result.end_ns}
                 media = (Media(kind="clip", uri=uri, sha256=sha256, **times),)
             except OSError as failure:
@@ -361,7 +361,7 @@ class ClipWriter:
         """Logs the first of several failures in a row; all are counted."""
         if not self._has_failed:
             trace = None if isinstance(error, OSError) else error
-            log.error("clips in %s cannot be written or removed: %s", self._folder.path, error, exc_info=trace)
+            log.error("clips in %s cannot be written or removed: %s", self._folder.name, error, exc_info=trace)
         self._has_failed = True
 
 

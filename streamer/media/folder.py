@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 _CHECK_EVERY_S = 60.0
-_KEPT_SHARE = 0.9
+KEPT_SHARE = 0.9
 """The part of the allowed bytes that stays when there were too many, so that not every picture needs room."""
-_STORED_NAME = r"[0-9a-f]{64}\.(jpg|jpeg|png|mp4)(\.\d+\.tmp)?"
+STORED_NAME = r"[0-9a-f]{64}\.(jpg|jpeg|png|mp4)(\.\d+\.tmp)?"
 
 SHA256 = r"^[0-9a-f]{64}$"
 TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".mp4": "video/mp4"}
@@ -37,12 +37,49 @@ class StoredFile:
     path: Path
     sha256: str
 
+    @property
+    def uri(self) -> str:
+        """The address of the file."""
+        return self.path.as_uri()
+
+
+class StoredMedium(Protocol):
+    """A picture or clip that was stored."""
+
+    @property
+    def uri(self) -> str:
+        """The address at which it is."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Its content hash, 64 hexadecimal digits."""
+        ...
+
 
 class MediaStore(Protocol):
-    """Finds stored pictures and clips."""
+    """Keeps pictures and clips by their content hash. Thread-safe."""
+
+    @property
+    def name(self) -> str:
+        """Where they are, for messages."""
+        ...
 
     def find(self, sha256: str) -> MediaFile | None:
         """Returns the file with that content hash (64 hexadecimal digits), None when it is not stored."""
+        ...
+
+    @property
+    def local_path(self) -> Path:
+        """A folder of this machine for what is not finished."""
+        ...
+
+    def store(self, content: bytes, suffix: str) -> StoredMedium:
+        """Stores a picture (`.jpg`) or clip (`.mp4`), the same content once. Raises `OSError`."""
+        ...
+
+    def remove_expired(self) -> int:
+        """Removes what is too old or too much; returns the number. Raises `OSError`."""
         ...
 
 
@@ -59,6 +96,16 @@ class MediaFolder:
         self._bytes: int | None = None  # unknown before the folder was read
         self._checked_s = -math.inf
         self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """The path of the folder."""
+        return str(self.path)
+
+    @property
+    def local_path(self) -> Path:
+        """The folder itself."""
+        return self.path
 
     def find(self, sha256: str) -> MediaFile | None:
         """Returns the file with that content hash, None when it is not stored or the text is not a hash."""
@@ -100,7 +147,7 @@ class MediaFolder:
         files = sorted(self._read_files())
         total = sum(size for _, size, _ in files)
         oldest_s = -math.inf if self._max_age_s is None else time.time() - self._max_age_s
-        wanted = math.inf if self._max_bytes is None or total <= self._max_bytes else self._max_bytes * _KEPT_SHARE
+        wanted = math.inf if self._max_bytes is None or total <= self._max_bytes else self._max_bytes * KEPT_SHARE
         removed = 0
         for modified_s, size, path in files:
             if modified_s >= oldest_s and total <= wanted:
@@ -114,7 +161,7 @@ class MediaFolder:
     def _read_files(self) -> Iterator[tuple[float, int, Path]]:
         """Time of change, size and path of every medium, and of temporary files that a crash has left."""
         for path in self.path.glob("[0-9a-f][0-9a-f]/*"):
-            if not re.fullmatch(_STORED_NAME, path.name):
+            if not re.fullmatch(STORED_NAME, path.name):
                 continue
             try:
                 state = path.stat()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from sinks.event import Box, Event, EventType, Media
 from streamer.analysis.event_writer import EventTime
 from streamer.frame import Frame
-from streamer.media.folder import MediaFolder
+from streamer.media.folder import MediaStore
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -106,7 +106,7 @@ class SnapshotWriter:
     seen well enough, `error` when they cannot be written and `shutdown` at the end.
     """
 
-    def __init__(self, folder: MediaFolder, kept: Kept = "full", *, queue_size: int = _QUEUE_SIZE) -> None:
+    def __init__(self, folder: MediaStore, kept: Kept = "full", *, queue_size: int = _QUEUE_SIZE) -> None:
         self._folder = folder
         self._kept = kept
         self._queue_size = queue_size
@@ -310,7 +310,7 @@ class SnapshotWriter:
         x1, y1, x2, y2 = (round(value, 6) for value in view.box)
         return Media(
             kind=kind,
-            uri=stored.path.as_uri(),
+            uri=stored.uri,
             sha256=stored.sha256,
             boxed=True if is_boxed else None,
             captured_ns=view.time_ns,
@@ -325,5 +325,5 @@ class SnapshotWriter:
         """Log the first of several failures in a row; all are counted."""
         if not self._has_failed:
             trace = None if isinstance(error, OSError) else error
-            log.error("pictures in %s cannot be written or removed: %s", self._folder.path, error, exc_info=trace)
+            log.error("pictures in %s cannot be written or removed: %s", self._folder.name, error, exc_info=trace)
         self._has_failed = True

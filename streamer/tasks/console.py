@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from streamer.errors import StreamerError
 
@@ -28,9 +30,24 @@ class UserConsole(Console):
     """A rich console for text that comes from users, files and cameras: no markup, no emoji codes, no highlighting."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Prints objects; strings lose the effect of their control characters and are wrapped by the terminal alone."""
+        """Prints objects; strings are wrapped by the terminal alone, and no cell of a table is cut."""
         options.setdefault("soft_wrap", all(isinstance(item, str) for item in objects))
-        super().print(*(visible_text(item) if isinstance(item, str) else item for item in objects), **options)
+        for item in objects:
+            if isinstance(item, Table):
+                fold_columns(item)
+        super().print(*objects, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Renders a string, also a cell of a table, without the effect of its control characters."""
+        return super().render_str(visible_text(text), **options)
+
+
+def fold_columns(table: Table) -> Table:
+    """Lets cells that are too long for their column go on in the next line instead of being cut."""
+    for column in table.columns:
+        if column.overflow == "ellipsis":
+            column.overflow = "fold"
+    return table
 
 
 def user_console(*, stderr: bool = False, quiet: bool = False) -> UserConsole:

@@ -7,9 +7,10 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sinks.event import Event
@@ -19,6 +20,9 @@ from streamer.tasks.console import UserConsole, visible_text
 from streamer.tasks.event_table import event_table
 
 TABLE_EVERY_S = 0.5
+_TITLES = ("stream", "state", "analysed", "frames/s", "age", "dropped", "tracks", "events")
+_NAME_WIDTH = 12
+"""Columns for the name of a stream, of the 80 of a terminal; a longer name has several lines."""
 _EVENTS_SHOWN = 8
 _QUIET_KINDS = frozenset({"coverage", "track.update", "detections"})
 """Frequent events that say nothing new to a person."""
@@ -56,7 +60,9 @@ class LiveTable:
 
     def render(self) -> RenderableType:
         """The table as it stands now."""
-        table = Table("stream", "state", "analysed", "per second", "age", "dropped", "tracks", "events")
+        name, *figures = (Column(title, overflow="fold") for title in _TITLES)
+        name.min_width = _NAME_WIDTH
+        table = Table(name, *figures, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         counts = self._pipeline.event_counts
         for report in self._pipeline.report():
             dropped = ", ".join(f"{reason} {count}" for reason, count in report.tally.dropped.items()) or "0"

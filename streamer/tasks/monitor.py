@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import socket
 import sys
@@ -116,7 +117,7 @@ class MonitorOptions:
             return "shard-{}-of-{}".format(*self.shard)
         if self.lease is None:
             return None
-        name = self.node if self.node is not None else socket.gethostname()
+        name = self.node if self.node is not None else os.environ.get("GROUNDSTREAM_NODE") or socket.gethostname()
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
             raise ConfigError(
                 f"the name of this node is {name!r}: give one of letters, digits and . _ - with --node, at most 63"

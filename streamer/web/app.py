@@ -206,27 +206,39 @@ def _add_live(app: FastAPI) -> None:
     async def live(websocket: WebSocket) -> None:
         """Pictures with boxes, states, events and health; see `live_socket`."""
         state: WebState = websocket.app.state.web
-        if find_socket_client(websocket) is None or state.sockets.is_full or state.is_closing:
+        client = find_socket_client(websocket)
+        if client is None or state.sockets.is_full or state.is_closing:
             await websocket.close(1008)
             return
         await websocket.accept()
-        socket = LiveSocket(websocket, state.frames)
+        # A token holds as long as the server lives; a session ends by logging out or after its time.
+        socket = LiveSocket(
+            websocket, state.frames, lambda: not client.by_cookie or find_socket_client(websocket) is not None
+        )
         with state.sockets.joined(socket):
             socket.post(json.dumps({"type": "health", **await _health_message(state)}))
             await socket.run()
 
 
 async def _post_health(state: WebState) -> None:
-    """Sends states and health to all viewers every two seconds."""
+    """Sends states, health and what has changed in the configuration to all viewers every two seconds."""
     before: dict[str, tuple[str, str]] = {}
+    tags_before: dict[tuple[str, str], str] = {}
     while True:
         await asyncio.sleep(HEALTH_EVERY_S)
-        if not len(state.sockets):
-            continue
+        state.sockets.close_refused()
         try:
-            message = await _health_message(state)
+            message = await _health_message(state)  # without viewers, too: frames per second need two readings
+            if not len(state.sockets):
+                continue
+            tags = {} if state.control is None else await state.control.section_tags()
         except Problem:  # the monitor is shutting down
             continue
+        for (name, section), tag in tags.items():
+            if tags_before.get((name, section), tag) != tag:
+                kind = "masks" if section == "ignore" else section
+                state.sockets.post({"type": kind, "stream": name, "etag": tag})
+        tags_before = tags
         for stream in message["streams"]:
             now = (stream["state"], stream["cause"])
             if before.get(stream["name"], now) != now:

@@ -141,6 +141,17 @@ class ControlRoom:
         position, config = await self._find_stream(stream)
         return self._section_state(position, config, section)
 
+    async def section_tags(self) -> dict[tuple[str, str], str]:
+        """Returns the entity tag of every section of every stream, by stream and section."""
+        sections = await self._call(lambda: [(stream.name, stream.section) for stream in self._pipeline.streams])
+        tags = {}
+        for name, config in sections:
+            if config in self.config.streams:
+                position = self.config.streams.index(config)
+                for section in _SECTIONS:
+                    tags[name, section] = self._section_state(position, config, section).etag
+        return tags
+
     async def write_section(
         self, stream: str, section: str, value: Sequence[Mapping[str, Any]], if_match: str | None
     ) -> SectionState:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
@@ -17,6 +17,7 @@ from streamer.media.folder import SHA256, find_media
 from streamer.web.access import Role
 from streamer.web.event_store import (
     EventQuery,
+    EventStore,
     StoredEvent,
     compact_event,
     decode_cursor,
@@ -85,12 +86,17 @@ def list_events(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     after: Annotated[str | None, Query(min_length=1, max_length=100, description="`next` of the page before.")] = None,
 ) -> EventPage:
-    """Lists events in order of capture time; a cursor stays valid while events come and expire."""
+    """Lists events in order of capture time, each with the pictures and clips that were stored for it later.
+
+    A cursor stays valid while events come and expire.
+    """
     cursor = None if after is None else decode_cursor(after)
     found = web_state(request).store.find_page(wanted, limit=limit + 1, newest_first=order == "newest", after=cursor)
     page = found[:limit]
+    items = [json.loads(event.line) for event in page]
+    _add_later_media(web_state(request).store, items)
     return EventPage(
-        items=[json.loads(event.line) for event in page],
+        items=items,
         next=encode_cursor(page[-1]) if len(found) > limit else None,
     )
 
@@ -256,6 +262,15 @@ def read_track(request: Request, uid: Annotated[str, Path(min_length=1, max_leng
     )
 
 
+def _add_later_media(store: EventStore, events: Sequence[dict[str, Any]]) -> None:
+    """Gives events the media of the `media` events that name them as their cause."""
+    lacking = [event for event in events if event["data"].get("track") and not event["data"].get("media")]
+    media = store.find_media(list(dict.fromkeys(event["subject"] for event in lacking)))
+    for event in lacking:
+        if event["id"] in media:
+            event["data"]["media"] = media[event["id"]]
+
+
 def _load_event(state: WebState, event_id: str) -> dict[str, Any]:
     found = state.store.find_event(event_id)
     if found is None:
@@ -267,7 +282,8 @@ def _load_event(state: WebState, event_id: str) -> dict[str, Any]:
 def _media_of_event(state: WebState, event_id: str, kinds: tuple[str, ...], *, is_boxed: bool = False) -> Response:
     """The medium of an event: its own, else that of a later event which names it as its cause, else of its track."""
     event = _load_event(state, event_id)
-    followers = state.store.find_page(EventQuery(subject=event["subject"]), limit=500, newest_first=False)
+    wanted = EventQuery(subject=event["subject"], kinds=["media"])
+    followers = state.store.find_page(wanted, limit=500, newest_first=False)
     others: list[Mapping[str, Any]] = [json.loads(stored.line) for stored in followers]
     caused = [other for other in others if other["data"].get("cause") == event_id]
     sha256 = find_media([event, *map(dict, caused)], kinds, is_boxed=is_boxed)

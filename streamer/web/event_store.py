@@ -38,6 +38,7 @@ _PRUNE_EVERY_S = 60.0
 _STEPS_BETWEEN_CHECKS = 20_000
 _WORD = re.compile(r"[\w.-]+")
 _QUARTER_MS = 900_000
+_SUBJECTS_AT_ONCE = 100
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -237,6 +238,20 @@ class EventStore:
         """Returns one event by its id."""
         rows = self._read("SELECT row, time_ms, event FROM events WHERE id = ?", [event_id])
         return StoredEvent(*rows[0]) if rows else None
+
+    def find_media(self, subjects: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+        """Returns the pictures and clips that `media` events of these subjects have stored, by the id of the event
+        that each of them names as its cause."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for start in range(0, len(subjects), _SUBJECTS_AT_ONCE):
+            some = subjects[start : start + _SUBJECTS_AT_ONCE]
+            sql = (
+                f"SELECT event FROM events WHERE kind = 'media' AND subject IN ({_marks(some)}) ORDER BY row LIMIT 5000"
+            )
+            for (line,) in self._read(sql, some):
+                data = json.loads(line)["data"]
+                found.setdefault(data.get("cause", ""), []).extend(data.get("media") or ())
+        return found
 
     def count_buckets(self, wanted: EventQuery, *, bucket_ms: int, offset_ms: int = 0) -> list[dict[str, Any]]:
         """Returns counts for each bucket and kind: `{"time_ms", "kind", "direction", "events", "tracks"}`.

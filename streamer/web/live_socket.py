@@ -12,6 +12,7 @@ import json
 import struct
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import WebSocket, WebSocketDisconnect
@@ -24,7 +25,7 @@ CREDITS = 4
 _MOST_TEXTS = 500
 _MESSAGES_S = 20
 _MOST_MESSAGE = 64 * 1024
-_POLICY, _TRY_LATER = 1008, 1013
+_POLICY, _TRY_LATER, _GOING_AWAY = 1008, 1013, 1001
 
 
 class StreamWish(BaseModel):
@@ -57,8 +58,10 @@ _MESSAGE: TypeAdapter[_Watch | _Ack | _Switch] = TypeAdapter(
 class LiveSocket:
     """One viewer's connection."""
 
-    def __init__(self, websocket: WebSocket, frames: LiveFrames) -> None:
+    def __init__(self, websocket: WebSocket, frames: LiveFrames, is_allowed: Callable[[], bool]) -> None:
+        """`is_allowed` says whether the login that opened the connection still holds."""
         self._websocket = websocket
+        self.is_allowed = is_allowed
         self._frames = frames
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
@@ -233,4 +236,10 @@ class SocketGroup:
     def close(self) -> None:
         """Disconnects all viewers because the server ends."""
         for socket in list(self._sockets):
-            socket.close(1001)
+            socket.close(_GOING_AWAY)
+
+    def close_refused(self) -> None:
+        """Disconnects the viewers whose login has ended."""
+        for socket in list(self._sockets):
+            if not socket.is_allowed():
+                socket.close(_POLICY)

@@ -19,10 +19,9 @@ from sinks.sink import Sink
 from streamer.analysis.stream_analysis import StreamAnalysis
 from streamer.config import Config, WebConfig
 from streamer.errors import StreamerError
-from streamer.media.folder import MediaFolder
 from streamer.pipeline.pipeline import Pipeline
 from streamer.sources.source import Source
-from streamer.spooling import media_folder
+from streamer.spooling import media_store
 from streamer.web.access import AccessControl, Role, load_tokens, store_tokens
 from streamer.web.app import create_app
 from streamer.web.config_document import ConfigDocument
@@ -94,7 +93,7 @@ class WebRoom:
             control,
             control=control,
             registry=registry,
-            media=[MediaFolder(media_folder(pipeline.config))],
+            media=[media_store(pipeline.config)],
         )
         with serve_state(state) as address:
             store_tokens(self._tokens_path, self.made_tokens)  # only now: a start that fails must not use them up

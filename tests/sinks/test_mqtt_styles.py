@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import json
 import re
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from sinks import SinkAddressError, open_sink
-from sinks.event import Event, EventType, QueryInfo, ZoneInfo
+from sinks.event import Event, EventType, Media, QueryInfo, ZoneInfo
 from sinks.frigate import FrigateStyle
 from sinks.home_assistant import HomeAssistantStyle
 from sinks.mqtt_styles import MqttMessage
@@ -40,10 +41,27 @@ STORY = [
 ]
 
 
+CROP, BOXED = b"\xff\xd8\xff crop", b"\xff\xd8\xff boxed"
+
+
+def pictured(number: int, folder: Path, *media: Media) -> Event:
+    """A `media` event with a crop and a boxed frame in files, or with the media given."""
+    files = {"crop.jpg": CROP, "frame with box.jpg": BOXED}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    uris = {name: (folder / name).as_uri() for name in files}
+    found = media or (
+        Media(kind="snapshot", uri=uris["frame with box.jpg"], sha256=hashlib.sha256(BOXED).hexdigest(), boxed=True),
+        Media(kind="crop", uri=uris["crop.jpg"], sha256=hashlib.sha256(CROP).hexdigest()),
+    )
+    plain = event(number, kind=EventType.MEDIA)
+    return plain.model_copy(update={"data": plain.data.model_copy(update={"media": list(found), "track": None})})
+
+
 def newest(style: Any, story: list[Event]) -> tuple[list[MqttMessage], dict[str, str]]:
     """All messages, and what is retained in the end."""
     messages = [message for one in story for message in style.messages_of(one)]
-    return messages, {message.topic: message.payload.decode() for message in messages if message.retain}
+    return messages, {message.topic: message.payload.decode("latin-1") for message in messages if message.retain}
 
 
 def test_frigate_events_are_new_update_and_end_with_before_and_after() -> None:
@@ -92,12 +110,12 @@ def check_device(found: dict[str, Any]) -> None:
     unique = set()
     for name, component in found["cmps"].items():
         assert re.fullmatch(r"[a-zA-Z0-9_-]+", name)
-        assert component["p"] in {"binary_sensor", "sensor", "event"}
+        assert component["p"] in {"binary_sensor", "sensor", "event", "image"}
         if len(component) == 1:
             continue
         assert "object_id" not in component
         assert component["default_entity_id"].startswith(component["p"] + ".")
-        assert component["stat_t"]
+        assert component["image_topic" if component["p"] == "image" else "stat_t"]
         unique.add(component["unique_id"])
     assert len(unique) == len([one for one in found["cmps"].values() if len(one) > 1])
 
@@ -115,6 +133,76 @@ def test_home_assistant_gets_a_device_with_its_entities() -> None:
     happened = [json.loads(one.payload)["event_type"] for one in messages if one.topic == "groundstream/gate/ha/event"]
     assert happened == ["track_begin", "match_begin", "zone_enter", "track_begin", "zone_exit"]
     assert not any(one.retain for one in messages if one.topic.endswith("/ha/event"))
+
+
+def test_frigate_gets_the_best_view_and_knows_that_there_is_one(tmp_path: Path) -> None:
+    messages, kept = newest(FrigateStyle("frigate"), [*STORY[:3], pictured(3, tmp_path), *STORY[5:]])
+    assert kept["frigate/gate/q1/snapshot"].encode("latin-1") == CROP
+    states = [json.loads(message.payload)["after"] for message in messages if message.topic == "frigate/events"]
+    assert [state["has_snapshot"] for state in states] == [False, False, True, True, True, True]
+    assert not any(state["has_clip"] for state in states)
+
+
+def test_frigate_files_a_picture_that_comes_after_the_end_under_its_label(tmp_path: Path) -> None:
+    style = FrigateStyle("frigate")
+    newest(style, STORY)
+    (message,) = style.messages_of(pictured(9, tmp_path))
+    assert (message.topic, message.payload, message.retain) == ("frigate/gate/q1/snapshot", CROP, True)
+
+
+def test_frigate_knows_of_a_clip(tmp_path: Path) -> None:
+    style = FrigateStyle("frigate")
+    newest(style, STORY[:3])
+    clip = Media(kind="clip", uri=(tmp_path / "a.mp4").as_uri(), sha256="0" * 64)
+    events = [json.loads(one.payload) for one in style.messages_of(pictured(4, tmp_path, clip))]
+    assert [(body["type"], body["after"]["has_clip"]) for body in events if "box" in body["after"]] == [
+        ("update", True)
+    ]
+
+
+def test_home_assistant_gets_an_image_entity_with_the_first_picture(tmp_path: Path) -> None:
+    style = HomeAssistantStyle("groundstream")
+    _, before = newest(style, STORY)
+    messages, kept = newest(style, [pictured(9, tmp_path), pictured(10, tmp_path)])
+    assert "picture" not in device(before)["cmps"]
+    check_device(device(kept))
+    assert device(kept)["cmps"]["picture"]["image_topic"] == "groundstream/gate/image"
+    assert kept["groundstream/gate/image"].encode("latin-1") == BOXED
+    assert len([message for message in messages if message.topic.endswith("/config")]) == 1
+
+
+@pytest.mark.parametrize("fault", ["gone", "other", "no picture", "elsewhere", "too large"])
+def test_only_the_picture_that_the_event_names_is_published(
+    tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.jpg"
+    content = b"secret" if fault == "no picture" else CROP
+    file.write_bytes(content)
+    uri = "https://camera.example/a.jpg" if fault == "elsewhere" else file.as_uri()
+    named = Media(kind="crop", uri=uri, sha256=hashlib.sha256(content).hexdigest())
+    if fault == "gone":
+        file.unlink()
+    elif fault == "other":
+        file.write_bytes(BOXED)
+    elif fault == "too large":
+        monkeypatch.setattr("sinks.event_pictures.MOST_PICTURE_BYTES", 3)
+    found = pictured(3, tmp_path, named)
+    for style in (FrigateStyle("f"), HomeAssistantStyle("g")):
+        assert not [one for one in style.messages_of(found) if one.content_type == "image/jpeg"]
+
+
+@pytest.mark.anyio
+async def test_a_picture_that_the_broker_does_not_take_costs_nothing_else(tmp_path: Path) -> None:
+    large = tmp_path / "large.jpg"
+    large.write_bytes(CROP + bytes(50_000))
+    named = Media(kind="crop", uri=large.as_uri(), sha256=hashlib.sha256(large.read_bytes()).hexdigest())
+    with mosquitto(tmp_path, "max_packet_size 20000") as port:
+        sink = open_sink(f"mqtt://127.0.0.1:{port}?style=frigate")
+        await sink.send_batch([*STORY[:3], pictured(3, tmp_path, named), *STORY[5:]])
+        kept = await asyncio.to_thread(retained, port, "#")
+        await sink.aclose()
+    assert "frigate/gate/q1/snapshot" not in kept
+    assert kept["frigate/gate/q1"] == "0"
 
 
 def test_a_query_that_is_removed_takes_its_entities_along() -> None:

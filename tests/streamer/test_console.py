@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from streamer.errors import StreamerError
-from streamer.tasks.console import make_folder, user_console, visible_text, write_text
+from streamer.tasks.console import UserConsole, make_folder, user_console, visible_text, write_text
 
 
 @pytest.mark.parametrize("text", ["a [/b] van", "[red] car", "pip install 'groundstream[mqtt]'", ":car: http://h/1"])
@@ -25,6 +27,21 @@ def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixt
 def test_long_lines_are_left_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     user_console().print("word " * 100)
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_a_table_cuts_no_cell_and_obeys_no_control_character() -> None:
+    names = ["2026-11-24T10-00-00-camera-at-the-northern-entrance (complete before)", "gate \x1b[31m [/b]"]
+    table = Table("video", "dropped", "length")
+    for name in names:
+        table.add_row(name, "overload 1234, not_sampled 5678, corrupt 9", "12345.6 s")
+    output = io.StringIO()
+    UserConsole(file=output, width=60, markup=False, highlight=False).print(table)
+    lines = output.getvalue().splitlines()
+    assert all(len(line) <= 60 for line in lines)
+    shown = "".join(line.split("│")[1] for line in lines if line.startswith("│"))
+    assert "".join(shown.split()) == "".join(visible_text("".join(names)).split())
+    assert "…" not in output.getvalue()
+    assert "\x1b" not in output.getvalue()
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from streamer.tasks.console import UserConsole
 from streamer.tasks.live_table import LatestEvents, LiveTable
 from streamer.tasks.monitor import MonitorOptions
 from tests.support.cameras import wait_until
-from tests.support.fakes import FakeDetector, FakeSource, camera
+from tests.support.fakes import FakeDetector, FakeSource, ListSink, camera
 
 
 def options(**given) -> MonitorOptions:
@@ -128,6 +128,24 @@ def test_the_table_shows_streams_and_the_latest_events_as_they_are_written():
     assert "track.begin" in shown
     assert "coverage" not in shown
     assert "\x1b[31m" not in shown
+
+
+def test_the_name_of_a_stream_stays_whole_in_a_terminal_of_80_columns():
+    name = "127.0.0.1-37215-cam-north-entrance"
+
+    async def go() -> str:
+        async with await Spool.open(None, {"list": ListSink()}) as spool:
+            pipeline = Pipeline([camera(FakeSource(name, count=3))], FakeDetector(), spool)
+            await pipeline.run()
+            output = io.StringIO()
+            UserConsole(file=output, width=80, markup=False, highlight=False).print(LiveTable(pipeline, None).render())
+            return output.getvalue()
+
+    lines = asyncio.run(go()).splitlines()
+    assert "".join(line.split("  ")[0].strip() for line in lines[3:]) == name
+    assert max(map(len, lines)) <= 80
+    for title in ("state", "analysed", "frames/s", "age", "dropped", "tracks", "events"):
+        assert title in lines[1]
 
 
 def test_a_configuration_can_pause_a_query_and_a_stream():

@@ -1,4 +1,4 @@
-"""An S3 server for tests: HEAD, ranged GET and ListObjectsV2 on loopback, every request checked by its signature.
+"""An S3 server for tests: HEAD, ranged GET, PUT, DeleteObjects, ListObjectsV2 on loopback, with checked signatures.
 
 Signature: AWS Signature Version 4, https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
 """
@@ -12,10 +12,12 @@ import re
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Self
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
+_LONG_AGO = datetime(2026, 5, 4, 12, tzinfo=UTC)
 ACCESS, SECRET = "AKIATESTKEY", "wJalrXUtnFEMI/K7MDENG+secret"
 
 
@@ -23,7 +25,8 @@ ACCESS, SECRET = "AKIATESTKEY", "wJalrXUtnFEMI/K7MDENG+secret"
 class S3Server:
     """Serves `buckets` (bucket -> key -> content). `before_get` is called with the key before each ranged answer.
 
-    `requests` remembers (method, path). With `secret` None requests need no signature. A context manager.
+    `requests` remembers (method, path), `modified` when objects were written, where that was not long ago. With
+    `secret` None requests need no signature. A context manager.
     """
 
     buckets: dict[str, dict[str, bytes]]
@@ -31,6 +34,7 @@ class S3Server:
     page: int = 1000
     before_get: Callable[[str], None] = lambda _key: None
     requests: list[tuple[str, str]] = field(default_factory=list)
+    modified: dict[str, datetime] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         owner = self
@@ -60,6 +64,39 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self._serve(with_body=False)
+
+    def do_PUT(self) -> None:
+        def put(objects: dict[str, bytes], key: str, content: bytes) -> str:
+            self.server_data.modified[key] = datetime.now(UTC)
+            objects[key] = content
+            return ""
+
+        self._change(put)
+
+    def do_POST(self) -> None:
+        """DeleteObjects: https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html"""
+
+        def remove(objects: dict[str, bytes], _: str, content: bytes) -> str:
+            keys = re.findall("<Key>([^<]*)</Key>", content.decode())
+            for key in keys:
+                objects.pop(unescape(key), None)
+            return f"<DeleteResult>{''.join(f'<Deleted><Key>{key}</Key></Deleted>' for key in keys)}</DeleteResult>"
+
+        self._change(remove)
+
+    def _change(self, change: Callable[[dict[str, bytes], str, bytes], str]) -> None:
+        data = self.server_data
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = unquote(urlsplit(self.path).path)
+        data.requests.append((self.command, path))
+        bucket, _, key = path.lstrip("/").partition("/")
+        if data.secret is not None and (code := self._check_signature(data.secret)):
+            self._answer(403, _error(code), with_body=True)
+        elif bucket not in data.buckets:
+            self._answer(404, _error("NoSuchBucket"), with_body=True)
+        else:
+            body = change(data.buckets[bucket], key, content)
+            self._answer(200, body.encode(), {"ETag": '"x"'}, with_body=True)
 
     def do_GET(self) -> None:
         self._serve(with_body=True)
@@ -113,7 +150,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         page, more = found[: self.server_data.page], found[self.server_data.page :]
         body = "".join(
             f"<Contents><Key>{escape(key)}</Key><Size>{len(objects[key])}</Size><ETag>x</ETag>"
-            "<LastModified>2026-05-04T12:00:00.000Z</LastModified></Contents>"
+            f"<LastModified>{self.server_data.modified.get(key, _LONG_AGO):%Y-%m-%dT%H:%M:%S.%f}Z</LastModified>"
+            "</Contents>"
             for key in page
         ) + "".join(f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" for name in sorted(folders))
         cut = "true" if more else "false"

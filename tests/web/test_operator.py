@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from streamer.config import load_config
 from tests.support.clips import make_clip
 from tests.support.rtsp_server import RtspServer
-from tests.web.browser import WatchedPage, open_browser
+from tests.web.browser import WatchedPage, compare_golden, open_browser
 from tests.web.rooms import OPERATOR
 from tests.web.test_changes import TEXT, running
 
@@ -168,3 +170,121 @@ def open_match(page: Any) -> None:
             page.wait_for_selector("text=Why this event exists")
             return
     raise AssertionError("no event came")
+
+
+SIZES = {"desk-light": (1280, 800, "light"), "desk-dark": (1280, 800, "dark"), "phone-light": (390, 844, "light")}
+SIZES["phone-dark"] = (390, 844, "dark")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_view_of_an_operator_is_clean_and_fits_its_window(size, tmp_path):
+    async def go() -> None:
+        async with running(tmp_path) as (client, _file, _pipeline):
+            await asyncio.to_thread(visit_views, f"http://127.0.0.1:{client._port}/", *SIZES[size])
+
+    asyncio.run(go())
+
+
+def visit_views(base: str, width: int, height: int, scheme: str) -> None:
+    with open_browser() as browser:
+        watched = WatchedPage(browser, base, width=width, height=height, scheme=scheme)
+        page = watched.page
+        page.set_default_timeout(90_000)
+        watched.log_in(OPERATOR)
+        page.wait_for_selector("text=2 of 2 cameras live")
+        assert watched.check_layout() == [], "grid"
+        page.click("text=Add a camera")
+        assert watched.check_layout() == [], "dialog"
+        page.click("dialog >> text=Cancel")
+        watched.open("camera/gate", ".event")
+        page.wait_for_selector("text=live ·")
+        try_words(page, "a dog")
+        assert watched.check_layout() == [], "camera with a trial"
+        compare_golden(
+            "queries-operator.aria.txt", queries_alone(watched.describe("section.panel:has-text('Queries')"))
+        )
+        page.click("text=Edit zones")
+        page.wait_for_selector("text=would have entered yard")
+        page.click("text=Corners of yard as numbers")
+        assert watched.check_layout() == [], "editor"
+        text = watched.describe("section[aria-label^='Editor']")
+        compare_golden("editor-operator.aria.txt", re.sub("N tracks? ", "N tracks ", text))
+        watched.open("events", ".event")
+        assert watched.check_layout() == [], "events"
+        page.click(".event >> nth=0")
+        page.wait_for_selector("text=Why this event exists")
+        assert watched.check_layout() == [], "event"
+        watched.open("counts", ".chart")
+        assert watched.check_layout() == [], "counts"
+        watched.open("health", "table")
+        page.click("text=Effective configuration")
+        assert watched.check_layout() == [], "health"
+
+
+def queries_alone(text: str) -> str:
+    """The tree of the panel of queries without what depends on how much has been seen."""
+    lines = [line for line in text.splitlines() if not re.search("track|figure|- img|object|uggested|picture", line)]
+    lines = [line.replace(" · N today", "") for line in lines]
+    return "\n".join(lines) + "\n"
+
+
+def test_a_change_of_the_file_reaches_the_open_page(tmp_path):
+    """Without a change through the page: the zone comes from an editor of the file."""
+
+    async def go() -> None:
+        async with running(tmp_path) as (client, file, pipeline):
+            ready, changed = asyncio.Event(), asyncio.Event()
+            loop = asyncio.get_running_loop()
+            seen = asyncio.create_task(
+                asyncio.to_thread(watch_zone, f"http://127.0.0.1:{client._port}/", loop, ready, changed)
+            )
+            await ready.wait()
+            file.write_text(TEXT.replace("      - id: yard", "      - id: garden"))
+            await pipeline.apply(load_config(file).model_copy(update={"web": pipeline.config.web}))
+            changed.set()
+            assert await seen == ["garden"]
+
+    asyncio.run(go())
+
+
+def watch_zone(base: str, loop: Any, ready: asyncio.Event, changed: asyncio.Event) -> list[str]:
+    """The names of the zones that the page knows after a change."""
+    with open_browser() as browser:
+        watched = WatchedPage(browser, base)
+        page = watched.page
+        watched.log_in(OPERATOR)
+        watched.open("camera/gate", ".query")
+        page.evaluate(NOTE_ZONES)
+        page.wait_for_timeout(5000)  # two messages of health, so that the server knows the state before
+        loop.call_soon_threadsafe(ready.set)
+        asyncio.run_coroutine_threadsafe(changed.wait(), loop).result()
+        for _ in range(300):
+            if found := page.evaluate("window.zoneNames"):
+                return found
+            page.wait_for_timeout(200)
+        return []
+
+
+NOTE_ZONES = """() => window.groundstreamLive.on('zones', async ({stream}) => {
+  const answer = await fetch(`/api/v1/streams/${stream}/zones`);
+  window.zoneNames = (await answer.json()).map(zone => zone.id);
+}) && null"""
+
+
+def test_logging_out_ends_the_live_pictures_of_that_login(tmp_path):
+    async def go() -> None:
+        async with running(tmp_path) as (client, _file, _pipeline):
+            await asyncio.to_thread(log_out_elsewhere, f"http://127.0.0.1:{client._port}/")
+
+    asyncio.run(go())
+
+
+def log_out_elsewhere(base: str) -> None:
+    with open_browser() as browser:
+        watched = WatchedPage(browser, base)
+        watched.page.set_default_timeout(90_000)
+        watched.log_in(OPERATOR)
+        other = watched.page.context.new_page()
+        other.goto(base, wait_until="commit")
+        other.click("button[aria-label='Log out']")
+        watched.page.wait_for_selector("text=Your session has ended")

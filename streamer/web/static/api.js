@@ -34,12 +34,22 @@ export async function call(method, path, { body, etag, signal } = {}) {
     throw new ApiError(0, "the server does not answer: is the monitor running?");
   }
   const text = await response.text();
-  const parsed = text ? JSON.parse(text) : null;
+  const parsed = parse(text, response.headers.get("Content-Type") ?? "");
   if (!response.ok) {
     if (response.status === 401 && path !== "/session") onLoggedOut();
-    throw new ApiError(response.status, parsed?.detail ?? response.statusText);
+    throw new ApiError(response.status, parsed?.detail ?? `the server answers ${response.status} ${response.statusText}: is the monitor running?`);
   }
   return { body: parsed, etag: response.headers.get("ETag") };
+}
+
+/** Returns the value of a JSON text; null for anything else, such as the error page of a proxy. */
+function parse(text, type) {
+  if (!text || !type.includes("json")) return null;
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
 }
 
 export const get = async (path, options) => (await call("GET", path, options)).body;

@@ -155,6 +155,7 @@ window.addEventListener("keydown", (event) => {
 });
 whenLoggedOut(() => showLogin("Your session has ended: log in again."));
 live.on("connection", () => showBanner(live.connected || !page.server ? "" : "The connection to the monitor is lost. What you see is old; trying again."));
+live.on("refused", () => get("/server").catch(() => {})); // an ended session leads to the login
 let announced = 0;
 live.on("event", ({ event }) => {
   if (Date.now() - announced < 5000) return;

@@ -6,6 +6,11 @@ export const kindOf = (event) => event.type.replace(/^groundstream\./, "").repla
 
 const END_REASONS = { left_view: "left the view", lost: "was lost", stream_down: "ended with the stream", query_removed: "ended with its query", merged: "went on under another number", shutdown: "ended with the monitor", crashed: "ended in a crash" };
 
+/** Ends of a stream that were wanted, by the cause in the event. */
+const ENDINGS = { shutdown: "monitor ended", paused: "camera was paused", removed: "camera was removed" };
+/** Returns whether an event begins or ends an outage that was not wanted. */
+export const isOutage = (event) => Boolean(event.data.outage) && !(event.data.outage.cause in ENDINGS);
+
 /**
  * Returns an event in words: `parts` (strings, or `{b: text}` for names), `small`, `tone` and `plain`.
  * @param {any} event
@@ -34,7 +39,13 @@ export function describeEvent(event) {
     case "count": parts = [{ b: String(data.count.occupancy) }, " in ", { b: data.count.id }]; small = [`${data.count.entered} in, ${data.count.left} out`]; break;
     case "enrich": parts = ["described: ", data.description?.text ?? "mask"]; break;
     case "stream.online": parts = [{ b: "camera is back" }, data.outage ? ` after ${duration((data.outage.until_ns - data.outage.since_ns) / 1e6)}` : ""]; if (!data.outage) parts = [{ b: isRelative(event.time) ? "recording began" : "camera came online" }]; small = data.outage ? [data.outage.cause] : []; break;
-    case "stream.offline": parts = [{ b: isRelative(event.time) ? "recording ended" : "camera is away" }]; tone = isRelative(event.time) ? "" : "warn"; small = [data.outage?.cause ?? ""]; break;
+    case "stream.offline": {
+      const ended = isRelative(event.time) ? "recording ended" : ENDINGS[data.outage?.cause];
+      parts = [{ b: ended ?? "camera is away" }];
+      tone = ended ? "" : "warn";
+      small = ended ? [] : [data.outage?.cause ?? ""];
+      break;
+    }
     case "coverage": parts = [data.coverage.state, ` ${data.coverage.analysed} of ${data.coverage.received} frames analysed`]; tone = data.coverage.state === "blind" ? "warn" : ""; break;
     case "query": parts = ["query ", { b: data.query.text }, ` ${data.query.change}`]; small = [`revision ${data.query.rev}`, `threshold ${score(data.query.threshold)}`]; break;
     case "media": parts = ["picture or clip of ", who, " is ready"]; break;
@@ -51,13 +62,20 @@ export const eventWords = (event) => {
 
 const MEMORY_MARGIN_MS = 3000;
 
+/** Returns the stored picture of a kind, else of the other one; without a drawn box where there is one. */
+export function storedPicture(media, kind) {
+  const pictures = (media ?? []).filter((medium) => medium.kind !== "clip");
+  const weight = (medium) => (medium.kind === kind ? 0 : 2) + (medium.boxed ? 1 : 0);
+  return pictures.sort((one, other) => weight(one) - weight(other))[0];
+}
+
 /** Returns the picture of an event: its snapshot, else a frame that is still in memory, else a sketch of its box. */
 export function eventPicture(event, memoryS = 0) {
-  const medium = event.data.media?.find((item) => item.kind !== "clip");
+  const medium = storedPicture(event.data.media, "crop");
   const age = Date.now() - new Date(event.time).getTime();
   if (!medium && !(event.data.frame && age >= 0 && age < memoryS * 1000 - MEMORY_MARGIN_MS)) return sketch(event);
   const source = medium
-    ? address(`/events/${encodeURIComponent(event.id)}/snapshot.jpg?kind=crop`)
+    ? address(`/media/${medium.sha256}`)
     : address(`/streams/${encodeURIComponent(event.data.stream)}/memory.jpg?time=${encodeURIComponent(event.time)}&width=320${cropOf(event)}`);
   const image = make("img", { class: "thumb", alt: "", loading: "lazy" });
   image.addEventListener("error", () => image.replaceWith(sketch(event)), { once: true });

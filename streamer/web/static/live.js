@@ -6,6 +6,7 @@ import { root } from "./api.js";
 
 const decoder = new TextDecoder();
 const RETRY_MS = [500, 10000];
+const REFUSED = 1008;
 
 class LiveConnection extends EventTarget {
   constructor() {
@@ -35,9 +36,11 @@ class LiveConnection extends EventTarget {
       this.announce("connection");
     };
     socket.onmessage = (message) => (typeof message.data === "string" ? this.readText(message.data) : this.readPicture(message.data));
-    socket.onclose = () => {
+    socket.onclose = ({ code }) => {
+      const isRefused = !this.connected || code === REFUSED;
       this.socket = null;
       this.connected = false;
+      if (isRefused && this.wanted) this.announce("refused");
       this.announce("connection");
       if (this.wanted) setTimeout(() => this.wanted && this.start(), this.retry);
       this.retry = Math.min(this.retry * 2, RETRY_MS[1]);

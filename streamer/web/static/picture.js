@@ -7,33 +7,35 @@ const LATE_MS = 2000;
 /**
  * Returns `{element, stop, ...}` of a live picture.
  * @param {string} stream
- * @param {{width?: number, fps?: number, small?: boolean, places?: () => any[], isHidden?: (id: string) => boolean}} [options]
+ * @param {{width?: number, fps?: number, small?: boolean, places?: () => any[]}} [options]
  */
-export function livePicture(stream, { width = 1280, fps = 12, small = false, places = () => [], isHidden = () => false } = {}) {
+export function livePicture(stream, { width = 1280, fps = 12, small = false, places = () => [] } = {}) {
   const canvas = make("canvas", { role: "img", "aria-label": `Live picture of ${stream}`, width: 640, height: 384 });
   const state = make("span", { class: "chip" }, "connecting");
   const time = make("span", { class: "chip num" }, "");
+  const bar = make("div", { class: "bar" }, state, small ? null : time);
   const empty = make("div", { class: "empty" }, "Waiting for the first picture");
-  const element = make("div", { class: "view" }, canvas, empty, make("div", { class: "bar" }, state, small ? null : time));
+  const element = make("div", { class: "view" }, canvas, empty, bar);
   time.hidden = true;
   const picture = { element, canvas, header: null, boxes: true, frames: 0 };
-  let bitmapSize = [0, 0];
+  let shape = 0;
+  let chips = []; // where the words over the picture are: x, y, width, height in CSS pixels
 
   function draw(header, bitmap) {
     const ratio = header.width / header.height;
-    if (!picture.header || picture.header.width !== header.width) element.style.aspectRatio = String(ratio);
+    if (!small && shape !== ratio) element.style.aspectRatio = String(shape = ratio);
     const scale = Math.min(2, window.devicePixelRatio || 1);
     const wide = Math.max(160, Math.round(element.clientWidth * scale) || bitmap.width);
     if (canvas.width !== wide || canvas.height !== Math.round(wide / ratio)) {
       canvas.width = wide;
       canvas.height = Math.round(wide / ratio);
     }
-    bitmapSize = [bitmap.width, bitmap.height];
     const context = canvas.getContext("2d");
-    context.drawImage(bitmap, 0, 0, bitmapSize[0], bitmapSize[1], 0, 0, canvas.width, canvas.height);
+    context.drawImage(bitmap, 0, 0, bitmap.width, bitmap.height, 0, 0, canvas.width, canvas.height);
     if (picture.boxes) {
-      drawPlaces(context, canvas, places(), scale, small);
-      drawTracks(context, canvas, header.tracks, scale, small, isHidden);
+      const taken = chips.map((rectangle) => rectangle.map((value) => value * scale));
+      drawPlaces(context, canvas, places(), scale, small, taken);
+      drawTracks(context, canvas, header.tracks, scale, small, taken);
     }
     picture.header = header;
     picture.frames += 1;
@@ -57,6 +59,7 @@ export function livePicture(stream, { width = 1280, fps = 12, small = false, pla
       time.textContent = `${clock(header.time)}.${String(Math.floor(header.time % 1000)).padStart(3, "0")} · ${basis}${uncertainty ? ` ±${Math.round(uncertainty)} ms` : ""}`;
       time.hidden = false;
     } else if (known?.cause) empty.textContent = known.cause;
+    chips = [state, time].filter((chip) => chip.offsetWidth).map((chip) => [chip.offsetLeft + bar.offsetLeft, chip.offsetTop + bar.offsetTop, chip.offsetWidth, chip.offsetHeight]);
   }
 
   const view = { width, fps, draw };
@@ -71,7 +74,7 @@ export function livePicture(stream, { width = 1280, fps = 12, small = false, pla
 }
 
 /** Draws zones and lines with their names. */
-export function drawPlaces(context, canvas, places, scale, small) {
+export function drawPlaces(context, canvas, places, scale, small, taken = []) {
   const { width, height } = canvas;
   context.save();
   context.lineWidth = 2 * scale;
@@ -90,9 +93,10 @@ export function drawPlaces(context, canvas, places, scale, small) {
     context.stroke();
     if (place.points) drawArrow(context, points, scale);
     if (!small) {
-      const left = Math.min(...points.map((point) => point[0]));
-      const top = place.polygon ? Math.min(...points.map((point) => point[1])) : (points[0][1] + points[1][1]) / 2;
-      label(context, canvas, place.label ?? place.id, left + 6 * scale, top + 22 * scale, "#0b0f14", place.polygon ? "#f2c94c" : "#40d0ff", scale, width / scale < 460 ? 10 : 12);
+      const size = (width / scale < 460 ? 10 : 12) * scale;
+      const [left, top] = place.polygon ? highestCorner(points) : [(points[0][0] + points[1][0]) / 2, (points[0][1] + points[1][1]) / 2];
+      const wanted = [[left + 4 * scale, top + 4 * scale], [left + 4 * scale, top - 2 * size]];
+      drawLabel(context, canvas, [place.label ?? place.id, place.id], wanted, "#0b0f14", place.polygon ? "#f2c94c" : "#40d0ff", scale, size, taken);
     }
   }
   context.restore();
@@ -116,35 +120,63 @@ function drawArrow(context, [[x1, y1], [x2, y2]], scale) {
   context.stroke();
 }
 
-/** Draws boxes with labels that stay inside the picture and fit their text. */
-export function drawTracks(context, canvas, tracks, scale, small, isHidden = () => false) {
+/** Returns the highest corner of a shape, the leftmost of several. */
+const highestCorner = (points) => points.reduce((best, point) => (point[1] < best[1] || (point[1] === best[1] && point[0] < best[0]) ? point : best));
+
+/**
+ * Draws boxes with labels that stay inside the picture, fit their text and keep clear of one another.
+ * @param {number[][]} taken places where no label goes: x, y, width, height in pixels of the canvas
+ */
+export function drawTracks(context, canvas, tracks, scale, small, taken = []) {
   const { width, height } = canvas;
   context.save();
   context.lineWidth = (small ? 1.5 : 2.5) * scale;
-  for (const track of tracks) {
-    const match = track.matches[0];
-    if (match && isHidden(match.query)) continue;
-    const colour = colourOf(match?.number ?? 0);
-    const [x1, y1, x2, y2] = [track.box[0] * width, track.box[1] * height, track.box[2] * width, track.box[3] * height];
+  const boxes = tracks.map((track) => [track, track.box.map((value, at) => value * (at % 2 ? height : width))]);
+  for (const [track, [x1, y1, x2, y2]] of boxes) {
+    const colour = colourOf(track.matches[0]?.number ?? 0);
     context.setLineDash(track.state === "confirmed" ? [] : [6 * scale, 4 * scale]);
     context.strokeStyle = colour;
     context.beginPath();
     context.roundRect(x1, y1, x2 - x1, y2 - y1, 3 * scale);
     context.stroke();
-    const text = width / scale < 460 ? match?.text ?? `#${track.number}` : `#${track.number}${match ? ` ${match.text} ${score(match.score)}` : ""}`;
-    label(context, canvas, text, x1 - context.lineWidth / 2, y1, inkOn(colour), colour, scale, width / scale < 460 ? 10 : small || width / scale < 560 ? 10.5 : 12.5);
+  }
+  const isNarrow = width / scale < 460;
+  const size = (isNarrow ? 10 : small || width / scale < 560 ? 10.5 : 12.5) * scale;
+  const edge = context.lineWidth / 2;
+  // The nearest first: theirs are the labels that must stay readable.
+  for (const [track, [x1, y1, x2, y2]] of boxes.sort((one, other) => other[1][3] - one[1][3])) {
+    const match = track.matches[0];
+    const colour = colourOf(match?.number ?? 0);
+    const short = isNarrow && match ? match.text : `#${track.number}`;
+    const texts = isNarrow || !match ? [short] : [`#${track.number} ${match.text} ${score(match.score)}`, `#${track.number} ${match.text}`, short];
+    const high = size + 7 * scale;
+    const wanted = [[x1 - edge, y1 - high], [x2 + edge, y1 - high, "right"], [x1 - edge, y2], [x2 + edge, y2, "right"], [x1 - edge, y1]];
+    drawLabel(context, canvas, texts, wanted, inkOn(colour), colour, scale, size, taken);
   }
   context.restore();
 }
 
-/** Writes a text on a plate whose lower edge is at `bottom`; the plate is as wide as its text and stays inside. */
-function label(context, canvas, text, left, bottom, ink, plate, scale, size) {
-  context.font = `600 ${size * scale}px system-ui, sans-serif`;
+/**
+ * Writes the longest of some texts for which there is room on a plate at one of the wanted places (left or right edge,
+ * top), else the shortest one where it covers least.
+ */
+function drawLabel(context, canvas, texts, wanted, ink, plate, scale, size, taken) {
+  context.font = `600 ${size}px system-ui, sans-serif`;
   const padding = 5 * scale;
-  const wide = context.measureText(text).width + 2 * padding;
-  const high = (size + 7) * scale;
-  const x = Math.max(0, Math.min(left, canvas.width - wide));
-  const y = Math.max(0, Math.min(bottom - high, canvas.height - high));
+  const high = size + 7 * scale;
+  let best = null;
+  search: for (const text of texts) {
+    const wide = context.measureText(text).width + 2 * padding;
+    for (const [edge, top, side] of wanted) {
+      const x = Math.max(0, Math.min(side === "right" ? edge - wide : edge, canvas.width - wide));
+      const y = Math.max(0, Math.min(top, canvas.height - high));
+      const covered = taken.reduce((sum, other) => sum + overlap([x, y, wide, high], other), 0);
+      if (!best || covered < best.covered) best = { text, x, y, wide, covered };
+      if (!covered) break search;
+    }
+  }
+  const { text, x, y, wide } = best;
+  taken.push([x, y, wide, high]);
   context.fillStyle = plate;
   context.beginPath();
   context.roundRect(x, y, wide, high, 3 * scale);
@@ -152,4 +184,9 @@ function label(context, canvas, text, left, bottom, ink, plate, scale, size) {
   context.fillStyle = ink;
   context.textBaseline = "middle";
   context.fillText(text, x + padding, y + high / 2 + 0.5 * scale);
+}
+
+/** Returns the area that two rectangles (x, y, width, height) share. */
+function overlap([ax, ay, aw, ah], [bx, by, bw, bh]) {
+  return Math.max(0, Math.min(ax + aw, bx + bw) - Math.max(ax, bx)) * Math.max(0, Math.min(ay + ah, by + bh) - Math.max(ay, by));
 }

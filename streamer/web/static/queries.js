@@ -1,10 +1,11 @@
 /** The queries of a camera: colours, histogram over the threshold, and trying new words on the past. */
-import { address, call, queryString } from "./api.js";
-import { ask, clock, colourOf, fill, make, plural, score } from "./dom.js";
+import { address, call, get, queryString } from "./api.js";
+import { ask, clock, colourOf, fill, make, number, plural, score } from "./dom.js";
 import { learnColour } from "./event-text.js";
 import { live } from "./live.js";
 
 const REFRESH_MS = 5000;
+const COUNT_MS = 30000;
 
 /** Returns `{element, leave}` of the panel. */
 export async function queryPanel(context) {
@@ -16,9 +17,23 @@ export async function queryPanel(context) {
   let etag = null;
   let dragging = false;
 
+  const today = new Map(); // tracks that matched since midnight, by query
+  let counted = -Infinity;
+
   async function load() {
     ({ body: current, etag } = await call("GET", `${path}/queries`));
     show();
+    if (performance.now() - counted < COUNT_MS) return;
+    counted = performance.now();
+    await countToday();
+    show();
+  }
+  async function countToday() {
+    const since = new Date(new Date().toDateString()).toISOString();
+    await Promise.all(current.items.slice(0, 16).map(async ({ id }) => {
+      const { items } = await get(`/counts${queryString({ stream: context.name, type: "match.begin", query: id, since, bucket: 86400, tz: Intl.DateTimeFormat().resolvedOptions().timeZone })}`);
+      today.set(id, items.reduce((sum, item) => sum + item.tracks, 0));
+    }));
   }
   function show() {
     for (const query of current.items) learnColour(query.id, query.number);
@@ -57,7 +72,7 @@ export async function queryPanel(context) {
     });
     const suggested = query.suggested_threshold;
     return make("div", { class: `query${query.paused ? " paused" : ""}`, style: { "--c": colour } }, make("i", { class: "dot" }), make("span", { class: "words" }, query.text),
-      make("span", { class: "dim num" }, query.paused ? "paused" : `${query.tracks} now`),
+      make("span", { class: "dim num" }, [query.paused ? "paused" : `${query.tracks} now`, today.has(query.id) ? `${number(today.get(query.id))} today` : null].filter(Boolean).join(" · ")),
       make("div", { class: "body" }, bars.element, slider,
         make("div", { class: "actions" }, value,
           suggested !== null && Math.abs(suggested - now) > 0.03 && page.server.editable ? make("button", { class: "link-button", type: "button", title: "The gap between what is there and what is not, by the last hour's tracks", onclick: () => change("PATCH", target, { threshold: suggested }) }, `suggested ${score(suggested)}`) : null,

@@ -2,12 +2,13 @@
 import { address, call, get, queryString, root } from "./api.js";
 import { ask, clock, colourOf, duration, fill, make, minute, number, plural } from "./dom.js";
 import { placeEditor } from "./editor.js";
-import { colourNumber, eventLine, eventWords, kindOf } from "./event-text.js";
+import { colourNumber, eventLine, isOutage, kindOf } from "./event-text.js";
 import { live } from "./live.js";
 import { livePicture } from "./picture.js";
 import { queryPanel } from "./queries.js";
 
 const HOUR = 3600e3;
+const MOST_EVENTS = 8;
 const LIST_KINDS = ["match.begin", "zone.enter", "zone.dwell", "line.cross", "stream.offline", "stream.online", "enrich"];
 
 export async function cameraView(page, name) {
@@ -23,24 +24,29 @@ export async function cameraView(page, name) {
   const timeline = await timelinePanel(context, span);
   leavers.push(timeline.leave);
   const figures = make("div", { class: "figures num" });
+  const camera = page.server.editable ? cameraPanel(context) : null;
+  let outages = page.server.live ? await outagesOfToday(name) : null;
   const showFigures = (health) => {
     const now = health.streams.find((stream) => stream.name === name);
-    if (now) fill(figures, streamFigures(now, health.sinks, page));
+    if (!now) return;
+    fill(figures, streamFigures(now, health.sinks, page, outages));
+    camera?.update(now);
   };
   showFigures({ streams: [status], sinks: (await get("/sinks")).items });
+  const outageTimer = page.server.live ? setInterval(async () => { outages = await outagesOfToday(name).catch(() => outages); }, 30e3) : 0;
+  leavers.push(() => clearInterval(outageTimer));
   leavers.push(live.on("health", showFigures));
   const events = await eventPanel(context);
   leavers.push(events.leave);
   const editorPlace = make("div", {});
-  const pictureColumn = make("div", { class: "stack" }, picture.element, editorPlace, timeline.element, figures);
-  if (page.server.live) addTools(context, picture, pictureColumn, editorPlace);
-  leavers.push(live.on("zones", (message) => message.stream === name && reload("zones")), live.on("lines", (message) => message.stream === name && reload("lines")));
-  async function reload(section) {
-    context[section] = await get(`${path}/${section}`);
-  }
+  const stage = make("div", { class: "stage" }, picture.element);
+  const pictureColumn = make("div", { class: "stack" }, stage, editorPlace, timeline.element, figures);
+  if (page.server.live) addTools(context, picture, stage, editorPlace);
+  const reload = async (section) => { context[section] = await get(`${path}/${section}`); };
+  for (const section of ["zones", "lines"]) leavers.push(live.on(section, (message) => message.stream === name && reload(section).catch(() => {})));
   return {
     title: name,
-    element: [make("h1", { class: "hidden-text" }, `Camera ${name}`), make("div", { class: "camera-layout" }, pictureColumn, make("div", { class: "stack" }, queries?.element, events.element, page.server.editable ? cameraPanel(context) : null))],
+    element: [make("h1", { class: "hidden-text" }, `Camera ${name}`), make("div", { class: "camera-layout" }, pictureColumn, make("div", { class: "stack" }, queries?.element, events.element, camera?.element))],
     leave: () => leavers.forEach((leave) => leave()),
   };
 }
@@ -62,7 +68,7 @@ export function isInside([x, y], polygon) {
   return inside;
 }
 
-function addTools(context, picture, column, editorPlace) {
+function addTools(context, picture, stage, editorPlace) {
   context.picture = picture;
   const { page, name, path } = context;
   const boxes = make("button", { type: "button", "aria-pressed": "true", onclick: () => {
@@ -71,18 +77,18 @@ function addTools(context, picture, column, editorPlace) {
   } }, "Boxes");
   const edit = page.server.editable ? make("button", { type: "button", onclick: async () => {
     if (editorPlace.firstChild) return;
-    picture.element.hidden = true;
+    stage.hidden = true;
     const editor = await placeEditor(context, () => {
-      picture.element.hidden = false;
+      stage.hidden = false;
       editorPlace.replaceChildren();
       edit.focus();
     });
     fill(editorPlace, editor);
     editor.querySelector("button")?.focus();
   } }, "Edit zones") : null;
-  picture.element.append(make("div", { class: "tools" }, edit,
+  stage.append(make("div", { class: "tools" }, edit,
     make("a", { href: address(`${path}/snapshot.jpg?width=1920&boxes=true`), download: `${name}.jpg` }, "Snapshot"), boxes,
-    make("button", { type: "button", onclick: () => (document.fullscreenElement ? document.exitFullscreen() : picture.element.requestFullscreen()) }, "Full screen")));
+    make("button", { type: "button", onclick: () => (document.fullscreenElement ? document.exitFullscreen() : stage.requestFullscreen()) }, "Full screen")));
 }
 
 function recordedVideo(status) {
@@ -92,7 +98,17 @@ function recordedVideo(status) {
   return { element: view, stop: () => {}, seek: (seconds) => { const video = view.querySelector("video"); if (video) video.currentTime = Math.max(0, seconds); } };
 }
 
-function streamFigures(now, sinks, page) {
+/** Returns how often and for how long (ms) the camera was away since midnight. */
+async function outagesOfToday(name) {
+  const since = new Date(new Date().toDateString());
+  const { items } = await get(`/events${queryString({ stream: name, type: ["stream.offline", "stream.online"], since: since.toISOString(), limit: 500 })}`);
+  const spans = items.filter((event) => kindOf(event) === "stream.online" && isOutage(event)).map(({ data: { outage } }) => (outage.until_ns - outage.since_ns) / 1e6);
+  const newest = items[0];
+  const open = newest && kindOf(newest) === "stream.offline" && isOutage(newest) ? Date.now() - newest.data.outage.since_ns / 1e6 : 0;
+  return { count: spans.length + (open ? 1 : 0), ms: spans.reduce((sum, span) => sum + span, open), cause: items.find(isOutage)?.data.outage.cause };
+}
+
+function streamFigures(now, sinks, page, outages) {
   const dropped = Object.entries(now.dropped).filter(([, count]) => count);
   const items = [
     ["analysed", page.server.live ? `${now.fps_analysed.toFixed(1)} / s` : number(now.analysed), page.server.live ? `${now.fps_received.toFixed(1)} / s received` : `of ${plural(now.received, "frame")}`],
@@ -102,6 +118,7 @@ function streamFigures(now, sinks, page) {
   ];
   const sink = sinks.find((item) => item.state === "down") ?? sinks.find((item) => item.name !== "web");
   if (sink) items.push([sink.name.split(":")[0], sink.state === "up" ? `up · ${number(sink.backlog)} waiting` : "down", sink.error || `${number(sink.delivered)} delivered`, sink.state === "up" ? "good" : "bad"]);
+  if (outages) items.push(["outages today", outages.count ? `${outages.count} · ${duration(outages.ms)}` : "none", outages.cause ?? "pictures came all day", outages.count ? "warn" : ""]);
   return items.map(([title, value, small, tone]) => make("div", { class: "figure" }, make("span", { class: "dim" }, title), make("b", { class: tone || null }, value), make("span", { class: "dim" }, small)));
 }
 
@@ -130,7 +147,7 @@ async function timelinePanel(context, span) {
       if (lane < 0) lane = lanes.length < 5 ? lanes.length : lanes.indexOf(Math.min(...lanes));
       lanes[lane] = Math.max(lanes[lane] ?? 0, item.to);
       return make("rect", { class: "slot", x: Math.max(0, place(item.from)), width: Math.max(3, place(item.to) - Math.max(0, place(item.from))), y: 3 + lane * 8, height: 7, rx: 2, fill: colourOf(colourNumber(item.event)),
-        onclick: () => (page.server.live ? page.go(`/events/${encodeURIComponent(item.event.id)}`) : context.seek?.((item.from - since) / 1000)), onmouseenter: () => fill(preview, make("p", { class: "dim num", style: { "margin-top": "8px" } }, clock(item.from), " ", eventWords(item.event))) }, make("title", {}, `${clock(item.from)} ${item.event.data.matches?.[0]?.text ?? "track"}`));
+        onclick: () => (page.server.live ? page.go(`/events/${encodeURIComponent(item.event.id)}`) : context.seek?.((item.from - since) / 1000)), onmouseenter: () => fill(preview, eventLine(item.event, { memoryS: page.server.live ? page.server.memory_s : 0 })) }, make("title", {}, `${clock(item.from)} ${item.event.data.matches?.[0]?.text ?? "track"}`));
     });
     fill(body, make("svg", { viewBox: "0 0 1000 46", preserveAspectRatio: "none", role: "img", "aria-label": `${plural(shapes.length, "track")} in this time` },
       make("defs", {}, make("pattern", { id: "blind", width: 8, height: 8, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" }, make("rect", { width: 4, height: 8, fill: "#f0a04b", "fill-opacity": 0.55 }))),
@@ -169,7 +186,8 @@ function trackSpans(events, newest) {
   for (const event of events) {
     const known = spans.get(event.subject) ?? { from: event.data.track.first_seen_ns / 1e6, to: newest, event };
     if (kindOf(event) === "track.end") known.to = event.data.track.last_seen_ns / 1e6;
-    if (event.data.matches?.length && (!known.event.data.matches?.length || kindOf(event) === "track.begin")) known.event = event;
+    const worth = (one) => (one.data.media ? 2 : 0) + (one.data.matches?.length ? 1 : 0);
+    if (worth(event) > worth(known.event)) known.event = event;
     spans.set(event.subject, known);
   }
   return [...spans.values()];
@@ -179,18 +197,27 @@ async function eventPanel(context) {
   const { name, page } = context;
   const list = make("div", {});
   const memoryS = page.server.live ? page.server.memory_s : 0;
-  const found = await get(`/events${queryString({ stream: name, type: LIST_KINDS, limit: 12 })}`);
+  const read = () => get(`/events${queryString({ stream: name, type: LIST_KINDS, limit: MOST_EVENTS })}`);
   const show = (events) => fill(list, events.length ? events.map((event) => eventLine(event, { memoryS })) : make("p", { class: "dim" }, "Nothing has happened yet."));
-  let events = found.items;
+  let events = (await read()).items;
   show(events);
   const stop = live.on("event", ({ event }) => {
     if (event.data.stream !== name || !LIST_KINDS.includes(kindOf(event))) return;
     if (!events.length) list.replaceChildren();
-    events = [event, ...events].slice(0, 12);
+    events = [event, ...events].slice(0, MOST_EVENTS);
     list.prepend(eventLine(event, { memoryS }));
-    while (list.children.length > 12) list.lastChild.remove();
+    while (list.children.length > MOST_EVENTS) list.lastChild.remove();
   });
-  return { element: make("section", { class: "panel" }, make("h2", {}, "Events", make("span", { class: "grow" }), make("a", { href: `${root}/events${queryString({ stream: name })}` }, "All")), list), leave: stop };
+  const stopConnection = live.on("connection", async () => {
+    if (!live.connected) return;
+    events = (await read()).items; // what came while the connection was lost
+    show(events);
+  });
+  const leave = () => {
+    stop();
+    stopConnection();
+  };
+  return { element: make("section", { class: "panel" }, make("h2", {}, "Events", make("span", { class: "grow" }), make("a", { href: `${root}/events${queryString({ stream: name })}` }, "All")), list), leave };
 }
 
 /** Pausing, changing and removing the camera. */
@@ -207,10 +234,17 @@ function cameraPanel(context) {
       notice.hidden = false;
     }
   };
-  const paused = context.status.state === "paused";
-  return make("section", { class: "panel" }, make("h2", {}, "Camera", make("span", { class: "dim" }, context.status.source)), notice,
-    make("div", { class: "row wrap" },
-      make("button", { class: "button small", type: "button", onclick: () => run("PATCH", { paused: !paused }) }, paused ? "Resume" : "Pause"),
+  let paused = false;
+  const source = make("span", { class: "dim" });
+  const pause = make("button", { class: "button small", type: "button", onclick: () => run("PATCH", { paused: !paused }) });
+  function update(status) {
+    paused = status.state === "paused";
+    pause.textContent = paused ? "Resume" : "Pause";
+    source.textContent = status.source;
+  }
+  update(context.status);
+  const element = make("section", { class: "panel" }, make("h2", {}, "Camera", source), notice,
+    make("div", { class: "row wrap" }, pause,
       make("button", { class: "button small", type: "button", onclick: async () => {
         const values = await ask("Change the address", [{ name: "source", label: "Address", placeholder: "rtsp://camera/stream" }]);
         if (values) await run("PATCH", { source: values.source.trim() });
@@ -218,5 +252,6 @@ function cameraPanel(context) {
       make("button", { class: "button small danger", type: "button", onclick: async () => {
         if (await ask(`Remove ${name}?`, [], { confirm: "Remove", note: "Its events stay. Its zones, lines and queries are removed from the configuration." })) await run("DELETE");
       } }, "Remove")));
+  return { element, update };
 }
 

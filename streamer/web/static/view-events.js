@@ -1,10 +1,10 @@
 /** Events: filters, search, list and the page of one event, which says why it exists. */
 import { address, get, queryString, root } from "./api.js";
 import { colourOf, day, duration, fill, isRelative, make, moment, number, plural, score } from "./dom.js";
-import { colourNumber, describeEvent, eventLine, eventPicture, eventWords, kindOf, learnColour } from "./event-text.js";
+import { colourNumber, describeEvent, eventLine, eventPicture, eventWords, kindOf, learnColour, storedPicture } from "./event-text.js";
 import { live } from "./live.js";
 
-const KINDS = { "": "what people ask for", "match.*": "matches", "track.*": "tracks", "zone.*": "zones", "line.cross": "lines crossed", "stream.*": "cameras away and back", "query": "changes of queries", "count": "counts", "enrich": "descriptions", all: "everything" };
+const KINDS = { "": "notable events", "match.*": "matches", "track.*": "tracks", "zone.*": "zones", "line.cross": "lines crossed", "stream.*": "cameras away and back", "query": "changes of queries", "count": "counts", "enrich": "descriptions", all: "everything" };
 const ASKED_FOR = ["match.begin", "zone.enter", "zone.dwell", "line.cross", "stream.offline", "stream.online", "enrich", "query"];
 const DAYS = { "": "any time", "today": "today", "yesterday": "yesterday", "7": "last 7 days" };
 
@@ -93,6 +93,7 @@ export async function eventsView(page) {
     fresh.textContent = `${plural(waiting, "new event")}: show`;
     fresh.hidden = false;
   });
+  const stopConnection = live.on("connection", () => live.connected && load().catch(showError));
   await load().catch(showError);
   return {
     title: "Events",
@@ -102,6 +103,7 @@ export async function eventsView(page) {
       make("section", { class: "panel", "aria-label": "List of events" }, list, make("div", { class: "row right" }, more))),
     leave: () => {
       stop();
+      stopConnection();
       clearTimeout(timer);
     },
   };
@@ -118,10 +120,10 @@ export async function eventView(page, id) {
   const kind = kindOf(event);
   const when = new Date(event.time);
   const words = describeEvent(event);
-  const clip = clipOf(event, track);
-  const picture = clip
-    ? make("div", { class: "view" }, make("video", { src: address(`/media/${clip.sha256}`), controls: true, preload: "metadata" }))
-    : bigPicture(withStoredPicture(event, track), track, page);
+  const complete = withStoredMedia(event, track);
+  const clip = complete.data.media?.find((medium) => medium.kind === "clip");
+  const still = bigPicture(complete, track, page);
+  const picture = clip ? clipOrPicture(clip, still, words.plain) : still;
   return {
     title: words.plain,
     element: make("div", { class: "stack" },
@@ -142,10 +144,19 @@ export async function eventView(page, id) {
   };
 }
 
-/** The clip of an event: its own, else that of a later event that names it as its cause. */
-function clipOf(event, track) {
-  const related = [event, ...(track?.events ?? []).filter((other) => other.data.cause === event.id)];
-  return related.flatMap((one) => one.data.media ?? []).find((medium) => medium.kind === "clip");
+/** The clip of an event, and its picture with box and path, one of them shown. */
+function clipOrPicture(clip, still, words) {
+  const video = make("video", { src: address(`/media/${clip.sha256}`), controls: true, preload: "metadata", "aria-label": `Clip: ${words}` });
+  const view = make("div", { class: "view" }, video);
+  const buttons = ["Clip", "Picture with box and path"].map((name, at) => make("button", { class: "button small", type: "button", "aria-pressed": String(!at), onclick: () => choose(at) }, name));
+  still.hidden = true;
+  function choose(chosen) {
+    view.hidden = Boolean(chosen);
+    still.hidden = !chosen;
+    if (chosen) video.pause();
+    buttons.forEach((button, at) => button.setAttribute("aria-pressed", String(at === chosen)));
+  }
+  return make("div", { class: "stack", style: { gap: "10px" } }, view, still, make("div", { class: "row wrap", role: "group", "aria-label": "What is shown" }, buttons));
 }
 
 const fact = (name, value) => [make("dt", {}, name), make("dd", {}, value)];
@@ -179,14 +190,14 @@ function whyPanel(event, kind) {
     data.track && !matches.length ? make("p", { class: "dim" }, "No query was matched when this was decided.") : null);
 }
 
-/** The frame of the event, or a drawing of its geometry, with box and path. */
-/** Returns the event with the pictures that a later event of its track has stored for it. */
-function withStoredPicture(event, track) {
-  if (event.data.media) return event;
-  const later = track?.events.find((other) => other.data.cause === event.id && other.data.media);
-  return later ? { ...event, data: { ...event.data, media: later.data.media } } : event;
+/** Returns the event with the pictures and the clip that later events of its track have stored for it. */
+function withStoredMedia(event, track) {
+  const later = (track?.events ?? []).filter((other) => other.data.cause === event.id).flatMap((other) => other.data.media ?? []);
+  const media = [...(event.data.media ?? []), ...later];
+  return media.length ? { ...event, data: { ...event.data, media } } : event;
 }
 
+/** The frame of the event, or a drawing of its geometry, with box and path. */
 function bigPicture(event, track, page) {
   const data = event.data;
   const frame = data.frame ?? { width: 1000, height: 600 };
@@ -196,11 +207,13 @@ function bigPicture(event, track, page) {
   const colour = colourOf(colourNumber(event));
   if (picture.tagName === "IMG") {
     picture.className = "";
-    picture.src = picture.src.replace("width=320", "width=960").replace(/&crop=[^&]*/, "").replace("kind=crop", "kind=snapshot");
+    const stored = storedPicture(data.media, "snapshot");
+    picture.src = stored ? address(`/media/${stored.sha256}`) : picture.src.replace("width=320", "width=960").replace(/&crop=[^&]*/, "");
     view.append(picture);
   } else view.append(make("div", { class: "empty" }, data.frame ? "" : "This event has no picture"));
-  const full = data.media?.find((medium) => medium.kind === "snapshot");
-  const isCut = data.media && !full; // the part around the track: places of the full frame do not fit it
+  const shown = storedPicture(data.media, "snapshot");
+  const full = shown?.kind === "snapshot" ? shown : null;
+  const isCut = shown && !full; // the part around the track: places of the full frame do not fit it
   const box = isCut ? null : full?.box ?? data.track?.box;
   const path = isCut ? null : track?.path.map(([x, y]) => `${x * frame.width},${y * frame.height}`).join(" ");
   view.append(make("svg", { class: "overlay", viewBox: `0 0 ${frame.width} ${frame.height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
@@ -215,7 +228,7 @@ function trackPanel(track, event, page) {
   const length = Math.max(1, Date.parse(track.last_seen) - first);
   return make("section", { class: "panel" }, make("h2", {}, `Track #${track.number}`, make("span", { class: "dim" }, `${track.queries.join(", ") || "no query"} · seen for ${duration(length)}`)),
     track.descriptions.map((text) => make("p", { class: "notice" }, text)),
-    make("div", {}, track.events.filter((item) => kindOf(item) !== "track.update" || item.id === event.id).map((item) => {
+    make("div", {}, track.events.filter((item) => !["track.update", "media"].includes(kindOf(item)) || item.id === event.id).map((item) => withStoredMedia(item, track)).map((item) => {
       const line = eventLine(item, { memoryS: page.server.live ? page.server.memory_s : 0 });
       if (item.id === event.id) line.setAttribute("aria-current", "true");
       return line;

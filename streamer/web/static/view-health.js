@@ -24,15 +24,15 @@ export async function healthView(page) {
     fill(streams, health.streams.map((stream) => make("tr", {},
       make("td", {}, make("a", { href: `${root}/camera/${encodeURIComponent(stream.name)}` }, stream.name), make("br"), make("span", { class: "dim" }, stream.source)),
       make("td", {}, make("span", { class: (STATES[stream.state] ?? ["dim"])[0] }, (STATES[stream.state] ?? ["", stream.state])[1]), stream.cause ? [make("br"), make("span", { class: "dim" }, stream.cause)] : null),
-      make("td", { class: "num" }, number(stream.received)),
-      make("td", { class: "num" }, number(stream.analysed), make("br"), make("span", { class: "dim" }, `${stream.fps_analysed.toFixed(1)} / s`)),
-      make("td", {}, Object.entries(stream.dropped).map(([reason, count]) => make("div", {}, `${number(count)} ${REASONS[reason] ?? reason}`)), Object.keys(stream.dropped).length ? null : "none"),
-      make("td", { class: "num" }, stream.age_ms === null ? "–" : duration(stream.age_ms)),
-      make("td", {}, stream.clock ? `${stream.clock.basis}${stream.clock.uncertainty_ms ? ` ±${stream.clock.uncertainty_ms.toFixed(0)} ms` : ""}` : "–"))));
+      make("td", { class: "num", "data-name": "received" }, number(stream.received)),
+      make("td", { class: "num", "data-name": "analysed" }, number(stream.analysed), " ", make("span", { class: "dim under" }, `${stream.fps_analysed.toFixed(1)} / s`)),
+      make("td", { "data-name": "dropped" }, Object.entries(stream.dropped).map(([reason, count]) => make("div", {}, `${number(count)} ${REASONS[reason] ?? reason}`)), Object.keys(stream.dropped).length ? null : "none"),
+      make("td", { class: "num", "data-name": "age" }, stream.age_ms === null ? "–" : duration(stream.age_ms)),
+      make("td", { "data-name": "clock" }, stream.clock ? `${stream.clock.basis}${stream.clock.uncertainty_ms ? ` ±${stream.clock.uncertainty_ms.toFixed(0)} ms` : ""}` : "–"))));
     fill(sinks, health.sinks.map((sink) => make("tr", {},
       make("td", {}, sink.name === "web" ? "web (this page's store)" : sink.name),
       make("td", {}, make("span", { class: sink.state === "up" ? "good" : "bad" }, sink.state === "up" ? "● up" : "▲ down"), ` since ${moment(sink.since)}`, sink.error ? [make("br"), make("span", { class: "dim" }, sink.error)] : null),
-      make("td", { class: "num" }, number(sink.backlog)), make("td", { class: "num" }, number(sink.delivered)), make("td", { class: "num" }, number(sink.dead)), make("td", { class: "num" }, number(sink.failures)),
+      [["waiting", sink.backlog], ["delivered", sink.delivered], ["refused", sink.dead], ["failures", sink.failures]].map(([name, value]) => make("td", { class: "num", "data-name": name }, number(value))),
       make("td", {}, page.server.editable && sink.name.includes(":") ? make("button", { class: "button small danger", type: "button", onclick: () => removeSink(page, sink.name) }, "Remove") : null))));
   }
 
@@ -43,10 +43,10 @@ export async function healthView(page) {
   return {
     title: "Health",
     element: make("div", { class: "stack" }, make("h1", {}, "Health"), figures,
-      make("section", { class: "panel" }, make("h2", {}, page.server.live ? "Cameras" : "Recordings"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Cameras" }, make("table", {},
+      make("section", { class: "panel" }, make("h2", {}, page.server.live ? "Cameras" : "Recordings"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Cameras" }, make("table", { class: "cards" },
         make("thead", {}, make("tr", {}, head("name"), head("state"), head("received", true), head("analysed", true), head("dropped"), head("age", true), head("clock"))), streams))),
       page.server.live ? make("section", { class: "panel" }, make("h2", {}, "Sinks", make("span", { class: "grow" }), page.server.editable ? make("button", { class: "button small", type: "button", onclick: () => addSink(page) }, "Add a sink") : null),
-        make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Sinks" }, make("table", {},
+        make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Sinks" }, make("table", { class: "cards" },
           make("thead", {}, make("tr", {}, head("address"), head("state"), head("waiting", true), head("delivered", true), head("refused", true), head("failures", true), make("th", {}, make("span", { class: "hidden-text" }, "actions")))), sinks))) : null,
       config),
     leave: stop,
