@@ -74,6 +74,11 @@ class NoSuchTrack(NoVideo):
         self.count = count
 
 
+class DamageFound(Exception):
+    """Several threads came upon damage, which they report too late to say what it spoils, or upon pictures that are shown
+    in another order than decoded. What came before is right; the recording is to be read again with one thread."""
+
+
 @dataclass(frozen=True, slots=True)
 class LostPictures:
     """A frame that arrived damaged, or cannot be shown because it builds on one that did or never came.
@@ -230,7 +235,8 @@ class VideoReader:
     `url` may be a file object. `options` are FFmpeg's. The time-outs are in seconds; None waits for ever. With
     `on_wait`, reading goes on after each `read_timeout_s` without data, once `on_wait` has returned; what it raises
     ends reading. `lossy` says that whole pictures may get lost on the way here. `track` is the number of the video
-    track, from 0; None takes the one marked as default, of several the largest. `decode` chooses the device.
+    track, from 0; None takes the one marked as default, of several the largest. `decode` chooses the device. Up to `threads` decode where that hides no damage; pictures then
+    come later by as many, and `pictures` raises `DamageFound` where one is damaged.
     """
 
     def __init__(
@@ -246,6 +252,7 @@ class VideoReader:
         lossy: bool = False,
         track: int | None = None,
         decode: Decode = "cpu",
+        threads: int = 1,
     ) -> None:
         """Raises `DecodeError` where it cannot be opened, `NoVideo` where it holds no pictures."""
         began_ns = time.time_ns()
@@ -288,11 +295,14 @@ class VideoReader:
         base = self._stream.time_base or Fraction(1, 90_000)
         self._tick_ns = base.numerator * 1_000_000_000, base.denominator
         codec.copy_opaque = True  # so that a picture knows the packet it came in
-        # One thread a stream: several within a picture make FFmpeg forget to report damage, several over pictures delay
-        # a live stream by as many pictures.
-        codec.thread_type = "NONE"
-        codec.thread_count = 1
+        # One thread a camera: several within a picture make FFmpeg forget to report damage, several over pictures delay
+        # a live stream by as many pictures. The latter report all damage of H.264 where pictures are shown in the order
+        # that they are decoded in, as cameras and their recorders send them; else some of it is forgotten, and H.265
+        # shows other pictures for damage that it does not notice.
         self._codec = codec.name
+        is_threaded = threads > 1 and device is None and self._codec == "h264" and not codec.has_b_frames
+        codec.thread_type = "FRAME" if is_threaded else "NONE"
+        codec.thread_count = self._threads = threads if is_threaded else 1
         if self._codec in _SILENT_CODECS:
             codec.options = _SILENT_CODECS[self._codec]
         layout = self._codec in ("h264", "hevc")
@@ -437,7 +447,8 @@ class VideoReader:
     def pictures(self) -> Iterator[DecodedPicture | LostPictures]:
         """Decodes to the end: each packet with part of a picture becomes a picture, or is counted as lost.
 
-        Raises `DecodeError` where reading fails, after all that could be decoded.
+        Raises `DecodeError` where reading fails, after all that could be decoded; `DamageFound` where several threads
+        decode and there is any.
         """
         group: _PictureGroup | None = None
         failure: Exception | None = None
@@ -492,6 +503,10 @@ class VideoReader:
             choice.note_key(pts_ns)
             return PacketUse.DECODE
         return choice.use(pts_ns, is_reference=lambda: layout is None or layout.is_reference(bytes(packet)))
+
+    def _note_damage(self) -> None:
+        if self._threads > 1:
+            raise DamageFound
 
     def keep_packets(self, ring: PacketRing) -> None:
         """Adds every packet that is read from now on to `ring`."""
@@ -574,6 +589,7 @@ class VideoReader:
             frames = []
         except DecodeError:
             frames = []
+            self._note_damage()
             if self._is_picture(packet):
                 group.broken = True
                 yield from self._give_up(sent)
@@ -610,6 +626,8 @@ class VideoReader:
         if self._unproved != "cpu":
             note_format(self._unproved, self._codec, frame.format.name)
             self._unproved = "cpu"
+        if frame.is_corrupt or (self._threads > 1 and self._stream.codec_context.has_b_frames):
+            self._note_damage()
         sent = frame.opaque if isinstance(frame.opaque, _SentPicture) else next(iter(self._sent), None)
         pts_ns = self._ns(frame.pts)
         arrival_ns, place = time.time_ns(), None
@@ -650,6 +668,7 @@ class VideoReader:
                 self._numbers.learn(data)
             if not sent.group.broken and self._numbers.is_field(data):
                 return  # the other field of its picture has brought the frame
+        self._note_damage()
         yield LostPictures(self._shown_ns(sent.pts_ns))
 
     def _ns(self, ticks: int | None) -> int | None:

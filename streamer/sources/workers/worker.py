@@ -25,7 +25,7 @@ from streamer.errors import SourceError
 from streamer.frame import Frame
 from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.packet_clips import ClipCutter, CutResult, PacketSource
-from streamer.sources.source import PushSource, Source, StateChange
+from streamer.sources.source import PushSource, Source, StateChange, ThreadedSource
 from streamer.sources.workers.protocol import (
     ClipCut,
     CloseSource,
@@ -281,6 +281,8 @@ class _ServedSource:
             self.handover.finish(error)
             raise
         source = self._source
+        if isinstance(source, ThreadedSource):
+            source.use_threads(order.threads)
         self.cutter: ClipCutter | None = None
         if order.packets is not None and isinstance(source, PacketSource):
             self.cutter = source.keep_packets(order.packets, self._report_packets)
