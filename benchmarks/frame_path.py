@@ -194,7 +194,7 @@ async def measure_memory(folder: Path, frames: int) -> list[tuple[float, float]]
                 count += 1
                 if count % 10 == 0:
                     frame.image  # noqa: B018
-                if count >= step * (len(taken) + 1):
+                if len(taken) < 10 and count >= step * (len(taken) + 1):
                     taken.append((resident(os.getpid()), resident(pool.process_ids[0])))
     return taken
 
