@@ -75,8 +75,9 @@ class NoSuchTrack(NoVideo):
 
 
 class DamageFound(Exception):
-    """Several threads came upon damage, which they report too late to say what it spoils, or upon pictures that are shown
-    in another order than decoded. What came before is right; the recording is to be read again with one thread."""
+    """Several threads came upon damage, which they report too late to say what it spoils, or upon pictures that are
+    shown in another order than decoded. What came before is right; the recording is to be read again with one thread.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +236,9 @@ class VideoReader:
     `url` may be a file object. `options` are FFmpeg's. The time-outs are in seconds; None waits for ever. With
     `on_wait`, reading goes on after each `read_timeout_s` without data, once `on_wait` has returned; what it raises
     ends reading. `lossy` says that whole pictures may get lost on the way here. `track` is the number of the video
-    track, from 0; None takes the one marked as default, of several the largest. `decode` chooses the device. Up to `threads` decode where that hides no damage; pictures then
-    come later by as many, and `pictures` raises `DamageFound` where one is damaged.
+    track, from 0; None takes the one marked as default, of several the largest. `decode` chooses the device.
+    Up to `threads` decode where that hides no damage; pictures then come later by as many, and `pictures` raises
+    `DamageFound` where one is damaged.
     """
 
     def __init__(
