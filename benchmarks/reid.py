@@ -4,7 +4,7 @@
 
 `glip-mini` finds people once, with embeddings; the default tracker then follows its detections without and with
 `appearance`. For gaps, the detections of chosen people are left out for a while, as behind a lorry, and what the
-tracker calls them afterwards is compared: the same id (right), the id of somebody else (wrong), or a new one.
+tracker calls them afterwards is compared: the same id (right), the id of another person (wrong), or a new one.
 Results: `benchmarks/results/reid.md`.
 """
 
@@ -146,7 +146,7 @@ def ids_by_frame(tracks: np.ndarray, truths: Sequence[StreetTruth]) -> list[dict
 
 
 def judge_gaps(ids: Sequence[dict[int, int]], hidden: Collection[HiddenPerson]) -> Counter[tuple[bool, str]]:
-    """How many hidden people came back under their own id, somebody else's and a new one, by whether they have a
+    """How many hidden people came back under their own id, another person's and a new one, by whether they have a
     double."""
     outcome: Counter[tuple[bool, str]] = Counter()
     for person in hidden:
@@ -231,7 +231,7 @@ def main() -> None:
         lines.append(f"| {name} | {score.hota:.1f} | {score.idf1:.1f} | {score.mota:.1f} | {score.id_switches} |")
     lines += [
         "",
-        "People who are hidden for a while and come back, each with the id before (right), with that of somebody else "
+        "People who are hidden for a while and come back, each with the id before (right), with that of another person "
         "(wrong), or with a new one. A double wears the same colour and is in the picture at that time.",
         "",
         "| gap | double | people | without: right | wrong | new | with: right | wrong | new |",

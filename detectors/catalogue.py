@@ -35,7 +35,24 @@ ZERO_SHOT = {
 }
 
 
+CLOSED = {
+    "rf-detr-nano": "Roboflow/rf-detr-nano",
+    "rf-detr-base": "Roboflow/rf-detr-base",
+    "d-fine-nano": "ustc-community/dfine-nano-coco",
+    "d-fine-small": "ustc-community/dfine-small-coco",
+    "d-fine-medium": "ustc-community/dfine-medium-coco",
+    "d-fine-xlarge": "ustc-community/dfine-xlarge-coco",
+    "d-fine-xlarge-objects365": "ustc-community/dfine-xlarge-obj365",
+    "rt-detr-v2-r18": "PekingU/rtdetr_v2_r18vd",
+    "rt-detr-v2-r50": "PekingU/rtdetr_v2_r50vd",
+}
+"""Detectors of a closed vocabulary: COCO's 80 names, or the 365 of Objects365."""
+OMDET = {"omdet-turbo-tiny": "omlab/omdet-turbo-swin-tiny-hf"}
+SAM3 = {"sam3": "facebook/sam3"}
+
+
 _SIZES = {
+    "rt-detr-v2-r18": 80_900_000,
     "grounding-dino-tiny": 689_000_000,
     "mm-grounding-dino-tiny": 692_000_000,
     "llmdet-tiny": 692_000_000,
@@ -108,7 +125,31 @@ def catalogue() -> list[ReleasedModel]:
                 licence="Apache-2.0",
                 purpose="queries in free words",
             )
-            for name, hub in ZERO_SHOT.items()
+            for name, hub in {**ZERO_SHOT, **OMDET}.items()
+        ),
+        *(
+            ReleasedModel(
+                name,
+                _kind(name),
+                hub,
+                model_folder(name),
+                size=_SIZES.get(name),
+                vocabulary="365 names of Objects365" if name.endswith("objects365") else "80 names of COCO",
+                licence="Apache-2.0",
+                purpose="everyday names, exact and fast",
+            )
+            for name, hub in CLOSED.items()
+        ),
+        *(
+            ReleasedModel(
+                name,
+                "SAM 3",
+                hub,
+                model_folder(name),
+                licence="SAM License of Meta, gated: accept it on the hub and set HF_TOKEN",
+                purpose="boxes and masks for short phrases",
+            )
+            for name, hub in SAM3.items()
         ),
     ]
 
@@ -174,9 +215,17 @@ def _pull_nano(model: ReleasedModel) -> Path:
     return folder
 
 
+_KINDS = {
+    "llmdet-": "LLMDet",
+    "owlv2-": "OWLv2",
+    "mm-": "MM Grounding DINO",
+    "grounding-": "Grounding DINO",
+    "omdet-": "OmDet-Turbo",
+    "rf-detr-": "RF-DETR",
+    "d-fine-": "D-FINE",
+    "rt-detr-v2-": "RT-DETRv2",
+}
+
+
 def _kind(name: str) -> str:
-    if name.startswith("llmdet-"):
-        return "LLMDet"
-    if name.startswith("owlv2-"):
-        return "OWLv2"
-    return "MM Grounding DINO" if name.startswith("mm-") else "Grounding DINO"
+    return next(kind for prefix, kind in _KINDS.items() if name.startswith(prefix))

@@ -31,8 +31,14 @@ _FACTORIES: dict[str, str] = {
     "mm-grounding-dino-": "detectors.zero_shot:create",
     "llmdet-": "detectors.zero_shot:create",
     "owlv2-": "detectors.zero_shot:create",
+    "omdet-turbo-": "detectors.omdet:create",
+    "sam3": "detectors.sam3:create",
+    "rf-detr-": "detectors.closed:create",
+    "d-fine-": "detectors.closed:create",
+    "rt-detr-v2-": "detectors.closed:create",
 }
-
+_REMEMBERING = frozenset({"motion", "scripted"})
+"""Detectors whose results depend on the pictures that the stream showed before."""
 
 _KINDS = {
     bool: "true or false",
@@ -78,6 +84,14 @@ def create_detector(name: str, **options: Any) -> Detector:
     _check_options(base, argument, options, _option_types(create))
     given = {option: value for option, value in options.items() if value is not None}
     return create(base, **given, **({"argument": argument} if argument else {}))
+
+
+def is_frame_detector(name: str) -> bool:
+    """Whether results of the detector `name` depend on one picture alone. Of those that other distributions add this is
+    not known: they count as detectors that remember."""
+    base = name.partition(":")[0]
+    is_ours = any(base == key or (key.endswith("-") and base.startswith(key)) for key in _FACTORIES)
+    return is_ours and base not in _REMEMBERING
 
 
 def detector_options(name: str) -> dict[str, str]:

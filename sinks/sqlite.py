@@ -74,8 +74,8 @@ class SqliteSink:
         await self._worker.call(self._insert, events)
 
     async def aclose(self) -> None:
-        """Closes the database."""
-        await self._worker.aclose(last=self._disconnect)
+        """Closes the database, as one file that can be read from a read-only folder, too."""
+        await self._worker.aclose(last=self._finish_file)
 
     def _connect(self) -> sqlite3.Connection:
         try:
@@ -108,6 +108,14 @@ class SqliteSink:
         with contextlib.suppress(sqlite3.Error):  # SQLite itself does so only for a file that was not moved
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         db.close()
+
+    def _finish_file(self) -> None:
+        """Closes the database without a `-wal` file beside it, unless others have it open."""
+        if self._db is not None and not self._was_moved():
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("PRAGMA busy_timeout = 0")
+                self._db.execute("PRAGMA journal_mode = DELETE").fetchall()
+        self._disconnect()
 
     def _find_places(self) -> list[tuple[int, int] | None]:
         """Device and number of the database and of its `-wal` file, as they stand under the path."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -47,7 +47,11 @@ AnchorPoint = Annotated[
     Field(description="Point of a box that decides: middle of the lower edge, centre, or any of the corners."),
 ]
 _PLACES = {"polygon", "points", "holes"}
-_TEXT_EXPECTED = ("string_type", "model_type", "model_attributes_type", "dict_type")
+_SECTION_EXPECTED = ("model_type", "model_attributes_type", "dict_type")
+_BY_NAME = {"queries", "detector", "tracker", "privacy"}
+"""Sections for which a text may stand."""
+_BY_SWITCH = {"media", "clips", "web"}
+"""Sections for which `true` may stand."""
 
 
 class _ConfigSection(BaseModel):
@@ -148,7 +152,7 @@ class WithoutRuleConfig(_RuleConfig):
 
 
 class LeftRuleConfig(_RuleConfig):
-    """Objects of a query that somebody was near and left, such as bags."""
+    """Objects of a query that a person was near and then left, such as bags."""
 
     kind: Literal["left"]
     thing: str = Field(min_length=1, description="Id of the query of the objects; `query` is of those who leave them.")
@@ -156,6 +160,7 @@ class LeftRuleConfig(_RuleConfig):
     away: float = Field(1.0, gt=0, description="Heights of the person's box from which one is away, without one.")
 
 
+_RULES = (SpeedRuleConfig, DistanceRuleConfig, WithoutRuleConfig, LeftRuleConfig)
 RuleConfig = Annotated[
     SpeedRuleConfig | DistanceRuleConfig | WithoutRuleConfig | LeftRuleConfig, Field(discriminator="kind")
 ]
@@ -358,7 +363,7 @@ class EnrichConfig(_ConfigSection):
     per_stream_minute: int = Field(10, ge=1)
 
 
-class ClipConfig(_ConfigSection):
+class ClipsConfig(_ConfigSection):
     """Length of the clips of events."""
 
     before_s: float = Field(5.0, ge=0, le=60, description="Seconds of a clip before its event.")
@@ -378,7 +383,7 @@ class MediaConfig(_ConfigSection):
         description="What is stored: the full frame and the part around the track, that part alone, or no picture. "
         "true is full, false is none.",
     )
-    clips: ClipConfig | None = Field(
+    clips: ClipsConfig | None = Field(
         None,
         description="Clips of the same events, without encoding where the source allows it; false or absent: none, "
         "true: from 5 seconds before to 5 seconds after.",
@@ -586,7 +591,9 @@ def load_config(path: Path) -> Config:
     try:
         text = path.read_text()
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        raise ConfigError(
+            f"cannot read the configuration {path}: {error.strerror}; give the path of a YAML file"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file: a configuration is YAML") from error
     return read_config(text, str(path))
@@ -653,10 +660,10 @@ def _filled(value: Any, origin: str) -> Any:
 
 
 def _sentence(origin: str, mistake: Mapping[str, Any], spellings: Mapping[Place, str] | None = None) -> str:
-    location: Sequence[str | int] = mistake["loc"]
+    location = _without_tags(mistake["loc"])
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if mistake["type"] == "extra_forbidden":
-        allowed = _allowed_keys(location[:-1])
+        allowed = _allowed_keys(mistake["loc"][:-1])
         near = difflib.get_close_matches(str(location[-1]), allowed, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{origin}: {place} is not a key: {hint}allowed here are {', '.join(allowed)}"
@@ -667,10 +674,67 @@ def _sentence(origin: str, mistake: Mapping[str, Any], spellings: Mapping[Place,
     value = mistake["input"]
     if mistake["type"] == "less_than_equal" and _PLACES & set(location):
         return f"{origin}: {place} is {value!r}: give coordinates as fractions of the frame, from 0 to 1"
-    if mistake["type"] in _TEXT_EXPECTED and (value is None or isinstance(value, bool | int | float)):
+    is_text = mistake["type"] == "string_type" or (
+        mistake["type"] in _SECTION_EXPECTED and _owner(location) in _BY_NAME
+    )
+    if is_text and (value is None or isinstance(value, bool | int | float)):
         text = (spellings or {}).get(tuple(location), str(value))
         return f'{origin}: {place} is {text}, which is read as {_kind(value)} and not as a text: quote it, "{text}"'
-    return redact(f"{origin}: {place} is {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}")
+    return redact(f"{origin}: {place} is {value!r}: {_expectation(mistake)}")
+
+
+def _without_tags(location: Sequence[str | int]) -> list[str | int]:
+    """A place as the file has it: pydantic adds the kind of a rule behind its number."""
+    return [part for number, part in enumerate(location) if number < 2 or location[number - 2] != "rules"]
+
+
+def _owner(location: Sequence[str | int]) -> str:
+    """The key whose value a place is, or is an item of."""
+    return next((part for part in reversed(location) if isinstance(part, str)), "")
+
+
+def _expectation(mistake: Mapping[str, Any]) -> str:
+    """What was expected instead of a value, from a mistake as pydantic describes it."""
+    limits = mistake.get("ctx", {})
+    match mistake["type"]:
+        case "model_type" | "model_attributes_type" | "dict_type":
+            owner = _owner(mistake["loc"])
+            if owner == "rules":
+                return _rule_expectation()
+            other = "a text, or " if owner in _BY_NAME else "true, or " if owner in _BY_SWITCH else ""
+            return f"expected {other}the keys {', '.join(_allowed_keys(mistake['loc']))}"
+        case "union_tag_not_found" | "union_tag_invalid":
+            return _rule_expectation()
+        case "too_short":
+            return f"expected a list of at least {limits['min_length']}"
+        case "list_type":
+            return "expected a list, such as [first, second]"
+        case "tuple_type" | "too_long" if _PLACES & set(mistake["loc"]):
+            return "expected a point [x, y] in fractions of the frame"
+        case "float_type" | "float_parsing":
+            return "expected a number"
+        case "finite_number":
+            return "expected a finite number"
+        case "int_type" | "int_parsing" | "int_from_float":
+            return "expected a whole number"
+        case "bool_type" | "bool_parsing":
+            return "expected true or false"
+        case "string_too_short":
+            return "expected a text that is not empty"
+        case "greater_than":
+            return f"expected more than {limits['gt']:g}"
+        case "greater_than_equal":
+            return f"expected at least {limits['ge']:g}"
+        case "less_than_equal":
+            return f"expected at most {limits['le']:g}"
+        case "literal_error":
+            return f"expected {limits['expected']}"
+    return f"{mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+
+
+def _rule_expectation() -> str:
+    kinds = sorted(get_args(section.model_fields["kind"].annotation)[0] for section in _RULES)
+    return f"expected a section with `kind`, one of {', '.join(kinds)}"
 
 
 def _allowed_keys(location: Sequence[str | int]) -> list[str]:
@@ -678,7 +742,10 @@ def _allowed_keys(location: Sequence[str | int]) -> list[str]:
     schema = Config.model_json_schema()
     node = schema
     for part in location:
-        node = node["items"] if isinstance(part, int) else node["properties"][part]
+        if "discriminator" in node:
+            node = {"$ref": node["discriminator"]["mapping"][part]}
+        else:
+            node = node["items"] if isinstance(part, int) else node["properties"][part]
         for choice in node.get("anyOf", ()):
             if choice.get("type") != "null":
                 node = choice

@@ -32,6 +32,8 @@ def read_yaml(text: str, origin: str) -> tuple[Any, dict[Place, str]]:
             return None, {}
         spellings = dict(_spellings(node, origin))
         return loader.construct_document(node), spellings
+    except ConfigError:
+        raise
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -83,6 +85,8 @@ def _odd_kind(node: yaml.ScalarNode) -> str | None:
     """What YAML makes of a plain scalar for which a configuration has no use."""
     if node.tag == "tag:yaml.org,2002:timestamp":
         return "a date"
+    if node.tag == "tag:yaml.org,2002:value":
+        return "a default value"
     if node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and ":" in node.value:
         return "a number to the base of 60"
     return None

@@ -21,12 +21,11 @@ from detectors.detector import (
     Request,
     clean_queries,
     detections,
-    read_words,
 )
 from detectors.device import choose_device, has_fast_bfloat16
 from detectors.images import collate, normalise, resize
 from detectors.nanodet.network import NanoDet
-from detectors.nanodet.vocabulary import NAMES, THRESHOLD, classes_of, enough_for
+from detectors.nanodet.vocabulary import NAMES, THRESHOLD, VOCABULARY, enough_for
 from detectors.nanodet.weights import load_network
 
 if TYPE_CHECKING:
@@ -79,13 +78,7 @@ class NanoDetector:
     def prepare(self, queries: Sequence[str]) -> ClassPrompt:
         """The classes of each query. Raises `PromptError` for one that it cannot know, and for two of one meaning."""
         cleaned = clean_queries(queries)
-        meant: dict[tuple[int, ...], str] = {}
-        for query in cleaned:
-            classes = classes_of(read_words(query))
-            if (same := meant.setdefault(classes, query)) != query:
-                name = NAMES[classes[0]]
-                raise PromptError(f"queries {same!r} and {query!r} both mean {name!r} to coco-nano: keep one of them")
-        return ClassPrompt(cleaned, tuple(meant))
+        return ClassPrompt(cleaned, VOCABULARY.classes_of_each(cleaned))
 
     @torch.inference_mode()
     def detect(self, requests: Sequence[Request]) -> list[sv.Detections]:

@@ -121,17 +121,17 @@ class LeaseBook:
         now_ns: int,
         *,
         capacity: int | None = None,
-        replaces: str = "",
+        replaces: Collection[str] = (),
         expired: Collection[str] = (),
     ) -> bool:
         """Give the name to a session; false while another session has it.
 
-        `replaces` is the former session of the same process, which has stopped using its leases: its cameras stay with
+        `replaces` are former sessions of the same process, which has stopped using their leases: its cameras stay with
         the node under new epochs. `expired` are the nodes whose beat stands still.
         """
         self.expire_nodes(expired)
         former = self.nodes.get(name)
-        if former is not None and former.session != replaces:
+        if former is not None and former.session not in replaces:
             return False
         self.nodes[name] = NodeRecord(name, session, capacity=capacity, seen_ns=now_ns)
         for camera in self.cameras.values():

@@ -12,17 +12,16 @@ from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from sinks.address import parse_address
-from sinks.postgres import PostgresClient, open_client
+from sinks.postgres import PostgresClient
 from sinks.sink import SinkError
 from streamer.cluster.lease_book import CameraRecord, LeaseBook, LeaseError, NodeRecord
-from streamer.errors import ConfigError
 
 R = TypeVar("R")
 
 TIMEOUT_S = 2.0
 """Seconds that one transaction may take: a renewal that takes longer is worth nothing."""
-_PREFIX = "groundstream_leases"
+LEASE_TABLES = "groundstream_leases"
+"""What the names of the tables begin with where the address has no `table=NAME`."""
 _KEPT_REVISIONS = 1000
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS {prefix}_nodes (
@@ -85,7 +84,7 @@ class SqlLeaseStore:
 
     placeholder = "?"
 
-    def __init__(self, where: str, prefix: str = _PREFIX) -> None:
+    def __init__(self, where: str, prefix: str = LEASE_TABLES) -> None:
         self.where = where
         self._prefix = prefix
 
@@ -317,27 +316,3 @@ class PostgresLeaseStore(SqlLeaseStore):
         except SinkError as error:
             self._has_tables = False
             raise LeaseError(f"the leases cannot be renewed: {error}") from error
-
-
-def open_lease_store(address: str) -> LeaseStore:
-    """The store at `postgresql://USER:PASSWORD@HOST/DATABASE` or `sqlite:PATH`. Connects when it is first used.
-
-    Raises `ConfigError` for an address that cannot be used.
-    """
-    try:
-        parts = parse_address(address)
-        if parts.scheme == "sqlite":
-            if not parts.path:
-                raise ConfigError(f"the address of leases {parts.public} has no file: write sqlite:PATH")
-            parts.options.finish()
-            return SqliteLeaseStore(Path(parts.path))
-        if parts.scheme == "postgresql":
-            client = open_client(parts, table=_PREFIX, timeout_s=TIMEOUT_S)
-            parts.options.finish()
-            return PostgresLeaseStore(client)
-    except SinkError as error:
-        raise ConfigError(f"the address of leases cannot be used: {error}") from error
-    raise ConfigError(
-        f"the address of leases {parts.public} has the scheme {parts.scheme!r}: write postgresql://HOST/DATABASE, "
-        "or sqlite:PATH for several processes of one machine"
-    )

@@ -17,6 +17,7 @@ from streamer.cluster.lease_book import (
 )
 from streamer.cluster.lease_store import LeaseStore
 
+_MOST_FORMER = 20
 _LATE_S = 3 * RENEW_EVERY_S
 """After so many seconds without a granted renewal of its own a node measures the beats of the others afresh: the store
 may have been away for all of them."""
@@ -52,7 +53,7 @@ class NodeLeases:
         self._wall_ns = wall_ns
         self._watch = BeatWatch()
         self._session = ""
-        self._former = ""  # the session of this process that is over, and may still be in the store
+        self._former: list[str] = []  # sessions of this process that are over; one may still be in the store
         self._fence: LeaseFence | None = None
         self._epochs: dict[tuple[str, int], LeaseFence] = {}
         self._joined_s = self._renewed_s = 0.0
@@ -78,25 +79,17 @@ class NodeLeases:
         if self._fence is not None:
             self._fence.end()
             self._fence = None
-        if self._session:
-            self._former, self._session = self._session, ""
+        former, self._session = list(self._former), ""
         session, started_s = secrets.token_hex(8), self._clock()
+        # Also where the answer is lost, this process alone knows the session: it may replace it.
+        self._former = [*former[-_MOST_FORMER:], session]
         self._watch_from(started_s)
 
         def change(book: LeaseBook) -> bool:
             expired = self._watch.find_expired(book.nodes.values(), self._clock())
-            joined = book.join_node(
-                self.name,
-                session,
-                self._wall_ns(),
-                capacity=self._capacity,
-                replaces=self._former,
-                expired=expired,
+            return book.join_node(
+                self.name, session, self._wall_ns(), capacity=self._capacity, replaces=former, expired=expired
             )
-            # Also where the answer is lost, this process alone knows the session: it may replace it.
-            if joined:
-                self._former = session
-            return joined
 
         joined = self._store.update(change)
         self._renewed_s = started_s

@@ -89,6 +89,13 @@ def monitor(
             metavar="I/N", help="Watch only this part of the cameras of the file, the same cameras at every start."
         ),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Share the cameras of the file between all nodes of a Ray cluster: HOST:PORT, or auto.",
+        ),
+    ] = None,
     duration: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0, help="Stop after so many seconds.")
     ] = None,
@@ -131,5 +138,9 @@ def monitor(
         capacity=capacity,
         shard=None if shard is None else parse_shard(shard),
     )
+    if cluster is not None:
+        from streamer.cluster.camera_nodes import monitor_on_cluster
+
+        raise typer.Exit(1 if monitor_on_cluster(options, cluster, spool=spool, duration_s=duration) else 0)
     failed = run_monitor(options, spool=spool, duration_s=duration, quiet=quiet)
     raise typer.Exit(1 if failed else 0)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 from contextlib import suppress
@@ -29,6 +30,8 @@ class ResultFolder:
     def __init__(self, out: Path, name: str) -> None:
         self.final = out / name
         self.path = out / f".{name}.{secrets.token_hex(4)}"
+        self.parts = out / f".{name}.parts"
+        """What was detected in parts of the recording, until it is complete."""
         self._lock: int | None = None  # held while it is worked on, so that no other run removes the folder
 
     def read_summary(self) -> dict[str, Any] | None:
@@ -109,8 +112,9 @@ class ResultFolder:
                 return
 
     def _remove_attempts(self) -> None:
-        for left in self.final.parent.glob(f".{_escape(self.final.name)}.*"):
-            if not _is_at_work(left):
+        attempt = re.compile(rf"\.{re.escape(self.final.name)}\.(parts|((interrupted\.)?old-)?[0-9a-f]{{8}})")
+        for left in self.final.parent.iterdir():
+            if attempt.fullmatch(left.name) and not _is_at_work(left):
                 shutil.rmtree(left, ignore_errors=True)
 
 
@@ -127,7 +131,3 @@ def _is_at_work(attempt: Path) -> bool:
     finally:
         os.close(lock)
     return False
-
-
-def _escape(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

@@ -120,8 +120,12 @@ class JobRunner:
         *,
         feed: UnitFeed | None = None,
         archive: bool = True,
+        detector: SharedDetector | None = None,
     ) -> None:
-        """Runs `units`, or what `feed` gives. Without `archive`, the events of a recording stay in its folder alone."""
+        """Runs `units`, or what `feed` gives. Without `archive`, the events of a recording stay in its folder alone.
+
+        `detector` is used instead of loading the one of the job.
+        """
         self._job = job
         self._units = units
         self._is_endless = feed is not None
@@ -135,6 +139,7 @@ class JobRunner:
         self._stopping: list[asyncio.Future[None]] = []  # kept, or a stop could be collected before it ran
         self._interruption = asyncio.Event()
         self._pool: DecodePool | None = None
+        self._detector = detector
         self._archive = EventArchive(job.out) if archive else None
         for address in self._config.sinks:
             if address in (f"jsonl:{job.out / LINES}", f"sqlite:{job.out / DATABASE}"):
@@ -211,13 +216,15 @@ class JobRunner:
 
     async def _prepare_detector(self) -> SharedDetector | None:
         """Loads the model and checks the words before any result is touched; None: each recording has its own."""
-        detector = await asyncio.to_thread(load_detector, self._config.detector)
         queries = [query.text for query in self._config.queries]
+        if self._detector is not None:
+            await asyncio.to_thread(self._detector.prepare, queries)
+            return self._detector
+        detector = await asyncio.to_thread(load_detector, self._config.detector)
         await asyncio.to_thread(detector.prepare, queries)
-        if self._config.detector.name.partition(":")[0] in _OWN_INSTANCES:
+        if has_own_instances(self._config):
             return None
-        device = str(getattr(detector, "device", "cpu"))
-        return SharedDetector(detector, self._config.detector.name, combine=not device.startswith("cpu"))
+        return share_detector(detector, self._config)
 
     def _parallel_units(self) -> int:
         most = usable_cores() if self._is_endless else max(1, len(self._units))
@@ -378,6 +385,17 @@ def _with_stream(address: str, stream: str) -> str:
 def _short_kind(kind: str) -> str:
     """'groundstream.track.begin.v1' -> 'track.begin'."""
     return kind.removeprefix("groundstream.").rpartition(".")[0]
+
+
+def has_own_instances(config: Config) -> bool:
+    """Whether each recording gets a detector of its own."""
+    return config.detector.name.partition(":")[0] in _OWN_INSTANCES
+
+
+def share_detector(detector: Detector, config: Config) -> SharedDetector:
+    """Returns the detector of a job for all of its recordings."""
+    device = str(getattr(detector, "device", "cpu"))
+    return SharedDetector(detector, config.detector.name, combine=not device.startswith("cpu"))
 
 
 async def run_job(

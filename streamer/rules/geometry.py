@@ -45,7 +45,7 @@ def segment(name: str, points: Points) -> Floats:
     """Ends (2, 2) of a line. Raises `ConfigError` for another number of points, a point outside the frame, a line
     without length, and a line along the edge of the frame, which no visible point can cross."""
     if len(points) != 2:
-        raise ConfigError(f"{name} has {len(points)} points: a line has 2, its two ends")
+        raise ConfigError(f"{name} has {len(points)} point{'s' * (len(points) != 1)}: a line has 2, its two ends")
     ends = _checked_points(name, points)
     if np.hypot(*(ends[1] - ends[0])) < 1e-6:
         raise ConfigError(f"{name} begins and ends at the same point: move one of its ends")

@@ -1,7 +1,7 @@
 """Completeness of recordings: whether the bytes that a container says it has are all there.
 
 A container's duration alone proves nothing: a last frame may be shown for a minute, and times may begin anywhere. Its
-structure does: MP4 and AVI say how long each of their parts is, Matroska how long the whole is.
+structure does: MP4 and AVI say how long each of their parts is, Matroska and ASF how long the whole is.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _UNKNOWN_SIZES = frozenset((1 << 7 * n) - 1 for n in range(1, 9))
 
 
@@ -24,6 +26,8 @@ def is_cut_off(path: Path) -> bool | None:
                 return _matroska(file, size)
             if head[:4] == b"RIFF":
                 return _riff(file, size)
+            if head == _ASF_HEADER[: len(head)]:
+                return _asf(file, size)
             if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
                 return _boxes(file, size)
     except OSError:
@@ -65,6 +69,16 @@ def _riff(file: BinaryIO, size: int) -> bool | None:
         if at - 1 > size:
             return True
     return False
+
+
+def _asf(file: BinaryIO, size: int) -> bool | None:
+    """The file's size in the header of ASF and WMV (Advanced Systems Format, 3.2); 0 where it was never finished."""
+    head = file.read(2**16)
+    at = head.find(_ASF_FILE_PROPERTIES)
+    if at < 0 or at + 92 > len(head) or head[at + 88] & 1:  # sent as it was recorded
+        return None
+    stated = int.from_bytes(head[at + 40 : at + 48], "little")
+    return size < stated if stated else None
 
 
 def _boxes(file: BinaryIO, size: int) -> bool | None:

@@ -13,6 +13,7 @@ import heapq
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -56,9 +57,14 @@ NotFound = av.error.HTTPNotFoundError
 Refused = (av.error.HTTPOtherClientError, av.error.HTTPServerError, av.error.HTTPBadRequestError)
 TimedOut = (av.error.ExitError, av.error.TimeoutError)
 
+_LONGEST_STEP = 1.5  # frames between two pictures, where no picture is missing
 _WAITING_PICTURES = 32  # a decoder holds back at most 16 pictures; one that waits longer never comes
 # Formats whose packets FFmpeg completes only when the next one begins: what it returns came before that.
 _LATE_FORMATS = frozenset({"rtsp", "sdp", "rtp", "mpegts", "mpeg", "h264", "hevc"})
+# Codecs whose streams may begin amid a group of pictures; of others, some demultiplexers mark no key picture at all.
+_WITH_KEYS = frozenset(
+    {"av1", "flv1", "h263", "h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "theora", "vc1", "vp8", "vp9", "vvc"}
+)
 _BY_FRAME = frozenset({"h264", "hevc", "mjpeg"})  # codecs in which every packet with a slice is one picture to show
 
 
@@ -185,27 +191,64 @@ class PictureReader(Protocol):
 
 
 class _PictureGroup:
-    """A key picture and those that build on it, in decoding order. Damage to one is damage to all that follow."""
+    """A key picture and those that build on it, in decoding order. Damage to one is damage to all that follow.
 
-    __slots__ = ("_is_cut", "_key_pts_ns", "_previous", "broken", "orientation", "pixel_aspect")
+    Where pictures are refreshed part by part (H.264 without whole key pictures), a group that follows damage is whole
+    only after as many reference pictures as its first one says.
+    """
 
-    def __init__(self, key_pts_ns: int | None, previous: _PictureGroup | None, *, is_cut: bool) -> None:
-        """`is_cut` says that the end of the group before was not decoded."""
+    __slots__ = (
+        "_is_lead_broken",
+        "_key_pts_ns",
+        "_previous",
+        "_unhealed",
+        "broken",
+        "is_cut",
+        "orientation",
+        "pixel_aspect",
+    )
+
+    def __init__(self, key_pts_ns: int | None, previous: _PictureGroup | None, heals_after: int = 0) -> None:
+        """`heals_after` is the number of reference pictures from the first one on that are not whole by themselves."""
         self._key_pts_ns = key_pts_ns
-        self._is_cut = is_cut
         self._previous = previous
+        self._unhealed = heals_after if previous is None or previous.ends_broken else 0
+        self._is_lead_broken = False
         self.broken = False
+        self.is_cut = False  # its end was not decoded
         self.orientation: Orientation | None = None  # both once the first frame is there
         self.pixel_aspect = 1.0
         if previous is not None:
             previous._previous = None  # only neighbours matter, and the chain must not grow
 
+    @property
+    def ends_broken(self) -> bool:
+        """Whether pictures that build on the last ones of this group are damaged."""
+        return self.broken or self.is_cut or self._unhealed > 0
+
+    def heals(self, *, is_reference: bool) -> bool:
+        """The next picture in decoding order; returns whether it is still being put together from its parts."""
+        is_healing = self._unhealed > 0
+        if is_healing and is_reference:
+            self._unhealed -= 1
+        return is_healing
+
+    def damage(self, pts_ns: int | None) -> None:
+        """Notes a damaged picture. Those shown before the key picture are no part of what is shown after it."""
+        if self._leads(pts_ns):
+            self._is_lead_broken = True
+        else:
+            self.broken = True
+
     def shows(self, pts_ns: int | None) -> bool:
         """Whether a picture of this group is whole. One shown before the key picture builds on the last group, too."""
-        is_alone = self._is_cut or (self._previous is not None and self._previous.broken)
-        if is_alone and pts_ns is not None and self._key_pts_ns is not None:
-            return not self.broken and pts_ns >= self._key_pts_ns
-        return not self.broken
+        if not self._leads(pts_ns):
+            return not self.broken
+        is_alone = self._previous is not None and self._previous.ends_broken
+        return not (is_alone or self._is_lead_broken or self.broken)
+
+    def _leads(self, pts_ns: int | None) -> bool:
+        return pts_ns is not None and self._key_pts_ns is not None and pts_ns < self._key_pts_ns
 
 
 class _Fate(Enum):
@@ -218,16 +261,28 @@ class _Fate(Enum):
 class _SentPicture:
     """What is known of a packet that was given to the decoder; its frame brings this back."""
 
-    __slots__ = ("arrival_ns", "fate", "group", "place", "pts_ns")
+    __slots__ = ("arrival_ns", "fate", "group", "is_healing", "number", "place", "pts_ns")
 
     def __init__(
-        self, group: _PictureGroup, pts_ns: int | None, arrival_ns: int, place: int | None, fate: _Fate
+        self, number: int, group: _PictureGroup, pts_ns: int | None, arrival_ns: int, place: int | None, fate: _Fate
     ) -> None:
+        self.number = number  # in decoding order
+        self.is_healing = False
         self.group = group
         self.pts_ns = pts_ns
         self.place = place
         self.arrival_ns = arrival_ns
         self.fate = fate
+
+
+@dataclass(frozen=True, slots=True)
+class _JudgedPicture:
+    """A decoded picture with its presentation time, its group and the packet it came in."""
+
+    picture: DecodedPicture
+    pts_ns: int | None
+    group: _PictureGroup
+    sent: _SentPicture | None
 
 
 class VideoReader:
@@ -316,6 +371,10 @@ class VideoReader:
         self._is_late = not _LATE_FORMATS.isdisjoint(self._container.format.name.split(","))
         self._sender_offset_ns: int | None = None
         self._sent: dict[_SentPicture, Packet[VideoStream]] = {}  # to the decoder, and not seen again yet
+        self._sent_count = 0
+        self._judged: deque[_JudgedPicture] = deque()  # decoded, but what they build on may still prove damaged
+        self._newest_ns: int | None = None  # presentation time of the newest decoded picture
+        self._needs_key = self._codec in _WITH_KEYS
         self._order = _OrderTimes(self._rate) if self.times != "own" else None
         self.timed = self._container.format.name not in {"mpjpeg", "mjpeg"}
         self.bursts = "hls" in self._container.format.name.split(",")
@@ -323,7 +382,9 @@ class VideoReader:
         self.choice: PictureChoice | None = None  # for live streams: what to leave out because it is not wanted
         self._held: list[tuple[Packet[VideoStream], int, bool]] = []  # undecoded, until a wanted picture needs them
         self.packets_read = 0  # those that hold part of a picture
+        self._last_tick = self._ticks_read = 0  # of AVI, which counts frames that repeat the last one, too
         self._ring: PacketRing | None = None
+        self._packet_ns: int | None = None  # presentation time of the last of them that was decoded by several threads
         self._end: int | None = None  # where the last of them ends
 
     def _open_h265(self, codec: VideoCodecContext) -> PictureUnits:
@@ -367,6 +428,7 @@ class VideoReader:
 
     def close(self) -> None:
         self._sent.clear()
+        self._judged.clear()
         self._container.close()
 
     @property
@@ -383,6 +445,11 @@ class VideoReader:
     def frame_count(self) -> int | None:
         """How many frames the container says it holds; None where it does not say."""
         return self._stream.frames or None
+
+    @property
+    def frames_read(self) -> int:
+        """How many frames have been read, as the container counts them: with those that only repeat the last one."""
+        return max(self.packets_read, self._ticks_read)
 
     @property
     def stated_end_ns(self) -> int | None:
@@ -446,6 +513,19 @@ class VideoReader:
         """Whether the container's clock may jump without time having passed (MPEG transport streams)."""
         return Flags.ts_discont in Flags(self._container.format.flags)
 
+    def index_pictures(self) -> Iterator[tuple[int | None, int | None, bool]]:
+        """Reads to the end without decoding: of each packet with part of a picture, in decoding order, its presentation
+        time in nanoseconds, where `seek_key` finds it, and whether it is a key picture. Raises `DecodeError`."""
+        for packet in self._container.demux(self._stream):
+            if self._is_picture(packet):
+                # Transport streams have no index: FFmpeg searches them by times of decoding.
+                place = packet.dts if self.may_jump else packet.pts
+                yield self._ns(packet.pts), place, packet.is_keyframe
+
+    def seek_key(self, place: int) -> None:
+        """Goes on at a key picture that `index_pictures` found, or before it. Raises `DecodeError`."""
+        self._container.seek(place, stream=self._stream, backward=True, any_frame=False)
+
     def pictures(self) -> Iterator[DecodedPicture | LostPictures]:
         """Decodes to the end: each packet with part of a picture becomes a picture, or is counted as lost.
 
@@ -466,8 +546,10 @@ class VideoReader:
             self._note_sender_clock(packet)
             if self._ring is not None:
                 self._ring.add(packet, self._ns(packet.pts))
-            if packet.is_keyframe:
-                group = _PictureGroup(self._ns(packet.pts), group, is_cut=bool(self._held))
+            if packet.is_keyframe or (group is None and not self._needs_key and packet.size):
+                if group is not None and self._held:
+                    group.is_cut = True
+                group = _PictureGroup(self._ns(packet.pts), group, self._healing_count(packet))
                 self._held.clear()
             if group is None:  # nothing can be shown before the first picture that builds on no other
                 if self._is_picture(packet):
@@ -476,6 +558,7 @@ class VideoReader:
                 continue
             if self.catch_up is not None and self._is_skipped(packet):
                 if self._is_picture(packet):
+                    group.is_cut = group.is_cut or self._is_reference(packet)
                     self._note_packet(packet)
                     pts_ns = self._ns(packet.pts)
                     unwanted = self.choice is not None and not self.choice.note_skipped(pts_ns)
@@ -494,17 +577,27 @@ class VideoReader:
             yield from self._decode(packet, group, arrival_ns, is_cut)
         for sent in list(self._sent):
             yield from self._give_up(sent)
+        yield from self._release()
         if failure is not None:
             raise failure
 
     def _choose_use(self, choice: PictureChoice, packet: Packet[VideoStream]) -> PacketUse:
         if not self._is_picture(packet):
             return PacketUse.DECODE
-        pts_ns, layout = self._ns(packet.pts), self._layout
+        pts_ns = self._ns(packet.pts)
         if packet.is_keyframe:
             choice.note_key(pts_ns)
             return PacketUse.DECODE
-        return choice.use(pts_ns, is_reference=lambda: layout is None or layout.is_reference(bytes(packet)))
+        return choice.use(pts_ns, is_reference=lambda: self._is_reference(packet))
+
+    def _check_step(self, packet: Packet[VideoStream]) -> None:
+        """Takes a leap for pictures that are missing in the file: several threads show others after it, also where the
+        next one counts as a key picture and builds on earlier ones (intra refresh)."""
+        before_ns, self._packet_ns = self._packet_ns, self._ns(packet.pts)
+        if before_ns is None or self._packet_ns is None:
+            return
+        if self._packet_ns - before_ns > _LONGEST_STEP * self.frame_ns:
+            self._note_damage()
 
     def _note_damage(self) -> None:
         if self._threads > 1:
@@ -517,14 +610,22 @@ class VideoReader:
 
     def _is_skipped(self, packet: Packet[VideoStream]) -> bool:
         """Whether the picture is to be left out, because decoding is behind."""
-        layout = self._layout
-
-        def is_reference() -> bool:
-            return layout is None or layout.is_reference(bytes(packet))
-
-        time_ns = self._ns(packet.dts if packet.dts is not None else packet.pts)
         assert self.catch_up is not None
-        return self.catch_up.skips(time_ns, time.monotonic_ns(), is_key=packet.is_keyframe, is_reference=is_reference)
+        # At the beginning FFmpeg may not know decoding times yet; presentation times leap where pictures are reordered.
+        return self.catch_up.skips(
+            self._ns(packet.dts),
+            time.monotonic_ns(),
+            is_key=packet.is_keyframe,
+            is_reference=lambda: self._is_reference(packet),
+        )
+
+    def _is_reference(self, packet: Packet[VideoStream]) -> bool:
+        """Whether other pictures may build on the one in the packet."""
+        return self._layout is None or self._layout.is_reference(bytes(packet))
+
+    def _healing_count(self, key_packet: Packet[VideoStream]) -> int:
+        """How many reference pictures a decoder needs that begins with this one until they are whole."""
+        return 0 if self._numbers is None else self._numbers.recovery_count(bytes(key_packet))
 
     def _packets(self) -> Iterator[tuple[Packet[VideoStream], int, bool]]:
         """Each packet, when its first bytes came (UTC), and whether part of it is missing by the container's count."""
@@ -560,6 +661,9 @@ class VideoReader:
         self.packets_read += 1
         if self._order is not None:
             self._order.note(self._ns(packet.dts))
+            if packet.dts is not None:
+                self._ticks_read = packet.dts + max(1, packet.dts - self._last_tick)
+                self._last_tick = packet.dts
         if packet.pts is not None:
             end = packet.pts + (packet.duration or 0)
             if self._end is None or end > self._end:
@@ -573,17 +677,23 @@ class VideoReader:
         is_cut: bool,
         fate: _Fate = _Fate.WAITING,
     ) -> Iterator[DecodedPicture | LostPictures]:
-        sent = _SentPicture(group, self._ns(packet.pts), arrival_ns, packet.pos, fate)
+        self._sent_count += 1
+        sent = _SentPicture(self._sent_count, group, self._ns(packet.pts), arrival_ns, packet.pos, fate)
         if packet.size:
             if fate is _Fate.WAITING:
                 self._note_packet(packet)
             self._sent[sent] = packet
             packet.opaque = sent
             if is_cut:
-                group.broken = True
+                group.damage(sent.pts_ns)
             gap = self._lossy and self._numbers is not None and self._numbers.has_gap(bytes(packet))
             if gap and not packet.is_keyframe:
+                self._note_damage()
                 group.broken = True
+            if self._threads > 1:
+                self._check_step(packet)
+            if group.ends_broken:
+                sent.is_healing = group.heals(is_reference=self._is_reference(packet))
         try:
             with decoding_turn():
                 frames = self._frames(packet, sent)
@@ -593,12 +703,13 @@ class VideoReader:
             frames = []
             self._note_damage()
             if self._is_picture(packet):
-                group.broken = True
+                group.damage(sent.pts_ns)
                 yield from self._give_up(sent)
         for frame in frames:
-            yield from self._judge(frame, group)
+            self._judge(frame, group)
         while len(self._sent) > _WAITING_PICTURES:
             yield from self._give_up(next(iter(self._sent)))
+        yield from self._release()
 
     def _frames(self, packet: Packet[VideoStream], sent: _SentPicture) -> list[VideoFrame]:
         if self._units is None or not packet.size:
@@ -623,38 +734,59 @@ class VideoReader:
         slice_packet.opaque = sent
         return self._stream.decode(slice_packet)
 
-    def _judge(self, frame: VideoFrame, group: _PictureGroup) -> Iterator[DecodedPicture | LostPictures]:
-        """The picture of a frame, or its loss; nothing where its packet has been counted as lost."""
+    def _judge(self, frame: VideoFrame, group: _PictureGroup) -> None:
+        """Notes a decoded frame, unless its packet has been counted already."""
         if self._unproved != "cpu":
             note_format(self._unproved, self._codec, frame.format.name)
             self._unproved = "cpu"
         if frame.is_corrupt or (self._threads > 1 and self._stream.codec_context.has_b_frames):
             self._note_damage()
         sent = frame.opaque if isinstance(frame.opaque, _SentPicture) else next(iter(self._sent), None)
-        pts_ns = self._ns(frame.pts)
+        pts_ns = self._newest_ns = self._ns(frame.pts)
         arrival_ns, place = time.time_ns(), None
         if sent is not None:
             self._sent.pop(sent, None)
             if sent.fate is _Fate.LOST:
                 return
             if sent.fate is _Fate.UNWANTED:
-                sent.group.broken = sent.group.broken or frame.is_corrupt
+                if frame.is_corrupt:
+                    sent.group.damage(pts_ns)
                 return
             sent.fate = _Fate.SHOWN
             group, arrival_ns, place = sent.group, sent.arrival_ns, sent.place
-        group.broken = group.broken or frame.is_corrupt
+        if frame.is_corrupt:
+            group.damage(pts_ns)
         shown_ns = self._shown_ns(pts_ns)
-        if not group.shows(pts_ns):
-            yield LostPictures(shown_ns)
-            return
         sender_ns = None if pts_ns is None or self._sender_offset_ns is None else pts_ns + self._sender_offset_ns
         if group.orientation is None:
             aspect = self._stream.codec_context.sample_aspect_ratio
             group.orientation, group.pixel_aspect = _orientation(frame), float(aspect) if aspect else 1.0
         slack_ns = self._opening_ns if arrival_ns < self._opened_ns else 0
-        yield DecodedPicture(
+        picture = DecodedPicture(
             frame, shown_ns, sender_ns, arrival_ns, group.pixel_aspect, place, group.orientation, slack_ns
         )
+        self._judged.append(_JudgedPicture(picture, pts_ns, group, sent))
+
+    def _release(self) -> Iterator[DecodedPicture | LostPictures]:
+        """The pictures about which nothing more can become known, in the order shown, or their loss."""
+        while self._judged and not self._may_prove_damaged(self._judged[0].sent):
+            judged = self._judged.popleft()
+            is_healing = judged.sent is not None and judged.sent.is_healing
+            if is_healing or not judged.group.shows(judged.pts_ns):
+                yield LostPictures(judged.picture.pts_ns)
+            else:
+                yield judged.picture
+
+    def _may_prove_damaged(self, sent: _SentPicture | None) -> bool:
+        """Whether the decoder still holds a picture that this one may build on: decoded before it, and shown after."""
+        if sent is None or self._newest_ns is None:
+            return False
+        for waiting in self._sent:
+            if waiting.number > sent.number:
+                return False
+            if waiting.pts_ns is not None and waiting.pts_ns > self._newest_ns:
+                return True
+        return False
 
     def _give_up(self, sent: _SentPicture) -> Iterator[LostPictures]:
         """Counts a packet whose picture does not come, unless there is none to come."""

@@ -156,13 +156,15 @@ class FileSource:
 
         can_repeat = self.recording is not None and self.recording.is_file() and self._ring is None
         try:
-            with self._open(self._threads if can_repeat else 1) as video:
+            with self.open_reader(self._threads if can_repeat else 1) as video:
                 self._hand_over(video, handover)
         except DamageFound:
-            with self._open() as video:
+            with self.open_reader() as video:
                 self._hand_over(video, handover, known=self.account.tally().received)
 
-    def _open(self, threads: int = 1) -> VideoReader:
+    def open_reader(self, threads: int = 1) -> VideoReader:
+        """Opens the recording, to be decoded by up to `threads`. Raises what `VideoReader`, the web and the object
+        store raise."""
         from streamer.sources.decode import VideoReader
 
         if self._path.startswith("s3://"):
@@ -264,18 +266,23 @@ class FileSource:
 
         It is where fewer frames came than the container counts, or where the last one ends more than a second (if
         short, a tenth of it, but some frames) before the recording should, unless the file is whole by its structure.
+        Where bytes are missing by its structure, every frame that is missing counts.
         """
-        if self.recording is not None and is_cut_off(self.recording) is False:
+        is_cut = None if self.recording is None else is_cut_off(self.recording)
+        if is_cut is False:
             return
         counted, stated_ns, end_ns = video.frame_count, video.stated_end_ns, video.end_ns
-        if counted is not None and video.packets_read < counted - max(1, counted // 100):
+        if counted is not None and video.frames_read < counted - (0 if is_cut else max(1, counted // 100)):
             raise SourceError(
-                f"{self._shown} was cut off: it says {counted} frames and ends after {video.packets_read}; "
+                f"{self._shown} was cut off: it says {counted} frames and ends after {video.frames_read}; "
                 "what there is has been read"
             )
+        if counted is None and is_cut and (stated_ns is None or stated_ns <= 0):
+            raise SourceError(f"{self._shown} was cut off: bytes are missing at its end; what there is has been read")
         if counted is not None or stated_ns is None or end_ns is None or stated_ns <= 0:
             return
-        if end_ns < stated_ns - min(1_000_000_000, max(stated_ns // 10, 4 * video.frame_ns)):
+        slack_ns = min(1_000_000_000, max(stated_ns // 10, 4 * video.frame_ns))
+        if end_ns < stated_ns - (video.frame_ns if is_cut else slack_ns):
             raise SourceError(
                 f"{self._shown} was cut off: it says {stated_ns / 1e9:.1f} s and ends after {end_ns / 1e9:.1f} s; "
                 "what there is has been read"

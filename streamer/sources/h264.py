@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from streamer.sources.nal_units import UnitLayout, parameter_sets
 
-_SLICE, _IDR, _SEQUENCE_SET, _PICTURE_SET = 1, 5, 7, 8
+_SLICE, _IDR, _MESSAGES, _SEQUENCE_SET, _PICTURE_SET = 1, 5, 6, 7, 8
+_RECOVERY_POINT = 6  # a message (annex D)
 _SLICE_HEAD = 48  # bytes that hold all that is read of a slice, many times over
 _SET_HEAD = 512
 _CHROMA_PROFILES = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244})
@@ -88,6 +89,21 @@ class FrameNumbers:
             return False
         return number not in (before, (before + 1) % 2**numbering.bits)
 
+    def recovery_count(self, packet: bytes) -> int:
+        """How many reference pictures, from the one in the packet on, are not whole where decoding begins with it.
+
+        0 for a picture that builds on no other, and where nothing is said.
+        """
+        for start, end in self._layout.units(packet):
+            kind = packet[start] & 31
+            if kind in (_SLICE, _IDR):
+                break
+            if kind == _MESSAGES:
+                count = _read_recovery_point(packet[start + 1 : min(end, start + _SET_HEAD)])
+                if count is not None:
+                    return count
+        return 0
+
     def is_field(self, packet: bytes) -> bool:
         """Whether the packet holds one field of a picture: two such packets make one picture; False where unknown."""
         for start, end in self._layout.units(packet):
@@ -139,6 +155,26 @@ class BitReader:
         """Returns a signed Exp-Golomb code, se(v). Raises `OutOfBits`."""
         code = self.exponential()
         return (code + 1) // 2 if code % 2 else -(code // 2)
+
+
+def _read_recovery_point(messages: bytes) -> int | None:
+    """The recovery_frame_cnt of a recovery point among messages (annex D.1); None where there is none."""
+    data, at = messages.replace(b"\0\0\3", b"\0\0"), 0
+    while at + 2 < len(data):
+        values = []
+        for _ in range(2):  # type and size: each as many bytes of 255 as needed, and the rest
+            value = 0
+            while at < len(data) and data[at] == 0xFF:
+                value, at = value + 255, at + 1
+            values.append(value + (data[at] if at < len(data) else 0))
+            at += 1
+        if values[0] == _RECOVERY_POINT:
+            try:
+                return BitReader(data[at : at + values[1]]).exponential()
+            except OutOfBits:
+                return None
+        at += values[1]
+    return None
 
 
 def _read_sequence_set(bits: BitReader) -> tuple[int, FrameNumbering | None]:

@@ -101,7 +101,7 @@ class _KeptPacket(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class _Connection:
+class _CameraConnection:
     """Groups of packets that share one clock and one set of codec parameters, which `template` holds."""
 
     template: VideoStream
@@ -124,7 +124,7 @@ class PacketRing:
         self._limits = limits
         self._on_kept = on_kept
         self._lock = threading.Lock()
-        self._connections: deque[_Connection] = deque()
+        self._connections: deque[_CameraConnection] = deque()
         self._bytes = self._pictures = 0
         self._is_keeping = self._is_released = False
         self._writer: ThreadPoolExecutor | None = None
@@ -163,7 +163,7 @@ class PacketRing:
                 return
             if connection.newest_pts_ns is not None and pts_ns < connection.newest_pts_ns - _REORDERED_NS:
                 # The camera has set its clock back.
-                connection = _Connection(connection.template, connection.holder, connection.tick)
+                connection = _CameraConnection(connection.template, connection.holder, connection.tick)
                 self._connections.append(connection)
             connection.newest_pts_ns = max(pts_ns, connection.newest_pts_ns or pts_ns)
             untimed, connection.untimed = connection.untimed, []
@@ -173,7 +173,7 @@ class PacketRing:
                 self._append(connection, early, packet.pts - back * step, pts_ns - back * step_ns)
             self._append(connection, packet, packet.pts, pts_ns)
 
-    def _append(self, connection: _Connection, packet: Packet[VideoStream], pts: int, pts_ns: int) -> None:
+    def _append(self, connection: _CameraConnection, packet: Packet[VideoStream], pts: int, pts_ns: int) -> None:
         if packet.is_keyframe:
             connection.groups.append([])
         elif not connection.groups:
@@ -213,7 +213,7 @@ class PacketRing:
             self._bytes -= sum(len(packet.data) for packet in dropped)
             self._pictures -= len(dropped)
 
-    def _second_group(self) -> tuple[_Connection, list[_KeptPacket]] | None:
+    def _second_group(self) -> tuple[_CameraConnection, list[_KeptPacket]] | None:
         groups = ((connection, group) for connection in self._connections for group in connection.groups)
         next(groups, None)
         return next(groups, None)
@@ -240,9 +240,9 @@ class PacketRing:
         if writer is not None:
             writer.shutdown(wait=False)
 
-    def _choose(self, from_ns: int, until_ns: int) -> tuple[_Connection, list[_KeptPacket]] | None:
+    def _choose(self, from_ns: int, until_ns: int) -> tuple[_CameraConnection, list[_KeptPacket]] | None:
         """The packets of the connection that has most of that time; None where there is no picture of it."""
-        found: list[tuple[int, _Connection, list[_KeptPacket]]] = []
+        found: list[tuple[int, _CameraConnection, list[_KeptPacket]]] = []
         for connection in self._connections:
             packets = list(_between(connection, from_ns, until_ns))
             if packets:
@@ -254,7 +254,7 @@ class PacketRing:
         return connection, packets
 
 
-def _between(connection: _Connection, from_ns: int, until_ns: int) -> Iterator[_KeptPacket]:
+def _between(connection: _CameraConnection, from_ns: int, until_ns: int) -> Iterator[_KeptPacket]:
     """The packets, in decoding order, from the key picture up to `from_ns` to the last one before a picture after
     `until_ns`: whatever a picture refers to is decoded, and so chosen, before it.
 
@@ -273,7 +273,7 @@ def _between(connection: _Connection, from_ns: int, until_ns: int) -> Iterator[_
                 yield packet
 
 
-def _open_connection(stream: VideoStream) -> _Connection | None:
+def _open_connection(stream: VideoStream) -> _CameraConnection | None:
     """A copy of the stream's codec parameters that outlives its container; None where MP4 does not take them."""
     import av
 
@@ -283,10 +283,12 @@ def _open_connection(stream: VideoStream) -> _Connection | None:
     except (av.FFmpegError, ValueError) as error:
         _log.warning("packets of this stream are not kept for clips: %s", error)
         return None
-    return _Connection(template, holder, stream.time_base or Fraction(1, 90_000))
+    return _CameraConnection(template, holder, stream.time_base or Fraction(1, 90_000))
 
 
-def _write_and_deliver(connection: _Connection, packets: list[_KeptPacket], path: Path, deliver: DeliverCut) -> None:
+def _write_and_deliver(
+    connection: _CameraConnection, packets: list[_KeptPacket], path: Path, deliver: DeliverCut
+) -> None:
     try:
         result = _write_clip(connection, packets, path)
     except Exception as error:
@@ -297,7 +299,7 @@ def _write_and_deliver(connection: _Connection, packets: list[_KeptPacket], path
     deliver(result)
 
 
-def _write_clip(connection: _Connection, packets: list[_KeptPacket], path: Path) -> CutResult:
+def _write_clip(connection: _CameraConnection, packets: list[_KeptPacket], path: Path) -> CutResult:
     """Writes the packets as MP4. Raises `OSError`, `av.FFmpegError`."""
     import av
 

@@ -28,6 +28,7 @@ from sinks.tls import TlsOptions, TlsOptionsError, find_tls_trouble, tls_cause
 _CHUNK = 2**16
 _POLL_S = 0.25
 _STUCK_S = 15.0  # for the rest of something that has begun
+_NEXT_PICTURE_S = 5.0
 _AGENT = "groundstream"
 
 
@@ -53,6 +54,8 @@ class WebResponse:
         self.boundary = headers.get_param("boundary", "", "Content-Type") if "Content-Type" in headers else ""
         length = headers.get("Content-Length", "")
         self.length: int | None = int(length) if length.isdecimal() and len(length) < 20 else None
+        if self.content_type.startswith("multipart/"):  # it has no end, whatever a camera says
+            self.length = response.length = None
         self.version = headers.get("ETag") or headers.get("Last-Modified") or ""
         self.takes_ranges = "bytes" in headers.get("Accept-Ranges", "").lower()
         self.is_whole = self.length is not None or self.takes_ranges
@@ -200,6 +203,8 @@ class HttpConnection:
             return WebError(f"nothing listens at {host}", final=True)
         if isinstance(error, TimeoutError):
             return WebError(f"{host} does not answer")
+        if isinstance(error, http.client.HTTPException) and not isinstance(error, http.client.RemoteDisconnected):
+            return WebError(f"{host} does not answer as a web server: is it another port of the camera?")
         return WebError(f"{host} cannot be read: {_words(error)}")
 
 
@@ -415,6 +420,23 @@ def multipart_images(response: WebResponse, on_wait: Callable[[], None], *, most
                 waiting = _more(waiting, response, on_wait)
         yield waiting[start:end]
         waiting = waiting[end:]
+
+
+def ends_after_picture(response: WebResponse, head: bytes, *, most: int = 2**25) -> bool:
+    """Whether an answer without a length is one JPEG picture, of which `head` has been read. Waits for what follows."""
+    data, scanned = head, 2
+    try:
+        while len(data) < most:
+            end, scanned = _find_jpeg_end(data, scanned)
+            if end is not None and data[end:].strip(b"\r\n\0"):
+                return False
+            piece = response.read(_CHUNK, limit_s=_NEXT_PICTURE_S)
+            if not piece:
+                return True
+            data += piece
+    except WebError:
+        return False  # still open: more is to come
+    return False
 
 
 class EndOfAnswer(Exception):

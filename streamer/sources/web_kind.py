@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import urljoin, urlsplit
 
-from streamer.sources.web import HttpConnection, WebError, WebResponse
+from streamer.sources.web import HttpConnection, WebError, WebResponse, ends_after_picture
 
 Form = Literal["jpegs", "snapshot", "playlist", "media"]
 
@@ -54,8 +54,8 @@ def find_kind(client: HttpConnection, timeout_s: float = 5.0) -> WebKind:
         if b"#EXTM3U" in head[:64]:
             return _playlist_kind(client, response.url, head)
         if response.content_type.startswith("image/") or head[:3] == b"\xff\xd8\xff" or head[:4] == b"\x89PNG":
-            whole = response.is_whole or b"\xff\xd8\xff" not in head[3:]
-            return WebKind("snapshot" if whole else "jpegs", True, client.address)
+            is_alone = response.is_whole or (b"\xff\xd8\xff" not in head[3:] and ends_after_picture(response, head))
+            return WebKind("snapshot" if is_alone else "jpegs", True, client.address)
         if head.lstrip()[:2] == b"--" and b"content-type: image/" in head.lower():
             return WebKind("jpegs", True, client.address)
         is_recording = response.is_whole or _has_duration(head)
@@ -87,6 +87,9 @@ def _has_duration(head: bytes) -> bool:
         return b"moov" in head and b"mvex" not in head
     if head[:4] == b"\x1a\x45\xdf\xa3":
         return b"\x44\x89\x88" in head or b"\x44\x89\x84" in head  # Duration, 8 or 4 bytes
+    if head[:4] == b"RIFF":
+        place = head.find(b"avih")
+        return place >= 0 and any(head[place + 24 : place + 28])  # dwTotalFrames
     if head[:3] == b"FLV":
         place = head.find(b"duration\x00")
         return place >= 0 and any(head[place + 9 : place + 17])

@@ -130,7 +130,7 @@ class ClosingDeadline:
         main thread, signals are left alone.
         """
         in_main = threading.current_thread() is threading.main_thread()
-        with SignalWatch(self._note_stop, self._raise_unless_handled) if in_main else contextlib.nullcontext():
+        with SignalWatch(self.stop, self._raise_unless_handled) if in_main else contextlib.nullcontext():
             with asyncio.Runner() as runner:
                 self._loop = runner.get_loop()
                 result = runner.run(self._run_bounded(main))
@@ -165,7 +165,8 @@ class ClosingDeadline:
         finally:
             self.begin()
 
-    def _note_stop(self) -> None:
+    def stop(self) -> None:
+        """Does what the first signal does, from any thread."""
         self._was_signalled = True
         self.begin()
         if self._loop is not None:

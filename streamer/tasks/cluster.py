@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 import typer
 from rich.table import Table
 
+from streamer.cluster.lease_address import open_lease_store
 from streamer.cluster.lease_book import EXPIRE_S, CameraRecord, LeaseBook, NodeRecord
-from streamer.cluster.lease_store import LeaseStore, open_lease_store
+from streamer.cluster.lease_store import LeaseStore
 from streamer.tasks.console import user_console
 
 

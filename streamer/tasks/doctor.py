@@ -240,8 +240,8 @@ def _check_sink(text: str, *, send_test: bool = False) -> CheckResult:
 def _check_lease(address: str) -> CheckResult:
     """Whether nodes can share cameras there, and how long one request takes of the time in which leases are renewed."""
     from sinks.address import redact
+    from streamer.cluster.lease_address import open_lease_store
     from streamer.cluster.lease_book import FENCE_S, LeaseError
-    from streamer.cluster.lease_store import open_lease_store
     from streamer.errors import ConfigError
 
     name = f"lease {redact(address)}"

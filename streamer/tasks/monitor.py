@@ -191,15 +191,31 @@ def parse_bind(text: str, option: str = "--web-address") -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-def run_monitor(options: MonitorOptions, *, spool: Path | None, duration_s: float | None, quiet: bool) -> bool:
-    """Watch until every source has ended, a signal comes or the time is over; returns whether a camera failed."""
+def log_console() -> UserConsole:
+    """The console for log lines on standard error: text, or JSON where that was asked for."""
+    return JsonConsole(stderr=True) if is_json_log() else user_console(stderr=True)
+
+
+def run_monitor(
+    options: MonitorOptions,
+    *,
+    spool: Path | None,
+    duration_s: float | None,
+    quiet: bool,
+    on_begin: Callable[[ClosingDeadline], object] = lambda _: None,
+) -> bool:
+    """Watch until every source has ended, a signal comes or the time is over; returns whether a camera failed.
+
+    `on_begin` gets what can stop it from another thread.
+    """
     config = options.load_config()
     node = options.node_name
     path = spool or spool_file(config, options.file, node)
     make_folder(path.parent)
     is_json = is_json_log()
-    console = JsonConsole(stderr=True) if is_json else user_console(stderr=True)
-    with _log_to(console), ClosingDeadline(config.close_timeout_s, kept=UNDELIVERED) as deadline:
+    console = log_console()
+    with log_to(console), ClosingDeadline(config.close_timeout_s, kept=UNDELIVERED) as deadline:
+        on_begin(deadline)
         shows_table = not (quiet or is_json)
         return deadline.run(_run_monitor(options, config, path, deadline, duration_s, console, shows_table=shows_table))
 
@@ -281,7 +297,7 @@ async def _join_cameras(options: MonitorOptions) -> AsyncIterator[CameraHolder |
         yield None
         return
     from streamer.cluster.camera_holder import CameraHolder
-    from streamer.cluster.lease_store import open_lease_store
+    from streamer.cluster.lease_address import open_lease_store
 
     def read_text(text: str) -> Config:
         return options.add_to(read_config(text, str(file)))
@@ -394,7 +410,7 @@ def _serve_metrics(pipeline: Pipeline, config: Config) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _log_to(console: UserConsole) -> Iterator[None]:
+def log_to(console: UserConsole) -> Iterator[None]:
     """Write the log with times and through the console, so that it does not tear the live table; JSON as it is."""
     root = logging.getLogger()
     streams = [one for one in root.handlers if type(one) is logging.StreamHandler and one.stream is sys.stderr]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -70,12 +70,11 @@ def process_videos(
             if cluster is None:
                 report = deadline.run(_run_job(job, progress, deadline))
             else:
-                driver = _connect_cluster(job, cluster, progress)
-                report = deadline.run(_run_stoppable(driver, deadline))
+                report = _run_on_cluster(job, cluster, progress, deadline)
         if job.clips:
             _write_sheet(job.out)
         if as_json or json_lines:
-            _print_json(job_as_json(report), whole=True)
+            _print_json(job_as_json(report), sys.stdout)
         else:
             show_report(console, report, job)
     if report.interrupted:
@@ -110,10 +109,16 @@ def job_as_json(report: JobReport) -> dict[str, Any]:
     }
 
 
-def _connect_cluster(job: ProcessJob, address: str, progress: ProgressListener) -> ClusterDriver:
+def _run_on_cluster(job: ProcessJob, address: str, progress: ProgressListener, deadline: ClosingDeadline) -> JobReport:
     from streamer.cluster.recordings import check_address, connect_job
 
-    return connect_job(job, check_address(address), progress)
+    # Ray's own messages, such as of a worker that died, go to standard output.
+    with contextlib.redirect_stdout(sys.stderr):
+        driver = connect_job(job, check_address(address), progress)
+        try:
+            return deadline.run(_run_stoppable(driver, deadline))
+        finally:
+            driver.disconnect()
 
 
 async def _run_stoppable(driver: ClusterDriver, deadline: ClosingDeadline) -> JobReport:
@@ -173,8 +178,11 @@ class ProgressDisplay:
 class JsonLines(SilentProgress):
     """One line of JSON on standard output for each recording that has ended."""
 
+    def __init__(self) -> None:
+        self._output = sys.stdout
+
     def end_unit(self, unit: RecordingUnit, summary: StreamSummary, *, skipped: bool) -> None:
-        _print_json({"skipped": skipped, **asdict(summary)})
+        _print_json({"skipped": skipped, **asdict(summary)}, self._output)
 
 
 @contextlib.contextmanager
@@ -186,9 +194,9 @@ def _entered_display(display: ProgressDisplay | JsonLines | SilentProgress) -> I
         yield display
 
 
-def _print_json(value: dict[str, Any], *, whole: bool = False) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
-    sys.stdout.flush()
+def _print_json(value: dict[str, Any], output: TextIO) -> None:
+    output.write(json.dumps(value) + "\n")
+    output.flush()
 
 
 def show_report(console: UserConsole, report: JobReport, job: ProcessJob) -> None:

@@ -13,8 +13,9 @@ import transformers
 from detectors import Detector, PromptError, Request, create_detector
 from detectors.conformance import DetectorConformance, picture
 from detectors.detector import DetectorError
+from detectors.pretrained import FoundBoxes, PretrainedError
 from detectors.registry import UnknownDetector
-from detectors.zero_shot import GroundingDino, ZeroShotError
+from detectors.zero_shot import GroundingDino
 
 WORDS = ["person", "red", "car", "dog", "a", "with", "umbrella"]
 
@@ -60,6 +61,10 @@ def owlv2(folder: Path) -> None:
     config = transformers.Owlv2Config(text_config=text, vision_config=vision, projection_dim=16)
     torch.manual_seed(0)
     transformers.Owlv2ForObjectDetection(config).save_pretrained(folder)
+    clip_vocabulary(folder)
+
+
+def clip_vocabulary(folder: Path) -> None:
     letters = [chr(code) for code in range(33, 127)]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
@@ -165,17 +170,17 @@ def test_a_query_without_words_is_refused(models):
 
 def test_weights_that_are_not_here_are_reported_with_the_ways_out(monkeypatch, tmp_path):
     monkeypatch.setenv("GROUNDSTREAM_CACHE", str(tmp_path))
-    with pytest.raises(ZeroShotError, match=r"models pull owlv2-base.*weights.*coco-nano"):
+    with pytest.raises(PretrainedError, match=r"models pull owlv2-base.*weights.*coco-nano"):
         create_detector("owlv2-base")
 
 
 def test_a_folder_without_a_model_and_a_damaged_one_are_reported(models, tmp_path):
-    with pytest.raises(ZeroShotError, match=r"config\.json"):
+    with pytest.raises(PretrainedError, match=r"config\.json"):
         create_detector("owlv2-base", weights=tmp_path)
     for file in models["owlv2-base"].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(ZeroShotError, match="cannot be read"):
+    with pytest.raises(PretrainedError, match="cannot be read"):
         create_detector("owlv2-base", weights=tmp_path)
 
 
@@ -199,7 +204,7 @@ def test_half_precision_finds_what_single_precision_finds(models, dtype):
 
 def test_scores_that_are_not_numbers_are_an_error(models):
     detector = create_detector("grounding-dino-tiny", weights=models["grounding-dino-tiny"], device="cpu")
-    detector._scores = lambda images, prompt: (torch.full((1, 3, 1), float("nan")), torch.zeros(1, 3, 4))
+    detector._find_boxes = lambda images, prompt: FoundBoxes(torch.full((1, 3, 1), float("nan")), torch.zeros(1, 3, 4))
     with pytest.raises(DetectorError, match="not numbers in float32"):
         detector.detect([Request(np.zeros((60, 60, 3), np.uint8), detector.prepare(["person"]))])
 

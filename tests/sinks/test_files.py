@@ -177,6 +177,22 @@ async def test_sqlite_keeps_each_event_once_and_answers_questions(tmp_path: Path
         assert "events_by_type" in plan[0][3]
 
 
+@pytest.mark.anyio
+async def test_a_closed_database_is_one_file_that_reading_leaves_alone(tmp_path: Path) -> None:
+    database = tmp_path / "events.sqlite"
+    sink, other = open_sink(f"sqlite:{database}"), open_sink(f"sqlite:{database}")
+    await sink.send_batch([event(1)])
+    await other.send_batch([event(2)])
+    await sink.aclose()  # while the other one still writes
+    await other.send_batch([event(3)])
+    await other.aclose()
+    assert os.listdir(tmp_path) == ["events.sqlite"]
+    assert [found.id async for found in subscribe(f"sqlite:{database}", follow=False)] == [
+        event(n).id for n in (1, 2, 3)
+    ]
+    assert os.listdir(tmp_path) == ["events.sqlite"]
+
+
 async def test_duckdb_reads_the_parquet_files(tmp_path: Path) -> None:
     pytest.importorskip("duckdb", reason="needs DuckDB: pip install duckdb")
     await write(f"parquet:{tmp_path}", [*events(5), *events(3, stream="yard/north side")])

@@ -157,8 +157,8 @@ def test_a_camera_of_half_a_frame_a_second_is_watched_with_true_times(tmp_path: 
                 number = read_index(frame.image)
                 assert number is not None
                 assert frame.clock.uncertainty_ms is not None
-                error_ms = abs(frame.time_s - server.sent["cam", number]) * 1000
-                assert error_ms <= frame.clock.uncertainty_ms + 20
+                error_ms = server.capture_error_s("cam", number, frame.time_s) * 1000
+                assert error_ms <= frame.clock.uncertainty_ms + 5
 
     run(work)
 

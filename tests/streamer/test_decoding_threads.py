@@ -27,6 +27,7 @@ CODINGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "h264": ("clip.mp4", {"options": {"bf": "0"}}),
     "h264 in slices": ("clip.mp4", {"options": {"bf": "0", "slices": "4"}, "size": (640, 480)}),
     "h264 in fields": ("clip.mkv", {"options": {"bf": "0", "flags": "+ildct+ilme"}}),
+    "h264 with intra refresh": ("clip.mkv", {"options": {"bf": "0", "x264-params": "intra-refresh=1"}}),
     "h264 with B pictures": ("clip.mkv", {"options": {"bf": "3", "g": "24", "x264-params": "b-pyramid=normal"}}),
     "h264 in a transport stream": ("clip.ts", {"options": {"bf": "0", "g": "20"}}),
     "h265": ("clip.mkv", {"codec": "libx265", "options": {"x265-params": "keyint=20:bframes=3:log-level=none"}}),

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from streamer.cluster.lease_address import open_lease_store
 from streamer.cluster.lease_book import EXPIRE_S, RENEW_EVERY_S, LeaseAnswer, LeaseBook, LeaseError
-from streamer.cluster.lease_store import SqliteLeaseStore, open_lease_store
+from streamer.cluster.lease_store import SqliteLeaseStore
 from streamer.cluster.node_leases import NodeLeases
 from streamer.errors import ConfigError
 

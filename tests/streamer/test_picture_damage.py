@@ -10,11 +10,13 @@ from pathlib import Path
 
 import av
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from streamer.errors import SourceError
 from streamer.frame import Frame
 from streamer.sources import open_sources
+from streamer.sources.decode import DecodedPicture, VideoReader
 from streamer.sources.h264 import FrameNumbers
 from streamer.sources.h265 import PictureUnits
 from streamer.sources.nal_units import UnitLayout
@@ -140,6 +142,71 @@ def test_a_healthy_recording_loses_no_picture_that_ffmpeg_gives(
         path = make_clip(tmp_path / f"clip.{form}", 40, codec=codec, pix_fmt=pixels, options=options)
         seen, dropped, error = read(path)
         assert (len(seen), dropped, error) == (shown_by_ffmpeg(path), {}, ""), form
+
+
+# Pictures that build on one which is shown after them, on parts of several, or on none that is shown after them.
+REORDERED = {
+    "three B-pictures": ("libx264", {"bf": "3", "b_strategy": "0"}),
+    "B-pictures that others build on": ("libx264", {"bf": "4", "x264-params": "b-pyramid=normal"}),
+    "open groups": ("libx264", {"bf": "3", "x264-params": "open-gop=1"}),
+    "refreshed part by part": ("libx264", {"x264-params": "intra-refresh=1:bframes=0"}),
+    "several slices": ("libx264", {"x264-params": "slices=4:ref=4:bframes=2"}),
+    "H.265": ("libx265", {"x265-params": "log-level=none:bframes=4:keyint=10:open-gop=0:scenecut=0"}),
+    "H.265, open groups": ("libx265", {"x265-params": "log-level=none:bframes=3:keyint=10:open-gop=1:scenecut=0"}),
+}
+
+
+@pytest.mark.parametrize("loss", ["end of a picture", "whole picture"])
+@pytest.mark.parametrize("name", REORDERED)
+def test_no_picture_that_builds_on_a_damaged_one_is_shown_before_or_after_it(
+    tmp_path: Path, name: str, loss: str
+) -> None:
+    codec, options = REORDERED[name]
+    packets = encode_pictures(120, codec=codec, options=options)
+    originals = decode(write_packets(tmp_path / "whole.mkv", packets, codec=codec))
+    assert len(originals) == 120
+    chance = np.random.default_rng(2)
+    changed: list[Encoded] = []
+    for number, packet in enumerate(packets):
+        if number not in range(5, 60) or chance.random() > 0.15:
+            changed.append(packet)
+        elif loss != "whole picture":
+            changed.append(replace(packet, data=packet.data[: len(packet.data) // 2]))
+    for form in ("mkv", "ts"):
+        seen = decode(write_packets(tmp_path / f"clip.{form}", changed, codec=codec), lossy=True)
+        numbers = [read_index(image) for image in seen]
+        assert len(numbers) >= 40, form  # what comes after the damage is there
+        if "H.265" not in name or loss == "whole picture":  # FFmpeg's decoder does not notice every cut in H.265
+            assert None not in numbers
+            for number, image in zip(numbers, seen, strict=True):
+                assert np.array_equal(image, originals[number or 0]), (form, number)
+
+
+def decode(path: Path, *, lossy: bool = False) -> list[npt.NDArray[np.uint8]]:
+    with VideoReader(str(path), lossy=lossy) as video:
+        return [picture() for picture in video.pictures() if isinstance(picture, DecodedPicture)]
+
+
+def test_damage_before_a_key_picture_is_none_after_it(tmp_path: Path) -> None:
+    """Open groups: what is shown before a key picture builds on the group before, what is shown after it does not."""
+    options = {"x265-params": "log-level=none:bframes=3:keyint=20:open-gop=1:scenecut=0"}
+    packets = encode_pictures(60, codec="libx265", gop=20, options=options)
+    path = write_packets(tmp_path / "clip.mkv", packets[:5] + packets[6:], codec="libx265")
+    numbers = [read_index(image) for image in decode(path, lossy=True)]
+    assert set(range(20, 60)) <= set(numbers)
+
+
+@pytest.mark.parametrize("messages", [b"\x06\x05\x02", b"\x06\xff\xff\x06\x01\x80", b"\x06\x06\xff", b"\x06"])
+def test_a_recovery_point_that_cannot_be_read_is_none(messages: bytes) -> None:
+    slice_unit = b"\x41\x9a\x00\x00"
+    assert FrameNumbers().recovery_count(join_units([messages, slice_unit])) == 0
+
+
+def test_the_recovery_point_is_found_among_other_messages() -> None:
+    user_data = b"\x05\x03abc"
+    point = b"\x06\x02" + bits("0000 10010 1 0 00")  # recovery_frame_cnt 17, then three flags
+    unit = b"\x06" + user_data + point + b"\x80"
+    assert FrameNumbers().recovery_count(join_units([unit, b"\x41\x9a\x00\x00"])) == 17
 
 
 def test_h264_in_fields_is_one_picture_for_two_packets(tmp_path: Path) -> None:

@@ -104,6 +104,54 @@ def test_keys_come_with_the_credentials_and_tls_options_of_the_stream(parts: lis
     assert foreign.frames == refused.frames == []
 
 
+CERTIFICATES: dict[str, tuple[str, bool, bool, str]] = {
+    "right": ("127.0.0.1", False, True, ""),
+    "of another authority": ("127.0.0.1", False, False, "not trusted"),
+    "expired": ("127.0.0.1", True, True, "has expired"),
+    "of another host": ("camera.example", False, True, "for another host"),
+}
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("name", CERTIFICATES)
+def test_a_playlist_over_tls_is_read_from_a_server_that_proves_itself(
+    parts: list[bytes], tmp_path: Path, name: str, ended: bool
+) -> None:
+    host, is_expired, is_trusted, words = CERTIFICATES[name]
+    authority = Authority(tmp_path)
+    tls = TlsOptions(cafile=str(authority.certificate) if is_trusted else None)
+    answers = served(parts, **{"m.m3u8": playlist([entry("0.ts"), entry("1.ts"), entry("2.ts")], ended=ended)})
+    certificate = authority.issue(host, expired=is_expired)
+    with WebServer(answers, login=("ann", "pw"), certificate=certificate) as server:
+        address = server.url("/m.m3u8", login="ann:pw")
+        seen = read(address, lambda seen: failed(seen) or len(seen.frames) >= 30, live=not ended, tls=tls)
+        if words:
+            assert words in seen.error + seen.causes
+            assert (server.asked, seen.frames) == ([], [])
+        else:
+            assert None not in seen.numbers
+            assert seen.live is not ended
+            assert len(seen.numbers) >= (30 if ended else 8)
+            assert {given for path, given in server.asked[1:] if path.endswith(".ts")} != {""}
+
+
+@pytest.mark.parametrize("name", [name for name in CERTIFICATES if name != "right"])
+def test_a_segment_of_another_server_is_read_only_where_that_one_proves_itself(
+    parts: list[bytes], tmp_path: Path, name: str
+) -> None:
+    host, is_expired, is_trusted, words = CERTIFICATES[name]
+    authority = Authority(tmp_path)
+    (tmp_path / "other").mkdir()
+    stranger = authority if is_trusted else Authority(tmp_path / "other")
+    with WebServer(served(parts), certificate=stranger.issue(host, expired=is_expired)) as other:
+        answers = {"/m.m3u8": playlist([entry(other.url(f"/{n}.ts")) for n in range(3)])}
+        with WebServer(answers, certificate=authority.issue("127.0.0.1")) as server:
+            seen = read(server.url("/m.m3u8"), tls=TlsOptions(cafile=str(authority.certificate)))
+        assert other.asked == []
+    assert words in seen.error
+    assert seen.frames == []
+
+
 def test_a_live_encrypted_playlist_is_a_camera(parts: list[bytes]) -> None:
     segments = [encrypted(part, n) for n, part in enumerate(parts)]
     entries = [entry("0.ts", KEY_LINE), entry("1.ts"), entry("2.ts")]

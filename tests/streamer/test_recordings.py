@@ -110,6 +110,37 @@ def test_a_recording_that_lost_its_end_is_reported_after_all_it_has(tmp_path: Pa
     assert f"was cut off: {words} and ends after" in error
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("clip.mp4", "libx264", {"movflags": "frag_keyframe+empty_moov+default_base_moof"}),
+        ("clip.mkv", "libx264", {}),
+        ("clip.webm", "libvpx", {}),
+        ("clip.wmv", "wmv2", {}),
+        ("clip.asf", "msmpeg4v3", {}),
+    ],
+)
+def test_a_few_frames_that_are_missing_at_the_end_are_noticed(
+    tmp_path: Path, name: str, codec: str, options: dict[str, str]
+) -> None:
+    """Too few for the times to show it: the structure of the file does."""
+    path = write_packets(tmp_path / name, encode_pictures(100, codec=codec), codec=codec, options=options)
+    whole = path.read_bytes()
+    assert read(path)[1] == ""
+    path.write_bytes(whole[: len(whole) * 92 // 100])
+    frames, error = read(path)
+    assert 80 < len(frames) < 97
+    assert "was cut off: " in error
+    path.write_bytes(whole + bytes(5000) + b"appended by a recorder")
+    assert read(path)[1] == ""
+
+
+def test_a_codec_whose_key_pictures_are_not_marked_is_read_from_the_beginning(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "clip.roq", 30, codec="roqvideo", size=(256, 256), pix_fmt="yuvj444p", fps=30)
+    frames, error = read(path)
+    assert (len(frames), error) == (30, "")
+
+
 def test_an_mp4_with_its_index_in_front_that_lost_its_end_is_reported(tmp_path: Path) -> None:
     path = write_packets(tmp_path / "clip.mp4", encode_pictures(100), options={"movflags": "faststart"})
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import itertools
 import socket
+import threading
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -24,7 +26,7 @@ PLAYLIST = "application/vnd.apple.mpegurl"
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("web")
-    forms = {name: make_clip(folder / f"clip.{name}", 30).read_bytes() for name in ("mp4", "mkv", "ts", "flv")}
+    forms = {name: make_clip(folder / f"clip.{name}", 30).read_bytes() for name in ("mp4", "mkv", "ts", "flv", "avi")}
     forms["small ts"] = make_clip(folder / "small.ts", 30, size=(160, 128)).read_bytes()
     return forms
 
@@ -46,7 +48,7 @@ def test_what_has_a_length_is_a_recording(clip: dict[str, bytes], form: str, ran
     assert (seen.live, seen.numbers, seen.error) == (False, list(range(30)), "")
 
 
-@pytest.mark.parametrize("form", ["mkv", "flv"])
+@pytest.mark.parametrize("form", ["mkv", "flv", "avi"])
 def test_a_finished_recording_without_a_length_is_read_once(clip: dict[str, bytes], form: str) -> None:
     with WebServer({"/file": Answer(lambda: [clip[form]])}) as server:
         seen = read(server.url("/file"))
@@ -129,6 +131,81 @@ DIALECTS: dict[str, dict[str, Any]] = {
     "image/jpg": {"kind": "image/jpg"},
     "no length, boundary after": {"first": False, "length": False},
 }
+HEADERS: dict[str, dict[str, str]] = {
+    "quoted boundary": {"Content-Type": 'multipart/x-mixed-replace; boundary="next"'},
+    "boundary with its dashes": {"Content-Type": "multipart/x-mixed-replace; boundary=--next"},
+    "no boundary": {"Content-Type": "multipart/x-mixed-replace"},
+    "mixed": {"Content-Type": "multipart/mixed; boundary=next"},
+    "capitals": {"Content-Type": "Multipart/X-Mixed-Replace;Boundary=next"},
+    "another type": {"Content-Type": "application/octet-stream"},
+    "no type": {},
+    "a length of zero": {"Content-Type": "multipart/x-mixed-replace; boundary=next", "Content-Length": "0"},
+    "a length too long": {"Content-Type": "multipart/x-mixed-replace; boundary=next", "Content-Length": "9999999999"},
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_every_dialect_of_the_headers_of_multipart_pictures_is_read(name: str) -> None:
+    numbers = itertools.count()
+
+    def answer() -> Answer:
+        return Answer(multipart(itertools.islice(numbers, 40)).body, HEADERS[name])
+
+    with WebServer({"/cam": answer}) as server:
+        seen = read(server.url("/cam"), many(8))
+    assert seen.live
+    assert None not in seen.numbers
+    assert len(seen.numbers) >= 8
+
+
+@pytest.mark.parametrize("kind", ["image/jpeg", "video/x-motion-jpeg", "application/octet-stream"])
+@pytest.mark.parametrize("between", [b"", b"\r\n", bytes(64)])
+def test_pictures_without_any_boundary_are_read_over_one_connection(kind: str, between: bytes) -> None:
+    numbers = itertools.count()
+
+    def pieces() -> Iterable[bytes]:
+        for number in itertools.islice(numbers, 200):
+            yield jpeg(number) + between
+            time.sleep(0.02)
+
+    with WebServer({"/cam": lambda: Answer(pieces, {"Content-Type": kind})}) as server:
+        seen = read(server.url("/cam"), many(8))
+        asked = len(server.asked)
+    assert seen.live
+    assert None not in seen.numbers
+    assert len(seen.numbers) >= 8
+    assert asked <= 3  # to find out what it is, here and in the source, and to read it
+
+
+def test_a_snapshot_without_a_length_is_polled() -> None:
+    numbers = itertools.count()
+
+    def snapshot() -> Answer:
+        picture = jpeg(next(numbers))
+        return Answer(lambda: [picture], {"Content-Type": "image/jpeg"})
+
+    with WebServer({"/snap": snapshot}) as server:
+        seen = read(server.url("/snap"), many(4))
+    assert None not in seen.numbers
+    assert seen.states.count("live") == 1
+
+
+def test_what_is_no_web_server_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            for _ in range(4):
+                with contextlib.suppress(OSError):
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.recv(4096)
+                        connection.sendall(b"\x00\x01SSH-2.0\r\n\r\n")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        seen = read(f"http://127.0.0.1:{listener.getsockname()[1]}/x", failed, live=True)
+    assert "does not answer as a web server" in seen.causes
+    assert "\n" not in seen.causes
 
 
 @pytest.mark.parametrize("name", DIALECTS)

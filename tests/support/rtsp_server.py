@@ -17,6 +17,7 @@ import ssl
 import struct
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -115,7 +116,8 @@ class Media:
 class RtspServer:
     """Serves `mounts` (name -> video files played one after the other, looping). A context manager.
 
-    `sent` remembers when each picture last left: (mount, picture number in the mount) -> `time.time()`.
+    `sent` remembers when each picture last left: (mount, picture number in the mount) -> `time.time()`; `captured`
+    every moment at which it was filmed, by a right clock. On a loaded machine it may leave much later.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class RtspServer:
     ) -> None:
         self.faults = Faults()
         self.sent: dict[tuple[str, int], float] = {}
+        self.captured: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
         self.port = 0
         self.sessions = 0  # number of PLAY requests
         self.refusals: dict[str, int] = {}  # status of SETUP, by transport or by method
@@ -145,6 +148,10 @@ class RtspServer:
         self._server: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rtsp server", daemon=True)
+
+    def capture_error_s(self, name: str, number: int, time_s: float) -> float:
+        """How far a capture time is from the nearest moment at which this picture was filmed."""
+        return min(abs(time_s - moment) for moment in self.captured[name, number])
 
     def mount(self, name: str, paths: Path | str | list[Path]) -> None:
         """Play something else from the next connection on."""
@@ -361,7 +368,7 @@ class _Session:
         self._server.sessions += 1
         faults = self._server.faults
         ssrc, sequence, sent_packets, sent_bytes = random.getrandbits(32), random.getrandbits(16), 0, 0
-        began, skipped_s = time.monotonic(), 0.0
+        began, began_s, skipped_s = time.monotonic(), time.time(), 0.0
         reported = timestamp = None
         for number, clip, unit, at_s, due_s in _endless(media):
             while faults.stall:
@@ -377,11 +384,12 @@ class _Session:
                 timestamp = int((at_s + faults.timestamp_jump_s) * _RTP_CLOCK) & 0xFFFFFFFF
             if faults.reports and (reported is None or due_s - reported >= 1):
                 reported = due_s
-                # The report ties the camera's wall clock to the timestamp of this picture, which it takes right now.
-                now = time.time() + faults.clock_offset_s + at_s - due_s + _NTP_EPOCH
+                # The report ties the camera's wall clock to the timestamp of this picture.
+                now = began_s + at_s + faults.clock_offset_s + _NTP_EPOCH
                 fraction = int(now % 1 * 2**32)
                 report = (0x80, 200, 6, ssrc, int(now), fraction, timestamp, sent_packets, sent_bytes & 0xFFFFFFFF)
                 self._send(1, struct.pack(">BBHIIIIII", *report))
+            self._server.captured[self._mount, number].append(began_s + at_s)
             if faults.drop_pictures and not clip.is_key(unit) and random.random() < faults.drop_pictures:
                 sequence = (sequence + 1) & 0xFFFF
                 continue

@@ -64,11 +64,12 @@ class TestNanoDet(DetectorConformance):
     ],
 )
 def test_words_mean_the_names_that_the_model_knows(query: str, name: str) -> None:
-    assert [vocabulary.NAMES[number] for number in vocabulary.classes_of(query)] == [name]
+    assert [vocabulary.NAMES[number] for number in vocabulary.VOCABULARY.classes_of(query)] == [name]
 
 
 def test_groups_mean_several_names() -> None:
-    assert {vocabulary.NAMES[number] for number in vocabulary.classes_of("an animal")} >= {"dog", "bird", "giraffe"}
+    animals = {vocabulary.NAMES[number] for number in vocabulary.VOCABULARY.classes_of("an animal")}
+    assert animals >= {"dog", "bird", "giraffe"}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_groups_mean_several_names() -> None:
 )
 def test_what_it_cannot_know_is_refused_by_name(query: str, sentence: str) -> None:
     with pytest.raises(PromptError, match=sentence):
-        vocabulary.classes_of(query)
+        vocabulary.VOCABULARY.classes_of(query)
 
 
 def test_two_queries_of_one_meaning_are_refused(network: NanoDet) -> None:
