@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch goes in first and alone: a later resolver run then finds it satisfied and leaves its build (CPU or CUDA) alone.
 TORCH := $(shell sed -n 's/^\(torch==.*\)$$/\1/p' constraints.txt)
 
-.PHONY: env demo test lint format bench clean
+.PHONY: env demo test lint format bench audit clean
 
 env: $(VENV)/.ready
 
@@ -34,6 +34,12 @@ lint: env
 format: env
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Not part of `make test`: pip-audit asks PyPI and OSV for known faults of the pinned versions.
+audit: env
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[audit]'
+	$(BIN)/bandit --quiet --recursive -ll -ii sinks streamer detectors trackers groundstream.py
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 bench: env
 	$(BIN)/groundstream bench pipeline

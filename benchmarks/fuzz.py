@@ -1,13 +1,14 @@
 """Hostile input for everything that is read from outside: files, cameras, configurations, events, weights, requests.
 
     python -m benchmarks.fuzz --cases 200 --state fuzz.json
+    python -m benchmarks.fuzz --target events --cases 100000 --seconds 180 --state fuzz.json
     python -m benchmarks.fuzz --target containers --case 1234      one case again, with its traceback
 
 Each case is made from a small seed, which code makes, by a few mutations of bytes or of values; its number alone
 decides them. It may be accepted, or refused by an error of the family `GroundstreamError`, the only ones that the
 command line reports in a sentence. Any other exception, a crash of the interpreter, a case that takes longer than its
 limit and a frame that is not accounted for are defects. Cases run in a process of their own. With `--state` a later
-call goes on where this one ended. Writes benchmarks/results/fuzz.md.
+call goes on where this one ended, by `--seconds` at the latest. Writes benchmarks/results/fuzz.md.
 """
 
 from __future__ import annotations
@@ -578,9 +579,10 @@ def mutate(data: bytes, dice: random.Random, *, is_text: bool) -> bytes:
         except ValueError:
             pass
         else:
-            for _ in range(dice.randint(1, 3)):
-                value = _mutate_value(value, dice)
-            return json.dumps(value, ensure_ascii=dice.random() < 0.5).encode(errors="surrogatepass")
+            with suppress(RecursionError):  # a part that was put into itself: bytes are changed instead
+                for _ in range(dice.randint(1, 3)):
+                    value = _mutate_value(value, dice)
+                return json.dumps(value, ensure_ascii=dice.random() < 0.5).encode(errors="surrogatepass")
     for _ in range(dice.choice((1, 1, 1, 2, 3, 8))):
         data = _mutate_bytes(data, dice)
     return data
@@ -711,22 +713,29 @@ class State:
             self.defects.setdefault(name, {}).setdefault(outcome, number)
 
 
-def fuzz(names: Sequence[str], cases: int, state: State, path: Path | None) -> None:
-    """Runs `cases` further cases of each target, its share of them, in processes of their own."""
+def fuzz(names: Sequence[str], cases: int, state: State, path: Path | None, limit_s: float | None = None) -> None:
+    """Runs `cases` further cases of each target, its share of them, in processes of their own; at most `limit_s`
+    seconds in all."""
+    until = None if limit_s is None else time.monotonic() + limit_s
     for name in names:
         first = state.done.get(name, 0)
         end = first + max(1, round(cases * TARGETS[name].share))
         began = time.monotonic()
-        while first < end:
-            first = _run_process(name, first, end, state)
+        while first < end and not _is_past(until):
+            first = _run_process(name, first, end, state, until)
             state.save(path)
         state.seconds[name] = state.seconds.get(name, 0.0) + time.monotonic() - began
-        print(f"{name}: {state.outcomes[name]}, {state.seconds[name]:.0f} s", file=sys.stderr)
+        print(f"{name}: {state.outcomes.get(name, {})}, {state.seconds[name]:.0f} s", file=sys.stderr)
     state.save(path)
 
 
-def _run_process(name: str, first: int, end: int, state: State) -> int:
-    """Runs cases in a new process until the end, or until one of them ends it; returns the next number."""
+def _is_past(until: float | None) -> bool:
+    return until is not None and time.monotonic() >= until
+
+
+def _run_process(name: str, first: int, end: int, state: State, until: float | None) -> int:
+    """Runs cases in a new process until the end, the time limit, or until one of them ends it; returns the next
+    number."""
     command = [sys.executable, "-c", _MODULE, "--worker", name, str(first), str(end)]
     with (
         tempfile.TemporaryFile() as errors,
@@ -751,6 +760,10 @@ def _run_process(name: str, first: int, end: int, state: State) -> int:
                     continue
                 state.note(name, number, json.loads(line))
                 number += 1
+            if _is_past(until):
+                process.kill()
+                process.wait()
+                return number
         code = process.wait()
         if number < end:
             if limit_s == _START_S:
@@ -810,6 +823,7 @@ def main() -> None:
     parser.add_argument("--target", action="append", choices=TARGETS, help="only this one; repeatable")
     parser.add_argument("--cases", type=int, default=200, help="further cases of each target, times its share")
     parser.add_argument("--state", type=Path, help="file that says how far earlier calls came")
+    parser.add_argument("--seconds", type=float, help="stop after so long; `--state` keeps what was done")
     parser.add_argument("--case", type=int, help="run this case alone, in this process")
     options = parser.parse_args()
     names = options.target or list(TARGETS)
@@ -820,7 +834,7 @@ def main() -> None:
                 print(name, options.case, run_case(name, options.case, _seeds(name), Path(folder)))
         return
     state = State.load(options.state)
-    fuzz(names, options.cases, state, options.state)
+    fuzz(names, options.cases, state, options.state, options.seconds)
     RESULTS.write_text(write_report(state, f"--cases {options.cases}"))
     print(RESULTS.read_text())
     sys.exit(bool(state.defects))

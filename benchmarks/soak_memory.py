@@ -1,10 +1,10 @@
 """Memory of a monitor over time: live streams, edited queries, a sink that fails most of the time.
 
-    python -m benchmarks.soak_memory --seconds 1800
+    python -m benchmarks.soak_memory --seconds 1800 --streams 8 --fps 2
 
-Runs a pipeline with the scripted detector over four live streams of the synthetic street twice, each time in a process
-of its own: once as it is, once with another query every 5 seconds (a person edits perhaps once in an hour, so the
-clock runs fast). Measures memory, threads and open files; the slope is the median of all pairs of the second half
+Runs a pipeline with the scripted detector over live streams of the synthetic street twice, at the same time, each in a
+process of its own: once as it is, once with another query every 5 seconds (a person edits perhaps once in an hour, so
+the clock runs fast). Measures memory, threads and open files; the slope is the median of all pairs of the second half
 (Theil and Sen), which a single step, such as the start of a thread, does not change. Writes benchmarks/results/soak.md.
 """
 
@@ -31,7 +31,6 @@ from streamer.build import open_pipeline
 from streamer.config import parse_config
 
 RESULTS = Path(__file__).parent / "results" / "soak.md"
-STREAMS = 4
 EDIT_EVERY_S = 5.0
 _WARM_UP_S = 10.0
 
@@ -61,13 +60,13 @@ def write_script(path: Path) -> None:
     path.write_text(json.dumps({"frames": frames, "repeat": True}))
 
 
-async def measure(folder: Path, seconds: float, *, edits: bool) -> dict[str, Any]:
+async def measure(folder: Path, seconds: float, *, streams: int, fps: float, edits: bool) -> dict[str, Any]:
     """Seconds, megabytes, threads and open files, every 2 seconds; and how many events and edits there were."""
     write_script(folder / "script.json")
     zone = {"id": "yard", "polygon": [[0, 0], [1, 0], [1, 1], [0, 1]]}
-    source = "synthetic:street?seed={}&size=160x120&live=1&fps=25&clean=1"
+    source = "synthetic:street?seed={}&size=160x120&live=1&fps={}&clean=1"
     raw: dict[str, Any] = {
-        "streams": [{"name": f"camera-{n}", "source": source.format(n), "zones": [zone]} for n in range(STREAMS)],
+        "streams": [{"name": f"camera-{n}", "source": source.format(n, fps), "zones": [zone]} for n in range(streams)],
         "queries": ["person", "car"],
         "detector": f"scripted:{folder / 'script.json'}",
         "sinks": [],
@@ -108,20 +107,35 @@ def summarize(name: str, found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=1800.0)
+    parser.add_argument("--streams", type=int, default=8)
+    parser.add_argument("--fps", type=float, default=25.0, help="frames a second of each stream")
     parser.add_argument("--one", choices=("edits", "plain"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(asyncio.run(measure(Path(folder), options.seconds, edits=options.one == "edits"))))
+            edits = options.one == "edits"
+            done = measure(Path(folder), options.seconds, streams=options.streams, fps=options.fps, edits=edits)
+            print(json.dumps(asyncio.run(done)))
         return
+    asked = f"--seconds {options.seconds:g} --streams {options.streams} --fps {options.fps:g}"
+    titles = {"plain": "as it is", "edits": f"another query every {EDIT_EVERY_S:g} s"}
+    runs = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.soak_memory", "--one", name, *asked.split()],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in titles
+    }
     lines = []
-    for name, title in (("plain", "as it is"), ("edits", f"another query every {EDIT_EVERY_S:g} s")):
-        command = [sys.executable, "-m", "benchmarks.soak_memory", "--one", name, "--seconds", str(options.seconds)]
-        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=options.seconds + 120)
-        lines.append(summarize(title, json.loads(found.stdout.splitlines()[-1])))
+    for name, run in runs.items():
+        printed, _ = run.communicate(timeout=options.seconds + 300)
+        if run.returncode:
+            raise RuntimeError(f"the run {titles[name]!r} failed with {run.returncode}")
+        lines.append(summarize(titles[name], json.loads(printed.splitlines()[-1])))
     head = "| run | events | edits | memory: beginning, middle, end | an hour | an edit | threads | open files |"
     table = "\n".join([head, "| " + " | ".join(["---"] * 8) + " |", *lines])
-    text = f"# Memory over time\n\n`python -m benchmarks.soak_memory --seconds {options.seconds:g}`\n\n{table}\n"
+    text = f"# Memory over time\n\n`python -m benchmarks.soak_memory {asked}`\n\n{table}\n"
     RESULTS.write_text(text)
     print(text)
 

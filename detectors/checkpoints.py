@@ -83,9 +83,13 @@ _PICKLE = SimpleNamespace(
 def load_checkpoint_file(path: Path) -> Any:
     """The content of a checkpoint, zipped or in the legacy format, with placeholders for all that is not a tensor.
 
-    Tensors of a zipped file are mapped into memory, not copied. Raises what torch raises for a damaged file.
+    Tensors of a zipped file are mapped into memory, not copied. Raises what torch raises for a damaged file, and
+    `pickle.UnpicklingError` for one that asks for more memory than there is.
     """
     zipped = zipfile.is_zipfile(path)
-    return torch.load(
-        path, map_location="cpu", weights_only=False, pickle_module=_PICKLE, mmap=True if zipped else None
-    )
+    try:
+        return torch.load(  # `_PICKLE` makes nothing but tensors  # nosec B614
+            path, map_location="cpu", weights_only=False, pickle_module=_PICKLE, mmap=True if zipped else None
+        )
+    except MemoryError as error:
+        raise pickle.UnpicklingError("it asks for more memory than there is") from error

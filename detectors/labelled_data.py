@@ -71,7 +71,7 @@ def read_labelled(path: Path) -> dict[str, Any] | None:
 
 def _read_cvat(path: Path) -> dict[str, Any]:
     try:
-        root = ElementTree.fromstring(_cvat_bytes(path))
+        root = ElementTree.fromstring(_cvat_bytes(path))  # without a document type nothing expands  # nosec B314
     except (ElementTree.ParseError, zipfile.BadZipFile, OSError, ValueError, LookupError) as error:
         raise DataSetError(f"cannot read {path} as CVAT for images 1.1: {error}") from error
     if root.tag != "annotations":
@@ -158,20 +158,34 @@ def _file_name(address: str) -> str:
     return re.sub(r"^[0-9a-f]{8}-", "", name) if "/upload/" in path else name
 
 
+def _yolo_labels(path: Path, names: object) -> dict[int, str]:
+    """The names of the classes by their numbers."""
+    pairs = names.items() if isinstance(names, Mapping) else enumerate(names) if isinstance(names, list) else ()
+    try:
+        labels = {int(key): str(name) for key, name in pairs if isinstance(name, str | int | float)}
+    except (TypeError, ValueError):
+        labels = {}
+    if not labels or not isinstance(names, Mapping | list) or len(labels) != len(names):
+        raise DataSetError(f"{path}: names is a list of texts, or a mapping from numbers to texts")
+    return labels
+
+
 def _read_yolo(path: Path) -> dict[str, Any]:
     import cv2
     import yaml
 
     try:
         data = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
         raise DataSetError(f"cannot read {path} as YOLO's data.yaml: {error}") from error
     if not isinstance(data, Mapping) or "names" not in data or "train" not in data:
         raise DataSetError(f"{path} is not YOLO's data.yaml: it needs names and train")
-    names = data["names"]
-    labels = {int(key): str(name) for key, name in (names.items() if isinstance(names, Mapping) else enumerate(names))}
+    labels = _yolo_labels(path, data["names"])
     builder = CocoBuilder([labels[number] for number in sorted(labels)])
-    pictures = (path.parent / str(data.get("path", "."))).resolve() / str(data["train"])
+    folder, train = data.get("path", "."), data["train"]
+    if not isinstance(folder, str) or not isinstance(train, str):
+        raise DataSetError(f"{path}: path and train are folders, written as text")
+    pictures = (path.parent / folder).resolve() / train
     files = sorted(file for file in pictures.rglob("*") if file.suffix.lower() in _PICTURES)
     if not files:
         raise DataSetError(f"{path}: {pictures} holds no pictures: train is a folder below the file, or below its path")

@@ -81,7 +81,7 @@ class ScriptedDetector:
             script = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ScriptError(f"the script {path} cannot be read ({error.strerror}): give a JSON file") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ScriptError(f"the script {path} is not JSON: {error}") from None
         if isinstance(script, list):
             script = {"frames": script}

@@ -10,8 +10,6 @@ import contextlib
 import http.client
 import socket
 import ssl
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
@@ -19,6 +17,7 @@ from urllib.request import getproxies_environment, proxy_bypass
 from sinks.address import redact
 from sinks.sink import SinkError
 from sinks.tls import find_tls_trouble, tls_cause
+from sinks.worker import ExchangeLimit
 
 MAX_BODY = 64 * 1024
 """Bytes of an answer that are read; a longer one costs the connection."""
@@ -58,12 +57,11 @@ class HttpClient:
         self._context = context
         self._has_certificate = has_certificate
         self._timeout_s = timeout_s
+        self._limit = ExchangeLimit(self.where, timeout_s, self._shut_down)
         self._proxy, self._proxy_headers = _proxy_for(host, self._port, secure=secure)
         # The proxy of plain HTTP takes whole addresses.
         self._base = f"http://{self.where}" if self._proxy is not None and not secure else ""
         self._connection = self._new_connection()
-        self._is_late = False
-        self._is_closed = False
 
     @property
     def is_secure(self) -> bool:
@@ -73,7 +71,7 @@ class HttpClient:
     def connect(self) -> None:
         """Opens a connection, with TLS where it is asked for, and closes it again."""
         self._connection.close()
-        with self._deadline():
+        with self._limit.limit_exchange():
             try:
                 self._connection.connect()
             except (OSError, http.client.HTTPException) as error:
@@ -83,12 +81,12 @@ class HttpClient:
 
     def request(self, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> Answer:
         """Sends a request for `target` (path and query, as they are to be sent) and returns the answer."""
-        with self._deadline():
+        with self._limit.limit_exchange():
             try:
                 response = self._begin(method, self._base + target, body, headers)
                 received = response.read(MAX_BODY)
                 is_whole = response.isclosed() or not response.read(1)
-                if self._is_late:  # an answer that was cut seems to have ended
+                if self._limit.is_late:  # an answer that was cut seems to have ended
                     raise TimeoutError
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
@@ -100,8 +98,7 @@ class HttpClient:
 
     def interrupt(self) -> None:
         """Ends an exchange in progress and refuses further ones; may be called from another thread."""
-        self._is_closed = True
-        self._shut_down()
+        self._limit.interrupt()
 
     def close(self) -> None:
         """Closes the connection."""
@@ -117,7 +114,7 @@ class HttpClient:
             return self._connection.getresponse()
         except (BrokenPipeError, ConnectionResetError, http.client.RemoteDisconnected):
             self._connection.close()
-            if not reused or self._is_late or self._is_closed:
+            if not reused or self._limit.is_late or self._limit.is_closed:
                 raise
         self._connection.request(method, target, body, headers)
         return self._connection.getresponse()
@@ -129,24 +126,6 @@ class HttpClient:
             connection.set_tunnel(self._host, self._port, self._proxy_headers)
         return connection
 
-    @contextlib.contextmanager
-    def _deadline(self) -> Iterator[None]:
-        """Breaks the connection when the time for the whole exchange is up."""
-        self._is_late = False
-        if self._is_closed:
-            raise SinkError(f"{self.where}: the sink was closed while it sent")
-        timer = threading.Timer(self._timeout_s, self._expire)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-    def _expire(self) -> None:
-        self._is_late = True
-        self._shut_down()
-
     def _shut_down(self) -> None:
         connection = self._connection.sock
         if connection is not None:
@@ -154,9 +133,9 @@ class HttpClient:
                 connection.shutdown(socket.SHUT_RDWR)
 
     def _failure(self, error: OSError | http.client.HTTPException) -> SinkError:
-        if self._is_closed:
-            return SinkError(f"{self.where}: the sink was closed while it sent")
-        if self._is_late or isinstance(error, TimeoutError):
+        if self._limit.is_closed:
+            return self._limit.closed_error()
+        if self._limit.is_late or isinstance(error, TimeoutError):
             return SinkError(f"{self.where} does not finish an answer within {self._timeout_s:g} s")
         cause = tls_cause(error, has_certificate=self._has_certificate)
         if not cause and self._proxy is None and not isinstance(error, ConnectionRefusedError | socket.gaierror):

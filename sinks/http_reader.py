@@ -148,7 +148,7 @@ class _EventFeed:
     def _refusal(self, status: int, body: bytes) -> SinkError:
         try:
             detail = str(json.loads(body)["detail"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             detail = f"it answers with status {status}"
         if status in {401, 403}:
             return SinkAddressError(f"{self._public}: {detail}; set {TOKEN_VARIABLE} to an access token of the monitor")

@@ -11,8 +11,7 @@ import contextlib
 import os
 import re
 import socket
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sinks.address import SinkAddress
@@ -20,7 +19,7 @@ from sinks.event import Event
 from sinks.sink import PoisonError, SinkAddressError, SinkError
 from sinks.subscribe import Reader, StartPosition, UnreadableEvent
 from sinks.tls import TlsOptions, TlsOptionsError
-from sinks.worker import SinkWorker
+from sinks.worker import ExchangeLimit, SinkWorker
 
 if TYPE_CHECKING:
     import psycopg
@@ -71,14 +70,13 @@ class PostgresClient:
         self._timeout_s = timeout_s
         self._db: psycopg.Connection[Any] | None = None
         self._has_table = False
-        self._is_late = False
-        self._is_closed = False
+        self._limit = ExchangeLimit(self.where, timeout_s, self._shut_down)
 
     def run(self, function: Callable[[psycopg.Connection[Any]], R], *, create: bool) -> R:
         """Calls the function with the connection; `create` makes the table where it is missing."""
         import psycopg
 
-        with self._deadline():
+        with self._limit.limit_exchange():
             try:
                 if self._db is None:
                     self._db = self._connect()
@@ -104,8 +102,7 @@ class PostgresClient:
 
     def interrupt(self) -> None:
         """Ends a call in progress and refuses further ones; may be called from another thread."""
-        self._is_closed = True
-        self._shut_down()
+        self._limit.interrupt()
 
     def close(self) -> None:
         """Closes the connection."""
@@ -136,23 +133,6 @@ class PostgresClient:
         """Lets one transaction at a time write, so that positions become visible in their order."""
         db.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (f"groundstream {self.table}",))
 
-    @contextlib.contextmanager
-    def _deadline(self) -> Iterator[None]:
-        if self._is_closed:
-            raise SinkError(f"{self.where}: the sink was closed while it sent")
-        self._is_late = False
-        timer = threading.Timer(self._timeout_s, self._expire)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-    def _expire(self) -> None:
-        self._is_late = True
-        self._shut_down()
-
     def _shut_down(self) -> None:
         db = self._db
         if db is None:
@@ -165,9 +145,9 @@ class PostgresClient:
     def _failure(self, error: psycopg.Error) -> SinkError:
         from psycopg import errors
 
-        if self._is_closed:
-            return SinkError(f"{self.where}: the sink was closed while it sent")
-        if self._is_late:
+        if self._limit.is_closed:
+            return self._limit.closed_error()
+        if self._limit.is_late:
             return SinkError(f"{self.where} does not answer within {self._timeout_s:g} s")
         text = " ".join(str(error).split())
         if isinstance(error, errors.ReadOnlySqlTransaction):

@@ -89,6 +89,12 @@ class TlsOptions:
         except TlsOptionsError as error:
             raise options.error(str(error)) from None
 
+    def to_options(self) -> dict[str, str]:
+        """Returns the options of an address that mean the same."""
+        texts = {name: getattr(self, name) for name in TLS_OPTIONS[:-1]}
+        given = {name: text for name, text in texts.items() if text is not None}
+        return {**given, "insecure": "true"} if self.insecure else given
+
     def context(self) -> ssl.SSLContext:
         """Returns a client's context.
 

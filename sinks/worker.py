@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import ParamSpec, TypeVar
+
+from sinks.sink import SinkError
+from sinks.supervision import start_thread
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,6 +26,48 @@ async def finish_within(work: Coroutine[object, object, None], seconds: float) -
         return TimeoutError("it did not answer in time")
     error: BaseException | None = None if task.cancelled() else task.exception()
     return error
+
+
+class ExchangeLimit:
+    """Time limit for each whole exchange with the peer `where`, however slowly it sends.
+
+    `shut_down` breaks the connection in use: it is called when the `seconds` are over and by `interrupt`, from another
+    thread than the one that waits for the peer, which then sees an error; `is_late` and `is_closed` say why.
+    """
+
+    def __init__(self, where: str, seconds: float, shut_down: Callable[[], None]) -> None:
+        self.where = where
+        self.seconds = seconds
+        self.is_late = False
+        self.is_closed = False
+        self._shut_down = shut_down
+
+    @contextlib.contextmanager
+    def limit_exchange(self) -> Iterator[None]:
+        """One exchange. Raises `SinkError` once the sink is closed."""
+        if self.is_closed:
+            raise self.closed_error()
+        self.is_late = False
+        timer = threading.Timer(self.seconds, self._expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def interrupt(self) -> None:
+        """Ends an exchange in progress and refuses further ones; may be called from another thread."""
+        self.is_closed = True
+        self._shut_down()
+
+    def closed_error(self) -> SinkError:
+        """The error of an exchange that `interrupt` ended."""
+        return SinkError(f"{self.where}: the sink was closed while it sent")
+
+    def _expire(self) -> None:
+        self.is_late = True
+        self._shut_down()
 
 
 class SinkWorker:
@@ -58,8 +103,7 @@ class SinkWorker:
         if self._closed:
             raise RuntimeError(f"{self._name} is closed: it takes no more calls")
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run_calls, name=self._name, daemon=True)
-            self._thread.start()
+            self._thread = start_thread(self._run_calls, name=self._name)
         future: Future[R] = Future()
 
         def run() -> None:

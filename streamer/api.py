@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sinks.event import Event
+from sinks.supervision import start_thread
 from streamer.build import open_pipeline
 from streamer.config import Config, parse_config
 from streamer.frame import Frame
@@ -264,8 +265,7 @@ def _iterate_in_thread(start: Callable[[], AsyncGenerator[Item, None]]) -> Itera
             error = raised
         hand_over(None, error)
 
-    thread = threading.Thread(target=work, name="groundstream", daemon=True)
-    thread.start()
+    thread = start_thread(work, name="groundstream")
     try:
         while True:
             item, error = ready.get()

@@ -81,7 +81,7 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"detector option {name!r} is given twice: keep one")
         try:
             found[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):  # a date that does not exist is a ValueError
             found[name] = value
     return found
 

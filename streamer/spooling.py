@@ -15,6 +15,7 @@ from pathlib import Path
 from sinks.address import redact
 from sinks.sink import Sink, SinkError
 from sinks.spool.spool import Spool
+from sinks.supervision import start_task
 from streamer.config import Config, MediaConfig
 from streamer.errors import ConfigError
 from streamer.media.folder import MediaFolder, MediaStore
@@ -115,7 +116,7 @@ class PipelineSpool:
         self.spool = spool
         self._gone = gone
         self._close_timeout_s = close_timeout_s  # None: events are in memory only
-        self._watcher: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[object] | None = None
 
     def watch(self, pipeline: Pipeline) -> None:
         """Stops the pipeline when a reader leaves."""
@@ -124,7 +125,7 @@ class PipelineSpool:
             await self._gone.wait()
             await pipeline.stop()
 
-        self._watcher = asyncio.create_task(stop_when_gone(), name="reader watch")
+        self._watcher = start_task(stop_when_gone(), name="reader watch")
 
     async def finish(self, pipeline: Pipeline, patience_s: float | None) -> None:
         """Delivers the rest and closes the spool.

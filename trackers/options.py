@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -94,8 +94,9 @@ def _check(name: str, value: Any) -> None:
         if not isinstance(value, bool):
             raise TrackerInputError(f"{name} is {value!r}: use true or false")
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise TrackerInputError(f"{name} is {value!r}: use a number")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= sys.float_info.max:  # nan, infinite, or too large a whole number
+        raise TrackerInputError(f"{name} is {value!r:.60}: use a number")
     if _KINDS[name] is int and not isinstance(value, int):
         raise TrackerInputError(f"{name} is {value!r}: use a whole number")
     least = _LEAST.get(name, 0)

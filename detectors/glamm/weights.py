@@ -103,7 +103,8 @@ def _download_folder(repository: str, model: str) -> Path:
 
     wanted = ["config.json", "tokenizer.model", "*.safetensors", "pytorch_model*.bin"]
     try:
-        return Path(snapshot_download(repository, allow_patterns=wanted))
+        # `load_checkpoint_file` makes nothing but tensors of the files that are pickles
+        return Path(snapshot_download(repository, allow_patterns=wanted))  # nosec B615
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise WeightsError(
             f"{model} needs {repository}, which is neither cached nor to be had ({type(error).__name__}): connect to "
@@ -199,7 +200,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         table = json.loads(path.read_text())
     except FileNotFoundError:
         raise WeightsError(f"{path} is missing: give a folder with a model in it") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
     if not isinstance(table, dict):
         raise WeightsError(f"{path} holds no table: download it again")

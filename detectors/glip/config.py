@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,7 +202,8 @@ def _checked_fields(section: str, given: Mapping[str, Any], default: Any) -> dic
             least = -1 if item.name == "detections_per_image" else 1
             good = (value is None and optional) or (type(value) is int and least <= value <= largest)
         else:
-            good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            good = is_number and abs(value) <= sys.float_info.max  # neither nan, infinite, nor too large a whole number
         if not good:
             raise GlipConfigError(
                 f"{section}.{item.name} = {value!r} in a GLIP's description: expected such as {model!r}"

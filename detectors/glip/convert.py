@@ -115,8 +115,6 @@ def _read_file(path: Path) -> Mapping[str, object]:
 
             return load_file(path)
         content = load_checkpoint_file(path)
-    except MemoryError:
-        raise
     except Exception as error:  # a damaged pickle calls anything with anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

@@ -69,6 +69,7 @@ class SinkDelivery:
         self.sink = sink
         self.cursor = cursor
         self.finished = False
+        self.sending_upto = 0  # events up to this number may be on their way to the sink; 0: none is
         self.durable: bool = getattr(sink, "durable", True)
         self.wake = asyncio.Event()
         self.batch_events: int = getattr(sink, "batch_events", BATCH_EVENTS)
@@ -108,11 +109,7 @@ class SinkDelivery:
         while True:
             before = self.cursor
             try:
-                limit = min(self.batch_events, _RETRY_EVENTS) if self._error else self.batch_events
-                events, upto = await self._next_events(self, limit)
-                if events:
-                    await self._send_events(events)
-                self._move_cursor(upto)
+                await self._deliver_batch()
             except ReaderGone as error:
                 log.info("sink %s is finished: %s", self.name, error)
                 self.finished = True
@@ -127,6 +124,17 @@ class SinkDelivery:
             else:
                 self._note_success()
                 wait_s = _BACK_OFF_S[0]
+
+    async def _deliver_batch(self) -> None:
+        limit = min(self.batch_events, _RETRY_EVENTS) if self._error else self.batch_events
+        try:
+            events, upto = await self._next_events(self, limit)
+            if events:
+                self.sending_upto = upto
+                await self._send_events(events)
+        finally:
+            self.sending_upto = 0
+        self._move_cursor(upto)
 
     async def _send_events(self, events: list[Numbered]) -> None:
         began_s = time.monotonic()

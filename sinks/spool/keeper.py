@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from sinks.spool.schema import connect_file
+from sinks.supervision import start_thread
 
 log = logging.getLogger("sinks.spool")
 
@@ -42,8 +43,7 @@ class StoreKeeper:
         self._checkpoint_at = 0.0
         self._dirty = threading.Event()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="spool-keeper", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._run, name="spool-keeper")
 
     def committed(self) -> None:
         """There is something to bring to the disk."""

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sinks.permissions import create_private
 from sinks.spool.schema import (
     blob_rows,
     connect_file,
@@ -202,6 +203,7 @@ def _open_damaged(damaged: Path, source: Path, like: sqlite3.Connection) -> sqli
         old.close()
     for suffix in _SUFFIXES[:2]:
         with contextlib.suppress(FileNotFoundError):
+            create_private(Path(f"{source}{suffix}"))
             shutil.copyfile(f"{damaged}{suffix}", f"{source}{suffix}")
     like.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     fresh = Path(like.execute("PRAGMA database_list").fetchone()[2])

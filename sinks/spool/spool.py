@@ -25,6 +25,7 @@ from sinks.spool.open_state import OpenItem
 from sinks.spool.schema import DROPPABLE, EventBlock, StoreDamaged, parse_line
 from sinks.spool.store import SpoolStore
 from sinks.spool.writer import SendRequest, SpoolClosed, SpoolWriter
+from sinks.supervision import keep_running, start_task
 from sinks.worker import SinkWorker, finish_within
 
 __all__ = ["CLOSE_TIMEOUT_S", "DEFAULT_MAX_BYTES", "Spool", "SpoolClosed", "StorageStatus", "WhenFull"]
@@ -38,6 +39,8 @@ CLOSE_TIMEOUT_S = 10.0
 _TAIL_EVENTS = 4096
 _DOWN_EVENTS = 256
 """Events that stay in memory for sinks that are down, which read the rest from the file: an event takes about 6 kB."""
+_RESTART_S = 1.0
+"""Pause before a delivery that failed of a defect, not of its sink, is started again."""
 _FORGOTTEN_SHARE = 4
 """Sinks that are no longer configured may hold a quarter of `max_bytes`."""
 
@@ -89,10 +92,12 @@ class Spool:
         self._gate = asyncio.Lock()
         self._room = asyncio.Event()
         self._progress = asyncio.Event()
+        self._may_read = asyncio.Event()  # not while events are dropped: what is dropped must not be on its way
+        self._may_read.set()
         self._drops: dict[str, Counter[str]] = {}
         self._outgoing: list[SendRequest] = []  # since the loop last turned
         self._deliveries: list[SinkDelivery] = []
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[object]] = {}
         self._forgotten: dict[str, int] = {}  # cursors of sinks that are no longer configured, with waiting events
         self._writer: SpoolWriter | None = None
         if store is not None:
@@ -369,8 +374,8 @@ class Spool:
             reader_gone=self._note_reader_gone,
         )
         self._deliveries.append(delivery)
-        self._tasks[name] = asyncio.create_task(delivery.run(), name=f"sink {name}")
-        self._tasks[name].add_done_callback(_report_death)
+        keeping = keep_running(delivery.run, name=f"the delivery to {name}", pause_s=_RESTART_S)
+        self._tasks[name] = start_task(keeping, name=f"sink {name}")
 
     def _first_cursor(self, old: str | None, stored: Mapping[str, int]) -> int:
         """Where a sink begins: one that the file does not know gets the events from now on."""
@@ -383,7 +388,7 @@ class Spool:
         return self._last
 
     def _read_cursors(self) -> tuple[dict[str, int], int | None]:
-        """The cursors to store, and the lowest of all; runs in the writer's thread."""
+        """The cursors to store, and the lowest of all; also runs in the writer's thread."""
         deliveries = [delivery for delivery in tuple(self._deliveries) if not delivery.finished]
         cursors = {delivery.name: delivery.cursor for delivery in deliveries if delivery.durable}
         cursors |= {name: acked for name, acked in dict(self._forgotten).items() if name not in cursors}
@@ -419,32 +424,48 @@ class Spool:
         while self.used_bytes + request.size > self._max_bytes and self.used_bytes and not self._closed:
             self._give_up_forgotten()
             if self._when_full == "drop_oldest":
-                if await self._drop_oldest(self.used_bytes + request.size - self._max_bytes):
+                wanted = self.used_bytes + request.size - self._max_bytes
+                if await self._drop_oldest(wanted):
                     continue
                 if gone := request.thin_out():
                     for event, _ in gone:
                         self._count_drop("full", event.data.stream)
                     continue
+                if await self._drop_oldest(wanted, on_their_way=True):
+                    continue
             self._room.clear()
             await self._room.wait()
 
-    async def _drop_oldest(self, wanted: int) -> bool:
-        """True when something was dropped."""
+    async def _drop_oldest(self, wanted: int, *, on_their_way: bool = False) -> bool:
+        """True when something was dropped. Events that are on their way to a sink, and may arrive all the same, stay
+        unless `on_their_way`; those that every sink has only leave the file, and are not counted."""
+        self._may_read.clear()
+        try:
+            sent = 0 if on_their_way else max((delivery.sending_upto for delivery in self._deliveries), default=0)
+            return await self._drop_after(sent, wanted)
+        finally:
+            self._may_read.set()
+
+    async def _drop_after(self, number: int, wanted: int) -> bool:
         if self._store is None or self._writer is None:
-            return self._thin_tail(wanted)
+            return self._thin_tail(number, wanted)
         store = self._store
-        dropped = await self._writer.call(lambda: store.drop_oldest(wanted))
+        dropped = await self._writer.call(lambda: store.drop_oldest(wanted, after=number))
+        _, lowest = self._read_cursors()
         for event in dropped:
-            self._count_drop("full", event.stream)
+            if lowest is not None and event.number > lowest:
+                self._count_drop("full", event.stream)
             self._stored_bytes -= event.size
             if event.number >= self._tail_first:
                 self._tail[event.number - self._tail_first] = None
         return bool(dropped)
 
-    def _thin_tail(self, wanted: int) -> bool:
+    def _thin_tail(self, after: int, wanted: int) -> bool:
         """As `SpoolStore.drop_oldest`, where events are in memory only."""
         used = self._stored_bytes
-        for index in range(max(0, self._thinned - self._tail_first), len(self._tail)):
+        thinned = max(0, self._thinned - self._tail_first)
+        first = max(thinned, after + 1 - self._tail_first)
+        for index in range(first, len(self._tail)):
             if used - self._stored_bytes >= wanted:
                 break
             event = self._tail[index]
@@ -452,7 +473,8 @@ class Spool:
                 self._count_drop("full", event.data.stream)
                 self._stored_bytes -= len(event.to_json())
                 self._tail[index] = None
-            self._thinned = self._tail_first + index + 1
+            if first == thinned:
+                self._thinned = self._tail_first + index + 1
         return self._stored_bytes < used
 
     def _count_drop(self, reason: str, stream: str, count: int = 1) -> None:
@@ -530,6 +552,8 @@ class Spool:
             await delivery.wake.wait()
         if delivery.linger_s:
             await self._await_batch(delivery, limit)
+        await self._may_read.wait()
+        delivery.sending_upto = cursor + limit  # what is read now
         if cursor + 1 >= self._tail_first:
             start = cursor + 1 - self._tail_first
             events = self._tail[start : start + limit]
@@ -557,11 +581,6 @@ class Spool:
             await self._reader.call(append_dead_letter, self._dead_letters, sink, event, reason)
         log.warning("sink %s will never take event %s: %s", sink, event.id, reason)
         self._count_drop("dead_letter", event.data.stream)
-
-
-def _report_death(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("the delivery to %s has failed and delivers nothing more", task.get_name(), exc_info=error)
 
 
 def _do_nothing() -> None:

@@ -221,26 +221,33 @@ class SpoolStore:
         self.first = max(self.first, last + 1)
         return freed
 
-    def drop_oldest(self, wanted: int) -> list[DroppedEvent]:
-        """Empties the oldest lines that may be dropped until `wanted` bytes are free, or none of them is left."""
+    def drop_oldest(self, wanted: int, after: int = 0) -> list[DroppedEvent]:
+        """Empties the oldest lines that may be dropped until `wanted` bytes are free, or none of them is left.
+
+        Only events with a number above `after` are dropped.
+        """
         dropped: list[DroppedEvent] = []
         freed = 0
         with self._errors():
             while freed < wanted:
-                sql = "SELECT first, last, crc, body FROM blocks WHERE droppable > 0 ORDER BY first LIMIT 1"
-                row = self._db.execute(sql).fetchone()
+                sql = (
+                    "SELECT first, last, crc, body FROM blocks WHERE droppable > 0 AND last > ? ORDER BY first LIMIT 1"
+                )
+                row = self._db.execute(sql, (after,)).fetchone()
                 if row is None:
                     break
                 lines, _ = split_lines(*row)
-                gone = [index for index, line in enumerate(lines) if is_droppable(line)]
+                droppable = [index for index, line in enumerate(lines) if is_droppable(line)]
+                gone = [index for index in droppable if row[0] + index > after]
+                after = max(after, int(row[1]))
                 for index in gone:
                     dropped.append(DroppedEvent(row[0] + index, _stream_of(lines[index]), len(lines[index])))
                     freed += len(lines[index])
                     lines[index] = b""
                 body = b"\n".join(lines)
                 self._db.execute(
-                    "UPDATE blocks SET droppable = 0, size = ?, crc = ?, body = ? WHERE first = ?",
-                    (sum(map(len, lines)), zlib.crc32(body), body, row[0]),
+                    "UPDATE blocks SET droppable = ?, size = ?, crc = ?, body = ? WHERE first = ?",
+                    (len(droppable) - len(gone), sum(map(len, lines)), zlib.crc32(body), body, row[0]),
                 )
         self._keeper.committed()
         return dropped

@@ -19,6 +19,7 @@ from sinks.sink import SinkError
 from sinks.spool.open_state import OpenItem, OpenState
 from sinks.spool.schema import DROPPABLE, StoreDamaged, StoreFull, parse_line
 from sinks.spool.store import SpoolStore
+from sinks.supervision import new_thread
 
 log = logging.getLogger("sinks.spool")
 
@@ -110,7 +111,7 @@ class SpoolWriter:
         self._nudged = False
         self._closing = threading.Event()
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
+        self._thread = new_thread(self._run, name="spool-writer")
         # The thread's own:
         self._state = OpenState()
         self._reported_at = float("-inf")

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sinks.supervision import start_thread
 from streamer.cluster.lease_address import open_lease_store
 from streamer.cluster.lease_book import LeaseBook, LeaseError
 from streamer.cluster.lease_store import LeaseStore
@@ -61,8 +61,7 @@ class CameraNode:
         self._deadline: ClosingDeadline | None = None
         self._is_stopping = False
         self._error = ""
-        self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._watch, name="monitor")
 
     def report(self) -> NodeReport:
         """Return the state of the monitor."""

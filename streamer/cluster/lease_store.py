@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from sinks.permissions import create_private
 from sinks.postgres import PostgresClient
 from sinks.sink import SinkError
 from streamer.cluster.lease_book import CameraRecord, LeaseBook, LeaseError, NodeRecord
@@ -233,6 +234,7 @@ class SqliteLeaseStore(SqlLeaseStore):
 
     def _connect(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        create_private(self._path)
         db = sqlite3.connect(self._path, timeout=TIMEOUT_S, isolation_level=None, check_same_thread=False)
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")  # an epoch must never be given twice, not after a power cut either

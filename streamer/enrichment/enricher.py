@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from sinks.event import Description, Event, EventType
+from sinks.supervision import start_thread
 from streamer.analysis.event_writer import EventTime
 from streamer.enrichment.describers import Box, Describer
 from streamer.errors import ConfigError
@@ -189,8 +190,7 @@ class Enricher:
         self._closed = self._serving = False
         self._asked = self._answered = self._cached = 0
         self._dropped: Counter[str] = Counter()
-        self._thread = threading.Thread(target=self._serve_all, name="enrich", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._serve_all, name="enrich")
 
     def offer(self, frame: Frame, events: Iterable[Event]) -> None:
         """Queue requests for one frame and its events. Returns at once, even while the describer works."""

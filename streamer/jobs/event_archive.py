@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from sinks.event import Event
+from sinks.permissions import open_private
 from sinks.sqlite import SqliteSink
 from streamer.recorders.text import OutputError
 
@@ -63,7 +64,7 @@ class EventArchive:
 
     def _append(self, lines: bytes) -> None:
         try:
-            with self.lines.open("ab") as file:
+            with open(self.lines, "ab", opener=open_private) as file:
                 file.write(lines)
         except OSError as error:
             raise OutputError(f"cannot write {self.lines}: {error.strerror}") from error
@@ -83,7 +84,7 @@ class EventArchive:
             rows = database.execute("SELECT event FROM events ORDER BY position")
             part = self.lines.with_suffix(".part")
             try:
-                with part.open("w", encoding="utf-8") as file:
+                with open(part, "w", encoding="utf-8", opener=open_private) as file:
                     file.writelines(f"{row[0]}\n" for row in rows)
                 os.replace(part, self.lines)
             except OSError as error:

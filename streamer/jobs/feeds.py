@@ -221,7 +221,7 @@ def parse_record(value: bytes) -> tuple[str, str | None]:
     if text.startswith(("{", "[", '"')):
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ConfigError(f"it is no JSON: {expected}") from None
         if isinstance(found, dict):
             source, name = found.get("source"), found.get("name")

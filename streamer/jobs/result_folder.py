@@ -38,7 +38,7 @@ class ResultFolder:
         """Returns the summary of an earlier complete run, None where there is none."""
         try:
             found = json.loads((self.final / SUMMARY).read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return found if isinstance(found, dict) else None
 

@@ -18,6 +18,7 @@ from sinks.address import redact
 from sinks.files import JsonlSink
 from sinks.registry import open_sinks, wants_detections
 from sinks.sink import Sink, SinkError
+from sinks.supervision import start_task
 from sinks.worker import finish_within
 from streamer.analysis.stream_analysis import StreamAnalysis
 from streamer.assembly import VIDEO, annotated_video, check_parts, settings_hash
@@ -136,7 +137,6 @@ class JobRunner:
         self._report = JobReport()
         self._pipelines: dict[str, Pipeline] = {}
         self._running: dict[str, tuple[RecordingUnit, asyncio.Task[StreamSummary]]] = {}
-        self._stopping: list[asyncio.Future[None]] = []  # kept, or a stop could be collected before it ran
         self._interruption = asyncio.Event()
         self._pool: DecodePool | None = None
         self._detector = detector
@@ -198,7 +198,7 @@ class JobRunner:
         for unit, task in self._running.values():
             pipeline = self._pipelines.get(unit.name)
             if unit.live and pipeline is not None:
-                self._stopping.append(asyncio.ensure_future(pipeline.stop()))
+                start_task(pipeline.stop(), name="stop")
             else:
                 # No closing events: a later run gives the same events the same ids.
                 task.cancel()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sinks.event import Event, Media
+from sinks.supervision import start_thread
 from streamer.analysis.event_writer import EventTime
 from streamer.frame import Frame
 from streamer.media.folder import MediaStore
@@ -117,8 +118,7 @@ class ClipWriter:
         self._frames_dropped = 0
         self._dropped: Counter[str] = Counter()
         self._has_failed = False
-        self._thread = threading.Thread(target=self._serve_all, name="clips", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._serve_all, name="clips")
 
     @property
     def frames_dropped(self) -> int:
@@ -354,7 +354,7 @@ class ClipWriter:
     def _remove_expired(self) -> None:
         try:
             self._folder.remove_expired()
-        except OSError as error:
+        except Exception as error:
             self._log_failure(error)
 
     def _log_failure(self, error: Exception) -> None:

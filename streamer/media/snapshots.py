@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from sinks.event import Box, Event, EventType, Media
+from sinks.supervision import start_thread
 from streamer.analysis.event_writer import EventTime
 from streamer.frame import Frame
 from streamer.media.folder import MediaStore
@@ -122,8 +123,7 @@ class SnapshotWriter:
         self._asked = self._written = 0
         self._dropped: Counter[str] = Counter()
         self._has_failed = False
-        self._thread = threading.Thread(target=self._serve_all, name="snapshots", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._serve_all, name="snapshots")
 
     def offer(self, frame: Frame, tracked: sv.Detections, events: Iterable[Event]) -> bool:
         """Queue what one analysed frame gives; returns at once whether anything was queued.
@@ -234,7 +234,7 @@ class SnapshotWriter:
     def _remove_expired(self) -> None:
         try:
             self._folder.remove_expired()
-        except OSError as error:
+        except Exception as error:
             self._log_failure(error)
 
     def _serve_request(self, request: _PictureRequest) -> None:

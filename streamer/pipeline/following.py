@@ -13,6 +13,7 @@ import supervision as sv
 
 from sinks.event import Event
 from sinks.spool.spool import Spool
+from sinks.supervision import start_task
 from streamer.analysis.camera_motion import Affine
 from streamer.analysis.event_writer import EventTime
 from streamer.enrichment.enricher import Enricher, Enrichment
@@ -169,7 +170,7 @@ class FollowingLoop:
 
     async def run(self) -> None:
         """Handle items until `finish`, then close every stream."""
-        ticker = asyncio.create_task(self._tick(), name="coverage clock")
+        ticker = start_task(self._tick(), name="coverage clock")
         try:
             while (item := await self._items.get()) is not None:
                 await self._handle(item)

@@ -19,6 +19,7 @@ from sinks.event import Producer
 from sinks.sink import SinkError
 from sinks.spool.delivery import SinkStatus
 from sinks.spool.spool import Spool, StorageStatus
+from sinks.supervision import start_task
 from streamer.analysis.stream_analysis import AnalysisChange, CoverageMeter
 from streamer.config import BatchConfig, Config
 from streamer.enrichment.enricher import Enricher, Enrichment, EnrichTally
@@ -128,7 +129,6 @@ class Pipeline:
             timings=self.timings,
             traces=traces,
         )
-        self._ending: set[asyncio.Task[None]] = set()
         self.loop_lag = LoopLag()
         self._merge: FrameMerge | None = None
         self.stopping = asyncio.Event()  # set once `stop` was called
@@ -182,7 +182,7 @@ class Pipeline:
             )
             self._merge.is_held_open = self._waits_for_streams
             self._is_running.set()
-            probe = asyncio.create_task(self.loop_lag.run(), name="loop lag")
+            probe = start_task(self.loop_lag.run(), name="loop lag")
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._detect_all(self._merge), name="detection")
@@ -501,9 +501,7 @@ class Pipeline:
     def _end_failed(self, stream: Stream) -> None:
         """Close the source of a stream that cannot be followed; its end is then reported like any other."""
         assert self._merge is not None
-        task = asyncio.create_task(self._merge.remove(stream.name), name=f"end of {stream.name}")
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+        start_task(self._merge.remove(stream.name), name=f"end of {stream.name}")
 
     def _note_error(self, name: str, error: Exception) -> None:
         log.error("%s: %s", name, error)

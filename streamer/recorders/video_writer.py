@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import queue
-import threading
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -13,9 +13,12 @@ import av
 import numpy as np
 
 from sinks.sink import SinkAddressError, SinkError
+from sinks.supervision import describe_error, new_thread
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+log = logging.getLogger("groundstream")
 
 _TICKS = 90_000  # per second: the usual clock of video
 _QUEUE = 8
@@ -70,7 +73,7 @@ class VideoWriter:
         stream.codec_context.thread_type = "SLICE"
         self._stream = stream
         self._queue: queue.Queue[tuple[npt.NDArray[np.uint8], int, float] | None] = queue.Queue(_QUEUE)
-        self._thread = threading.Thread(target=self._run, name="video-writer", daemon=True)
+        self._thread = new_thread(self._run, name="video-writer")
         self._thread.start()
 
     def __enter__(self) -> Self:
@@ -108,10 +111,14 @@ class VideoWriter:
     def _run(self) -> None:
         try:
             self._encode_all()
-        except (OSError, av.FFmpegError) as error:
-            self._error = str(self._cannot_write(error))
+        except Exception as error:  # of any kind: otherwise `write` would block for ever
+            if isinstance(error, OSError | av.FFmpegError):
+                self._error = str(self._cannot_write(error))
+            else:
+                self._error = f"{self._path} cannot be written ({describe_error(error)})"
+                log.error("%s", self._error, exc_info=error)
             while self._queue.get() is not None:
-                self.dropped += 1  # otherwise `write` would block for ever
+                self.dropped += 1
 
     def _encode_all(self) -> None:
         with self._container as container:

@@ -95,6 +95,7 @@ class TrackLives:
         self.records: dict[int, TrackRecord] = {}
         self._merged: dict[int, int] = {}
         self._past: dict[int, TrackRecord] = {}
+        self._just_ended: list[TrackRecord] = []
         self._new_uid = new_uid
         self._update_every_ns = int(update_every_s * 1e9)
         self._still_update_every_ns = int(max(update_every_s, STATIONARY_UPDATE_EVERY_S) * 1e9)
@@ -104,6 +105,9 @@ class TrackLives:
 
     def update(self, seen: FrameObservation) -> list[RuleFinding]:
         now = seen.time_ns
+        for gone in self._just_ended:  # they are reported; a mask holds all masks of its frame in memory
+            gone.mask = None
+        self._just_ended.clear()
         findings: list[RuleFinding] = []
         rows = zip(seen.ids.tolist(), seen.boxes.tolist(), seen.scores.tolist(), seen.stationary.tolist(), strict=True)
         for number, box, score, stationary in rows:
@@ -203,6 +207,7 @@ class TrackLives:
 
     def _end_track(self, number: int, reason: EndReason, now: int) -> RuleFinding:
         record = self._past[number] = self.records.pop(number)
+        self._just_ended.append(record)
         if len(self._past) > _REMEMBERED:
             del self._past[next(iter(self._past))]
         record.state = "ended"

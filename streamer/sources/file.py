@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from sinks.address import redact
+from sinks.supervision import describe_error, new_thread
 from sinks.tls import TlsOptions
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
@@ -77,7 +77,7 @@ class FileSource:
         self._has_begun = False
         self._handover: FrameQueue | None = None  # where frames go
         self._taken: Handover | None = None  # the same, where this object is iterated
-        self._thread = threading.Thread(target=self._read_all, name=f"read {name}", daemon=True)
+        self._thread = new_thread(self._read_all, name=f"read {name}", on_failure=self._finish_failed)
         self._closed = False
         self._remote_parts: WebFile | Playlist | ObjectFile | None = None
         self._ring: PacketRing | None = None
@@ -149,6 +149,11 @@ class FileSource:
             error = failure
         self._report_state(SourceState.CLOSED, str(error or self._damage()))
         handover.finish(error)
+
+    def _finish_failed(self, failure: BaseException) -> None:
+        """Ends the frames with the error that ended the thread."""
+        if self._handover is not None:
+            self._handover.finish(SourceError(f"{self._shown} cannot be read any more: {describe_error(failure)}"))
 
     def _read_video(self, handover: FrameQueue) -> None:
         """Reads with several threads until damage comes, then with one, which knows what it spoils, from the start."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from sinks.address import redact
+from sinks.supervision import describe_error, new_thread
 from streamer.errors import SourceError
 from streamer.frame import Frame, FrameClock
 from streamer.sources.camera_link import CameraLink, CameraTrouble
@@ -86,7 +87,7 @@ class LiveSource:
         self._taken: Handover | None = None  # the same, where this object is iterated
         self._ring: PacketRing | None = None
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"watch {name}", daemon=True)
+        self._thread = new_thread(self._run, name=f"watch {name}", on_failure=self._finish_failed)
 
     def __repr__(self) -> str:
         return f"LiveSource({redact(self._link.address)!r}, {self.state.value})"
@@ -146,6 +147,12 @@ class LiveSource:
                 self._pause_s = min(2 * self._pause_s, _LAST_RETRY_S)
         self._enter(SourceState.CLOSED, redact(str(error or "")))
         handover.finish(error)
+
+    def _finish_failed(self, failure: BaseException) -> None:
+        """Ends the frames with the error that ended the thread."""
+        if self._handover is not None:
+            cause = redact(describe_error(failure))
+            self._handover.finish(SourceError(f"{redact(self._link.address)} is not watched any more: {cause}"))
 
     def _watch(self, handover: FrameQueue) -> None:
         """One connection, from opening it to its end. Raises `CameraTrouble` or `Stalled`."""

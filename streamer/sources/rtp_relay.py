@@ -80,7 +80,8 @@ class DatagramRelay:
         self._camera_host, self._scope = peer[0], peer[2:]
         self._hosts = {self._camera_host}
         family = socket.AF_INET6 if ":" in self._camera_host else socket.AF_INET
-        self._far, self.camera_ports = _bind_pair("::" if family == socket.AF_INET6 else "0.0.0.0", family)
+        everywhere = "::" if family == socket.AF_INET6 else "0.0.0.0"  # other hosts' packets are ignored  # nosec B104
+        self._far, self.camera_ports = _bind_pair(everywhere, family)
         try:
             self._near, self.local_ports = _bind_pair("127.0.0.1", socket.AF_INET)
         except OSError:

@@ -23,6 +23,7 @@ from typing import Any, Self
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from sinks.address import redact
+from sinks.supervision import describe_error, start_thread
 from sinks.tls import TlsOptions, TlsOptionsError, tls_cause
 from streamer.sources.camera_link import CameraTrouble
 from streamer.sources.rtp_relay import DatagramRelay
@@ -208,8 +209,7 @@ class RtspRelay:
         self._is_playing = False
         self._is_h265 = False
         self._datagrams: DatagramRelay | None = None
-        self._thread = threading.Thread(target=self._run, name="rtsp relay", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._run, name="rtsp relay", on_failure=self._note_failure)
 
     def __enter__(self) -> Self:
         return self
@@ -243,6 +243,9 @@ class RtspRelay:
                 self._datagrams.close()
             if client is not None:
                 client.close()
+
+    def _note_failure(self, failure: BaseException) -> None:
+        self.trouble = CameraTrouble(f"unexpected {describe_error(failure)}")
 
     def _pump(self, client: socket.socket) -> None:
         from_client = from_camera = b""

@@ -12,11 +12,12 @@ from typing import Any
 
 from rich.table import Table
 
+from sinks.permissions import create_private
 from streamer.analysis.queries import query_slug
 from streamer.errors import ConfigError, SourceAddressError
 from streamer.onvif import CameraDescription, CameraProfile, OnvifAddress, discover_devices, read_camera
 from streamer.onvif.device import encode_account
-from streamer.tasks.console import user_console, write_text
+from streamer.tasks.console import make_folder, user_console, write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,8 @@ def _append_stream(path: Path, stream: dict[str, Any], variable: str, password: 
 
     if not path.exists():
         text = f"streams:\n  - name: {json.dumps(stream['name'])}\n    source: {json.dumps(stream['source'])}\n"
+        if not variable and password:  # which then stands in the file
+            create_private(make_folder(path.parent) / path.name)
         write_text(path, text)
         return
     before = os.environ.get(variable) if variable else None

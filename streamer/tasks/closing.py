@@ -14,6 +14,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from sinks.supervision import start_task, start_thread
+
 if TYPE_CHECKING:
     from streamer.pipeline.pipeline import Pipeline
 
@@ -57,7 +59,7 @@ class SignalWatch:
     def __enter__(self) -> Self:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        threading.Thread(target=self._await_signals, name=_SIGNAL_THREAD, daemon=True).start()
+        start_thread(self._await_signals, name=_SIGNAL_THREAD)
         self._before_descriptor = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, self._note_signal) for number in _SIGNALS}
         return self
@@ -157,7 +159,7 @@ class ClosingDeadline:
                 return
             self._has_begun = True
         _process_deadline = time.monotonic() + self.timeout_s + _GRACE_S
-        threading.Thread(target=self._end_late_process, name="closing", daemon=True).start()
+        start_thread(self._end_late_process, name="closing")
 
     async def _run_bounded(self, main: Coroutine[Any, Any, R]) -> R:
         try:
@@ -206,7 +208,7 @@ def bound_exit(code: int) -> None:
         time.sleep(max(_GRACE_S, left_s) if left_s > 0 else CLOSE_TIMEOUT_S)
         _end_process("the end of the program was held up and is forced", "", code)
 
-    threading.Thread(target=end_process, name="exit", daemon=True).start()
+    start_thread(end_process, name="exit")
 
 
 def _end_process(reason: str, kept: str, code: int) -> None:
@@ -226,10 +228,9 @@ async def run_until_stopped(pipeline: Pipeline, deadline: ClosingDeadline) -> No
 
     Raises what the pipeline raises.
     """
-    stops: list[asyncio.Task[None]] = []  # kept, or a stop could be collected before it ran
 
     def stop() -> None:
-        stops.append(asyncio.get_running_loop().create_task(pipeline.stop()))
+        start_task(pipeline.stop(), name="stop")
 
     running = asyncio.ensure_future(pipeline.run())
     stopped = asyncio.ensure_future(pipeline.stopping.wait())

@@ -210,7 +210,7 @@ def _read_partial(path: Path, settings: Mapping[str, Any]) -> dict[Any, list[dic
         if not rows or rows[0] != settings:
             raise ConfigError(f"{path} is of another data set, model or options: remove it, or choose another --out")
         done = {row["image"]: row["rows"] for row in rows[1:]}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({error}): remove it to begin from the first image") from error
     if len(whole) < len(lines):  # a line that was cut off by a crash
         path.write_text("".join(whole), encoding="utf-8")

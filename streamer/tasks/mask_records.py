@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,8 +120,13 @@ def _phrases_and_masks(entry: Mapping[str, Any]) -> tuple[list[str], list[dict[s
     return phrases, rles
 
 
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number that a float holds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def _read_box(value: Any) -> tuple[float, ...]:
-    numbers = isinstance(value, list) and all(isinstance(n, int | float) and np.isfinite(n) for n in value)
+    numbers = isinstance(value, list) and all(map(_is_number, value))
     if not numbers or len(value) not in (0, 4):
         raise ValueError(f"box is {value!r:.60}: expected x1, y1, x2, y2 in pixels")
     return tuple(float(number) for number in value)
@@ -177,7 +183,7 @@ def _from_polygons(polygons: list[Any], entry: Mapping[str, Any]) -> dict[str, A
     except ImportError:
         raise ValueError("a mask is a list of polygons, which need pip install 'groundstream[eval]'") from None
     for polygon in polygons or [None]:
-        numbers = isinstance(polygon, list) and all(isinstance(n, int | float) and np.isfinite(n) for n in polygon)
+        numbers = isinstance(polygon, list) and all(map(_is_number, polygon))
         if not numbers or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError("a mask's polygons must each be [x1, y1, x2, y2, x3, y3, ...], of at least three corners")
     joined = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))

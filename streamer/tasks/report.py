@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from streamer.errors import ConfigError
 from streamer.jobs.event_archive import DATABASE
 from streamer.tasks.console import user_console, write_text
 from streamer.tasks.report_figures import ReportFigures, StreamFigures, format_time
+from streamer.tasks.report_gallery import TrackGallery
 from streamer.tasks.report_page import DWELL_EDGES_S, dwell_classes, hour_of, report_page
 
 
@@ -29,9 +30,9 @@ def write_report(events: Path, out: Path | None = None, *, quiet: bool = False) 
             f"there are no events at {database}: give the --out folder of `groundstream process`, or the file of a "
             "sqlite: sink"
         )
-    figures, unreadable = asyncio.run(_read_figures(f"sqlite:{database.resolve()}"))
+    figures, galleries, unreadable = asyncio.run(_read_events(f"sqlite:{database.resolve()}"))
     folder = out or database.parent
-    page = write_text(folder / "report.html", report_page(figures, database.name))
+    page = write_text(folder / "report.html", report_page(figures, galleries, database.name))
     for name, table in csv_tables(figures).items():
         write_text(folder / f"report-{name}.csv", _to_csv(table))
     console = user_console(stderr=True)
@@ -42,12 +43,14 @@ def write_report(events: Path, out: Path | None = None, *, quiet: bool = False) 
     return page
 
 
-async def _read_figures(address: str) -> tuple[ReportFigures, list[str]]:
+async def _read_events(address: str) -> tuple[ReportFigures, dict[str, TrackGallery], list[str]]:
     figures = ReportFigures()
+    galleries: defaultdict[str, TrackGallery] = defaultdict(TrackGallery)
     async with subscribe(address, since="earliest") as events:
         async for event in events:
             figures.add_event(event)
-    return figures, events.unreadable
+            galleries[event.data.stream].add_event(event)
+    return figures, galleries, events.unreadable
 
 
 def csv_tables(figures: ReportFigures) -> dict[str, list[Sequence[object]]]:

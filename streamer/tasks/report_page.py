@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from streamer.tasks.console import visible_text
 from streamer.tasks.report_figures import HOUR_NS, MINUTE_NS, ReportFigures, StreamFigures, format_time
+from streamer.tasks.report_gallery import TrackGallery, gallery_block
 
 DWELL_EDGES_S = (0, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 4 * 3600)
 """Lower edges of the classes of dwell times; the last has no upper edge."""
@@ -62,10 +63,10 @@ class TimeBins:
         return text[:10] if self.minutes > 60 and self.is_dated else text[:-3]
 
 
-def report_page(figures: ReportFigures, origin: str) -> str:
-    """Returns the page; `origin` names the file that the events came from."""
+def report_page(figures: ReportFigures, galleries: Mapping[str, TrackGallery], origin: str) -> str:
+    """Returns the page; `galleries` are the tracks by stream, `origin` names the file that the events came from."""
     streams = [figures.streams[name] for name in sorted(figures.streams)]
-    sections = (_stream_section(stream, number) for number, stream in enumerate(streams, 1))
+    sections = (_stream_section(stream, galleries, number) for number, stream in enumerate(streams, 1))
     body = _overview_section(streams) + "".join(sections) if streams else "<p>The file holds no events.</p>"
     links = (f'<a href="#stream-{number}">{_cell_text(one.name)}</a>' for number, one in enumerate(streams, 1))
     contents = f"<nav>{' · '.join(links)}</nav>" if len(streams) > 1 else ""
@@ -93,7 +94,7 @@ def _overview_section(streams: Sequence[StreamFigures]) -> str:
     return f"<section><h2>Overview</h2>{_table_block(heads, rows, numbers=3)}</section>"
 
 
-def _stream_section(stream: StreamFigures, number: int) -> str:
+def _stream_section(stream: StreamFigures, galleries: Mapping[str, TrackGallery], number: int) -> str:
     bins = TimeBins.covering(stream)
     charts = [_figure_block(f"New tracks per {bins.unit}", _time_chart(bins, {"tracks": _track_counts(stream)}))]
     for line in stream.lines:
@@ -115,8 +116,12 @@ def _stream_section(stream: StreamFigures, number: int) -> str:
         charts.append(_figure_block("Where tracks spent their time", _heat_map(stream), _HEAT_NOTE))
     return (
         f'<section id="stream-{number}"><h2>{_cell_text(stream.name)}</h2>{_query_table(stream)}'
-        f'<div class="charts">{"".join(charts)}</div></section>'
+        f'<div class="charts">{"".join(charts)}</div>{_gallery(stream, galleries)}</section>'
     )
+
+
+def _gallery(stream: StreamFigures, galleries: Mapping[str, TrackGallery]) -> str:
+    return gallery_block(stream, galleries[stream.name]) if stream.name in galleries else ""
 
 
 def _track_counts(stream: StreamFigures) -> Counter[int]:
@@ -314,6 +319,13 @@ svg .y { text-anchor: end }
 svg .x { text-anchor: middle }
 svg .grid { stroke: #e6eaf0 }
 svg.heat { border-radius: 4px }
+h3 { font-size: 15px; margin: 24px 0 8px }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 16px }
+.card { font-size: 13px; color: #5b6675; overflow-wrap: anywhere; min-width: 0 }
+.card b { color: #1b2330 }
+.card svg { border-radius: 4px; margin-bottom: 4px }
+.card img { display: block; width: 100%; height: 150px; margin-bottom: 4px; object-fit: contain }
+.card img { background: #0d1321; border-radius: 4px }
 .key { font-size: 13px; color: #5b6675; margin: 2px 0 0 }
 .key span { margin-right: 16px }
 .key i { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin-right: 6px }

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
 
+from sinks.supervision import describe_error
 from streamer.errors import StreamerError
 
 log = logging.getLogger("groundstream")
@@ -55,7 +56,7 @@ class SideTasks:
                 await make()
                 return
             except Exception as error:
-                sentence = f"{name} has failed ({type(error).__name__}: {error})"
+                sentence = f"{name} has failed ({describe_error(error)})"
                 if restart_s is None:
                     log.critical("%s: groundstream ends", sentence, exc_info=error)
                     self._failure = self._failure or SideTaskError(sentence)

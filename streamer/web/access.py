@@ -91,7 +91,7 @@ def _read_hashes(path: Path) -> dict[str, str]:
         raw = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StreamerError(f"cannot read the web tokens in {path}: {error}; delete the file to get new ones") from None
     if not isinstance(raw, dict):
         raise StreamerError(f"cannot read the web tokens in {path}: not a mapping; delete the file to get new ones")

@@ -8,6 +8,7 @@ import ipaddress
 import json
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from prometheus_client.exposition import choose_encoder
 from starlette.staticfiles import StaticFiles
 
 from groundstream import __version__
+from sinks.supervision import keep_running, start_task
 from streamer.web import event_routes, stream_routes
 from streamer.web.access import SESSION_S, Role
 from streamer.web.event_store import EventQuery, compact_event
@@ -44,6 +46,7 @@ log = logging.getLogger("groundstream")
 HEALTH_EVERY_S = 2.0
 _QUIET_KINDS = frozenset({"coverage", "track.update", "count", "detections"})
 _PAGES = ("/", "/camera/{name}", "/events", "/events/{name}", "/counts", "/health", "/login")
+_RESTART_S = 1.0
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
 
 
@@ -52,12 +55,11 @@ def create_app(state: WebState) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        posts = {"web-health": _post_health, "web-events": _post_events}
         tasks = [
-            asyncio.create_task(_post_health(state), name="web-health"),
-            asyncio.create_task(_post_events(state), name="web-events"),
+            start_task(keep_running(partial(post, state), name=name, pause_s=_RESTART_S), name=name)
+            for name, post in posts.items()
         ]
-        for task in tasks:
-            task.add_done_callback(_log_failure)
         try:
             yield
         finally:
@@ -93,13 +95,6 @@ def _new_app(lifespan: Any = None) -> FastAPI:
     app.include_router(stream_routes.router)
     _add_document(app)
     return app
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error(
-            "the task %s of the web server has failed: viewers get no more of it", task.get_name(), exc_info=error
-        )
 
 
 def api_schema() -> dict[str, Any]:

@@ -22,6 +22,7 @@ from sinks.tls import TlsOptions
 from streamer.errors import StreamerError
 
 _TIMEOUT_S = 30.0
+_MOST_ANSWER = 256 << 20
 
 
 class ApiError(StreamerError):
@@ -63,8 +64,9 @@ class MonitorClient:
         host = f"[{self._host}]" if ":" in self._host else self._host
         port = f":{self._port}" if self._port else ""
         login = f":{quote(self._token, safe='')}@" if self._token else ""
+        options = urlencode(self._tls.to_options()) if self._scheme == "https" else ""
         return subscribe(
-            f"{self._scheme}://{login}{host}{port}{self._prefix}",
+            f"{self._scheme}://{login}{host}{port}{self._prefix}{'?' if options else ''}{options}",
             types=types,
             streams=streams,
             queries=queries,
@@ -136,21 +138,28 @@ class MonitorClient:
         try:
             connection.request(method, f"{self._prefix}/api/v1{path}{query}", data, headers)
             response = connection.getresponse()
-            raw = response.read()
+            raw = response.read(_MOST_ANSWER + 1)
         except (OSError, http.client.HTTPException) as error:
             cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise ApiError(f"the monitor at {self._host} does not answer: {cause}; check host and port") from None
         finally:
             connection.close()
+        if len(raw) > _MOST_ANSWER:
+            raise ApiError(f"the monitor at {self._host} sends more than {_MOST_ANSWER >> 20} MiB: check host and port")
         return _read_answer(response.status, response.headers.get_content_type(), raw)
 
 
 def _read_answer(status: int, media_type: str, raw: bytes) -> Any:
     if status < 400:
-        return json.loads(raw) if media_type == "application/json" else raw
+        if media_type != "application/json":
+            return raw
+        try:
+            return json.loads(raw)
+        except (ValueError, RecursionError):
+            raise ApiError("the answer is not JSON: is there a monitor of groundstream at host and port?") from None
     try:
         detail = str(json.loads(raw)["detail"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         detail = f"it answers with status {status}"
     raise ApiError(f"the monitor refuses the request: {detail}", status)
 

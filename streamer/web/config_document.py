@@ -25,6 +25,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
+from sinks.permissions import create_private, open_private
 from streamer.config import Config, load_config
 from streamer.errors import ConfigError, StreamerError
 
@@ -272,10 +273,12 @@ def _dump(editor: YAML, tree: Any) -> str:
 def _replace_file(path: Path, text: str) -> None:
     """Replaces a file at once, keeping mode and owner; the text before stays in `NAME.bak`."""
     target = path.resolve()
-    shutil.copy2(target, target.with_name(f"{target.name}.bak"))
+    backup = target.with_name(f"{target.name}.bak")
+    create_private(backup)  # a configuration may hold passwords: the copy gets its rights only when it is complete
+    shutil.copy2(target, backup)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.new")
     try:
-        with temporary.open("w") as file:
+        with open(temporary, "w", opener=open_private) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -294,7 +297,7 @@ def _read_overrides(path: Path) -> tuple[Override, ...]:
         return tuple(Override(tuple(entry["path"]), str(entry["base"]), entry["value"]) for entry in raw or ())
     except FileNotFoundError:
         return ()
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"cannot read the changes of the page in {path}: {error}; delete the file") from None
 
 

@@ -124,7 +124,7 @@ class ControlRoom:
             number, revision, threshold, tracks = details.get(value["id"], (0, 1, value["threshold"] or 0.0, 0))
             scores = [] if history is None else history.best_scores(value["id"])
             found.append(
-                QueryStatus(
+                QueryStatus.model_construct(
                     **value,
                     number=number,
                     revision=revision,

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sinks.supervision import start_thread
 from streamer.errors import StreamerError
 from streamer.sources import SourceState
 
@@ -195,9 +196,7 @@ def serve_metrics(pipeline: Pipeline, port: int, host: str) -> tuple[WSGIServer,
         server = make_server(host, port, answer, server_class=_ThreadedServer, handler_class=_SilentHandler)
     except OSError as error:
         raise StreamerError(f"cannot serve metrics on port {port}: {error.strerror}; choose another port") from error
-    thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
-    thread.start()
-    return server, thread
+    return server, start_thread(server.serve_forever, name="metrics")
 
 
 class _ThreadedServer(ThreadingMixIn, WSGIServer):

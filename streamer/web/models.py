@@ -9,8 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from streamer.rules.zones import SETTLE_S
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-Words = Annotated[str, Field(min_length=1, max_length=500)]
+PLAIN_TEXT = r"^[^\x00-\x1f\x7f]*$"
+"""Text without control characters."""
+PLAIN_ID = r"^[^/\x00-\x1f\x7f]*$"
+"""Text that can be part of a path."""
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=PLAIN_TEXT)]
+Words = Annotated[str, Field(min_length=1, max_length=500, pattern=PLAIN_TEXT)]
 Point = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Settle = Annotated[float, Field(ge=0, le=3600, description="Seconds on the other side after which a change counts.")]
@@ -90,7 +94,7 @@ class QueryBody(_Body):
     """Words to detect."""
 
     text: Words
-    id: str = Field("", max_length=200, pattern=r"^[^/\x00-\x1f]*$")
+    id: str = Field("", max_length=200, pattern=PLAIN_ID)
     threshold: Fraction | None = None
     unless: list[Words] = Field(default=[], max_length=20)
     paused: bool = False

@@ -96,7 +96,7 @@ class FinishedResults:
 def _read_summary(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {path}: {error}; run the job again") from None
     return raw if isinstance(raw, dict) else {}
 

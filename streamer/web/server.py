@@ -16,6 +16,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from sinks.sink import Sink
+from sinks.supervision import new_thread
 from streamer.analysis.stream_analysis import StreamAnalysis
 from streamer.config import Config, WebConfig
 from streamer.errors import StreamerError
@@ -36,6 +37,8 @@ log = logging.getLogger("groundstream")
 STORE_SINK = "web"
 _START_S = 20.0
 _STOP_S = 5.0
+_NO_PASSWORD = " "
+"""Of an encrypted key: an error instead of a question on the terminal. Keys without a password ignore it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,7 @@ class WebServerThread:
             date_header=True,
             ssl_certfile=settings.certificate,
             ssl_keyfile=settings.key,
+            ssl_keyfile_password=_NO_PASSWORD,
             ws="websockets-sansio",
             ws_max_size=64 * 1024,
             ws_per_message_deflate=False,
@@ -155,7 +159,7 @@ class WebServerThread:
             self._socket.close()
             raise StreamerError(f"cannot use the TLS certificate {settings.certificate}: {error}") from None
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._run, name="web-server", daemon=True)
+        self._thread = new_thread(self._run, name="web-server")
         self._started = threading.Event()
         self._error: BaseException | None = None
 
@@ -164,7 +168,8 @@ class WebServerThread:
         """The address of the page and a new login link for an operator."""
         settings = self._state.settings
         port = self._socket.getsockname()[1] if self._socket.fileno() != -1 else settings.port
-        host = settings.host if settings.host not in {"0.0.0.0", "::"} else socket.gethostname()
+        is_everywhere = settings.host in {"0.0.0.0", "::"}  # what the user chose is only compared  # nosec B104
+        host = socket.gethostname() if is_everywhere else settings.host
         host = f"[{host}]" if ":" in host else host
         scheme = "https" if settings.certificate is not None else "http"
         url = f"{scheme}://{host}:{port}{settings.root_path}/"

@@ -20,6 +20,7 @@ from streamer.web.access import Role
 from streamer.web.control import check_match, entity_tag, redacted_config
 from streamer.web.live_frames import JPEG_QUALITY, resize, round_width
 from streamer.web.models import (
+    PLAIN_ID,
     ConfigAnswer,
     CountBody,
     LineBody,
@@ -47,7 +48,7 @@ from streamer.web.state import WebState, web_state
 router = APIRouter(prefix="/api/v1")
 
 StreamName = Annotated[str, Path(min_length=1, max_length=200, description="Name of the stream.")]
-QueryId = Annotated[str, Path(min_length=1, max_length=200, description="Id of the query.")]
+QueryId = Annotated[str, Path(min_length=1, max_length=200, pattern=PLAIN_ID, description="Id of the query.")]
 IfMatch = Annotated[str | None, Header(max_length=500, description="ETag of the value that was read, or `*`.")]
 Width = Annotated[int, Query(ge=16, le=1920, description="Most pixels across.")]
 NEAREST_MS = 2000
@@ -305,7 +306,7 @@ async def cancel_preview(
 @router.get("/streams/{stream}/zones", **secured(Role.VIEWER, 404))
 async def list_zones(request: Request, response: Response, stream: StreamName) -> list[ZoneBody]:
     """Lists the zones of a stream."""
-    return [ZoneBody(**item) for item in await _read_section(request, response, stream, "zones")]
+    return [ZoneBody.model_construct(**item) for item in await _read_section(request, response, stream, "zones")]
 
 
 @router.put("/streams/{stream}/zones", **secured(Role.OPERATOR, 404, 412, 428))
@@ -314,7 +315,10 @@ async def write_zones(
 ) -> list[ZoneBody]:
     """Replaces the zones of a stream."""
     value = [zone.model_dump() for zone in body]
-    return [ZoneBody(**item) for item in await _write_section(request, response, stream, "zones", value, if_match)]
+    return [
+        ZoneBody.model_construct(**item)
+        for item in await _write_section(request, response, stream, "zones", value, if_match)
+    ]
 
 
 @router.post("/streams/{stream}/zones/try", **secured(Role.OPERATOR, 404))
@@ -337,7 +341,7 @@ async def try_place(request: Request, stream: StreamName, body: TryPlaceBody) ->
 @router.get("/streams/{stream}/lines", **secured(Role.VIEWER, 404))
 async def list_lines(request: Request, response: Response, stream: StreamName) -> list[LineBody]:
     """Lists the lines of a stream."""
-    return [LineBody(**item) for item in await _read_section(request, response, stream, "lines")]
+    return [LineBody.model_construct(**item) for item in await _read_section(request, response, stream, "lines")]
 
 
 @router.put("/streams/{stream}/lines", **secured(Role.OPERATOR, 404, 412, 428))
@@ -346,13 +350,16 @@ async def write_lines(
 ) -> list[LineBody]:
     """Replaces the lines of a stream."""
     value = [line.model_dump() for line in body]
-    return [LineBody(**item) for item in await _write_section(request, response, stream, "lines", value, if_match)]
+    return [
+        LineBody.model_construct(**item)
+        for item in await _write_section(request, response, stream, "lines", value, if_match)
+    ]
 
 
 @router.get("/streams/{stream}/masks", **secured(Role.VIEWER, 404))
 async def list_masks(request: Request, response: Response, stream: StreamName) -> list[MaskBody]:
     """Lists the masks of a stream."""
-    return [MaskBody(**item) for item in await _read_section(request, response, stream, "ignore")]
+    return [MaskBody.model_construct(**item) for item in await _read_section(request, response, stream, "ignore")]
 
 
 @router.put("/streams/{stream}/masks", **secured(Role.OPERATOR, 404, 412, 428))
@@ -361,13 +368,16 @@ async def write_masks(
 ) -> list[MaskBody]:
     """Replaces the masks of a stream."""
     value = [mask.model_dump() for mask in body]
-    return [MaskBody(**item) for item in await _write_section(request, response, stream, "ignore", value, if_match)]
+    return [
+        MaskBody.model_construct(**item)
+        for item in await _write_section(request, response, stream, "ignore", value, if_match)
+    ]
 
 
 @router.get("/streams/{stream}/counts", **secured(Role.VIEWER, 404))
 async def list_counts(request: Request, response: Response, stream: StreamName) -> list[CountBody]:
     """Lists the windowed counts of a stream."""
-    return [CountBody(**item) for item in await _read_section(request, response, stream, "counts")]
+    return [CountBody.model_construct(**item) for item in await _read_section(request, response, stream, "counts")]
 
 
 @router.put("/streams/{stream}/counts", **secured(Role.OPERATOR, 404, 412, 428))
@@ -376,7 +386,10 @@ async def write_counts(
 ) -> list[CountBody]:
     """Replaces the windowed counts of a stream."""
     value = [count.model_dump() for count in body]
-    return [CountBody(**item) for item in await _write_section(request, response, stream, "counts", value, if_match)]
+    return [
+        CountBody.model_construct(**item)
+        for item in await _write_section(request, response, stream, "counts", value, if_match)
+    ]
 
 
 @router.get("/sinks", **secured(Role.VIEWER))

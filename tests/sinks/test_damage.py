@@ -102,6 +102,22 @@ def test_a_head_of_noise(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "the damaged file is kept as" in caplog.text
 
 
+def test_the_copy_of_a_file_without_its_head_is_for_its_owner_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[int] = []
+
+    def note_copy(source: str, target: str) -> None:
+        copied.append(os.stat(target).st_mode & 0o777)
+        Path(target).write_bytes(Path(source).read_bytes())
+
+    monkeypatch.setattr("sinks.spool.salvage.shutil.copyfile", note_copy)
+    overwrite(path, 0, random.Random(1).randbytes(100))
+    start_again(path)
+    assert copied
+    assert set(copied) == {0o600}
+
+
 def test_a_file_of_nothing_but_noise_is_moved_aside_and_reported(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.write_bytes(random.Random(1).randbytes(100_000))
     got, _, _ = start_again(path)

@@ -103,6 +103,7 @@ def repair_until_killed(path: Path, step: int) -> bool:
     return code == 9
 
 
+@pytest.mark.timeout(300)
 def test_a_kill_at_any_step_of_a_repair_loses_nothing(damaged: Path, tmp_path: Path) -> None:
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     whole, lost = start_again(damaged)

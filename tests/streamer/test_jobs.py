@@ -265,6 +265,22 @@ async def test_the_archive_takes_every_event_once(clips: Path, tmp_path: Path) -
     assert (tmp_path / "events.jsonl").read_bytes() == lines.read_bytes()
 
 
+@pytest.mark.timeout(300)
+def test_every_file_with_events_is_for_its_owner_alone(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sinks = [f"jsonl:{out / 'own.jsonl'}", f"sqlite:{out / 'own.sqlite'}", f"parquet:{out / 'parquet'}"]
+    options = [word for address in sinks for word in ("--sink", address)]
+    for every in (1, 2):  # the second run replaces the events of the first
+        done = run(clips / "c.mp4", *MOVING, *options, "--out", out, "--again", "--every", every)
+        assert done.returncode == 0, done.stderr
+    modes = {path: path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()}
+    marks = (b"specversion", b"PAR1")
+    holding = {path: mode for path, mode in modes.items() if any(mark in path.read_bytes() for mark in marks)}
+    assert {"events.jsonl", "events.sqlite", "own.jsonl", "own.sqlite"} <= {path.name for path in holding}
+    assert ".parquet" in {path.suffix for path in holding}
+    assert set(holding.values()) == {0o600}, holding
+
+
 class CountingDetector:
     threshold = 0.5
 

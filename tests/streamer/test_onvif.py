@@ -142,6 +142,7 @@ def test_add_without_a_file_prints_the_stream(tmp_path: Path) -> None:
         code, output = call("add", address, "--json", "--with-password", "-c", str(tmp_path / "new.yaml"))
         assert json.loads(output)["stream"]["source"].startswith("rtsp://admin:pass@")
         assert yaml.safe_load((tmp_path / "new.yaml").read_text())["streams"][0]["name"] == "dome-4-127-0-0-1"
+        assert (tmp_path / "new.yaml").stat().st_mode & 0o077 == 0  # the password stands in it
         found = CliRunner().invoke(app, ["cameras", "add", address, "--profile", "third"])
         assert "has no profile 'third': it has main (Main stream), sub (Sub stream)" in str(found.exception)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import hashlib
 import io
 import re
 import sqlite3
@@ -14,12 +15,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sinks.event import Box, Event, EventType, LineInfo, ZoneInfo, rfc3339
+from sinks.event import Box, Event, EventType, LineInfo, Media, ZoneInfo, rfc3339
 from sinks.sqlite import SqliteSink
 from streamer.cli import app
 from streamer.errors import ConfigError
 from streamer.tasks.report import _to_csv, write_report
 from streamer.tasks.report_figures import ReportFigures, StreamFigures
+from streamer.tasks.report_gallery import MOST_CARDS, TrackGallery
 from streamer.tasks.report_page import DWELL_EDGES_S, DWELL_NAMES, TimeBins, dwell_classes, heat_color, report_page
 from tests.sinks.makes import event
 
@@ -242,7 +244,89 @@ def test_a_page_of_many_streams_links_to_each() -> None:
     figures = ReportFigures()
     for number in range(4):
         figures.add_event(at(DAY_NS, EventType.TRACK_BEGIN, 0, stream=f"gate {number}"))
-    text = report_page(figures, "events.sqlite")
+    text = report_page(figures, {}, "events.sqlite")
     links = re.findall(r'href="#(stream-\d)"', text)
     assert links == re.findall(r'<section id="(stream-\d)"', text)
     assert len(links) == 4
+
+
+def cards_of(path: Path) -> list[str]:
+    """The cards of a page, each as its text."""
+    found = re.findall(r'<article class="card">(.*?)</article>', path.read_text(), re.DOTALL)
+    return [" ".join(re.sub(r"<[^>]+>", " ", card).split()) for card in found]
+
+
+def test_the_gallery_has_a_card_for_each_track_with_its_words_times_and_places(tmp_path: Path) -> None:
+    second = 1_000_000_000
+    told = [
+        at(DAY_NS, EventType.TRACK_BEGIN, 0, box=(0.1, 0.2, 0.3, 0.4)),
+        at(DAY_NS + second, EventType.ZONE_ENTER, 1, zone=("yard", None), box=(0.2, 0.2, 0.4, 0.6)),
+        at(DAY_NS + 2 * second, EventType.LINE_CROSS, 2, line="door>", box=(0.3, 0.2, 0.5, 0.8)),
+        at(DAY_NS + 3 * second, EventType.LINE_CROSS, 3, line="door>", box=(0.3, 0.2, 0.5, 0.8)),
+        at(DAY_NS + 9 * second, EventType.TRACK_END, 4, box=(0.5, 0.2, 0.7, 1.0)),
+    ]
+    store(tmp_path / "events.sqlite", told)
+    page = write_report(tmp_path, quiet=True)
+    [card] = cards_of(page)
+    assert card.startswith("#3 red car 0.80 ")
+    assert card.endswith("to 2026-11-25 00:00:09 entered yard crossed door (in) 2 times")
+    [points] = re.findall(r'<polyline points="([^"]+)"', page.read_text())
+    assert points == "12.80,14.40 19.20,21.60 25.60,28.80 25.60,28.80 38.40,36.00"
+
+
+def test_the_gallery_prefers_tracks_with_events_at_places_and_counts_all(tmp_path: Path) -> None:
+    uids = [f"01HZX3V5Q8M4T7W9Y2B6C8D{number:03d}" for number in range(40)]
+    told = [at(DAY_NS + n, EventType.TRACK_BEGIN, n, uid=uid) for n, uid in enumerate(uids)]
+    told += [at(DAY_NS + 99, EventType.ZONE_ENTER, 99, uid=uids[-1], zone=("yard", None))]
+    store(tmp_path / "events.sqlite", told)
+    page = write_report(tmp_path, quiet=True)
+    cards = cards_of(page)
+    assert len(cards) == MOST_CARDS
+    assert [card for card in cards if "entered yard" in card]
+    assert f"{MOST_CARDS} of 40, those with most events" in page.read_text()
+
+
+def test_the_gallery_shows_merged_tracks_as_one() -> None:
+    gallery = TrackGallery()
+    for event_ in (
+        at(DAY_NS, EventType.TRACK_BEGIN, 0, uid=UIDS[0], box=(0.1, 0.1, 0.2, 0.2)),
+        at(DAY_NS + 1, EventType.TRACK_BEGIN, 1, uid=UIDS[1], query="van", box=(0.5, 0.1, 0.6, 0.2)),
+        at(DAY_NS + 2, EventType.ZONE_ENTER, 2, uid=UIDS[1], query="van", zone=("yard", None)),
+        at(DAY_NS + 3, EventType.TRACK_MERGE, 3, uid=UIDS[1], into=UIDS[0]),
+    ):
+        gallery.add_event(event_)
+    [card], total = gallery.best_cards()
+    assert total == 1
+    assert card.words == {"red car": 0.8, "van": 0.8}
+    assert card.places == ["entered yard"]
+    assert [moment for moment, _, _ in card.path] == [DAY_NS, DAY_NS + 1, DAY_NS + 2]
+
+
+def test_the_gallery_of_a_long_time_is_bounded() -> None:
+    gallery = TrackGallery()
+    for number in range(3000):
+        uid = f"01HZX3V5Q8M4T7W9Y2B6C8{number:04d}"
+        gallery.add_event(at(DAY_NS + number, EventType.TRACK_BEGIN, number, uid=uid))
+        gallery.add_event(at(DAY_NS + number, EventType.TRACK_END, number, uid=uid))
+    cards, total = gallery.best_cards()
+    assert (len(cards), total) == (MOST_CARDS, 3000)
+    assert len(gallery._cards) < 1500
+
+
+@pytest.mark.parametrize("fault", ["", "gone", "changed", "no picture", "elsewhere"])
+def test_a_stored_picture_is_part_of_the_page_when_it_is_the_one_of_the_event(tmp_path: Path, fault: str) -> None:
+    picture = b"\xff\xd8\xff\xe0 a picture"
+    file = tmp_path / "a b.jpg"
+    file.write_bytes({"changed": picture + b"!", "no picture": b"GIF89a"}.get(fault, picture))
+    sha256 = hashlib.sha256(file.read_bytes() if fault == "no picture" else picture).hexdigest()
+    uri = f"https://h/{file.name}" if fault == "elsewhere" else file.as_uri()
+    if fault == "gone":
+        file.unlink()
+    told = at(DAY_NS + 1, EventType.MEDIA, 1)
+    media = told.model_copy(
+        update={"data": told.data.model_copy(update={"media": [Media(kind="crop", uri=uri, sha256=sha256)]})}
+    )
+    store(tmp_path / "events.sqlite", [at(DAY_NS, EventType.TRACK_BEGIN, 0), media])
+    text = write_report(tmp_path, quiet=True).read_text()
+    assert ("data:image/jpeg;base64," in text) is (not fault)
+    assert len(cards_of(tmp_path / "report.html")) == 1

@@ -125,6 +125,15 @@ def test_a_track_is_reported_with_its_mask():
     assert sv.rle_to_mask(told_mask.counts, (30, 20)).sum() == 25
 
 
+def test_the_masks_of_ended_tracks_are_reported_and_then_leave_the_memory():
+    rule = tracks()
+    rule.update(dataclasses.replace(seen(0, {1: HERE}), masks=np.ones((1, 20, 30), bool)))
+    assert reported(rule.update(seen(0.1, {}, alive=[]))) == [("track.end", 1)]
+    assert rule.find(1).describe().mask is not None
+    rule.update(seen(0.2, {}))
+    assert rule.find(1).mask is None
+
+
 def votes(rule: QueryMatches, frames, step_s=0.1, labels=(1, 2)):
     return [
         [(*entry, happening.data["query_number"]) for happening, entry in zip(said, reported(said), strict=True)]

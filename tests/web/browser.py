@@ -43,11 +43,24 @@ def open_browser() -> Iterator[Any]:
 class WatchedPage:
     """A page with everything that it complains about: console errors, exceptions, requests to other hosts."""
 
-    def __init__(self, browser: Any, base: str, *, width: int = 1280, height: int = 800, scheme: str = "light") -> None:
+    def __init__(
+        self,
+        browser: Any,
+        base: str,
+        *,
+        width: int = 1280,
+        height: int = 800,
+        scheme: str = "light",
+        ignore_https_errors: bool = False,
+    ) -> None:
         self.base = base
         self.complaints: list[str] = []
         context = browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme=scheme, locale="en-GB", timezone_id="UTC"
+            viewport={"width": width, "height": height},
+            color_scheme=scheme,
+            locale="en-GB",
+            timezone_id="UTC",
+            ignore_https_errors=ignore_https_errors,
         )
         self.page = context.new_page()
         self.page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))

@@ -240,3 +240,29 @@ def test_the_configuration_is_shown_without_secrets(tmp_path):
         assert VIEWER not in shown
 
     run(tmp_path, story)
+
+
+def test_what_the_file_says_is_listed_even_where_the_api_would_not_take_it(tmp_path):
+    long = "a person " * 80
+    text = TEXT.replace("      - a person # who comes", f"      - text: {long.strip()}\n        id: a/b").replace(
+        "      - id: yard", f"      - id: {'z' * 300}\n        dwell_s: [100000]"
+    )
+
+    async def story(client, file, pipeline) -> None:
+        assert [query["id"] for query in await client.list_queries("gate")] == ["a/b"]
+        assert [zone["dwell_s"] for zone in await client.request("GET", "/streams/gate/zones")] == [[100000]]
+        await client.set_query("gate", "dog", "a dog")
+        assert [query["id"] for query in await client.list_queries("gate")] == ["a/b", "dog"]
+
+    run(tmp_path, story, text)
+
+
+def test_words_with_control_characters_are_refused(tmp_path):
+    async def story(client, file, pipeline) -> None:
+        for query, words in (("dog\x06", "a dog"), ("dog", "a dog\x06"), ("dog", "a dog\nand a cat")):
+            with pytest.raises(ApiError) as caught:
+                await client.set_query("gate", query, words)
+            assert caught.value.status == 422
+        assert file.read_text() == TEXT
+
+    run(tmp_path, story)

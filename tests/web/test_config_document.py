@@ -47,6 +47,16 @@ def test_only_the_edited_node_changes(tmp_path):
     assert (tmp_path / "c.yaml.bak").read_text() == TWO
 
 
+def test_the_rights_of_a_configuration_are_kept_and_its_copy_has_the_same(tmp_path):
+    made = document(tmp_path)
+    made.path.chmod(0o600)
+    store(made, NodeEdit(("queries",), ["a dog"]))
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("c.yaml*")} == {
+        "c.yaml": 0o600,
+        "c.yaml.bak": 0o600,
+    }
+
+
 @pytest.mark.parametrize(
     "words", ["no", "on", "yes", "12:30", "1e3", "null", "~", "a: b", "# x", "'", '"', "- a", "Ärger", "*x"]
 )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
 from sinks.event import EventType
+from streamer.config import load_config
+from streamer.web.access import RateLimiter
 from streamer.web.app import api_schema, create_app
 from streamer.web.event_store import EventStore
 from tests.web.rooms import OPERATOR, event, match, room, track
+from tests.web.test_changes import running
 
 GOLDEN = Path(__file__).parent / "goldens" / "openapi.json"
 
@@ -83,3 +87,61 @@ def test_no_request_makes_the_server_fail(tmp_path):
 
         ask()
     assert failed == []
+
+
+@pytest.mark.timeout(300)
+def test_no_request_makes_a_running_monitor_fail(tmp_path, monkeypatch):
+    """Changes reach the pipeline and the file, unlike above."""
+    pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    monkeypatch.setattr(RateLimiter, "wait_s", lambda _self, _key: 0.0)
+
+    async def go() -> None:
+        async with running(tmp_path) as (client, file, pipeline):
+            failed, statuses = await asyncio.to_thread(ask_all, f"http://127.0.0.1:{client._port}")
+            assert failed == []
+            assert {200, 202, 404, 422} <= statuses
+            assert {report.stream: report.state.value for report in pipeline.report()} == {
+                "gate": "live",
+                "back": "live",
+            }
+            assert load_config(file).streams == pipeline.config.streams
+
+    asyncio.run(go())
+
+
+def ask_all(base: str) -> tuple[list[tuple[object, ...]], set[int]]:
+    """Requests that the server failed to answer, and all statuses. Streams stay, so that their routes are reached."""
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import strategies as st
+
+    failed: list[tuple[object, ...]] = []
+    statuses: set[int] = set()
+    for result in schemathesis.openapi.from_url(f"{base}/api/v1/openapi.json").get_all_operations():
+        operation = result.ok()
+        is_endless = operation.path.endswith(("/events/stream", "/live.mjpeg"))
+        removes_stream = operation.method == "delete" and operation.path.endswith("/{stream}")
+        if is_endless or removes_stream or operation.path.endswith("/session"):
+            continue
+
+        @given(case=operation.as_strategy(), stream=st.sampled_from(["gate", "back", None]))
+        @settings(
+            max_examples=6,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        def ask(case, stream) -> None:
+            if stream is not None and "stream" in (case.path_parameters or {}):
+                case.path_parameters["stream"] = stream
+            answer = case.call(headers={"Authorization": f"Bearer {OPERATOR}", "If-Match": "*"}, timeout=60)
+            statuses.add(answer.status_code)
+            if answer.status_code >= 500:
+                failed.append(
+                    (case.method, case.formatted_path, case.query, case.body, answer.status_code, answer.text)
+                )
+
+        ask()
+    return failed, statuses

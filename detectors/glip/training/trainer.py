@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -303,8 +302,8 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     """What `GlipTrainer.save` wrote. Raises `TrainingError` when it cannot be read."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a damaged pickle fails in any way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TrainingError(f"cannot read the checkpoint {path}: {reason}") from error
     if not isinstance(state, Mapping) or "average" not in state:
         raise TrainingError(f"{path} holds no training state: give a file that training wrote")

@@ -73,7 +73,7 @@ class TunedPrompt:
                 text = TextFeatures(*(file.get_tensor(name) for name in TextFeatures._fields))
             labels = tuple(tuple(positions) for positions in json.loads(header["labels"]))
             return cls(tuple(json.loads(header["queries"])), labels, text)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise DetectorError(f"{path} is no file of tuned words: {error}") from error
 
     def select(self, queries: Sequence[str]) -> tuple[TextFeatures, list[tuple[int, ...]]]:

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Self
 
+from sinks.supervision import keep_running, start_task
 from streamer.sources.source import MovableSource, OnState, Source
 from streamer.sources.workers.protocol import MessageDecoder, RingOpened, WorkerLogged, encode_message
 from streamer.sources.workers.proxy import WorkerLink, WorkerSource
@@ -34,6 +35,7 @@ _SILENT_CHECKS = 5
 _DEATHS_WITHIN_S = 60.0
 _LONGEST_PAUSE_S = 0.8
 _END_S = 1.0
+_RESTART_S = 1.0
 
 
 def can_move_sources() -> bool:
@@ -54,7 +56,7 @@ class DecodePool:
         self._numbers = 0
         self._moved = 0
         self._replacing: set[asyncio.Task[object]] = set()
-        self._checking: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[object] | None = None
         self._closed = False
         self._said: set[str] = set()  # by workers, of what is said once
 
@@ -125,7 +127,8 @@ class DecodePool:
         worker = _WorkerProcess(is_apart, self._note_death, self._log_record)
         self._workers.append(worker)
         if self._checking is None:
-            self._checking = asyncio.get_running_loop().create_task(self._check_workers(), name="decode worker check")
+            checking = keep_running(self._check_workers, name="the check of the decode workers", pause_s=_RESTART_S)
+            self._checking = start_task(checking, name="decode worker check")
         return worker
 
     def _note_death(self, worker: _WorkerProcess) -> None:
@@ -141,7 +144,7 @@ class DecodePool:
         logging.getLogger(record.logger).log(record.level, "%s", record.text)
 
     def _run(self, work: Coroutine[Any, Any, object]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = start_task(work, name="replace a decode worker")
         self._replacing.add(task)
         task.add_done_callback(self._replacing.discard)
 

@@ -169,6 +169,7 @@ class MessageDecoder:
             end = _LENGTH.size + _LENGTH.unpack_from(self._bytes)[0]
             if len(self._bytes) < end:
                 return
-            items = pickle.loads(bytes(self._bytes[_LENGTH.size : end]))  # written by our own process
+            # our own process wrote it, over a pipe that no other has
+            items = pickle.loads(bytes(self._bytes[_LENGTH.size : end]))  # nosec B301
             del self._bytes[:end]
             yield from items

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sinks.supervision import start_thread
 from streamer.errors import SourceError
 from streamer.frame import Frame
 from streamer.sources.frame_counter import FrameCounter
@@ -297,11 +298,11 @@ class _ServedSource:
         if isinstance(source, PushSource):
             source.start_reading(self.handover)
         else:
-            threading.Thread(target=self._iterate, name=f"read {source.name}", daemon=True).start()
+            start_thread(self._iterate, name=f"read {source.name}")
 
     def close(self) -> None:
         """Stop reading, beside everything else: a source may be held up in the network for seconds."""
-        threading.Thread(target=self._close, name=f"close {self._source.name}", daemon=True).start()
+        start_thread(self._close, name=f"close {self._source.name}")
 
     def _close(self) -> None:
         try:
