@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import socket
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -444,6 +445,9 @@ class WebTokens(_ConfigSection):
     )
 
 
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
 class WebConfig(_ConfigSection):
     """The page and the HTTP API of a running `monitor`."""
 
@@ -458,6 +462,12 @@ class WebConfig(_ConfigSection):
     )
     root_path: str = Field(
         "", pattern=r"^(/[\w.~-]+)*$", description="Path under which a reverse proxy serves the page, such as /video."
+    )
+    public_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$",
+        description="Address of the page for other nodes that share the cameras; made of host and port when absent, "
+        "unless host is a loopback address.",
     )
     certificate: Path | None = Field(None, description="A PEM file with the TLS certificate chain of the server.")
     key: Path | None = Field(None, description="A PEM file with the private key of the TLS certificate.")
@@ -484,6 +494,17 @@ class WebConfig(_ConfigSection):
             if not re.fullmatch(r"https?://[^/?#\s*]+", origin):
                 raise ValueError(f"{origin!r} is not an origin: write scheme and host, such as https://example.org")
         return value
+
+    def page_address(self) -> str:
+        """The address of the page for other machines, empty where they do not reach it."""
+        if self.public_url is not None:
+            return f"{self.public_url.rstrip('/')}/"
+        if self.host in LOOPBACK_HOSTS or not self.port:
+            return ""
+        host = socket.getfqdn() if self.host in ("0.0.0.0", "::") else self.host
+        host = f"[{host}]" if ":" in host else host
+        scheme = "http" if self.certificate is None else "https"
+        return f"{scheme}://{host}:{self.port}{self.root_path}/"
 
 
 class Config(_ConfigSection):

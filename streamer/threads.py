@@ -4,7 +4,8 @@ The cores are shared by these rules:
 
 * the model (torch, OpenMP) may use every core that the process may use, and waits passively for its next work;
 * decoding runs in worker processes, one for each core up to `MOST_WORKERS`, one thread for each source, of which
-  only as many decode at a time as the worker's share of the cores: many cameras do not starve the rest;
+  only as many decode at a time as the worker's share of the cores: many cameras do not starve the rest; a recording
+  that is read beside few others gets several threads, so that one long file uses the machine;
 * OpenCV and NumPy's BLAS compute in the calling thread: their inputs are small, and their pools wait by spinning.
 
 More threads than cores do no harm as long as none of them spins; a spinning pool makes a model beside it 3 to 6 times
@@ -23,6 +24,9 @@ from pathlib import Path
 MOST_WORKERS = 16
 """Decode workers at most: each serves several sources, and FFmpeg decodes without the interpreter lock."""
 
+MOST_RECORDING_THREADS = 4
+"""Threads that decode one recording at most: more make little faster and hold more pictures in memory."""
+
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -36,6 +40,11 @@ class ThreadPlan:
     decoding: int = 1  # threads of one worker that decode at a time
     opencv: int = 1
     blas: int = 1
+
+    def recording_threads(self, sources: int) -> int:
+        """Returns the threads that may decode a recording, where `sources` are read in all: one core is left to the
+        analysis."""
+        return max(1, min(MOST_RECORDING_THREADS, (self.cores - 1) // max(1, sources)))
 
     def __str__(self) -> str:
         return (

@@ -17,13 +17,7 @@ log = logging.getLogger("sinks.spool")
 
 OpenKind = Literal["track", "visit", "match", "rule", "stream"]
 
-_KINDS: dict[str, OpenKind] = {
-    "zone": "visit",
-    "match": "match",
-    "rule": "rule",
-    "stream": "stream",
-    "former": "stream",
-}
+_KINDS: dict[str, OpenKind] = {"zone": "visit", "match": "match", "rule": "rule", "stream": "stream"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +33,7 @@ class OpenItem:
 class OpenState:
     """Follows the events in their order. Not thread-safe.
 
-    Keys: a track has its uid; the others are `zone UID ID`, `match UID ID`, `rule UID OTHER ID`, `stream NAME`, and
-    `former RUN NAME` for a run whose tracks are still open while a later run of the stream has begun.
+    Keys: a track has its uid; the others are `zone UID ID`, `match UID ID`, `rule UID OTHER ID` and `stream NAME`.
     """
 
     def __init__(self) -> None:
@@ -48,14 +41,13 @@ class OpenState:
         self._parts: dict[str, set[str]] = {}  # by a track's uid: the keys of its visits and matches
         self._changed: dict[str, Event | None] = {}
         self._stream_keys: dict[str, str] = {}
-        self._former: set[str] = set()  # keys of former runs
 
     def load(self, rows: Mapping[str, bytes], path: object) -> int:
         """Takes the stored state; returns how many rows were damaged: each is named in the log and left out."""
         damaged = 0
         for key, line in rows.items():
             event = parse_line(line)
-            if event is None or key not in _possible_keys(event):
+            if event is None or key not in (*_track_key(event), *_part_keys(event), f"stream {event.data.stream}"):
                 damaged += 1
                 log.error(
                     "the spool %s is damaged: the stored state of %r cannot be read, its end is unknown", path, key
@@ -63,8 +55,6 @@ class OpenState:
                 self._changed[key] = None
             else:
                 self._mark_open(key, event)
-                if key.startswith("former "):
-                    self._former.add(key)
         return damaged
 
     def note(self, event: Event) -> None:
@@ -91,14 +81,6 @@ class OpenState:
         stream = self._stream_keys.get(data.stream)
         if stream is None:
             stream = self._stream_keys[data.stream] = f"stream {data.stream}"
-        if self._former and (key := _former_key(event)) in self._former:
-            self._note_former(key, event)
-            return
-        if kind is EventType.STREAM_OFFLINE or kind is EventType.STREAM_ONLINE:
-            before = self._events.get(stream)
-            if before is not None and before.data.run < data.run and self._has_tracks(before):
-                self._former.add(_former_key(before))
-                self._mark_open(_former_key(before), before)
         if kind is EventType.STREAM_OFFLINE:
             self._mark_closed(stream)
         elif kind is EventType.STREAM_ONLINE or stream in self._events:
@@ -121,20 +103,6 @@ class OpenState:
         """After `take_changes`: they could not be stored and are changes still, unless newer ones came."""
         self._changed = {**changed, **self._changed}
 
-    def _note_former(self, key: str, event: Event) -> None:
-        """Takes an event of a run after which another one of its stream has begun."""
-        if event.type is EventType.STREAM_OFFLINE:
-            self._former.discard(key)
-            self._mark_closed(key)
-        else:
-            self._events[key] = self._changed[key] = event
-
-    def _has_tracks(self, last: Event) -> bool:
-        """Whether tracks are open of the stream and run of an event."""
-        stream, run = last.data.stream, last.data.run
-        open_tracks = (event.data for event in self._events.values() if event.data.track is not None)
-        return any(data.stream == stream and data.run == run for data in open_tracks)
-
     def _mark_open(self, key: str, event: Event) -> None:
         self._events[key] = self._changed[key] = event
         kind, _, rest = key.partition(" ")
@@ -153,14 +121,6 @@ class OpenState:
 
 def _track_key(event: Event) -> tuple[str, ...]:
     return () if event.data.track is None else (event.data.track.uid,)
-
-
-def _former_key(event: Event) -> str:
-    return f"former {event.data.run} {event.data.stream}"
-
-
-def _possible_keys(event: Event) -> list[str]:
-    return [*_track_key(event), *_part_keys(event), f"stream {event.data.stream}", _former_key(event)]
 
 
 def _part_keys(event: Event) -> list[str]:

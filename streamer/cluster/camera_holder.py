@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from sinks.worker import SinkWorker
-from streamer.cluster.lease_book import EXPIRE_S, RENEW_EVERY_S, CameraLease, LeaseAnswer, LeaseError
+from streamer.cluster.cluster_status import ClusterStatus, describe_book
+from streamer.cluster.lease_book import EXPIRE_S, RENEW_EVERY_S, CameraLease, LeaseAnswer, LeaseBook, LeaseError
 from streamer.cluster.lease_store import LeaseStore, SharedConfig
 from streamer.cluster.node_leases import NodeLeases
 from streamer.config import Config
@@ -41,14 +42,16 @@ class CameraHolder:
         read_text: Callable[[str], Config],
         *,
         capacity: int | None = None,
+        page: str = "",
     ) -> None:
-        """`file` has the configuration of all nodes; `read_text` makes it of its text, and raises `ConfigError`."""
+        """`file` has the configuration of all nodes; `read_text` makes it of its text, and raises `ConfigError`. `page`
+        is the address of this node's page for other machines."""
         self.node = node
         self._store = store
         self._file = file
         self._read_text = read_text
         self._worker = SinkWorker("leases")
-        self._leases = NodeLeases(store, node, capacity=capacity)
+        self._leases = NodeLeases(store, node, capacity=capacity, page=page)
         self._config: Config | None = None
         self._revision = 0  # of the configuration in use
         self._refused_revision = 0  # one that this node cannot use
@@ -84,6 +87,10 @@ class CameraHolder:
             self._granted,
             len(self._running),
         )
+
+    def cluster_status(self) -> ClusterStatus:
+        """All nodes and cameras, as they were at the last renewal."""
+        return describe_book(self._leases.book or LeaseBook())
 
     # Beginning and end.
 

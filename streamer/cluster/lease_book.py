@@ -30,7 +30,8 @@ class LeaseError(StreamerError):
 @dataclass(slots=True)
 class NodeRecord:
     """One node. `session` is the process that has the name; `revision` the configuration that it uses; `capacity` the
-    most cameras that it takes, None for no limit; `seen_ns` its own time (UTC) of its last renewal."""
+    most cameras that it takes, None for no limit; `seen_ns` its own time (UTC) of its last renewal; `page` the address
+    of its page, where other machines reach it."""
 
     name: str
     session: str
@@ -40,6 +41,7 @@ class NodeRecord:
     capacity: int | None = None
     revision: int = 0
     seen_ns: int = 0
+    page: str = ""
 
 
 @dataclass(slots=True)
@@ -121,6 +123,7 @@ class LeaseBook:
         now_ns: int,
         *,
         capacity: int | None = None,
+        page: str = "",
         replaces: Collection[str] = (),
         expired: Collection[str] = (),
     ) -> bool:
@@ -133,7 +136,7 @@ class LeaseBook:
         former = self.nodes.get(name)
         if former is not None and former.session not in replaces:
             return False
-        self.nodes[name] = NodeRecord(name, session, capacity=capacity, seen_ns=now_ns)
+        self.nodes[name] = NodeRecord(name, session, capacity=capacity, seen_ns=now_ns, page=page)
         for camera in self.cameras.values():
             if former is not None and (camera.holder, camera.session) == (name, former.session):
                 cause = f"node {name} could not renew its lease"

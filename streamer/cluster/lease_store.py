@@ -27,7 +27,8 @@ _KEPT_REVISIONS = 1000
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS {prefix}_nodes (
     name text PRIMARY KEY, session text NOT NULL, beat bigint NOT NULL, is_ready boolean NOT NULL,
-    is_draining boolean NOT NULL, capacity bigint, revision bigint NOT NULL, seen_ns bigint NOT NULL
+    is_draining boolean NOT NULL, capacity bigint, revision bigint NOT NULL, seen_ns bigint NOT NULL,
+    page text NOT NULL
 );
 CREATE TABLE IF NOT EXISTS {prefix}_cameras (
     name text PRIMARY KEY, is_wanted boolean NOT NULL, epoch bigint NOT NULL, holder text NOT NULL,

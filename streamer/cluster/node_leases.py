@@ -42,6 +42,7 @@ class NodeLeases:
         name: str,
         *,
         capacity: int | None = None,
+        page: str = "",
         clock: Callable[[], float] = boot_time_s,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -49,6 +50,8 @@ class NodeLeases:
         self.name = name
         self._store = store
         self._capacity = capacity
+        self._page = page
+        self._book: LeaseBook | None = None
         self._clock = clock
         self._wall_ns = wall_ns
         self._watch = BeatWatch()
@@ -63,6 +66,11 @@ class NodeLeases:
     def is_joined(self) -> bool:
         """Whether the present session may go on."""
         return self._fence is not None and self._fence.is_good(self._clock())
+
+    @property
+    def book(self) -> LeaseBook | None:
+        """All nodes and cameras as they were at the last renewal, None before the first. Not to be changed."""
+        return self._book
 
     @property
     def renewed_s(self) -> float | None:
@@ -88,7 +96,13 @@ class NodeLeases:
         def change(book: LeaseBook) -> bool:
             expired = self._watch.find_expired(book.nodes.values(), self._clock())
             return book.join_node(
-                self.name, session, self._wall_ns(), capacity=self._capacity, replaces=former, expired=expired
+                self.name,
+                session,
+                self._wall_ns(),
+                capacity=self._capacity,
+                page=self._page,
+                replaces=former,
+                expired=expired,
             )
 
         joined = self._store.update(change)
@@ -110,6 +124,7 @@ class NodeLeases:
 
         def change(book: LeaseBook) -> LeaseAnswer | None:
             now_s = self._clock()
+            self._book = book
             return book.renew_node(
                 self.name,
                 self._session,

@@ -57,6 +57,7 @@ NotFound = av.error.HTTPNotFoundError
 Refused = (av.error.HTTPOtherClientError, av.error.HTTPServerError, av.error.HTTPBadRequestError)
 TimedOut = (av.error.ExitError, av.error.TimeoutError)
 
+_LONGEST_STEP = 1.5  # frames between two pictures, where no picture is missing
 _WAITING_PICTURES = 32  # a decoder holds back at most 16 pictures; one that waits longer never comes
 # Formats whose packets FFmpeg completes only when the next one begins: what it returns came before that.
 _LATE_FORMATS = frozenset({"rtsp", "sdp", "rtp", "mpegts", "mpeg", "h264", "hevc"})
@@ -77,6 +78,12 @@ class NoSuchTrack(NoVideo):
     def __init__(self, count: int) -> None:
         super().__init__(count)
         self.count = count
+
+
+class DamageFound(Exception):
+    """Several threads came upon damage, which they report too late to say what it spoils, or upon pictures that are
+    shown in another order than decoded. What came before is right; the recording is to be read again with one thread.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +292,8 @@ class VideoReader:
     `on_wait`, reading goes on after each `read_timeout_s` without data, once `on_wait` has returned; what it raises
     ends reading. `lossy` says that whole pictures may get lost on the way here. `track` is the number of the video
     track, from 0; None takes the one marked as default, of several the largest. `decode` chooses the device.
+    Up to `threads` decode where that hides no damage; pictures then come later by as many, and `pictures` raises
+    `DamageFound` where one is damaged.
     """
 
     def __init__(
@@ -300,6 +309,7 @@ class VideoReader:
         lossy: bool = False,
         track: int | None = None,
         decode: Decode = "cpu",
+        threads: int = 1,
     ) -> None:
         """Raises `DecodeError` where it cannot be opened, `NoVideo` where it holds no pictures."""
         began_ns = time.time_ns()
@@ -342,11 +352,14 @@ class VideoReader:
         base = self._stream.time_base or Fraction(1, 90_000)
         self._tick_ns = base.numerator * 1_000_000_000, base.denominator
         codec.copy_opaque = True  # so that a picture knows the packet it came in
-        # One thread a stream: several within a picture make FFmpeg forget to report damage, several over pictures delay
-        # a live stream by as many pictures.
-        codec.thread_type = "NONE"
-        codec.thread_count = 1
+        # One thread a camera: several within a picture make FFmpeg forget to report damage, several over pictures delay
+        # a live stream by as many pictures. The latter report all damage of H.264 where pictures are shown in the order
+        # that they are decoded in, as cameras and their recorders send them; else some of it is forgotten, and H.265
+        # shows other pictures for damage that it does not notice.
         self._codec = codec.name
+        is_threaded = threads > 1 and device is None and self._codec == "h264" and not codec.has_b_frames
+        codec.thread_type = "FRAME" if is_threaded else "NONE"
+        codec.thread_count = self._threads = threads if is_threaded else 1
         if self._codec in _SILENT_CODECS:
             codec.options = _SILENT_CODECS[self._codec]
         layout = self._codec in ("h264", "hevc")
@@ -371,6 +384,7 @@ class VideoReader:
         self.packets_read = 0  # those that hold part of a picture
         self._last_tick = self._ticks_read = 0  # of AVI, which counts frames that repeat the last one, too
         self._ring: PacketRing | None = None
+        self._packet_ns: int | None = None  # presentation time of the last of them that was decoded by several threads
         self._end: int | None = None  # where the last of them ends
 
     def _open_h265(self, codec: VideoCodecContext) -> PictureUnits:
@@ -515,7 +529,8 @@ class VideoReader:
     def pictures(self) -> Iterator[DecodedPicture | LostPictures]:
         """Decodes to the end: each packet with part of a picture becomes a picture, or is counted as lost.
 
-        Raises `DecodeError` where reading fails, after all that could be decoded.
+        Raises `DecodeError` where reading fails, after all that could be decoded; `DamageFound` where several threads
+        decode and there is any.
         """
         group: _PictureGroup | None = None
         failure: Exception | None = None
@@ -574,6 +589,19 @@ class VideoReader:
             choice.note_key(pts_ns)
             return PacketUse.DECODE
         return choice.use(pts_ns, is_reference=lambda: self._is_reference(packet))
+
+    def _check_step(self, packet: Packet[VideoStream]) -> None:
+        """Takes a leap for pictures that are missing in the file: several threads show others after it, also where the
+        next one counts as a key picture and builds on earlier ones (intra refresh)."""
+        before_ns, self._packet_ns = self._packet_ns, self._ns(packet.pts)
+        if before_ns is None or self._packet_ns is None:
+            return
+        if self._packet_ns - before_ns > _LONGEST_STEP * self.frame_ns:
+            self._note_damage()
+
+    def _note_damage(self) -> None:
+        if self._threads > 1:
+            raise DamageFound
 
     def keep_packets(self, ring: PacketRing) -> None:
         """Adds every packet that is read from now on to `ring`."""
@@ -669,7 +697,10 @@ class VideoReader:
                 group.damage(sent.pts_ns)
             gap = self._lossy and self._numbers is not None and self._numbers.has_gap(bytes(packet))
             if gap and not packet.is_keyframe:
+                self._note_damage()
                 group.broken = True
+            if self._threads > 1:
+                self._check_step(packet)
             if group.ends_broken:
                 sent.is_healing = group.heals(is_reference=self._is_reference(packet))
         try:
@@ -679,6 +710,7 @@ class VideoReader:
             frames = []
         except DecodeError:
             frames = []
+            self._note_damage()
             if self._is_picture(packet):
                 group.damage(sent.pts_ns)
                 yield from self._give_up(sent)
@@ -716,6 +748,8 @@ class VideoReader:
         if self._unproved != "cpu":
             note_format(self._unproved, self._codec, frame.format.name)
             self._unproved = "cpu"
+        if frame.is_corrupt or (self._threads > 1 and self._stream.codec_context.has_b_frames):
+            self._note_damage()
         sent = frame.opaque if isinstance(frame.opaque, _SentPicture) else next(iter(self._sent), None)
         pts_ns = self._newest_ns = self._ns(frame.pts)
         arrival_ns, place = time.time_ns(), None
@@ -777,6 +811,7 @@ class VideoReader:
                 self._numbers.learn(data)
             if not sent.group.broken and self._numbers.is_field(data):
                 return  # the other field of its picture has brought the frame
+        self._note_damage()
         yield LostPictures(self._shown_ns(sent.pts_ns))
 
     def _ns(self, ticks: int | None) -> int | None:

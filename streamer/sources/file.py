@@ -73,6 +73,8 @@ class FileSource:
         self._decode = decode
         self._tls = tls or TlsOptions()
         self._on_state = on_state
+        self._threads = 1
+        self._has_begun = False
         self._handover: FrameQueue | None = None  # where frames go
         self._taken: Handover | None = None  # the same, where this object is iterated
         self._thread = new_thread(self._read_all, name=f"read {name}", on_failure=self._finish_failed)
@@ -109,6 +111,10 @@ class FileSource:
         self._ring = PacketRing(limits, on_kept)
         return self._ring
 
+    def use_threads(self, count: int) -> None:
+        """Decode with `count` threads, where the recording can be read again. To be called before it is iterated."""
+        self._threads = count
+
     def start_reading(self, queue: FrameQueue) -> None:
         self._handover = queue
         self._thread.start()
@@ -128,8 +134,7 @@ class FileSource:
         assert handover is not None
         error: Exception | None = None
         try:
-            with self.open_reader() as video:
-                self._hand_over(video, handover)
+            self._read_video(handover)
         except NoSuchTrack as failure:
             error = SourceError(
                 f"{self._shown} has no video track {self._track}: give a track from 0 to {failure.count - 1}"
@@ -150,8 +155,21 @@ class FileSource:
         if self._handover is not None:
             self._handover.finish(SourceError(f"{self._shown} cannot be read any more: {describe_error(failure)}"))
 
-    def open_reader(self) -> VideoReader:
-        """Opens the recording. Raises what `VideoReader`, the web and the object store raise."""
+    def _read_video(self, handover: FrameQueue) -> None:
+        """Reads with several threads until damage comes, then with one, which knows what it spoils, from the start."""
+        from streamer.sources.decode import DamageFound
+
+        can_repeat = self.recording is not None and self.recording.is_file() and self._ring is None
+        try:
+            with self.open_reader(self._threads if can_repeat else 1) as video:
+                self._hand_over(video, handover)
+        except DamageFound:
+            with self.open_reader() as video:
+                self._hand_over(video, handover, known=self.account.tally().received)
+
+    def open_reader(self, threads: int = 1) -> VideoReader:
+        """Opens the recording, to be decoded by up to `threads`. Raises what `VideoReader`, the web and the object
+        store raise."""
         from streamer.sources.decode import VideoReader
 
         if self._path.startswith("s3://"):
@@ -159,7 +177,7 @@ class FileSource:
         if self._is_web:
             return self._open_web()
         # Without "file:" FFmpeg takes what stands before a colon in a file's name for a protocol.
-        return VideoReader(f"file:{self._path}", track=self._track, decode=self._decode)
+        return VideoReader(f"file:{self._path}", track=self._track, decode=self._decode, threads=threads)
 
     def _open_web(self) -> VideoReader:
         from streamer.sources.playlist import Playlist
@@ -181,7 +199,8 @@ class FileSource:
             stack.pop_all()
         return video
 
-    def _hand_over(self, video: VideoReader, handover: FrameQueue) -> None:
+    def _hand_over(self, video: VideoReader, handover: FrameQueue, known: int = 0) -> None:
+        """Hands on the pictures after the first `known`, which were handed on or counted as lost before."""
         from streamer.sources.decode import LostPictures
 
         if self._ring is not None:
@@ -189,20 +208,28 @@ class FileSource:
         self.expected_frames = video.frame_count
         clock, basis = self._clocks(video)
         before: DecodedPicture | None = None
-        for picture in video.pictures():
+        for number, picture in enumerate(video.pictures()):
             if isinstance(picture, LostPictures):
-                self.account.receive()
-                self.account.drop("corrupt")
+                if number >= known:
+                    self.account.receive()
+                    self.account.drop("corrupt")
                 continue
             if before is None:
                 handover.resize(max(2, min(_AHEAD, _AHEAD_BYTES // (picture.width * picture.height * 3))))
-                self._report_state(SourceState.LIVE)
+                if not self._has_begun:
+                    self._report_state(SourceState.LIVE)
+                self._has_begun = True
             gap_ns = None
             if clock.leaps(picture.pts_ns) and before is not None:
                 gap_ns = self._gap_ns(before, picture)
             time_ns = clock.time_ns(picture.pts_ns, gap_ns)
             if self._ring is not None:
                 self._ring.note_time(picture.pts_ns, time_ns)
+            before = picture
+            if number < known:
+                if self._closed:
+                    return
+                continue
             frame = Frame(
                 self.name,
                 self.account.receive(),
@@ -212,7 +239,6 @@ class FileSource:
                 (picture.width, picture.height),
                 picture.pixel_aspect,
             )
-            before = picture
             if not handover.put(frame):
                 self.account.drop("shutdown")
                 return

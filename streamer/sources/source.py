@@ -87,3 +87,12 @@ class PushSource(Source, Protocol):
     def start_reading(self, queue: FrameQueue) -> None:
         """Read into `queue` from now on, until the end, `queue` takes no more or `aclose()`. Instead of iterating."""
         ...
+
+
+@runtime_checkable
+class ThreadedSource(Source, Protocol):
+    """A recording that several threads can decode."""
+
+    def use_threads(self, count: int) -> None:
+        """Decode with up to `count` threads. To be called before the source is read."""
+        ...

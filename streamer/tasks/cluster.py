@@ -4,55 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import typer
 from rich.table import Table
 
+from streamer.cluster.cluster_status import ClusterStatus, describe_book
 from streamer.cluster.lease_address import open_lease_store
-from streamer.cluster.lease_book import EXPIRE_S, CameraRecord, LeaseBook, NodeRecord
+from streamer.cluster.lease_book import LeaseBook
 from streamer.cluster.lease_store import LeaseStore
 from streamer.tasks.console import user_console
 
 
-@dataclass(frozen=True, slots=True)
-class NodeStatus:
-    """One node. `state` is `ready`, `joining`, `draining`, `drained`, `behind` (it does not use the present
-    configuration) or `silent`; `renewed_s` seconds have passed since its last renewal, by the clocks of both
-    machines."""
-
-    name: str
-    state: str
-    cameras: int
-    capacity: int | None
-    revision: int
-    renewed_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class CameraStatus:
-    """One camera. `holder` is None while no node watches it; `moving_to` the node that gets it next, if known."""
-
-    name: str
-    holder: str | None
-    epoch: int
-    moving_to: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterStatus:
-    """All nodes and cameras; `revision` is that of the configuration."""
-
-    revision: int
-    nodes: list[NodeStatus]
-    cameras: list[CameraStatus]
-
-
 def read_status(store: LeaseStore) -> ClusterStatus:
     """The present state of all nodes and cameras. Raises `LeaseError`."""
-    return store.update(_describe_book)
+    return store.update(describe_book)
 
 
 def show_status(address: str, *, as_json: bool) -> None:
@@ -81,7 +48,7 @@ def drain_node(address: str, name: str, *, is_draining: bool, as_json: bool) -> 
 
     def change(book: LeaseBook) -> ClusterStatus:
         book.drain_node(name, is_draining=is_draining)
-        return _describe_book(book)
+        return describe_book(book)
 
     with _open_store(address) as store:
         status = store.update(change)
@@ -105,27 +72,3 @@ def _open_store(address: str) -> Iterator[LeaseStore]:
         yield store
     finally:
         store.close()
-
-
-def _describe_book(book: LeaseBook) -> ClusterStatus:
-    now_ns = time.time_ns()
-    wanted = sorted((one for one in book.cameras.values() if one.is_wanted), key=lambda one: one.name)
-    return ClusterStatus(
-        book.revision,
-        [_describe_node(book.nodes[name], wanted, book.revision, now_ns) for name in sorted(book.nodes)],
-        [CameraStatus(one.name, one.holder or None, one.epoch, one.moving_to or None) for one in wanted],
-    )
-
-
-def _describe_node(node: NodeRecord, cameras: list[CameraRecord], revision: int, now_ns: int) -> NodeStatus:
-    held = sum(camera.holder == node.name for camera in cameras)
-    renewed_s = max(0.0, (now_ns - node.seen_ns) / 1e9)
-    if renewed_s > EXPIRE_S:
-        state = "silent"
-    elif node.is_draining:
-        state = "draining" if held else "drained"
-    elif not node.is_ready:
-        state = "joining"
-    else:
-        state = "ready" if node.revision == revision else "behind"
-    return NodeStatus(node.name, state, held, node.capacity, node.revision, round(renewed_s, 1))

@@ -232,10 +232,10 @@ async def _run_monitor(
 ) -> bool:
     shows_table = shows_table and sys.stderr.isatty()
     latest = LatestEvents() if shows_table and not config.sinks else None
-    async with _join_cameras(options) as holder:
+    async with _join_cameras(options, config) as holder:
         if holder is not None:
             config = holder.begin_config()
-        with _open_room(config, options) as room:
+        with _open_room(config, options, holder) as room:
             sinks: dict[str, Sink] = {}
             if room is not None:
                 sinks.update(room.sinks())
@@ -290,7 +290,7 @@ def _start_following(
 
 
 @contextlib.asynccontextmanager
-async def _join_cameras(options: MonitorOptions) -> AsyncIterator[CameraHolder | None]:
+async def _join_cameras(options: MonitorOptions, config: Config) -> AsyncIterator[CameraHolder | None]:
     """Opens the leases by which several nodes share the cameras, None without."""
     file, node = options.file, options.node_name
     if options.lease is None or file is None or node is None:
@@ -302,7 +302,14 @@ async def _join_cameras(options: MonitorOptions) -> AsyncIterator[CameraHolder |
     def read_text(text: str) -> Config:
         return options.add_to(read_config(text, str(file)))
 
-    holder = CameraHolder(open_lease_store(options.lease), node, file, read_text, capacity=options.capacity)
+    holder = CameraHolder(
+        open_lease_store(options.lease),
+        node,
+        file,
+        read_text,
+        capacity=options.capacity,
+        page="" if config.web is None else config.web.page_address(),
+    )
     try:
         await holder.begin()
         yield holder
@@ -355,7 +362,7 @@ def _modified_ns(file: Path) -> int:
 
 
 @contextlib.contextmanager
-def _open_room(config: Config, options: MonitorOptions) -> Iterator[WebRoom | None]:
+def _open_room(config: Config, options: MonitorOptions, nodes: CameraHolder | None) -> Iterator[WebRoom | None]:
     """Opens what the page needs before the pipeline: its event store, its tokens, the recorders of live pictures."""
     if config.web is None:
         yield None
@@ -368,7 +375,7 @@ def _open_room(config: Config, options: MonitorOptions) -> Iterator[WebRoom | No
     folder = state_folder() if node is None else state_folder() / node
     make_folder(folder)
     document = ConfigDocument(file, folder / f"{name}.overrides.yaml", config)
-    room = WebRoom(config.web, folder, document, refusal=options.refusal)
+    room = WebRoom(config.web, folder, document, refusal=options.refusal, nodes=nodes)
     try:
         yield room
     finally:

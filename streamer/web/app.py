@@ -26,7 +26,8 @@ from streamer.web import event_routes, stream_routes
 from streamer.web.access import SESSION_S, Role
 from streamer.web.event_store import EventQuery, compact_event
 from streamer.web.live_socket import LiveSocket
-from streamer.web.models import HealthAnswer, LoginBody, ServerInfo, SessionAnswer
+from streamer.web.models import ClusterAnswer, HealthAnswer, LoginBody, ServerInfo, SessionAnswer
+from streamer.web.nodes import HolderRedirect, describe_cluster
 from streamer.web.problems import Problem, ProblemDetails, handle_problems
 from streamer.web.security import (
     RequestGuard,
@@ -74,6 +75,8 @@ def create_app(state: WebState) -> FastAPI:
     _add_live(app)
     _add_page(app)
     settings = state.settings
+    if state.nodes is not None:
+        app.add_middleware(HolderRedirect, state=state)
     app.add_middleware(RequestGuard, trusted_proxies=settings.trusted_proxies, root_path=settings.root_path)
     return app
 
@@ -193,7 +196,13 @@ def _add_session(app: FastAPI) -> None:
             live=state.control is not None,
             editable=state.control is not None and role is Role.OPERATOR,
             memory_s=state.settings.memory_s,
+            node=None if state.nodes is None else state.nodes.node,
         )
+
+    @app.get("/api/v1/cluster", **secured(Role.VIEWER, 404))
+    async def cluster(request: Request) -> ClusterAnswer:
+        """Returns the nodes that share the cameras, and who watches each camera."""
+        return describe_cluster(web_state(request))
 
 
 def _add_live(app: FastAPI) -> None:

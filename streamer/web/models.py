@@ -258,6 +258,37 @@ class ConfigAnswer(_Body):
     yaml: str = Field(description="The effective configuration as YAML to copy, empty without overrides.")
 
 
+class ClusterNode(_Body):
+    """A node that shares cameras with others."""
+
+    name: str
+    state: str = Field(description="ready, joining, draining, drained, behind or silent.")
+    cameras: int
+    capacity: int | None
+    revision: int = Field(description="Of the configuration that the node uses.")
+    renewed_s: float = Field(description="Seconds since its last renewal.")
+    page: str = Field(description="Address of its page; empty where other machines do not reach one.")
+
+
+class ClusterCamera(_Body):
+    """A camera and who watches it."""
+
+    name: str
+    holder: str | None = Field(description="The node that watches it, null for none.")
+    epoch: int = Field(description="The run of its events.")
+    moving_to: str | None
+    page: str = Field(description="Address of the camera on the page of its holder; empty where it has none.")
+
+
+class ClusterAnswer(_Body):
+    """All nodes and cameras; `node` is the one that answers."""
+
+    node: str
+    revision: int
+    nodes: list[ClusterNode]
+    cameras: list[ClusterCamera]
+
+
 class ServerInfo(_Body):
     """What this server offers to the page."""
 
@@ -266,3 +297,4 @@ class ServerInfo(_Body):
     live: bool = Field(description="Streams are live, not the results of a finished job.")
     editable: bool
     memory_s: float
+    node: str | None = Field(None, description="Name of this node where several share the cameras.")

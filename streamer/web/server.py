@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from sinks.sink import Sink
 from sinks.supervision import new_thread
 from streamer.analysis.stream_analysis import StreamAnalysis
-from streamer.config import Config, WebConfig
+from streamer.config import LOOPBACK_HOSTS, Config, WebConfig
 from streamer.errors import StreamerError
 from streamer.pipeline.pipeline import Pipeline
 from streamer.sources.source import Source
@@ -30,7 +30,7 @@ from streamer.web.control import ControlRoom
 from streamer.web.event_store import EventFeed, EventStore, StoreSink
 from streamer.web.live_frames import LiveFrames, LiveRecorder
 from streamer.web.metrics import PipelineMetrics
-from streamer.web.state import WebState
+from streamer.web.state import NodeDirectory, WebState
 
 log = logging.getLogger("groundstream")
 
@@ -52,13 +52,22 @@ class WebAddress:
 class WebRoom:
     """The web side of one monitor: made before the pipeline, whose frames and events it needs, served beside it."""
 
-    def __init__(self, settings: WebConfig, state_folder: Path, document: ConfigDocument, *, refusal: str = "") -> None:
+    def __init__(
+        self,
+        settings: WebConfig,
+        state_folder: Path,
+        document: ConfigDocument,
+        *,
+        refusal: str = "",
+        nodes: NodeDirectory | None = None,
+    ) -> None:
         """Opens the event store and the access tokens in `state_folder`; `refusal` says why nothing can be changed on
-        the page, if so. Raises `StreamerError`, `ConfigError`."""
+        the page, if so; `nodes` share the cameras. Raises `StreamerError`, `ConfigError`."""
         self.settings = settings
         self._folder = state_folder
         self._document = document
         self._refusal = refusal
+        self._nodes = nodes
         configured = {Role.VIEWER: settings.tokens.viewer, Role.OPERATOR: settings.tokens.operator}
         self._tokens_path = state_folder / "web-tokens.json"
         tokens, self.made_tokens = load_tokens(self._tokens_path, configured)
@@ -96,6 +105,7 @@ class WebRoom:
             control,
             control=control,
             registry=registry,
+            nodes=self._nodes,
             media=[media_store(pipeline.config)],
         )
         with serve_state(state) as address:
@@ -109,7 +119,7 @@ class WebRoom:
     @property
     def is_exposed(self) -> bool:
         """Whether other machines reach the page without TLS."""
-        return self.settings.host not in {"127.0.0.1", "::1", "localhost"} and self.settings.certificate is None
+        return self.settings.host not in LOOPBACK_HOSTS and self.settings.certificate is None
 
     def close(self) -> None:
         """Closes store and encoder. Safe to call twice."""

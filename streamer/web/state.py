@@ -23,6 +23,8 @@ from streamer.web.problems import Problem
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from streamer.cluster.cluster_status import ClusterStatus
+
 
 class StreamDirectory(Protocol):
     """What every server can say about its streams, live ones and finished recordings alike."""
@@ -44,9 +46,20 @@ class ResultVideos(Protocol):
         ...
 
 
+class NodeDirectory(Protocol):
+    """The nodes that share cameras with this one."""
+
+    node: str
+
+    def cluster_status(self) -> ClusterStatus:
+        """Returns the present state of all nodes and cameras."""
+        ...
+
+
 @dataclass(slots=True)
 class WebState:
-    """What the routes work with. `control` is None where nothing can be changed, as with results of a job."""
+    """What the routes work with. `control` is None where nothing can be changed, as with results of a job; `nodes` is
+    None where no cameras are shared."""
 
     settings: WebConfig
     access: AccessControl
@@ -58,6 +71,7 @@ class WebState:
     registry: CollectorRegistry | None = None
     media: Sequence[MediaStore] = ()
     videos: ResultVideos | None = None
+    nodes: NodeDirectory | None = None
     sockets: SocketGroup = field(default_factory=SocketGroup)
     previews: PreviewRuns = field(default_factory=PreviewRuns)
     feed_readers: int = 0

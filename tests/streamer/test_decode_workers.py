@@ -259,6 +259,22 @@ def test_a_slot_that_comes_back_while_the_loop_is_about_to_wait_wakes_it(tmp_pat
     run(work)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_worker_lets_go_of_recordings_that_have_ended(tmp_path: Path):
+    path = make_clip(tmp_path / "clip.mp4", 10)
+
+    async def work() -> None:
+        async with pool_of() as pool:
+            for _ in range(12):
+                assert len(await read(pool.move(open_sources(str(path))[0]))) == 10
+            (process,) = pool.process_ids
+            maps = Path(f"/proc/{process}/maps")
+            await until(lambda: maps.read_text().count("groundstream-frames") <= 1)
+            assert len(await read(pool.move(open_sources(str(path))[0]))) == 10
+
+    run(work)
+
+
 def test_slots_come_back_when_frames_are_dropped_unread(tmp_path: Path):
     path = make_clip(tmp_path / "clip.mp4", 100)
 

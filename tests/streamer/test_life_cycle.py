@@ -116,26 +116,6 @@ def test_every_stream_is_closed_with_its_own_sequence(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("first", [EventType.STREAM_ONLINE, EventType.STREAM_OFFLINE])
-def test_a_run_that_was_superseded_ends_behind_its_own_last_event(tmp_path, first):
-    """A node that lost its lease leaves tracks open, goes on under a new run, and ends them when it starts again."""
-    lost = [
-        event(1, run=5, kind=EventType.STREAM_ONLINE),
-        event(2, run=5, kind=EventType.TRACK_BEGIN, uid="OLD"),
-        event(3, run=5, kind=EventType.COVERAGE),
-        event(4, run=5, kind=EventType.COVERAGE),
-    ]
-    online = [event(2, run=6, kind=EventType.STREAM_ONLINE)] if first is EventType.STREAM_OFFLINE else []
-    later = [event(1, run=6, kind=first), *online, event(3, run=6, kind=EventType.TRACK_BEGIN, uid="NEW")]
-    closing = left_by(tmp_path, [*lost, *later], None)
-    assert [(one.data.run, int(one.sequence), one.kind) for one in closing] == [
-        (5, 5, "track.end"),
-        (5, 6, "stream.offline"),
-        (6, 4, "track.end"),
-        (6, 5, "stream.offline"),
-    ]
-
-
 CRASHER = """
     import asyncio, os, sys, time
     from sinks.event import EventType

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -240,13 +241,15 @@ def test_a_node_that_is_cut_off_from_the_database_falls_silent_before_its_camera
         nodes.start("a", address=through, port=port)
         nodes.wait(lambda: read_metrics(port).get("groundstream_lease_cameras") == 3.0, "a holds all cameras")
         nodes.wait(lambda: read_status(port) == 200, "a is ready")
+        nodes.wait_seen("a")
         lost = nodes.online("a")
         proxy.freeze()
         nodes.wait(lambda: "could not renew its leases in time" in nodes.log("a"), "a stops")
-        nodes.wait(lambda: read_metrics(port)["groundstream_lease_cameras"] == 0.0, "a watches none")
-        assert read_metrics(port)["groundstream_lease_age_seconds"] > 3.9
-        assert read_metrics(port)['groundstream_lease_renewals_total{outcome="failed"}'] > 0
-        assert read_status(port) == 503
+        nodes.wait(lambda: read_metrics(port).get("groundstream_lease_cameras") == 0.0, "a watches none")
+        nodes.wait(lambda: read_metrics(port).get("groundstream_lease_age_seconds", 0.0) > 3.9, "the age rises")
+        failed = 'groundstream_lease_renewals_total{outcome="failed"}'
+        nodes.wait(lambda: read_metrics(port).get(failed, 0.0) > 0, "failures are counted")
+        nodes.wait(lambda: read_status(port) == 503, "a is not ready")
         before = len(nodes.events("a"))
         nodes.start("b")
         nodes.wait_seen("b")
@@ -422,6 +425,65 @@ def test_doctor_checks_the_store_of_leases_and_changes_nothing(nodes):
     state, detail = doctor(nodes.address)
     assert state == "works", detail
     assert "1 nodes share 3 cameras" in detail
+
+
+TOKEN = "a-token-for-viewers-only"
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def ask_page(port: int, path: str, token: str | None = TOKEN) -> tuple[int, str, bytes]:
+    """Status, Location and body of an answer of a node's page; status 0 while it does not answer."""
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=30) as answer:
+            return answer.status, "", answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers.get("Location", ""), error.read()
+    except OSError:
+        return 0, "", b""
+
+
+@pytest.mark.parametrize("nodes", ["sqlite"], indirect=True)
+def test_the_page_of_every_node_knows_all_cameras_and_who_watches_them(nodes):
+    ports = {name: free_port() for name in "ab"}
+    web = f'web: {{port: "${{PORT}}", public_url: "http://127.0.0.1:${{PORT}}", tokens: {{viewer: {TOKEN}}}}}'
+    for name, port in ports.items():
+        write_config(nodes.folder / f"{name}.yaml", more=web)
+        nodes.start(name, port=port)
+    nodes.wait_seen("a", "b")
+    nodes.wait(lambda: set(nodes.holders().values()) == {"a", "b"}, "both have cameras")
+    nodes.wait(lambda: all(ask_page(port, "/healthz", None)[0] == 200 for port in ports.values()), "both pages")
+    holders = nodes.holders()
+
+    def answer(name: str) -> dict[str, Any]:
+        status, _, body = ask_page(ports[name], "/api/v1/cluster")
+        assert status == 200
+        return dict(json.loads(body))
+
+    for name in "ab":
+        nodes.wait(lambda n=name: {c["name"]: c["holder"] for c in answer(n)["cameras"]} == holders, "both know all")  # type: ignore[misc]
+        found = answer(name)
+        assert found["node"] == name
+        assert {node["name"]: node["state"] for node in found["nodes"]} == {"a": "ready", "b": "ready"}
+        server = json.loads(ask_page(ports[name], "/api/v1/server")[2])
+        assert (server["node"], server["editable"]) == (name, False)
+    for camera, holder in holders.items():
+        other = "b" if holder == "a" else "a"
+        page = f"http://127.0.0.1:{ports[holder]}/camera/{camera}"
+        assert {one["page"] for one in answer(other)["cameras"] if one["name"] == camera} == {page}
+        for path in (f"/api/v1/streams/{camera}", f"/api/v1/streams/{camera}/snapshot.jpg?width=320"):
+            assert ask_page(ports[other], path)[:2] == (307, f"http://127.0.0.1:{ports[holder]}{path}")
+            nodes.wait(lambda h=holder, p=path: ask_page(ports[h], p)[0] == 200, "the holder answers")  # type: ignore[misc]
+            assert ask_page(ports[other], path, None)[0] == 401, "without a token nothing is said"
+        assert ask_page(ports[other], f"/camera/{camera}")[:2] == (307, page)
+        assert ask_page(ports[other], f"/camera/{camera}", None)[0] == 200, "the page asks to log in"
+    assert ask_page(ports["a"], "/api/v1/streams/nowhere")[0] == 404
 
 
 def test_doctor_names_a_store_that_cannot_be_used(tmp_path):

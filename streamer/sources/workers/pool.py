@@ -113,6 +113,7 @@ class DecodePool:
         self._numbers += 1
         source.number = self._numbers
         worker.sources[source.number] = source
+        source.threads = plan_threads().recording_threads(sum(len(one.sources) for one in self._workers))
         return worker
 
     def _detach(self, source: WorkerSource) -> None:

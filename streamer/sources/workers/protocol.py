@@ -25,7 +25,7 @@ _LENGTH = struct.Struct("!I")
 
 class OpenSource(NamedTuple):
     """Read a source. Frames with an index below `first` were delivered by an earlier worker: they are not sent. Rings
-    are numbered from `rings` + 1, so that no number comes twice."""
+    are numbered from `rings` + 1, so that no number comes twice. A recording is decoded by up to `threads`."""
 
     source: int
     recipe: SourceRecipe
@@ -34,6 +34,7 @@ class OpenSource(NamedTuple):
     rings: int
     sampling: FrameSampling | None
     packets: PacketLimits | None = None
+    threads: int = 1
 
 
 class CloseSource(NamedTuple):

@@ -73,6 +73,7 @@ class WorkerSource:
         self.expected_frames = source.expected_frames
         self.recording, self.remote = source.recording, source.remote
         self.number = 0  # under which the pool knows it, while it is open
+        self.threads = 1  # that may decode it, by the pool's choice
         self.deaths: list[float] = []  # when workers died under it, by the monotonic clock
         self._shown = repr(source)
         self._recipe = source.recipe()
@@ -233,7 +234,9 @@ class WorkerSource:
 
     def _order(self, recipe: SourceRecipe) -> OpenSource:
         first = 0 if self.live else self._next_index
-        return OpenSource(self.number, recipe, self.live, first, self._rings, self._sampling, self._packet_limits)
+        return OpenSource(
+            self.number, recipe, self.live, first, self._rings, self._sampling, self._packet_limits, self.threads
+        )
 
     def _add_frame(self, item: FrameDecoded) -> None:
         basis, uncertainty_ms, received_ns, connection = item.clock

@@ -26,7 +26,7 @@ from streamer.errors import SourceError
 from streamer.frame import Frame
 from streamer.sources.frame_counter import FrameCounter
 from streamer.sources.packet_clips import ClipCutter, CutResult, PacketSource
-from streamer.sources.source import PushSource, Source, StateChange
+from streamer.sources.source import PushSource, Source, StateChange, ThreadedSource
 from streamer.sources.workers.protocol import (
     ClipCut,
     CloseSource,
@@ -123,7 +123,12 @@ class RingHandover:
         self._batch_began = 0.0
         self._pending: Frame | None = None  # of a live source: the newest, while the reader holds every slot
         self._closed = False
-        self._ended = False
+        self._is_finishing = self._ended = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the end has been sent: nothing follows."""
+        return self._ended
 
     def put(self, frame: Frame) -> bool:
         """Send `frame`, waiting for a free slot; False where the reader wants no more."""
@@ -165,9 +170,9 @@ class RingHandover:
     def finish(self, error: BaseException | None = None) -> None:
         """Send what is left and the end."""
         with self._changed:
-            if self._ended:
+            if self._is_finishing:
                 return
-            self._ended = True
+            self._is_finishing = True
             if self._pending is not None:  # no slot became free in time: the reader is behind by all of them
                 self._pending = None
                 self.account.drop("stale")
@@ -179,6 +184,7 @@ class RingHandover:
                 log.error("decode worker: %s", error, exc_info=error)
                 items.append(SourceEnded(self._number, f"{type(error).__name__}: {error}", is_fault=True))
             self._outlet.send(items)
+            self._ended, self._ring = True, None
 
     def close(self) -> int:
         """Take no more; returns how many frames were waiting here."""
@@ -207,7 +213,7 @@ class RingHandover:
 
     def report_counts(self) -> None:
         with self._changed:
-            if not self._ended:
+            if not self._is_finishing:
                 self._outlet.send([self._counts()])
 
     def _write(self, frame: Frame) -> bool:
@@ -282,6 +288,8 @@ class _ServedSource:
             self.handover.finish(error)
             raise
         source = self._source
+        if isinstance(source, ThreadedSource):
+            source.use_threads(order.threads)
         self.cutter: ClipCutter | None = None
         if order.packets is not None and isinstance(source, PacketSource):
             self.cutter = source.keep_packets(order.packets, self._report_packets)
@@ -356,8 +364,11 @@ class DecodeWorker:
             if time.monotonic() >= due:
                 due = time.monotonic() + BEAT_S
                 self._outlet.send([])
-                for served in self._sources.values():
-                    served.handover.report_counts()
+                for number, served in list(self._sources.items()):
+                    if served.handover.has_ended:
+                        del self._sources[number]
+                    else:
+                        served.handover.report_counts()
 
     def _obey(self, item: Any) -> None:
         if isinstance(item, OpenSource):

@@ -4,6 +4,7 @@ import { ask, clock, colourOf, duration, fill, make, minute, number, plural } fr
 import { placeEditor } from "./editor.js";
 import { colourNumber, eventLine, isOutage, kindOf } from "./event-text.js";
 import { live } from "./live.js";
+import { pageElsewhere } from "./nodes.js";
 import { livePicture } from "./picture.js";
 import { queryPanel } from "./queries.js";
 
@@ -12,6 +13,11 @@ const MOST_EVENTS = 8;
 const LIST_KINDS = ["match.begin", "zone.enter", "zone.dwell", "line.cross", "stream.offline", "stream.online", "enrich"];
 
 export async function cameraView(page, name) {
+  const elsewhere = page.server.node ? await pageElsewhere(name) : "";
+  if (elsewhere) {
+    location.replace(elsewhere);
+    return new Promise(() => {}); // the browser leaves this page
+  }
   const path = `/streams/${encodeURIComponent(name)}`;
   const [{ body: status }, zones, lines] = await Promise.all([call("GET", path), get(`${path}/zones`), get(`${path}/lines`)]);
   const context = { page, name, path, status, zones, lines, inside: new Map() };

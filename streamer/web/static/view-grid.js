@@ -5,6 +5,7 @@ import { live } from "./live.js";
 import { livePicture } from "./picture.js";
 import { address } from "./api.js";
 import { get } from "./api.js";
+import { otherCameras } from "./nodes.js";
 
 export async function gridView(page) {
   const tiles = new Map();
@@ -35,12 +36,14 @@ export async function gridView(page) {
     if (isSame) for (const stream of streams) tiles.get(stream.name).update(stream);
     else refresh();
   });
+  const others = page.server.node ? await otherCameras() : null;
   const add = page.server.editable ? make("button", { class: "button", type: "button", onclick: () => addCamera(page) }, "Add a camera") : null;
   return {
     title: page.server.live ? "Live" : "Results",
-    element: [make("div", { class: "page-head" }, make("h1", {}, page.server.live ? "Cameras" : "Results"), summary, make("span", { class: "grow" }), add), grid],
+    element: [make("div", { class: "page-head" }, make("h1", {}, page.server.live ? "Cameras" : "Results"), summary, make("span", { class: "grow" }), add), grid, others?.element],
     leave: () => {
       stop();
+      others?.stop();
       for (const tile of tiles.values()) tile.picture?.stop();
     },
   };

@@ -2,6 +2,7 @@
 import { call, get, root } from "./api.js";
 import { ask, duration, fill, make, moment, number, plural } from "./dom.js";
 import { live } from "./live.js";
+import { nodeTables } from "./nodes.js";
 
 const STATES = { live: ["good", "● live"], connecting: ["warn", "◔ connecting"], stalled: ["warn", "◔ no pictures come"], waiting: ["bad", "▲ away"], closed: ["dim", "■ ended"], paused: ["dim", "Ⅱ paused"] };
 const REASONS = { stale: "newer frame waited", not_sampled: "not sampled", corrupt: "damaged", detector_error: "detector failed", backlog: "backlog" };
@@ -39,6 +40,7 @@ export async function healthView(page) {
   const [streamList, sinkList] = await Promise.all([get("/streams"), get("/sinks")]);
   refresh({ streams: streamList.items, sinks: sinkList.items });
   const stop = live.on("health", refresh);
+  const nodes = page.server.node ? await nodeTables() : null;
   const config = page.server.editable ? await configPanel() : null;
   return {
     title: "Health",
@@ -48,8 +50,11 @@ export async function healthView(page) {
       page.server.live ? make("section", { class: "panel" }, make("h2", {}, "Sinks", make("span", { class: "grow" }), page.server.editable ? make("button", { class: "button small", type: "button", onclick: () => addSink(page) }, "Add a sink") : null),
         make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Sinks" }, make("table", { class: "cards" },
           make("thead", {}, make("tr", {}, head("address"), head("state"), head("waiting", true), head("delivered", true), head("refused", true), head("failures", true), make("th", {}, make("span", { class: "hidden-text" }, "actions")))), sinks))) : null,
-      config),
-    leave: stop,
+      nodes?.element, config),
+    leave: () => {
+      stop();
+      nodes?.stop();
+    },
   };
 }
 
