@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sinks.event import Event, Media
 
 MOST_PICTURE_BYTES = 8_000_000
-"""Bytes of a picture above which it is not delivered."""
+"""Bytes of a picture above which it is not read."""
 
 _JPEG_START = b"\xff\xd8\xff"
 
@@ -25,7 +25,7 @@ def load_picture(event: Event, kind: Literal["crop", "boxed"]) -> bytes | None:
     """
     pictures = [one for one in event.data.media or () if one.kind != "clip"]
     for media in sorted(pictures, key=lambda one: _distance(one, kind)):
-        if (picture := _read_checked(media)) is not None:
+        if (picture := read_stored_jpeg(media.uri, media.sha256, MOST_PICTURE_BYTES)) is not None:
             return picture
     return None
 
@@ -35,14 +35,18 @@ def _distance(media: Media, kind: Literal["crop", "boxed"]) -> int:
     return 0 if is_wanted else 1 if media.boxed else 2
 
 
-def _read_checked(media: Media) -> bytes | None:
-    address = urlsplit(media.uri)
+def read_stored_jpeg(uri: str, sha256: str, most_bytes: int) -> bytes | None:
+    """The JPEG at a `file:` address of this machine.
+
+    None for another address, and where the file is gone, larger than `most_bytes`, no JPEG or not the one of that hash.
+    """
+    address = urlsplit(uri)
     if address.scheme != "file" or address.netloc not in ("", "localhost"):
         return None
     try:
         with Path(url2pathname(address.path)).open("rb") as file:
-            picture = file.read(MOST_PICTURE_BYTES + 1)
+            picture = file.read(most_bytes + 1)
     except (OSError, ValueError):  # removed since by its retention, or not readable here
         return None
-    is_whole = len(picture) <= MOST_PICTURE_BYTES and hashlib.sha256(picture).hexdigest() == media.sha256.lower()
+    is_whole = len(picture) <= most_bytes and hashlib.sha256(picture).hexdigest() == sha256.lower()
     return picture if is_whole and picture.startswith(_JPEG_START) else None

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from rich.progress import Progress
@@ -27,7 +26,7 @@ from detectors.flickr import is_flickr, read_flickr
 from detectors.phrases import Phrase, Span, TextGrounder, prepare_sentence
 from streamer.detector_choice import DetectorChoice
 from streamer.errors import ConfigError, StreamerError
-from streamer.sources.picture import PictureError, read_picture
+from streamer.sources.picture import read_picture
 from streamer.tasks.closing import SignalWatch
 from streamer.tasks.console import make_folder, report_line, user_console, write_text
 
@@ -130,8 +129,7 @@ class _ModelWork:
     def __init__(self, run: ModelRun, data: Mapping[str, Any], task: str, queries: Sequence[str]) -> None:
         self._run = run
         self._images = _with_file_names(data, run.images)
-        as_stored = check_pictures({"images": self._images}, run.images, run.truth)
-        self._as_stored = as_stored
+        self._as_stored = check_pictures({"images": self._images}, run.images, run.truth)
         if run.out.exists():
             raise ConfigError(
                 f"{run.out} exists: score it with `evaluate {task} {run.truth} {run.out}`, remove it, "
@@ -190,13 +188,7 @@ class _ModelWork:
             yield image, [] if prompt is None else rows_of(image, next(found))
 
     def _read_image(self, image: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
-        path = self._run.images / image["file_name"]
-        if not self._as_stored[image["id"]]:
-            return read_picture(path)
-        read = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if read is None:
-            raise PictureError(f"cannot decode the picture {path}: expected a JPEG, PNG, WebP, BMP or TIFF file")
-        return np.asarray(read, np.uint8)
+        return read_picture(self._run.images / image["file_name"], as_stored=self._as_stored[image["id"]])
 
 
 def _read_partial(path: Path, settings: Mapping[str, Any]) -> dict[Any, list[dict[str, Any]]]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 from dataclasses import dataclass, field
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from sinks.event import Event, EventType
+from sinks.event_pictures import read_stored_jpeg
 from streamer.tasks.console import visible_text
 from streamer.tasks.report_figures import StreamFigures, format_time
 
@@ -19,7 +17,6 @@ _MOST_TRACKS = 40 * MOST_CARDS
 """Tracks of a stream that are remembered while events are read."""
 _MOST_POINTS = 120
 _MOST_PICTURE_BYTES = 400_000
-_JPEG = b"\xff\xd8\xff"
 
 
 @dataclass(slots=True)
@@ -134,8 +131,10 @@ def _card_block(card: TrackCard, stream: StreamFigures) -> str:
     )
     lines = [f"<b>#{card.number} {_plain_text(words or 'no query')}</b>", times]
     lines += [_plain_text(text) for text in _count_repeats(card.places)]
-    picture = embed_picture(*card.crop) if card.crop is not None else None
-    image = f'<img alt="" src="{picture}">' if picture is not None else ""
+    picture = read_stored_jpeg(*card.crop, _MOST_PICTURE_BYTES) if card.crop is not None else None
+    image = ""
+    if picture is not None:
+        image = f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(picture).decode()}">'
     caption = "".join(f"<div>{line}</div>" for line in lines)
     return f'<article class="card">{image}{_path_drawing(card, stream)}{caption}</article>'
 
@@ -165,21 +164,6 @@ def _path_drawing(card: TrackCard, stream: StreamFigures) -> str:
         f'<circle cx="{end_x:.2f}" cy="{end_y:.2f}" r="1.1" fill="#f5a524"/></svg>'
     )
     return "".join(parts)
-
-
-def embed_picture(uri: str, sha256: str) -> str | None:
-    """Returns a stored picture as a data address; None where the file is gone, is another one or no JPEG."""
-    address = urlsplit(uri)
-    if address.scheme != "file":
-        return None
-    try:
-        with Path(unquote(address.path)).open("rb") as file:
-            data = file.read(_MOST_PICTURE_BYTES + 1)
-    except (OSError, ValueError):
-        return None
-    if len(data) > _MOST_PICTURE_BYTES or not data.startswith(_JPEG) or hashlib.sha256(data).hexdigest() != sha256:
-        return None
-    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
 
 
 def _plain_text(value: str) -> str:
