@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from streamer.analysis.camera_motion import Affine
     from streamer.enrichment.enricher import Enrichment
     from streamer.frame import Frame
-    from streamer.media.snapshots import Snapshot
+    from streamer.media.media_writer import Snapshot
     from trackers import Tracker
 
 

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from streamer.media.folder import KEPT_SHARE, SHA256, STORED_NAME, MediaFile, MediaFolder
+from streamer.media.folder import SHA256, STORED_NAME, KeptMedium, MediaFile, MediaFolder, choose_expired
 from streamer.object_store import ObjectFolder, ObjectStoreError, S3Address
 
 _CHECK_EVERY_S = 600.0
@@ -102,16 +102,12 @@ class MediaBucket:
             raise OSError(str(error)) from error
 
     def _remove_expired(self) -> int:
-        found = [item for item in self._objects.list_all() if re.fullmatch(f"[0-9a-f]{{2}}/{STORED_NAME}", item.name)]
-        total = sum(item.size for item in found)
-        oldest_s = -math.inf if self._max_age_s is None else time.time() - self._max_age_s
-        wanted = math.inf if self._max_bytes is None or total <= self._max_bytes else self._max_bytes * KEPT_SHARE
-        expired = []
-        for item in sorted(found, key=lambda item: item.modified_s):
-            if item.modified_s >= oldest_s and total <= wanted:
-                break
-            expired.append(item.name)
-            total -= item.size
+        found = [
+            KeptMedium(item.modified_s, item.size, item.name)
+            for item in self._objects.list_all()
+            if re.fullmatch(f"[0-9a-f]{{2}}/{STORED_NAME}", item.name)
+        ]
+        expired = [medium.key for medium in choose_expired(found, self._max_age_s, self._max_bytes)]
         if expired:
             self._objects.remove(expired)
         return len(expired)

@@ -7,10 +7,8 @@ a clip is wanted is counted: asked = written + dropped (by reason) + pending.
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -19,17 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sinks.event import Event, Media
-from sinks.supervision import start_thread
 from streamer.analysis.event_writer import EventTime
 from streamer.frame import Frame
 from streamer.media.folder import MediaStore
-from streamer.media.snapshots import PICTURED, Snapshot, SnapshotTally
+from streamer.media.media_writer import PICTURED, MediaWriter, Snapshot, SnapshotTally
 from streamer.sources.packet_clips import CutResult, PacketLimits
 
 if TYPE_CHECKING:
     from streamer.sources.packet_clips import ClipCutter
-
-log = logging.getLogger("groundstream")
 
 _LONGEST_EXTENSION_S = 10.0
 """How much longer than usual a clip may become because further events follow."""
@@ -43,7 +38,6 @@ _JPEG_QUALITY = 85
 _FRAMES_WAITING = 2  # frames of a decode worker occupy its few slots while they wait
 _FRAME_BYTES = 64 << 20
 _QUEUE_SIZE = 64
-_IDLE_S = 30.0
 _SCRATCH = "unfinished-"
 _LEFTOVER_S = 86_400.0
 
@@ -92,7 +86,7 @@ class _StreamClips:
     frame_bytes: int = 0
 
 
-class ClipWriter:
+class ClipWriter(MediaWriter[Callable[[], None]]):
     """Writes clips of events into `folder`; unfinished ones lie in a temporary folder within it.
 
     Clips are dropped, and counted, as `no_packets` when there is nothing of that time, `queue_full` when too many
@@ -101,24 +95,17 @@ class ClipWriter:
 
     def __init__(self, folder: MediaStore, span: ClipSpan, *, queue_size: int = _QUEUE_SIZE) -> None:
         """Raises `OSError` where the folder cannot be written."""
+        super().__init__(folder, "clips")
         self.span = span
-        self._folder = folder
         self._scratch = _make_scratch(folder.local_path)
         self._queue_size = queue_size
         self._streams: dict[str, _StreamClips] = {}
         self._retired: list[tuple[str, ClipCutter]] = []
-        self._jobs: deque[tuple[str, Callable[[], None]]] = deque()
-        self._busy: Counter[str] = Counter()  # clips and frames that are ordered, queued or written, by stream
         self._clips_waiting = 0
         self._waiting_frames: Counter[str] = Counter()
-        self._finished: dict[str, list[Snapshot]] = {}
-        self._condition = threading.Condition()
-        self._is_closed = False
-        self._asked = self._written = self._numbers = 0
+        self._numbers = 0
         self._frames_dropped = 0
-        self._dropped: Counter[str] = Counter()
-        self._has_failed = False
-        self._thread = start_thread(self._serve_all, name="clips")
+        self._start_thread("clips")
 
     @property
     def frames_dropped(self) -> int:
@@ -169,21 +156,9 @@ class ClipWriter:
         """Has the packets of a closed source released once no clip is made of them any more."""
         self._retired.append((stream, cutter))
 
-    def take_finished(self, stream: str) -> list[Snapshot]:
-        """Returns the clips of a stream that were written since the last call. Thread-safe."""
-        if stream not in self._finished:  # most frames: without the lock
-            return []
-        with self._condition:
-            return self._finished.pop(stream, [])
-
     def is_busy(self, stream: str) -> bool:
         """Whether something of a stream is ordered or queued. Thread-safe."""
         return self._busy[stream] > 0
-
-    def drain(self, stream: str, timeout_s: float) -> bool:
-        """Waits until everything queued of a stream has been served; returns False after `timeout_s`. Thread-safe."""
-        with self._condition:
-            return self._condition.wait_for(lambda: self._is_closed or not self._busy[stream], timeout_s)
 
     def forget(self, stream: str) -> None:
         """Drops what is kept of a stream that has ended."""
@@ -192,20 +167,17 @@ class ClipWriter:
             self._finished.pop(stream, None)
 
     def tally(self) -> SnapshotTally:
-        """Returns the counts so far. Thread-safe."""
-        with self._condition:
-            return SnapshotTally(self._asked, self._written, {key: n for key, n in self._dropped.items() if n})
+        """Returns the counts so far, without reasons for which none was dropped. Thread-safe."""
+        tally = super().tally()
+        return replace(tally, dropped={reason: count for reason, count in tally.dropped.items() if count})
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Drops what waits and ends the thread, waiting up to `timeout_s` for a clip under way. Safe to call twice."""
-        with self._condition:
-            if not self._is_closed:
-                self._is_closed = True
-                self._dropped["shutdown"] += self._asked - self._written - sum(self._dropped.values())
-            self._jobs.clear()
-            self._condition.notify_all()
-        self._thread.join(timeout_s)
+        """See `MediaWriter.close`; what is unfinished is removed."""
+        super().close(timeout_s)
         shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _count_waiting(self) -> int:
+        return self._asked - self._written - sum(self._dropped.values())
 
     def _open_clip(self, clips: _StreamClips, cause: Snapshot, time_ns: int, cutter: ClipCutter | None) -> None:
         until_ns = time_ns + int(self.span.after_s * 1e9)
@@ -238,11 +210,11 @@ class ClipWriter:
             self._busy[clip.stream] += 1
         path = self._scratch / f"{self._numbers}.mp4"
         if clip.cutter is None:
-            self._queue(clip.stream, lambda: self._encode(clips, clip, path))
+            self._queue_job(clip.stream, lambda: self._encode(clips, clip, path))
             return
 
         def deliver(result: CutResult) -> None:
-            self._queue(clip.stream, lambda: self._store(clip, path, result))
+            self._queue_job(clip.stream, lambda: self._store(clip, path, result))
 
         clip.cutter.cut(clip.from_ns, clip.until_ns, path, deliver)
 
@@ -262,35 +234,19 @@ class ClipWriter:
             self._waiting_frames[frame.stream] += 1
             self._busy[frame.stream] += 1
         clips.last_frame_ns = frame.time_ns
-        self._queue(frame.stream, lambda: self._keep_frame(clips, frame))
+        self._queue_job(frame.stream, lambda: self._keep_frame(clips, frame))
         return is_full
 
-    def _queue(self, stream: str, job: Callable[[], None]) -> None:
+    def _queue_job(self, stream: str, job: Callable[[], None]) -> None:
         with self._condition:
             if not self._is_closed:
-                self._jobs.append((stream, job))
+                self._queue.append((stream, job))
                 self._condition.notify_all()
 
     # Everything below runs in the thread of the writer.
 
-    def _serve_all(self) -> None:
-        while True:
-            self._remove_expired()
-            with self._condition:
-                self._condition.wait_for(lambda: self._jobs or self._is_closed, _IDLE_S)
-                if self._is_closed:
-                    return
-                if not self._jobs:
-                    continue
-                stream, job = self._jobs.popleft()
-            try:
-                job()
-            except Exception as error:
-                self._log_failure(error)
-            del job  # and the frame that it may hold
-            with self._condition:
-                self._busy[stream] -= 1
-                self._condition.notify_all()
+    def _serve_job(self, job: Callable[[], None]) -> None:
+        job()
 
     def _keep_frame(self, clips: _StreamClips, frame: Frame) -> None:
         from streamer.media.pictures import encode_jpeg, fit_within, square_pixels
@@ -350,19 +306,6 @@ class ClipWriter:
             self._written += len(clip.causes)
             finished = self._finished.setdefault(clip.stream, [])
             finished += [replace(cause, media=media) for cause in clip.causes]
-
-    def _remove_expired(self) -> None:
-        try:
-            self._folder.remove_expired()
-        except Exception as error:
-            self._log_failure(error)
-
-    def _log_failure(self, error: Exception) -> None:
-        """Logs the first of several failures in a row; all are counted."""
-        if not self._has_failed:
-            trace = None if isinstance(error, OSError) else error
-            log.error("clips in %s cannot be written or removed: %s", self._folder.name, error, exc_info=trace)
-        self._has_failed = True
 
 
 def _make_scratch(folder: Path) -> Path:

@@ -11,14 +11,15 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 _CHECK_EVERY_S = 60.0
-KEPT_SHARE = 0.9
+_KEPT_SHARE = 0.9
 """The part of the allowed bytes that stays when there were too many, so that not every picture needs room."""
 STORED_NAME = r"[0-9a-f]{64}\.(jpg|jpeg|png|mp4)(\.\d+\.tmp)?"
 
 SHA256 = r"^[0-9a-f]{64}$"
+K = TypeVar("K", Path, str)
 TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".mp4": "video/mp4"}
 
 
@@ -28,6 +29,14 @@ class MediaFile:
 
     path: Path
     media_type: str
+
+
+class KeptMedium(NamedTuple, Generic[K]):
+    """A stored medium: when it was written (seconds since 1970), its bytes, and the path or name that removes it."""
+
+    modified_s: float
+    size: int
+    key: K
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,22 +153,15 @@ class MediaFolder:
         if not is_full and time.monotonic() - self._checked_s < _CHECK_EVERY_S:
             return 0
         self._checked_s = time.monotonic()
-        files = sorted(self._read_files())
-        total = sum(size for _, size, _ in files)
-        oldest_s = -math.inf if self._max_age_s is None else time.time() - self._max_age_s
-        wanted = math.inf if self._max_bytes is None or total <= self._max_bytes else self._max_bytes * KEPT_SHARE
-        removed = 0
-        for modified_s, size, path in files:
-            if modified_s >= oldest_s and total <= wanted:
-                break
-            path.unlink(missing_ok=True)
-            total -= size
-            removed += 1
-        self._bytes = total
-        return removed
+        files = list(self._read_files())
+        expired = choose_expired(files, self._max_age_s, self._max_bytes)
+        for media in expired:
+            media.key.unlink(missing_ok=True)
+        self._bytes = sum(media.size for media in files) - sum(media.size for media in expired)
+        return len(expired)
 
-    def _read_files(self) -> Iterator[tuple[float, int, Path]]:
-        """Time of change, size and path of every medium, and of temporary files that a crash has left."""
+    def _read_files(self) -> Iterator[KeptMedium[Path]]:
+        """Every medium, and temporary files that a crash has left."""
         for path in self.path.glob("[0-9a-f][0-9a-f]/*"):
             if not re.fullmatch(STORED_NAME, path.name):
                 continue
@@ -167,7 +169,24 @@ class MediaFolder:
                 state = path.stat()
             except FileNotFoundError:  # another process has removed it
                 continue
-            yield state.st_mtime, state.st_size, path
+            yield KeptMedium(state.st_mtime, state.st_size, path)
+
+
+def choose_expired(
+    media: Iterable[KeptMedium[K]], max_age_s: float | None, max_bytes: int | None
+) -> list[KeptMedium[K]]:
+    """Chooses what is older than `max_age_s`, and the oldest of the rest where all have more than `max_bytes`."""
+    known = sorted(media)
+    total = sum(medium.size for medium in known)
+    oldest_s = -math.inf if max_age_s is None else time.time() - max_age_s
+    wanted = math.inf if max_bytes is None or total <= max_bytes else max_bytes * _KEPT_SHARE
+    expired = []
+    for medium in known:
+        if medium.modified_s >= oldest_s and total <= wanted:
+            break
+        expired.append(medium)
+        total -= medium.size
+    return expired
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -7,28 +7,19 @@ pictures are wanted is counted: asked = written + dropped (by reason) + pending.
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from sinks.event import Box, Event, EventType, Media
-from sinks.supervision import start_thread
+from sinks.event import Box, Event, Media
 from streamer.analysis.event_writer import EventTime
 from streamer.frame import Frame
 from streamer.media.folder import MediaStore
+from streamer.media.media_writer import PICTURED, MediaWriter, Snapshot
 
 if TYPE_CHECKING:
     import supervision as sv
-
-log = logging.getLogger("groundstream")
-
-PICTURED = frozenset(
-    {EventType.MATCH_BEGIN, EventType.ZONE_ENTER, EventType.ZONE_EXIT, EventType.ZONE_DWELL, EventType.LINE_CROSS}
-)
-"""Events that get pictures."""
 
 VIEW_EVERY_S = 0.5
 """Least capture time between two frames of a stream that are kept for better views."""
@@ -40,35 +31,8 @@ _JPEG_QUALITY = 90
 _QUEUE_SIZE = 32
 _VIEWS_WAITING = 4
 _VIEW_BYTES = 128 << 20
-_IDLE_S = 30.0
 
 Kept = Literal["full", "crop"]
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Stored pictures of a track for the event `cause`, which was made at `moment`."""
-
-    stream: str
-    moment: EventTime
-    track_number: int
-    track_uid: str
-    cause: str
-    media: tuple[Media, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotTally:
-    """Counts of the events for which pictures are wanted: asked = written + dropped (by reason) + pending."""
-
-    asked: int
-    written: int
-    dropped: dict[str, int]
-
-    @property
-    def pending(self) -> int:
-        """Events whose pictures are not written yet."""
-        return self.asked - self.written - sum(self.dropped.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +63,7 @@ class _PictureRequest:
     ended: Sequence[int]
 
 
-class SnapshotWriter:
+class SnapshotWriter(MediaWriter[_PictureRequest]):
     """Writes pictures of events into `folder`: the full frame, the same with the box, and the part around the track;
     with `kept` crop the part alone.
 
@@ -108,22 +72,14 @@ class SnapshotWriter:
     """
 
     def __init__(self, folder: MediaStore, kept: Kept = "full", *, queue_size: int = _QUEUE_SIZE) -> None:
-        self._folder = folder
+        super().__init__(folder, "pictures")
         self._kept = kept
         self._queue_size = queue_size
         self._best: dict[tuple[str, int], float] = {}  # quality of the views that are kept or queued
         self._next_view_ns: dict[str, int] = {}
         self._views: OrderedDict[tuple[str, int], _View] = OrderedDict()
         self._view_bytes = 0
-        self._queue: deque[_PictureRequest] = deque()
-        self._busy: Counter[str] = Counter()  # requests that are queued or served, by stream
-        self._finished: dict[str, list[Snapshot]] = {}
-        self._condition = threading.Condition()
-        self._is_closed = False
-        self._asked = self._written = 0
-        self._dropped: Counter[str] = Counter()
-        self._has_failed = False
-        self._thread = start_thread(self._serve_all, name="snapshots")
+        self._start_thread("snapshots")
 
     def offer(self, frame: Frame, tracked: sv.Detections, events: Iterable[Event]) -> bool:
         """Queue what one analysed frame gives; returns at once whether anything was queued.
@@ -149,25 +105,13 @@ class SnapshotWriter:
             if self._is_closed or len(self._queue) >= limit:
                 self._dropped["shutdown" if self._is_closed else "queue_full"] += len(wanted)
                 return False
-            self._queue.append(_PictureRequest(frame, views, wanted, ended))
+            self._queue.append((stream, _PictureRequest(frame, views, wanted, ended)))
             self._busy[stream] += 1
             self._best.update({(stream, view.number): view.quality for view in views})
             self._condition.notify_all()
         if is_due and views:
             self._next_view_ns[stream] = frame.time_ns + int(VIEW_EVERY_S * 1e9)
         return True
-
-    def take_finished(self, stream: str) -> list[Snapshot]:
-        """Returns the snapshots of a stream that were written since the last call. Thread-safe."""
-        if stream not in self._finished:  # most frames: without the lock
-            return []
-        with self._condition:
-            return self._finished.pop(stream, [])
-
-    def drain(self, stream: str, timeout_s: float) -> bool:
-        """Waits until everything queued of a stream has been served; returns False after `timeout_s`. Thread-safe."""
-        with self._condition:
-            return self._condition.wait_for(lambda: self._is_closed or not self._busy[stream], timeout_s)
 
     def forget(self, stream: str) -> None:
         """Drop the views of a stream that has ended, and what is finished of it."""
@@ -177,19 +121,8 @@ class SnapshotWriter:
             for key in [key for key in self._best if key[0] == stream]:
                 self._drop_view(key)
 
-    def tally(self) -> SnapshotTally:
-        """Returns the counts so far. Thread-safe."""
-        with self._condition:
-            return SnapshotTally(self._asked, self._written, dict(self._dropped))
-
-    def close(self, timeout_s: float = 5.0) -> None:
-        """Drop what waits and end the thread, waiting up to `timeout_s` for a picture under way. Safe to call twice."""
-        with self._condition:
-            self._is_closed = True
-            self._dropped["shutdown"] += sum(len(request.wanted) for request in self._queue)
-            self._queue.clear()
-            self._condition.notify_all()
-        self._thread.join(timeout_s)
+    def _count_waiting(self) -> int:
+        return sum(len(request.wanted) for _, request in self._queue)
 
     def _find_better(self, frame: Frame, tracked: sv.Detections, wanted: set[int], *, is_due: bool) -> list[_TrackBox]:
         """Tracks that this frame shows better than their kept view: those of events, and others where it is due."""
@@ -216,28 +149,7 @@ class SnapshotWriter:
 
     # Everything below runs in the thread of the writer.
 
-    def _serve_all(self) -> None:
-        while True:
-            self._remove_expired()
-            with self._condition:
-                self._condition.wait_for(lambda: self._queue or self._is_closed, _IDLE_S)
-                if self._is_closed:
-                    return
-                if not self._queue:
-                    continue
-                request = self._queue.popleft()
-            self._serve_request(request)
-            with self._condition:
-                self._busy[request.frame.stream] -= 1
-                self._condition.notify_all()
-
-    def _remove_expired(self) -> None:
-        try:
-            self._folder.remove_expired()
-        except Exception as error:
-            self._log_failure(error)
-
-    def _serve_request(self, request: _PictureRequest) -> None:
+    def _serve_job(self, request: _PictureRequest) -> None:
         stream = request.frame.stream
         try:
             self._keep_views(request)
@@ -320,10 +232,3 @@ class SnapshotWriter:
     def _count_dropped(self, reason: str) -> None:
         with self._condition:
             self._dropped[reason] += 1
-
-    def _log_failure(self, error: Exception) -> None:
-        """Log the first of several failures in a row; all are counted."""
-        if not self._has_failed:
-            trace = None if isinstance(error, OSError) else error
-            log.error("pictures in %s cannot be written or removed: %s", self._folder.name, error, exc_info=trace)
-        self._has_failed = True

@@ -25,8 +25,9 @@ from streamer.config import BatchConfig, Config
 from streamer.enrichment.enricher import Enricher, Enrichment, EnrichTally
 from streamer.errors import ConfigError, StreamerError
 from streamer.media.clips import ClipWriter
+from streamer.media.media_writer import SnapshotTally
 from streamer.media.privacy import PictureCover
-from streamer.media.snapshots import SnapshotTally, SnapshotWriter
+from streamer.media.snapshots import SnapshotWriter
 from streamer.pipeline.changes import ChangePlan, PipelineParts, StreamPlan, place_sentences, plan_change
 from streamer.pipeline.detection import DetectionLoop, Image
 from streamer.pipeline.following import (

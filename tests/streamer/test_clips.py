@@ -21,7 +21,7 @@ from streamer.errors import ConfigError
 from streamer.frame import Frame, FrameClock
 from streamer.media.clips import ClipSpan, ClipWriter
 from streamer.media.folder import MediaFolder
-from streamer.media.snapshots import SnapshotTally
+from streamer.media.media_writer import SnapshotTally
 from streamer.rules.places import Zone
 from streamer.sources import open_sources
 from streamer.sources.packet_clips import CutResult

@@ -22,7 +22,8 @@ from streamer.config import parse_config
 from streamer.errors import ConfigError
 from streamer.frame import Frame, FrameClock
 from streamer.media.folder import MediaFolder, find_media
-from streamer.media.snapshots import SnapshotTally, SnapshotWriter
+from streamer.media.media_writer import SnapshotTally
+from streamer.media.snapshots import SnapshotWriter
 from streamer.rules.places import Line, Zone
 from tests.sinks.makes import event
 from tests.support.fakes import Bench, FakeDetector, FakeSource, camera
