@@ -72,9 +72,7 @@ class ClosedDetector(PretrainedDetector):
 
     def _find_boxes(self, images: list[npt.NDArray[np.uint8]], prompt: NamePrompt) -> FoundBoxes:
         height, width = images[0].shape[:2]
-        size, mean_std = self._preparation
-        pixels = torch.stack([self._load_pixels(image, size, mean_std) for image in images])
-        out = self._model(pixel_values=pixels)
+        out = self._model(pixel_values=self._stack_pictures(images, self._preparation))
         names = out.logits.float().sigmoid()
         scores = torch.stack([names[..., list(classes)].amax(-1) for classes in prompt.classes], dim=-1)
         scale = scores.new_tensor([width, height, width, height])

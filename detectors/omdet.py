@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from detectors.catalogue import OMDET
-from detectors.detector import Prompt, PromptError, clean_queries, read_words
+from detectors.detector import Prompt, clean_queries
 from detectors.device import choose_device
 from detectors.pretrained import (
     IMAGENET,
@@ -27,6 +27,7 @@ from detectors.pretrained import (
     find_folder,
     load_pretrained,
     read_preparation,
+    read_short_queries,
 )
 
 _USUAL = PicturePreparation((640, 640), IMAGENET)
@@ -59,13 +60,7 @@ class OmDetTurbo(PretrainedDetector):
     def prepare(self, queries: Sequence[str]) -> TaskPrompt:
         """Raises `PromptError` for a query that is too long. A task that is too long is cut, as in training."""
         cleaned = clean_queries(queries)
-        words = [read_words(query) for query in cleaned]
-        for query, ids in zip(cleaned, self._tokenizer(words)["input_ids"], strict=True):
-            if len(ids) > self._limit:
-                raise PromptError(
-                    f"query {query!r} has {len(ids)} tokens, OmDet-Turbo reads at most {self._limit}: "
-                    "write it in fewer words"
-                )
+        words = read_short_queries(self._tokenizer, cleaned, self._limit, "OmDet-Turbo")
         classes, class_mask = self._encode_words(words)
         task, task_mask = self._encode_words([f"Detect {', '.join(words)}."])
         return TaskPrompt(cleaned, classes, class_mask, task, task_mask)
@@ -78,10 +73,9 @@ class OmDetTurbo(PretrainedDetector):
 
     def _find_boxes(self, images: list[npt.NDArray[np.uint8]], prompt: TaskPrompt) -> FoundBoxes:
         height, width = images[0].shape[:2]
-        size, mean_std = self._preparation
         count = len(images)
         out = self._model(
-            pixel_values=torch.stack([self._load_pixels(image, size, mean_std) for image in images]),
+            pixel_values=self._stack_pictures(images, self._preparation),
             classes_input_ids=prompt.classes.repeat(count, 1),
             classes_attention_mask=prompt.class_mask.repeat(count, 1),
             tasks_input_ids=prompt.task.repeat(count, 1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from detectors.cache import missing, model_folder
 from detectors.catalogue import UnknownModel
 from detectors.data_files import read_json
-from detectors.detector import DetectorError, OptionError, Prompt, PromptError, Request, detections
+from detectors.detector import DetectorError, OptionError, Prompt, PromptError, Request, detections, read_words
 from detectors.images import resize
 
 if TYPE_CHECKING:
@@ -116,6 +116,10 @@ class PretrainedDetector(ABC):
             kept_boxes[rows], kept_scores[rows], kept_queries[rows], request.prompt.queries, mask=outlines
         )
 
+    def _stack_pictures(self, images: Iterable[npt.NDArray[np.uint8]], preparation: PicturePreparation) -> Tensor:
+        """BGR images -> (B, 3, h, w) normalised RGB, stretched to the size that the network wants."""
+        return torch.stack([self._load_pixels(image, *preparation) for image in images])
+
     def _load_pixels(
         self, image: npt.NDArray[np.uint8], size: tuple[int, int], mean_std: tuple[Sequence[float], ...]
     ) -> Tensor:
@@ -123,6 +127,17 @@ class PretrainedDetector(ABC):
         mean, std = (torch.tensor(values, device=self._device)[:, None, None] for values in mean_std)
         pixels = resize(torch.from_numpy(np.ascontiguousarray(image)).to(self._device), size).flip(0).float() / 255
         return ((pixels - mean) / std).to(self._model.dtype)
+
+
+def read_short_queries(tokenizer: Any, queries: Sequence[str], limit: int, model: str) -> list[str]:
+    """The words of queries that a model reads one by one, up to `limit` tokens each. Raises `PromptError`."""
+    words = [read_words(query) for query in queries]
+    for query, ids in zip(queries, tokenizer(words)["input_ids"], strict=True):
+        if len(ids) > limit:
+            raise PromptError(
+                f"query {query!r} has {len(ids)} tokens, {model} reads at most {limit}: write it in fewer words"
+            )
+    return words
 
 
 def _sample_in_float32(model: Any) -> Any:

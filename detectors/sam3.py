@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from detectors.catalogue import SAM3
-from detectors.detector import Prompt, PromptError, clean_queries, read_words
+from detectors.detector import Prompt, clean_queries
 from detectors.device import choose_device
 from detectors.pretrained import (
     FoundBoxes,
@@ -25,6 +25,7 @@ from detectors.pretrained import (
     find_folder,
     load_pretrained,
     read_preparation,
+    read_short_queries,
 )
 
 _HALF = (0.5, 0.5, 0.5)
@@ -57,21 +58,14 @@ class Sam3Detector(PretrainedDetector):
     def prepare(self, queries: Sequence[str]) -> PhrasePrompt:
         """Raises `PromptError` for a query that is too long."""
         cleaned = clean_queries(queries)
-        words = [read_words(query) for query in cleaned]
-        for query, ids in zip(cleaned, self._tokenizer(words)["input_ids"], strict=True):
-            if len(ids) > self._limit:
-                raise PromptError(
-                    f"query {query!r} has {len(ids)} tokens, SAM 3 reads at most {self._limit}: write it in fewer words"
-                )
+        words = read_short_queries(self._tokenizer, cleaned, self._limit, "SAM 3")
         encoded = self._tokenizer(words, padding="max_length", max_length=self._limit, return_tensors="pt")
         ids, mask = encoded["input_ids"].to(self._device), encoded["attention_mask"].to(self._device)
         features = self._model.get_text_features(input_ids=ids, attention_mask=mask, return_dict=True).pooler_output
         return PhrasePrompt(cleaned, features, mask)
 
     def _find_boxes(self, images: list[npt.NDArray[np.uint8]], prompt: PhrasePrompt) -> FoundBoxes:
-        size, mean_std = self._preparation
-        pixels = torch.stack([self._load_pixels(image, size, mean_std) for image in images])
-        seen = self._model.get_vision_features(pixel_values=pixels)
+        seen = self._model.get_vision_features(pixel_values=self._stack_pictures(images, self._preparation))
         found = [self._ground_phrases(seen, row, prompt, image) for row, image in enumerate(images)]
         scores, boxes, masks = (torch.stack(parts) for parts in zip(*found, strict=True))
         return FoundBoxes(scores, boxes, masks)

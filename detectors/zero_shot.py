@@ -28,10 +28,12 @@ from detectors.pretrained import (
     CLIP,
     IMAGENET,
     FoundBoxes,
+    PicturePreparation,
     PretrainedDetector,
     box_corners,
     find_folder,
     load_pretrained,
+    read_short_queries,
 )
 
 _NETWORKS = {
@@ -151,12 +153,7 @@ class Owlv2Detector(PretrainedDetector):
 
     def prepare(self, queries: Sequence[str]) -> TokenPrompt:
         cleaned = clean_queries(queries)
-        words = [read_words(query) for query in cleaned]
-        for query, ids in zip(cleaned, self._tokenizer(words)["input_ids"], strict=True):
-            if len(ids) > self._limit:
-                raise PromptError(
-                    f"query {query!r} has {len(ids)} tokens, OWLv2 reads at most {self._limit}: say it in fewer words"
-                )
+        words = read_short_queries(self._tokenizer, cleaned, self._limit, "OWLv2")
         encoded = self._tokenizer(words, padding="max_length", max_length=self._limit, return_tensors="pt")
         return TokenPrompt(cleaned, encoded["input_ids"].to(self._device), encoded["attention_mask"].to(self._device))
 
@@ -165,7 +162,8 @@ class Owlv2Detector(PretrainedDetector):
         longest = max(height, width)
         square = (self._side, self._side)
         padding = ((0, longest - height), (0, longest - width), (0, 0))
-        pixels = torch.stack([self._load_pixels(np.pad(image, padding), square, CLIP) for image in images])
+        padded = (np.pad(image, padding) for image in images)
+        pixels = self._stack_pictures(padded, PicturePreparation(square, CLIP))
         out = self._model(
             pixel_values=pixels,
             input_ids=prompt.input_ids.repeat(len(images), 1),
