@@ -609,15 +609,19 @@ class Config(_ConfigSection):
 
 def load_config(path: Path) -> Config:
     """The configuration in a YAML file. Raises `ConfigError` with one line per mistake."""
+    return read_config(read_config_text(path), str(path))
+
+
+def read_config_text(path: Path) -> str:
+    """The text of a configuration file. Raises `ConfigError`."""
     try:
-        text = path.read_text()
+        return path.read_text()
     except OSError as error:
         raise ConfigError(
             f"cannot read the configuration {path}: {error.strerror}; give the path of a YAML file"
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file: a configuration is YAML") from error
-    return read_config(text, str(path))
 
 
 def read_config(text: str, origin: str) -> Config:

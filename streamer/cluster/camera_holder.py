@@ -14,7 +14,8 @@ from streamer.cluster.cluster_status import ClusterStatus, describe_book
 from streamer.cluster.lease_book import EXPIRE_S, RENEW_EVERY_S, CameraLease, LeaseAnswer, LeaseBook, LeaseError
 from streamer.cluster.lease_store import LeaseStore, SharedConfig
 from streamer.cluster.node_leases import NodeLeases
-from streamer.config import Config
+from streamer.cluster.shared_config import offer_config, require_camera_names
+from streamer.config import Config, read_config_text
 from streamer.errors import ConfigError
 from streamer.pipeline.pipeline import Pipeline
 from streamer.pipeline.terms import StreamTerm, TermTally
@@ -99,7 +100,7 @@ class CameraHolder:
 
         Raises `ConfigError` for one that cannot be used, `LeaseError` where the store does not answer.
         """
-        text = self._read_file()
+        text = read_config_text(self._file)
         newest = await self._offer(text, self._checked_config(text))
         self._config, self._revision = self._checked_config(newest.text), newest.revision
 
@@ -279,7 +280,7 @@ class CameraHolder:
         return True
 
     async def _share_edit(self, pipeline: Pipeline) -> None:
-        text = await asyncio.to_thread(self._read_file)
+        text = await asyncio.to_thread(read_config_text, self._file)
         config = self._checked_config(text)
         async with self._applying:
             before = self._used_config
@@ -321,32 +322,10 @@ class CameraHolder:
     # The configuration.
 
     async def _offer(self, text: str, config: Config) -> SharedConfig:
-        names = [stream.name for stream in config.streams if stream.name is not None]
-        newest = await self._worker.call(self._store.offer_config, text, names)
-        if newest.is_old_copy:
-            log.warning(
-                "%s is a copy of an earlier revision of the configuration and is ignored: revision %d is in use; "
-                "edit that, or change the file",
-                *(self._file, newest.revision),
-            )
-        return newest
-
-    def _read_file(self) -> str:
-        try:
-            return self._file.read_text()
-        except OSError as error:
-            raise ConfigError(f"cannot read {self._file}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{self._file} is not a text file: a configuration is YAML") from error
+        return await self._worker.call(offer_config, self._store, self._file, text, config)
 
     def _checked_config(self, text: str) -> Config:
-        config = self._read_text(text)
-        for position, stream in enumerate(config.streams):
-            if stream.name is None:
-                raise ConfigError(
-                    f"streams[{position}] has no name: nodes know the cameras that they share by name, give it one"
-                )
-        return config
+        return require_camera_names(self._read_text(text))
 
     def _modified_ns(self) -> int:
         try:

@@ -22,7 +22,8 @@ from streamer.cluster.lease_book import LeaseBook, LeaseError
 from streamer.cluster.lease_store import LeaseStore
 from streamer.cluster.ray_leases import group_of, lease_address
 from streamer.cluster.recordings import ClusterError, check_address, connect_cluster
-from streamer.config import Config, load_config, read_config
+from streamer.cluster.shared_config import offer_config, require_camera_names
+from streamer.config import Config, load_config, read_config, read_config_text
 from streamer.errors import ConfigError
 from streamer.spooling import state_folder
 from streamer.tasks.closing import ClosingDeadline
@@ -151,21 +152,9 @@ class _Supervisor:
     def share_file(self) -> Config:
         """Share the file as the configuration of all nodes; returns it. Raises `ConfigError`, `LeaseError`."""
         self._modified_ns = self._file.stat().st_mtime_ns if self._file.exists() else 0
-        try:
-            text = self._file.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read {self._file}: {error}") from error
-        config = self._reads.add_to(read_config(text, str(self._file)))
-        names = [stream.name for stream in config.streams if stream.name is not None]
-        if len(names) < len(config.streams):
-            raise ConfigError(f"{self._file}: cameras that nodes share are known by name: give each stream one")
-        newest = self._store.offer_config(text, names)
-        if newest.is_old_copy:
-            log.warning(
-                "%s is a copy of an earlier revision of the configuration and is ignored: revision %d is in use; "
-                "edit that, or change the file",
-                *(self._file, newest.revision),
-            )
+        text = read_config_text(self._file)
+        config = require_camera_names(self._reads.add_to(read_config(text, str(self._file))))
+        offer_config(self._store, self._file, text, config)
         return config
 
     async def run(self, deadline: ClosingDeadline, duration_s: float | None, close_timeout_s: float) -> bool:

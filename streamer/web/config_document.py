@@ -26,7 +26,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from sinks.permissions import create_private, open_private
-from streamer.config import Config, load_config
+from streamer.config import Config, load_config, read_config_text
 from streamer.errors import ConfigError, StreamerError
 
 log = logging.getLogger("groundstream")
@@ -135,10 +135,7 @@ class ConfigDocument:
         if self.path is None:
             assert self.initial is not None, "a monitor without a file has its settings from the command line"
             return yaml.safe_dump(self.initial.model_dump(mode="json", exclude_unset=True), sort_keys=False)
-        try:
-            return self.path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read {self.path}: {error}") from None
+        return read_config_text(self.path)
 
     def _effective_text(self) -> str:
         base = self._base_text()
