@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from streamer.detector_choice import DetectorChoice
+    from streamer.tasks.evaluate_model import ModelRun
 
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, rich_markup_mode=None)
 app.command("tracking")(tracking)
@@ -65,15 +66,16 @@ def detection(
     from dataclasses import asdict
 
     from detectors import coco_data, evaluation
+    from streamer.detector_choice import DetectorChoice
     from streamer.tasks import evaluate_model
 
     data = coco_data.read_data_set(truth)
-    choice = _choose_model(results, model, images, weights, tuned, device, detector_option)
-    if choice is None or images is None:
+    choice = DetectorChoice(model, weights, tuned, device, options=detector_option or ())
+    run = _choose_run("detection", truth, results, choice, images, out, batch)
+    if run is None:
         assert results is not None
         found = coco_data.read_results(results, data)
     else:
-        run = evaluate_model.ModelRun(truth, images, choice, out or _default_out("detection", truth, model), batch)
         found = _complete_results(evaluate_model.run_detection(run, data))
     score = asdict((evaluation.lvis_score if lvis else evaluation.coco_score)(data, found))
     categories, frequencies = score.pop("categories"), score.pop("frequencies")
@@ -112,15 +114,16 @@ def grounding(
     from dataclasses import asdict
 
     from detectors import coco_data, evaluation
+    from streamer.detector_choice import DetectorChoice
     from streamer.tasks import evaluate_model
 
     data = evaluate_model.read_truth(truth)
-    choice = _choose_model(results, model, images, weights, None, device, detector_option)
-    if choice is None or images is None:
+    choice = DetectorChoice(model, weights, None, device, options=detector_option or ())
+    run = _choose_run("grounding", truth, results, choice, images, out, batch)
+    if run is None:
         assert results is not None
         found = coco_data.read_results(results, data)
     else:
-        run = evaluate_model.ModelRun(truth, images, choice, out or _default_out("grounding", truth, model), batch)
         found = _complete_results(evaluate_model.run_grounding(run, data))
     pairs = evaluation.pair_phrases(data, found)
     score = asdict(evaluation.recall_of_phrases(pairs, protocol.value))
@@ -155,34 +158,31 @@ def events(
         _figure_table(f"{len(labels)} labelled events", figures)
 
 
-def _choose_model(
+def _choose_run(
+    task: str,
+    truth: Path,
     results: Path | None,
-    model: str | None,
+    choice: DetectorChoice,
     images: Path | None,
-    weights: Path | None,
-    tuned: Path | None,
-    device: str | None,
-    options: list[str] | None,
-) -> DetectorChoice | None:
+    out: Path | None,
+    batch: int,
+) -> ModelRun | None:
     """The model to run, None where results are given. Raises `ConfigError` unless either is given, and completely."""
-    from streamer.detector_choice import DetectorChoice
     from streamer.errors import ConfigError
+    from streamer.tasks.evaluate_model import ModelRun
 
-    if (results is None) == (model is None):
-        problem = "neither results nor a model are" if model is None else "both results and a model are"
+    if (results is None) == (choice.name is None):
+        problem = "neither results nor a model are" if choice.name is None else "both results and a model are"
         raise ConfigError(f"{problem} given: give a file of results, or --model NAME with --images DIR")
-    if model is None:
-        given = {"--images": images, "--weights": weights, "--tuned": tuned, "--device": device}
+    if choice.name is None:
+        given = {"--images": images, "--weights": choice.weights, "--tuned": choice.tuned, "--device": choice.device}
         if unused := [flag for flag, value in given.items() if value is not None]:
             raise ConfigError(f"{unused[0]} needs --model NAME: results are scored as they are")
         return None
     if images is None:
         raise ConfigError("--model needs --images DIR, the folder of the data set's pictures")
-    return DetectorChoice(model, weights, tuned, device, None, None, options or ())
-
-
-def _default_out(task: str, truth: Path, model: str | None) -> Path:
-    return Path("out") / f"{task}-{truth.stem}-{str(model).partition(':')[0]}.json"
+    usual = Path("out") / f"{task}-{truth.stem}-{choice.name.partition(':')[0]}.json"
+    return ModelRun(truth, images, choice, out or usual, batch)
 
 
 def _complete_results(found: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
