@@ -215,7 +215,7 @@ def pair_phrases(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]])
 
     An annotation's phrase is its `phrase`, or the piece of the image's `caption` that its `tokens_positive` mark;
     a result's likewise, or it names its `category_id`, when that is the phrase's. Where all have `tokens_positive`,
-    these tell equal phrases in one caption apart.
+    these distinguish equal phrases of one caption.
     Raises `DetectionEvaluationError` for an annotation that names none.
     """
     captions = {image["id"]: image.get("caption", "") for image in truth["images"]}

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 from groundstream import GroundstreamError
 from sinks import SinkError, open_sink
 from tests.sinks.makes import events
+from tests.sinks.peers import drip, raw_server
 
 DEEP = "[" * 200_000 + "]" * 200_000
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -179,38 +178,6 @@ def test_tuned_words_whose_header_is_nested_too_deeply_are_one_sentence(tmp_path
             TunedPrompt.load(tmp_path / "a.safetensors")
 
 
-@contextlib.contextmanager
-def peer(talk: Callable[[socket.socket], object]) -> Iterator[int]:
-    """A server that does with each connection what `talk` does; yields its port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = listener.accept()
-                    threading.Thread(target=answer, args=(connection,), daemon=True).start()
-
-        def answer(connection: socket.socket) -> None:
-            with connection, contextlib.suppress(OSError):
-                connection.recv(100_000)
-                talk(connection)
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield listener.getsockname()[1]
-
-
-def drip(head: bytes, drop: bytes) -> Callable[[socket.socket], object]:
-    """Sends without an end, slowly: no single wait is long."""
-
-    def talk(connection: socket.socket) -> None:
-        connection.sendall(head)
-        while True:
-            connection.sendall(drop)
-            time.sleep(0.05)
-
-    return talk
-
-
 def flood(head: bytes, sent: list[int]) -> Callable[[socket.socket], object]:
     """Sends without an end, as fast as it is read."""
 
@@ -236,7 +203,7 @@ async def refusal(address: str) -> str:
 @pytest.mark.parametrize("head", [b"$1000000\r\n", b"+OK", b"*1000000\r\n", b"-ERR "], ids=ascii)
 async def test_a_redis_whose_answer_never_ends_is_given_up(head: bytes) -> None:
     pytest.importorskip("redis")
-    with peer(drip(head, b"1")) as port:
+    with raw_server(drip(head, b"1")) as port:
         assert "does not finish an answer within 0.5 s" in await refusal(f"redis://127.0.0.1:{port}/key?timeout=0.5")
 
 
@@ -245,7 +212,7 @@ async def test_a_redis_whose_answer_never_ends_is_given_up(head: bytes) -> None:
 async def test_a_redis_that_floods_is_given_up(head: bytes) -> None:
     pytest.importorskip("redis")
     sent: list[int] = []
-    with peer(flood(head, sent)) as port:
+    with raw_server(flood(head, sent)) as port:
         assert "answers with more than 4 MiB: is it Redis?" in await refusal(f"redis://127.0.0.1:{port}/key?timeout=20")
     assert sum(sent) < 64 << 20
 
@@ -254,7 +221,7 @@ async def test_a_redis_that_floods_is_given_up(head: bytes) -> None:
 @pytest.mark.parametrize("kind", ["redis", "mqtt", "http"])
 async def test_closing_does_not_wait_for_a_peer_that_is_silent(kind: str) -> None:
     pytest.importorskip({"redis": "redis", "mqtt": "paho.mqtt"}.get(kind, "json"))
-    with peer(lambda _connection: time.sleep(60)) as port:
+    with raw_server(lambda _connection: time.sleep(60)) as port:
         sink = open_sink(f"{kind}://127.0.0.1:{port}/a?timeout=60")
         sending = asyncio.create_task(sink.send_batch(events(1)))
         await asyncio.sleep(0.5)

@@ -267,8 +267,8 @@ def test_a_camera_that_dies_and_returns_stands_in_the_log(terminal: Terminal, vi
         code, log = monitor.interrupt()
     assert code == 0
     assert "events.jsonl" in log  # where events go
-    told = [line for line in log.splitlines() if "gate" in line]
-    assert len(told) >= 3, log  # begin, loss, return
+    reported = [line for line in log.splitlines() if "gate" in line]
+    assert len(reported) >= 3, log  # begin, loss, return
 
 
 def test_a_pipe_to_head_ends_and_leaves_nothing_for_later(terminal: Terminal, videos: Path) -> None:
@@ -345,9 +345,9 @@ def test_a_chat_gets_sentences_and_doctor_tries_it(terminal: Terminal) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         address = f"slack+http://127.0.0.1:{server.server_port}/services/secret"
-        told = terminal.type(f"groundstream doctor --sink {address} --send-test").stdout
-        assert "works" in told
-        assert "secret" not in told
+        output = terminal.type(f"groundstream doctor --sink {address} --send-test").stdout
+        assert "works" in output
+        assert "secret" not in output
         assert len(handler.received) == 1
         terminal.type(
             f"groundstream process gate.mp4 -q 'anything that moves' {LINE} --sink '{address}?types=line.cross' --out o"

@@ -1,4 +1,4 @@
-"""Identity of a recording: the same for the same content, whatever it is called on the machine that reads it."""
+"""Identity of a recording: the same for the same content, under any path on any machine."""
 
 from __future__ import annotations
 

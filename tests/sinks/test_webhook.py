@@ -23,7 +23,7 @@ from sinks.event import Event, EventType
 from sinks.spool.spool import Spool
 from tests.sinks.authority import Authority
 from tests.sinks.makes import event, events, ids, until
-from tests.sinks.peers import Peer, serving, web_server
+from tests.sinks.peers import Peer, drip, raw_server, serving, web_server
 
 pytestmark = pytest.mark.anyio
 
@@ -57,39 +57,6 @@ async def send(address: str, sent: list[Event]) -> None:
 async def test_the_address_goes_out_as_it_is_written(web: Peer, written: str, sent: str) -> None:
     await send(f"http://127.0.0.1:{web.port}{written}", [event(0)])
     assert web.requests[0][0] == sent
-
-
-@contextlib.contextmanager
-def raw_server(talk: Callable[[socket.socket], object]) -> Iterator[int]:
-    """A server that does with each connection, after the request has come, what `talk` does."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                threading.Thread(target=answer, args=(connection,), daemon=True).start()
-
-    def answer(connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            connection.recv(100_000)
-            talk(connection)
-
-    threading.Thread(target=serve, daemon=True).start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        listener.close()
-
-
-def drip(head: bytes, drop: bytes) -> Callable[[socket.socket], object]:
-    def talk(connection: socket.socket) -> None:
-        connection.sendall(head)
-        while True:
-            connection.sendall(drop)
-            time.sleep(0.05)
-
-    return talk
 
 
 @pytest.mark.parametrize(

@@ -258,14 +258,14 @@ def cards_of(path: Path) -> list[str]:
 
 def test_the_gallery_has_a_card_for_each_track_with_its_words_times_and_places(tmp_path: Path) -> None:
     second = 1_000_000_000
-    told = [
+    reported = [
         at(DAY_NS, EventType.TRACK_BEGIN, 0, box=(0.1, 0.2, 0.3, 0.4)),
         at(DAY_NS + second, EventType.ZONE_ENTER, 1, zone=("yard", None), box=(0.2, 0.2, 0.4, 0.6)),
         at(DAY_NS + 2 * second, EventType.LINE_CROSS, 2, line="door>", box=(0.3, 0.2, 0.5, 0.8)),
         at(DAY_NS + 3 * second, EventType.LINE_CROSS, 3, line="door>", box=(0.3, 0.2, 0.5, 0.8)),
         at(DAY_NS + 9 * second, EventType.TRACK_END, 4, box=(0.5, 0.2, 0.7, 1.0)),
     ]
-    store(tmp_path / "events.sqlite", told)
+    store(tmp_path / "events.sqlite", reported)
     page = write_report(tmp_path, quiet=True)
     [card] = cards_of(page)
     assert card.startswith("#3 red car 0.80 ")
@@ -276,9 +276,9 @@ def test_the_gallery_has_a_card_for_each_track_with_its_words_times_and_places(t
 
 def test_the_gallery_prefers_tracks_with_events_at_places_and_counts_all(tmp_path: Path) -> None:
     uids = [f"01HZX3V5Q8M4T7W9Y2B6C8D{number:03d}" for number in range(40)]
-    told = [at(DAY_NS + n, EventType.TRACK_BEGIN, n, uid=uid) for n, uid in enumerate(uids)]
-    told += [at(DAY_NS + 99, EventType.ZONE_ENTER, 99, uid=uids[-1], zone=("yard", None))]
-    store(tmp_path / "events.sqlite", told)
+    reported = [at(DAY_NS + n, EventType.TRACK_BEGIN, n, uid=uid) for n, uid in enumerate(uids)]
+    reported += [at(DAY_NS + 99, EventType.ZONE_ENTER, 99, uid=uids[-1], zone=("yard", None))]
+    store(tmp_path / "events.sqlite", reported)
     page = write_report(tmp_path, quiet=True)
     cards = cards_of(page)
     assert len(cards) == MOST_CARDS
@@ -322,9 +322,9 @@ def test_a_stored_picture_is_part_of_the_page_when_it_is_the_one_of_the_event(tm
     uri = f"https://h/{file.name}" if fault == "elsewhere" else file.as_uri()
     if fault == "gone":
         file.unlink()
-    told = at(DAY_NS + 1, EventType.MEDIA, 1)
-    media = told.model_copy(
-        update={"data": told.data.model_copy(update={"media": [Media(kind="crop", uri=uri, sha256=sha256)]})}
+    reported = at(DAY_NS + 1, EventType.MEDIA, 1)
+    media = reported.model_copy(
+        update={"data": reported.data.model_copy(update={"media": [Media(kind="crop", uri=uri, sha256=sha256)]})}
     )
     store(tmp_path / "events.sqlite", [at(DAY_NS, EventType.TRACK_BEGIN, 0), media])
     text = write_report(tmp_path, quiet=True).read_text()

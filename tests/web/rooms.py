@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
 from fastapi.testclient import TestClient
 
 from sinks.event import Event, EventType, format_sequence, rfc3339
 from streamer.config import WebConfig
+from streamer.media.folder import MediaFolder
+from streamer.media.pictures import encode_jpeg
 from streamer.web.access import AccessControl, AccessTokens, Role, hash_secret
 from streamer.web.app import create_app
 from streamer.web.event_store import EventFeed, EventStore
 from streamer.web.live_frames import LiveFrames
 from streamer.web.models import SinkState, StreamStatus
+from streamer.web.server import WebServerThread
 from streamer.web.state import WebState
 
 VIEWER, OPERATOR = "viewer-token-0123456789", "operator-token-0123456789"
@@ -88,6 +95,24 @@ def track(number: int, uid: str) -> dict[str, object]:
         "box": {"x1": 0.4, "y1": 0.4, "x2": 0.6, "y2": 0.8},
         "score": 0.8,
     }
+
+
+def pictured_track(folder: MediaFolder) -> tuple[dict[str, object], dict[str, object]]:
+    """Parts of the events of track 4, and the medium of a crop of it, 160 pixels wide, that is stored in the folder."""
+    stored = folder.store(encode_jpeg(np.full((90, 160, 3), 200, np.uint8), 90), ".jpg")
+    seen: dict[str, object] = {"subject": "TRACK", "track": track(4, "TRACK")}
+    return seen, {"kind": "crop", "uri": stored.path.as_uri(), "sha256": stored.sha256}
+
+
+@contextlib.contextmanager
+def serving(state: WebState) -> Iterator[WebServerThread]:
+    """A server over a state, with its own thread."""
+    server = WebServerThread(state)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 def access() -> AccessControl:

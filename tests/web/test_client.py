@@ -15,17 +15,15 @@ from streamer.config import WebConfig
 from streamer.web.client import ApiError
 from streamer.web.event_store import EventStore
 from streamer.web.server import WebServerThread
-from tests.web.rooms import VIEWER, event, match, room
+from tests.web.rooms import VIEWER, event, match, room, serving
 
 
 @pytest.fixture
 def served():
     store = EventStore(None)
     store.add_events([event(n, EventType.MATCH_BEGIN, matches=[match("red car")]) for n in range(1, 6)])
-    server = WebServerThread(room(store, WebConfig(port=0)))
-    server.start()
-    yield server, store
-    server.stop()
+    with serving(room(store, WebConfig(port=0))) as server:
+        yield server, store
 
 
 def run(coroutine):

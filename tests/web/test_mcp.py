@@ -12,7 +12,6 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("mcp")
@@ -23,11 +22,9 @@ from mcp.client.streamable_http import streamable_http_client
 from sinks.event import EventType
 from streamer.config import WebConfig
 from streamer.media.folder import MediaFolder
-from streamer.media.pictures import encode_jpeg
 from streamer.web.event_store import EventStore
 from streamer.web.mcp_server import create_server
-from streamer.web.server import WebServerThread
-from tests.web.rooms import OPERATOR, VIEWER, event, match, room, track
+from tests.web.rooms import OPERATOR, VIEWER, event, match, pictured_track, room, serving
 from tests.web.test_changes import running
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,18 +43,14 @@ TOOLS = {
 def served(tmp_path):
     """A server with five matches of one track, which has a picture."""
     folder = MediaFolder(tmp_path)
-    stored = folder.store(encode_jpeg(np.full((90, 160, 3), 200, np.uint8), 90), ".jpg")
-    seen = {"subject": "TRACK", "track": track(4, "TRACK")}
-    medium = {"kind": "crop", "uri": stored.path.as_uri(), "sha256": stored.sha256}
+    seen, medium = pictured_track(folder)
     store = EventStore(None)
     store.add_events(
         [event(n, EventType.MATCH_BEGIN, matches=[match("a red car")], **seen) for n in range(1, 6)]
         + [event(6, EventType.MEDIA, cause="1.gate.1", media=[medium], **seen), event(7, EventType.ZONE_ENTER)]
     )
-    server = WebServerThread(room(store, WebConfig(port=0), media=[folder]))
-    server.start()
-    yield server.address.url
-    server.stop()
+    with serving(room(store, WebConfig(port=0), media=[folder])) as server:
+        yield server.address.url
 
 
 def content(result):

@@ -26,7 +26,7 @@ from streamer.web.server import WebServerThread
 from tests.support.clips import make_clip
 from tests.web.browser import WatchedPage, compare_golden, open_browser
 from tests.web.coded_camera import CodedCameras, box_place
-from tests.web.rooms import VIEWER, FixedDirectory, client, event, match, room, track
+from tests.web.rooms import VIEWER, FixedDirectory, client, event, match, pictured_track, room, serving, track
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -115,23 +115,18 @@ def test_an_event_shows_the_picture_that_was_stored_for_it_with_the_box_of_that_
             event(2, EventType.MEDIA, cause="1.gate.1", media=[medium], **seen),
         ]
     )
-    server = WebServerThread(room(store, WebConfig(port=0), media=[folder]))
-    server.start()
-    try:
-        with open_browser() as browser:
-            watched = WatchedPage(browser, server.address.url)
-            watched.log_in(VIEWER)
-            watched.open("events/1.gate.1", ".view img")
-            watched.page.wait_for_timeout(400)
-            shown = watched.page.evaluate("document.querySelector('.view img').naturalWidth")
-            boxes = watched.page.evaluate(
-                "[...document.querySelectorAll('.view rect')].map(box => Number(box.getAttribute('x')))"
-            )
-            assert shown == 160
-            assert boxes == ([64] if kind == "snapshot" else [])
-            assert watched.complaints == []
-    finally:
-        server.stop()
+    with serving(room(store, WebConfig(port=0), media=[folder])) as server, open_browser() as browser:
+        watched = WatchedPage(browser, server.address.url)
+        watched.log_in(VIEWER)
+        watched.open("events/1.gate.1", ".view img")
+        watched.page.wait_for_timeout(400)
+        shown = watched.page.evaluate("document.querySelector('.view img').naturalWidth")
+        boxes = watched.page.evaluate(
+            "[...document.querySelectorAll('.view rect')].map(box => Number(box.getAttribute('x')))"
+        )
+        assert shown == 160
+        assert boxes == ([64] if kind == "snapshot" else [])
+        assert watched.complaints == []
 
 
 def cut_clip(folder: Path) -> Path:
@@ -183,41 +178,31 @@ def test_an_event_plays_its_own_clip_and_ranges_of_it_are_served(tmp_path):
     assert part.headers["content-type"] == "video/mp4"
     assert client(state).get("/api/v1/events/1.gate.2/clip.mp4").content == clip
     assert client(state, None).get("/api/v1/events/1.gate.2/clip.mp4").status_code == 401
-    server = WebServerThread(state)
-    server.start()
-    try:
-        with open_browser() as browser:
-            watched = WatchedPage(browser, server.address.url)
-            watched.log_in(VIEWER)
-            watched.open("events/1.gate.2", "video")
-            for _ in range(80):
-                watched.page.wait_for_timeout(100)
-                if watched.page.evaluate("document.querySelector('video').readyState >= 3"):
-                    break
-            playing = "(async () => { const video = document.querySelector('video'); video.muted = true; "
-            playing += "await video.play(); return [video.videoWidth, video.duration]; })()"
-            width, seconds = watched.page.evaluate(playing)
-            assert width == 320
-            assert 1.9 < seconds < 2.3
-            assert watched.complaints == []
-    finally:
-        server.stop()
+    with serving(state) as server, open_browser() as browser:
+        watched = WatchedPage(browser, server.address.url)
+        watched.log_in(VIEWER)
+        watched.open("events/1.gate.2", "video")
+        for _ in range(80):
+            watched.page.wait_for_timeout(100)
+            if watched.page.evaluate("document.querySelector('video').readyState >= 3"):
+                break
+        playing = "(async () => { const video = document.querySelector('video'); video.muted = true; "
+        playing += "await video.play(); return [video.videoWidth, video.duration]; })()"
+        width, seconds = watched.page.evaluate(playing)
+        assert width == 320
+        assert 1.9 < seconds < 2.3
+        assert watched.complaints == []
 
 
 def test_the_login_link_opens_the_page_and_leaves_no_secret_in_the_address():
     store = EventStore(None)
-    server = WebServerThread(room(store, WebConfig(port=0)))
-    server.start()
-    try:
-        with open_browser() as browser:
-            address = server.address
-            watched = WatchedPage(browser, address.url)
-            watched.page.goto(address.login_url, wait_until="commit")
-            watched.page.wait_for_selector("nav")
-            assert "code" not in watched.page.url
-            assert watched.complaints == []
-    finally:
-        server.stop()
+    with serving(room(store, WebConfig(port=0))) as server, open_browser() as browser:
+        address = server.address
+        watched = WatchedPage(browser, address.url)
+        watched.page.goto(address.login_url, wait_until="commit")
+        watched.page.wait_for_selector("nav")
+        assert "code" not in watched.page.url
+        assert watched.complaints == []
 
 
 def test_a_page_whose_server_was_restarted_asks_for_a_login():
@@ -245,9 +230,7 @@ def test_a_page_whose_server_was_restarted_asks_for_a_login():
 
 def test_lists_show_the_pictures_that_were_stored_for_an_event_later(tmp_path):
     folder = MediaFolder(tmp_path)
-    stored = folder.store(encode_jpeg(np.full((90, 160, 3), 200, np.uint8), 90), ".jpg")
-    seen = {"subject": "TRACK", "track": track(4, "TRACK")}
-    medium = {"kind": "crop", "uri": stored.path.as_uri(), "sha256": stored.sha256}
+    seen, medium = pictured_track(folder)
     store = EventStore(None)
     store.add_events(
         [
@@ -259,20 +242,13 @@ def test_lists_show_the_pictures_that_were_stored_for_an_event_later(tmp_path):
     state = room(store, WebConfig(port=0), media=[folder])
     listed = client(state).get("/api/v1/events?type=match.begin&type=zone.enter").json()["items"]
     assert [item["data"].get("media", []) != [] for item in listed] == [False, True]
-    server = WebServerThread(state)
-    server.start()
-    try:
-        with open_browser() as browser:
-            watched = WatchedPage(browser, server.address.url)
-            watched.log_in(VIEWER)
-            watched.open("events", "img.thumb")
-            watched.page.wait_for_timeout(400)
-            assert watched.page.evaluate("[...document.querySelectorAll('img.thumb')].map(i => i.naturalWidth)") == [
-                160
-            ]
-            assert watched.complaints == []
-    finally:
-        server.stop()
+    with serving(state) as server, open_browser() as browser:
+        watched = WatchedPage(browser, server.address.url)
+        watched.log_in(VIEWER)
+        watched.open("events", "img.thumb")
+        watched.page.wait_for_timeout(400)
+        assert watched.page.evaluate("[...document.querySelectorAll('img.thumb')].map(i => i.naturalWidth)") == [160]
+        assert watched.complaints == []
 
 
 def test_a_wrong_token_is_reported_on_the_form():

@@ -21,7 +21,7 @@ from streamer.web.server import WebServerThread
 from tests.sinks.authority import Authority
 from tests.web.browser import WatchedPage, open_browser
 from tests.web.coded_camera import CodedCameras
-from tests.web.rooms import VIEWER, event, room
+from tests.web.rooms import VIEWER, event, room, serving
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -66,9 +66,7 @@ def test_programs_trust_the_authority_that_they_are_given_and_no_other(authority
     certificate, key = authority.issue("127.0.0.1")
     store = EventStore(None)
     store.add_events([event(1, EventType.TRACK_BEGIN)])
-    server = WebServerThread(room(store, WebConfig(port=0, certificate=certificate, key=key)))
-    server.start()
-    try:
+    with serving(room(store, WebConfig(port=0, certificate=certificate, key=key))) as server:
         trusting = TlsOptions(cafile=str(authority.certificate))
         monitor = groundstream.connect(server.address.url, token=VIEWER, tls=trusting)
 
@@ -79,8 +77,6 @@ def test_programs_trust_the_authority_that_they_are_given_and_no_other(authority
         assert asyncio.run(read()) == (["gate", "yard"], ["1.gate.1"])
         with pytest.raises(ApiError, match="certificate"):
             asyncio.run(groundstream.connect(server.address.url, token=VIEWER).list_streams())
-    finally:
-        server.stop()
 
 
 @pytest.mark.parametrize("fault", ["missing", "no PEM", "another key", "key with a password"])
