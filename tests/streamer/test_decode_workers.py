@@ -28,6 +28,7 @@ from streamer.sources.workers.pool import DecodePool
 from streamer.sources.workers.proxy import WorkerSource
 from tests.support.clips import make_clip, read_index
 from tests.support.fakes import FakeSource
+from tests.support.reading import take_all
 from tests.support.rtsp_server import RtspServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,14 +46,6 @@ async def pool_of(most_workers: int = 1) -> AsyncIterator[DecodePool]:
 
 def run(work: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(work())  # type: ignore[arg-type]
-
-
-async def read(source: Source) -> list[Frame]:
-    frames = []
-    async for frame in source:
-        source.account.analyse()
-        frames.append(frame)
-    return frames
 
 
 async def until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
@@ -80,11 +73,11 @@ def test_a_worker_gives_the_frames_that_reading_in_process_gives(tmp_path: Path,
 
     async def work() -> None:
         (here,) = open_sources(str(path))
-        expected = described(await read(here))
+        expected = described(await take_all(here))
         async with pool_of() as pool:
             moved = pool.move(open_sources(str(path))[0])
             assert isinstance(moved, WorkerSource)
-            assert described(await read(moved)) == expected
+            assert described(await take_all(moved)) == expected
             assert moved.account.tally() == here.account.tally()
             assert moved.expected_frames == here.expected_frames
 
@@ -102,7 +95,7 @@ def test_a_folder_of_images_and_the_street_are_read_by_workers_too(tmp_path: Pat
             for address in (str(tmp_path), "synthetic:street?size=160x96&duration=0.2"):
                 (here,) = open_sources(address)
                 moved = pool.move(open_sources(address)[0])
-                assert described(await read(moved)) == described(await read(here))
+                assert described(await take_all(moved)) == described(await take_all(here))
 
     run(work)
 
@@ -130,7 +123,7 @@ def test_an_error_of_a_source_is_raised_after_its_frames(tmp_path: Path):
     async def work() -> None:
         async with pool_of() as pool:
             with pytest.raises(SourceError, match=r"cut\.ts"):
-                await read(pool.move(open_sources(str(path))[0]))
+                await take_all(pool.move(open_sources(str(path))[0]))
 
     run(work)
 
@@ -150,9 +143,9 @@ def test_frames_that_are_kept_hold_up_nothing(tmp_path: Path):
 
     async def work() -> None:
         async with pool_of() as pool:
-            frames = await read(pool.move(open_sources(str(path))[0]))
+            frames = await take_all(pool.move(open_sources(str(path))[0]))
             (here,) = open_sources(str(path))
-            assert described(frames) == described(await read(here))
+            assert described(frames) == described(await take_all(here))
 
     run(work)
 
@@ -162,7 +155,7 @@ def test_pixels_outlive_the_worker(tmp_path: Path):
 
     async def work() -> None:
         async with pool_of() as pool:
-            frames = await read(pool.move(open_sources(str(path))[0]))
+            frames = await take_all(pool.move(open_sources(str(path))[0]))
         assert [read_index(frame.image) for frame in frames] == list(range(10))
 
     run(work)
@@ -185,7 +178,7 @@ def test_closing_at_any_moment_loses_no_frame_from_the_account_and_no_slot(tmp_p
         async with pool_of(2) as pool:
             for _ in range(40):
                 source = pool.move(open_sources(str(path))[0])
-                task = asyncio.create_task(read(source))
+                task = asyncio.create_task(take_all(source))
                 await asyncio.sleep(dice.random() * 0.05)
                 task.cancel()
                 await asyncio.wait([task])
@@ -194,7 +187,7 @@ def test_closing_at_any_moment_loses_no_frame_from_the_account_and_no_slot(tmp_p
                 assert tally.pending == 0, tally
             # The workers are as good as new: a whole file comes through each.
             for _ in range(2):
-                assert len(await read(pool.move(open_sources(str(path))[0]))) == 200
+                assert len(await take_all(pool.move(open_sources(str(path))[0]))) == 200
 
     run(work)
 
@@ -241,7 +234,7 @@ def test_a_slot_that_comes_back_while_the_loop_is_about_to_wait_wakes_it(tmp_pat
         async with pool_of() as pool:
             source = pool.move(open_sources(str(path))[0])
             assert isinstance(source, WorkerSource)
-            frames = await read(source)
+            frames = await take_all(source)
             loop = asyncio.get_running_loop()
             woken: list[Callable[..., object]] = []
             wake = loop.call_soon_threadsafe
@@ -266,11 +259,11 @@ def test_a_worker_lets_go_of_recordings_that_have_ended(tmp_path: Path):
     async def work() -> None:
         async with pool_of() as pool:
             for _ in range(12):
-                assert len(await read(pool.move(open_sources(str(path))[0]))) == 10
+                assert len(await take_all(pool.move(open_sources(str(path))[0]))) == 10
             (process,) = pool.process_ids
             maps = Path(f"/proc/{process}/maps")
             await until(lambda: maps.read_text().count("groundstream-frames") <= 1)
-            assert len(await read(pool.move(open_sources(str(path))[0]))) == 10
+            assert len(await take_all(pool.move(open_sources(str(path))[0]))) == 10
 
     run(work)
 
@@ -297,7 +290,7 @@ def test_a_recording_whose_worker_is_killed_is_read_on_from_the_next_frame(tmp_p
 
     async def work() -> None:
         (here,) = open_sources(str(path))
-        expected = [(f.index, f.time_ns, read_index(f.image)) for f in await read(here)]
+        expected = [(f.index, f.time_ns, read_index(f.image)) for f in await take_all(here)]
         async with pool_of() as pool:
             source = pool.move(open_sources(str(path))[0])
             frames = []
@@ -335,7 +328,7 @@ def test_a_message_that_cannot_be_handled_costs_the_worker_and_no_frame(
         async with pool_of() as pool:
             source = pool.move(open_sources(str(path))[0])
             async with asyncio.timeout(30):
-                assert [frame.index for frame in await read(source)] == list(range(100))
+                assert [frame.index for frame in await take_all(source)] == list(range(100))
             assert source.account.tally().pending == 0
 
     run(work)
@@ -351,7 +344,7 @@ def test_a_recording_that_kills_every_worker_ends_with_the_reason(tmp_path: Path
             killer = asyncio.create_task(kill_all(pool))
             try:
                 with pytest.raises(SourceError, match=r"cannot be decoded from frame \d+ on: .*SIGKILL"):
-                    await read(source)
+                    await take_all(source)
             finally:
                 killer.cancel()
             assert source.account.tally().pending == 0
@@ -414,7 +407,7 @@ def test_sources_under_which_workers_die_are_kept_apart(tmp_path: Path):
         with RtspServer({"cam": camera}) as server:
             async with pool_of(1) as pool:
                 sources = [pool.move(open_sources(server.url(), name=f"cam{n}")[0]) for n in range(4)]
-                tasks = [asyncio.create_task(read(source)) for source in sources]
+                tasks = [asyncio.create_task(take_all(source)) for source in sources]
                 poison = sources[2]
                 for _ in range(4):
                     await until(lambda: pool.process_of(poison) != 0)

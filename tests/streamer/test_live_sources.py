@@ -57,6 +57,15 @@ class Watch:
         self.frames: list[Frame] = []
         self.error: Exception | None = None
 
+    def check_whole(self, original: Any) -> None:
+        """All frames are pictures of the original, and everything that came is accounted for."""
+        for frame in self.frames:
+            number = read_index(frame.image)
+            assert number is not None
+            assert np.array_equal(frame.image, original[number])
+        tally = self.source.account.tally()
+        assert tally.received == tally.analysed + sum(tally.dropped.values())
+
     async def __aenter__(self) -> Watch:
         self._task = asyncio.create_task(self._read())
         return self
@@ -224,12 +233,7 @@ def test_no_picture_with_losses_is_ever_handed_on(clips: dict[str, Path], codec:
                 await watch.until(lambda: account.tally().dropped.get("corrupt", 0) > 20 and len(watch.frames) > 10, 20)
                 server.faults.drop = server.faults.drop_pictures = server.faults.corrupt = 0.0
                 await watch.more(10)
-            for frame in watch.frames:
-                number = read_index(frame.image)
-                assert number is not None
-                assert np.array_equal(frame.image, original[number])
-            tally = account.tally()
-            assert tally.received == tally.analysed + sum(tally.dropped.values())
+            watch.check_whole(original)
 
     run(work)
 
@@ -247,12 +251,7 @@ def test_h265_over_udp_that_loses_the_ends_of_pictures_shows_none_of_them(clips:
                 await watch.until(lambda: account.tally().dropped.get("corrupt", 0) > 50 and len(watch.frames) > 10, 25)
                 server.faults.drop_ends = 0.0
                 await watch.more(10)
-            for frame in watch.frames:
-                number = read_index(frame.image)
-                assert number is not None
-                assert np.array_equal(frame.image, original[number])
-            tally = account.tally()
-            assert tally.received == tally.analysed + sum(tally.dropped.values())
+            watch.check_whole(original)
             assert server.transports == ["udp", "udp"]
 
     run(work)

@@ -20,6 +20,7 @@ from streamer.sources.source import Source
 from streamer.sources.workers.pool import DecodePool
 from tests.support.clips import make_clip, read_index
 from tests.support.fakes import FakeSource
+from tests.support.reading import take_all
 from tests.support.rtsp_server import RtspServer
 
 SECOND = 1_000_000_000
@@ -71,14 +72,6 @@ def numbers_in(path: Path) -> list[int | None]:
     return numbers
 
 
-async def read_all(source: Source) -> list[Frame]:
-    frames = []
-    async for frame in source:
-        source.account.analyse()
-        frames.append(frame)
-    return frames
-
-
 @pytest.mark.parametrize("form", ["mp4", "ts", "mkv"])
 @pytest.mark.parametrize("codec", WITH_B_PICTURES)
 def test_every_cut_of_a_recording_holds_whole_pictures_in_a_row(tmp_path: Path, codec: str, form: str):
@@ -88,7 +81,7 @@ def test_every_cut_of_a_recording_holds_whole_pictures_in_a_row(tmp_path: Path, 
     async def work() -> None:
         (source,) = open_sources(str(path), start_time_ns=5 * SECOND)
         cutter = keep(source)
-        frames = await read_all(source)
+        frames = await take_all(source)
         times = [frame.time_ns for frame in frames]
         assert cutter.can_cut
         for first, last in [(25, at) for at in range(41, 57)] + [(0, 59), (3, 12), (40, 200)]:
@@ -119,7 +112,7 @@ def test_a_codec_that_browsers_do_not_play_keeps_no_packets(tmp_path: Path):
         (source,) = open_sources(str(path))
         kept: list[bool] = []
         cutter = keep(source, kept)
-        await read_all(source)
+        await take_all(source)
         assert kept == [False]
         assert not cutter.can_cut
         assert (await cut(cutter, 0, SECOND, tmp_path / "clip.mp4")).error == "no_packets"
@@ -134,7 +127,7 @@ def test_a_time_of_which_nothing_is_kept_gives_no_file(tmp_path: Path):
     async def work() -> None:
         (source,) = open_sources(str(path), start_time_ns=100 * SECOND)
         cutter = keep(source)
-        await read_all(source)
+        await take_all(source)
         assert (await cut(cutter, 10 * SECOND, 20 * SECOND, tmp_path / "clip.mp4")).error == "no_packets"
         assert not (tmp_path / "clip.mp4").exists()
         (tmp_path / "folder").write_text("a file where the folder should be")
@@ -149,7 +142,7 @@ def test_the_oldest_packets_go_first_and_clips_begin_later(tmp_path: Path):
     async def work() -> None:
         (source,) = open_sources(str(path), start_time_ns=0)
         cutter = source.keep_packets(PacketLimits(seconds=5))  # type: ignore[attr-defined]
-        await read_all(source)
+        await take_all(source)
         assert (await cut(cutter, 0, 36 * SECOND, tmp_path / "clip.mp4")).error == ""
         numbers = numbers_in(tmp_path / "clip.mp4")
         assert numbers[-1] == 899
@@ -157,7 +150,7 @@ def test_the_oldest_packets_go_first_and_clips_begin_later(tmp_path: Path):
         cutter.release()
         (again,) = open_sources(str(path), start_time_ns=0)
         small = again.keep_packets(PacketLimits(seconds=60, max_bytes=50_000))  # type: ignore[attr-defined]
-        await read_all(again)
+        await take_all(again)
         assert (await cut(small, 0, 36 * SECOND, tmp_path / "small.mp4")).error == ""
         assert (tmp_path / "small.mp4").stat().st_size < 70_000
         small.release()

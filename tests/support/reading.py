@@ -9,7 +9,7 @@ from typing import Any
 
 from streamer.errors import SourceError
 from streamer.frame import Frame
-from streamer.sources import StateChange, open_sources
+from streamer.sources import Source, StateChange, open_sources
 from tests.support.clips import read_index
 
 
@@ -63,6 +63,15 @@ def read(
 
     asyncio.run(work())
     return seen
+
+
+async def take_all(source: Source) -> list[Frame]:
+    """Frames of a source to its end, all counted as analysed."""
+    frames = []
+    async for frame in source:
+        source.account.analyse()
+        frames.append(frame)
+    return frames
 
 
 def many(count: int) -> Callable[[Seen], bool]:
