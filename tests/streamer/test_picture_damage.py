@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +143,13 @@ def test_a_healthy_recording_loses_no_picture_that_ffmpeg_gives(
         path = make_clip(tmp_path / f"clip.{form}", 40, codec=codec, pix_fmt=pixels, options=options)
         seen, dropped, error = read(path)
         assert (len(seen), dropped, error) == (shown_by_ffmpeg(path), {}, ""), form
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="scheduling policies are known on Linux alone")
+def test_an_encoder_leaves_the_priority_of_the_tests_alone(tmp_path: Path) -> None:
+    before = os.sched_getscheduler(0)
+    make_clip(tmp_path / "clip.mkv", 10, codec="libsvtav1", options={"preset": "12"})
+    assert os.sched_getscheduler(0) == before
 
 
 # Pictures that build on one which is shown after them, on parts of several, or on none that is shown after them.

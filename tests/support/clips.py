@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -63,7 +65,7 @@ def make_clip(
     first: int = 0,
 ) -> Path:
     """Encode frames numbered from `first`, shown at `times_s` (seconds, else every 1/`fps`). Returns `path`."""
-    with av.open(str(path), "w", format=form) as container:
+    with own_scheduling(), av.open(str(path), "w", format=form) as container:
         container.metadata.update(metadata or {})
         rate = Fraction(fps).limit_denominator(1000)
         stream = container.add_stream(codec, rate=rate)
@@ -81,6 +83,23 @@ def make_clip(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return Path(path)
+
+
+@contextlib.contextmanager
+def own_scheduling() -> Iterator[None]:
+    """Restores the scheduling of the calling thread.
+
+    Run by root, SVT-AV1 puts the thread that opens it on real-time priority 99, which all later threads and processes
+    of the tests would inherit.
+    """
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 # Every key frame opens a closed group of pictures, as cameras make them, unless a test asks for something else.
