@@ -172,8 +172,11 @@ async def cancel_readers(folder: Path, cancellations: int, seed: int) -> CancelR
             sources = [*(one for one in sources if one.leased_slots), source]
         kept.clear()
         frames.clear()
+        del task  # where it was cancelled, its traceback holds the frame that was read last
         gc.collect()
         report.kept_leases = sum(one.leased_slots for one in sources)
+        sources.clear()
+        del source  # a source that is known still has its ring, and with it a descriptor
         for _ in range(2):
             report.incomplete += len(await read(pool.move(open_sources(str(clip))[0]))) != CLIP_FRAMES
         gc.collect()
