@@ -179,7 +179,12 @@ async def cancel_readers(folder: Path, cancellations: int, seed: int) -> CancelR
         del source  # a source that is known still has its ring, and with it a descriptor
         for _ in range(2):
             report.incomplete += len(await read(pool.move(open_sources(str(clip))[0]))) != CLIP_FRAMES
-        gc.collect()
+
+        def are_released() -> bool:
+            gc.collect()
+            return psutil.Process().num_fds() <= descriptors
+
+        await until(are_released)  # the last recording is let go when the loop is done with its reader
         report.descriptors = psutil.Process().num_fds() - descriptors
     return report
 
